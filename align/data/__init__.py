@@ -1,0 +1,1 @@
+"""From files to token rows: formats → examples → tokens → positions → batch."""

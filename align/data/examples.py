@@ -1,0 +1,97 @@
+"""What a row is, before tokens (`Example`) and after (`TokenizedExample`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange over the row's context.
+
+    Attributes:
+        question: the user's text of this turn; None where the prompt itself ends with the question.
+        chosen: the preferred answer.
+        rejected: the dis-preferred answers; may be empty (SFT).
+        short_prompt: the same context made short (LongPO, SoLoPO) without the question where `question`
+            is given, else the complete short prompt; None where the row has none.
+    """
+
+    question: str | None
+    chosen: str
+    rejected: tuple[str, ...]
+    short_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, as text, whatever layout it came in. Exactly one of `messages`, `text`, `chunks` is set.
+
+    Attributes:
+        source: where it stands, for messages to people: `train.jsonl:17`.
+        turns: at least one; turn i sees the turns before it.
+        messages: the prompt as chat messages, the last one the user's (TRL's conversational rows).
+        text: the prompt as plain text, used without a chat template (TRL's standard rows).
+        chunks: the context's chunks in document order (`context` + `question` rows); the prompt is built
+            by `data.template` and each turn has its `question`.
+        system: optional system message, for `chunks` rows.
+    """
+
+    source: str
+    turns: tuple[Turn, ...]
+    messages: tuple[Mapping[str, str], ...] = ()
+    text: str | None = None
+    chunks: tuple[str, ...] = ()
+    system: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One branch after the prompt.
+
+    Attributes:
+        input_ids: `[n]` int64, n ≥ 1.
+        scored: `[n]` bool: True where the token's log-prob counts. All True for a one-turn answer; in a
+            row of several turns the later questions and the template between turns are False.
+    """
+
+    input_ids: np.ndarray
+    scored: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One row as tokens: a prompt and its answers, the chosen one first.
+
+    Attributes:
+        source: as in `Example`.
+        prompt_ids: `[P]` int64, P ≥ 1.
+        position_ids: `[P]` int64, strictly increasing; 0 … P−1 without position synthesis. Every answer
+            goes on from `position_ids[-1] + 1` by unit steps.
+        answers: 1 + M branches; `answers[0]` is the chosen one.
+        chunk_spans: `(start, stop)` of each context chunk in `prompt_ids`, increasing and disjoint; the
+            tokens before the first are the system part, those after the last the question.
+        cut_tokens: how many context tokens were dropped to fit `data.max_length`.
+        short: one row a turn on the short context, for references that see it (LongPO); else empty.
+    """
+
+    source: str
+    prompt_ids: np.ndarray
+    position_ids: np.ndarray
+    answers: tuple[Answer, ...]
+    chunk_spans: tuple[tuple[int, int], ...] = ()
+    cut_tokens: int = 0
+    short: tuple[TokenizedExample, ...] = ()
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest branch."""
+        return max(len(answer.input_ids) for answer in self.answers)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the model reads for this row: the prompt once and every answer."""
+        return len(self.prompt_ids) + sum(len(answer.input_ids) for answer in self.answers)

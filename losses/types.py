@@ -1,0 +1,43 @@
+"""The contract between the forward and every loss: log-probs in, one loss a prompt out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Summed log-probs of one chosen and M rejected answers a prompt (B prompts).
+
+    Attributes:
+        chosen: `[B]` sum of log-probs of the chosen answer's tokens, in nats, fp32.
+        rejected: `[B, M]` the same for each rejected answer; M = 0 is legal (SFT).
+        chosen_length: `[B]` number of tokens summed.
+        rejected_length: `[B, M]` the same; 0 marks an absent answer, which takes no part.
+        nll: `[B]` mean negative log-prob over the declared `nll_scope`, or None.
+        short: the policy on the short prompt, where a method declares it (SoLoPO).
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_length: Tensor
+    rejected_length: Tensor
+    nll: Tensor | None = None
+    short: PairLogps | None = None
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returns.
+
+    Attributes:
+        loss: `[B]` one value a prompt; the step's loss is their mean over the global step.
+        chosen_reward: `[B]` detached.
+        rejected_reward: `[B, M]` detached.
+    """
+
+    loss: Tensor
+    chosen_reward: Tensor
+    rejected_reward: Tensor
