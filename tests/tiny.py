@@ -1,0 +1,87 @@
+"""Tiny random models and a word tokenizer: what the tests run instead of a download.
+
+from tests.tiny import tiny_model, tiny_tokenizer
+
+model = tiny_model("qwen3")                 # 2 layers, hidden 64, 4 heads, 2 kv heads, fp32
+tokenizer = tiny_tokenizer()                # 128 words, ChatML template, eos <|im_end|>
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCABULARY_SIZE = 128
+SPECIAL_TOKENS = ("<|pad|>", "<|unk|>", "<|im_start|>", "<|im_end|>")
+WORDS = ("system", "user", "assistant", "\n")
+
+# As ChatML is written everywhere: one block a message, each ended by <|im_end|> and a line break.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+KINDS = ("llama", "qwen2", "qwen3", "mistral", "phi3")
+
+
+def tiny_model(kind: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A two-layer random causal model of one of `KINDS`, fp32, in eval mode, no dropout.
+
+    Weights are drawn wider than a fresh checkpoint's (0.2 against 0.02), so that attention is far from
+    uniform and an error in a mask or a position shows.
+
+    Args:
+        kind: the `model_type` of transformers.
+        seed: fixes the weights.
+        overrides: keys of the model's configuration, e.g. `num_hidden_layers=1`, `sliding_window=8`.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 3,
+    }
+    if kind == "mistral":
+        settings["sliding_window"] = None
+    config = CONFIG_MAPPING[kind](**(settings | overrides))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of 128 words, `w8` … `w127` beside the special tokens and the roles; one word, one token.
+
+    A line break is a token of its own; spaces only separate. eos is `<|im_end|>` (3), pad `<|pad|>` (0).
+    """
+    names = [*SPECIAL_TOKENS, *WORDS]
+    names += [f"w{i}" for i in range(len(names), VOCABULARY_SIZE)]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", behavior="isolated"), pre_tokenizers.Split(" ", behavior="removed")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        unk_token="<|unk|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=4096,
+    )
