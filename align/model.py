@@ -76,10 +76,14 @@ def resolve_path(path: str) -> str:
         return str(embedded_model())
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
-            raise UserError(f"model.path={path} is a folder without config.json: name a folder that holds a model.")
+            raise UserError(
+                f"model.path={path} is a folder without config.json: name a folder that holds a model."
+            )
         return path
     if Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"model.path={path} is no model folder: name an existing folder or a Hub id (owner/name).")
+        raise UserError(
+            f"model.path={path} is no model folder: name an existing folder or a Hub id (owner/name)."
+        )
     return path
 
 
@@ -117,23 +121,33 @@ def _convert_gguf(source: Path, target: Path) -> None:
     """Writes the model and tokenizer of a GGUF file as an ordinary fp32 folder."""
     folder, name = str(source.parent), source.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    # save_pretrained refuses a model that says it is still quantised; the weights are plain fp32 here.
-    del model.config.quantization_config
-    model.config._name_or_path = "SmolLM2-135M-Instruct"
+    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    config = quantised.config
+    del config.quantization_config
+    config._name_or_path = "SmolLM2-135M-Instruct"
+    # save_pretrained refuses a model that came from GGUF, although its weights are plain fp32 by now.
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
     tokenizer.save_pretrained(target)
     model.save_pretrained(target)
 
 
-def load_tokenizer(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`; its pad token is never used, since nothing is padded."""
     folder = resolve_path(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, revision=revision
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={path}: no tokenizer could be loaded ({_first_line(error)}).") from error
     if not tokenizer.is_fast:
-        raise UserError(f"model.path={path}: its tokenizer has no fast version, which character offsets need.")
+        raise UserError(
+            f"model.path={path}: its tokenizer has no fast version, which character offsets need."
+        )
     return tokenizer
 
 
@@ -145,7 +159,9 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
             folder, trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={settings.path}: no model could be loaded ({_first_line(error)}).") from error
+        raise UserError(
+            f"model.path={settings.path}: no model could be loaded ({_first_line(error)})."
+        ) from error
     _override_rope(config, settings.rope)
     return config
 
@@ -200,7 +216,9 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"model.lora cannot be applied to {type(model).__name__}: {_first_line(error)}") from error
+        raise UserError(
+            f"model.lora cannot be applied to {type(model).__name__}: {_first_line(error)}"
+        ) from error
 
 
 def _targets_of(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
@@ -225,7 +243,10 @@ def _override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
     if not hasattr(config, "rope_parameters"):
         raise UserError(f"model.rope: {config.model_type} models have no rotary embedding to override.")
     config.rope_parameters = {**(config.rope_parameters or {}), **changes}
-    if config.rope_parameters.get("rope_type", "default") != "default" and "factor" not in config.rope_parameters:
+    if (
+        config.rope_parameters.get("rope_type", "default") != "default"
+        and "factor" not in config.rope_parameters
+    ):
         raise UserError(f"model.rope.type={rope.type} needs model.rope.factor.")
 
 

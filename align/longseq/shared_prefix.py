@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,8 @@ class Layout:
     def longest_sequence(self) -> int:
         """The most tokens that one answer sees, itself included: what a sliding window has to cover."""
         return max(
-            (group.prompt[1] - group.prompt[0]) + max((stop - start for start, stop in group.answers), default=0)
+            (group.prompt[1] - group.prompt[0])
+            + max((stop - start for start, stop in group.answers), default=0)
             for group in self.groups
         )
 
@@ -58,6 +60,11 @@ class SharedPrefixRow:
         target: `[S]` the scored token's id.
         answer: `[S]` flat index `prompt · A + answer` in `[0, b·A)`; answer 0 is the chosen one.
         lengths: `[b, A]` scored tokens of each answer; 0 for an absent one.
+        context_source: `[C]` as `source`, for the tokens of prompt and chosen branch that no answer scores
+            (the prompt's first token, which nothing predicts, is not among them).
+        context_target: `[C]` their ids.
+        context_prompt: `[C]` their prompt's index in `[0, b)`.
+        context_length: `[b]` how many there are.
     """
 
     input_ids: Tensor
@@ -67,6 +74,10 @@ class SharedPrefixRow:
     target: Tensor
     answer: Tensor
     lengths: Tensor
+    context_source: Tensor
+    context_target: Tensor
+    context_prompt: Tensor
+    context_length: Tensor
 
     def to(self, device: torch.device | str) -> SharedPrefixRow:
         """The same row with its tensors on `device`."""
@@ -118,42 +129,81 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
 
 def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     """Lays out `examples` one after the other; `answers` = A of the whole batch."""
-    ids: list[Tensor] = []
-    positions: list[Tensor] = []
-    groups: list[Group] = []
-    source: list[Tensor] = []
-    target: list[Tensor] = []
-    answer_index: list[Tensor] = []
+    groups, offset = [], 0
+    for example in examples:
+        groups.append(_group(example, offset))
+        offset = groups[-1].answers[-1][1]
     lengths = torch.zeros(len(examples), answers, dtype=torch.long)
-    offset = 0
-    for b, example in enumerate(examples):
-        prompt = (offset, offset + len(example.prompt_ids))
-        ids.append(torch.as_tensor(example.prompt_ids, dtype=torch.long))
-        positions.append(torch.as_tensor(example.position_ids, dtype=torch.long))
-        after_prompt = int(example.position_ids[-1]) + 1
-        offset = prompt[1]
-        spans = []
-        for j, answer in enumerate(example.answers):
-            tokens = torch.as_tensor(answer.input_ids, dtype=torch.long)
-            n = len(tokens)
-            predecessor = torch.arange(offset - 1, offset + n - 1)
-            predecessor[0] = prompt[1] - 1
-            scored = torch.as_tensor(answer.scored, dtype=torch.bool)
-            ids.append(tokens)
-            positions.append(torch.arange(after_prompt, after_prompt + n))
-            source.append(predecessor[scored])
-            target.append(tokens[scored])
-            lengths[b, j] = int(scored.sum())
-            answer_index.append(torch.full((int(lengths[b, j]),), b * answers + j, dtype=torch.long))
-            spans.append((offset, offset + n))
-            offset += n
-        groups.append(Group(prompt, tuple(spans)))
-    return SharedPrefixRow(
-        input_ids=torch.cat(ids)[None],
-        position_ids=torch.cat(positions)[None],
-        layout=Layout(tuple(groups)),
-        source=torch.cat(source),
-        target=torch.cat(target),
-        answer=torch.cat(answer_index),
-        lengths=lengths,
+    scored: list[tuple[Tensor, Tensor, Tensor]] = []
+    context: list[tuple[Tensor, Tensor, Tensor]] = []
+    for b, (example, group) in enumerate(zip(examples, groups, strict=True)):
+        context.append(_context_triples(example, group, b))
+        for j, (answer, span) in enumerate(zip(example.answers, group.answers, strict=True)):
+            source, target = _predictions(answer.input_ids, answer.scored, span, group.prompt[1] - 1)
+            lengths[b, j] = len(target)
+            scored.append((source, target, torch.full_like(source, b * answers + j)))
+    source, target, answer_index = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    context_source, context_target, context_prompt = (
+        torch.cat(parts) for parts in zip(*context, strict=True)
     )
+    return SharedPrefixRow(
+        input_ids=torch.cat([_ids(example) for example in examples])[None],
+        position_ids=torch.cat([_positions(example) for example in examples])[None],
+        layout=Layout(tuple(groups)),
+        source=source,
+        target=target,
+        answer=answer_index,
+        lengths=lengths,
+        context_source=context_source,
+        context_target=context_target,
+        context_prompt=context_prompt,
+        context_length=torch.tensor([len(ids) for _, ids, _ in context]),
+    )
+
+
+def _group(example: TokenizedExample, offset: int) -> Group:
+    """Spans of one example that starts at `offset` of its row."""
+    stop = offset + len(example.prompt_ids)
+    prompt, spans = (offset, stop), []
+    for answer in example.answers:
+        spans.append((stop, stop + len(answer.input_ids)))
+        stop = spans[-1][1]
+    return Group(prompt, tuple(spans))
+
+
+def _ids(example: TokenizedExample) -> Tensor:
+    """`[P + answers]` token ids in row order."""
+    parts = [example.prompt_ids, *(answer.input_ids for answer in example.answers)]
+    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
+
+
+def _positions(example: TokenizedExample) -> Tensor:
+    """`[P + answers]` positions: every answer goes on right after the prompt's last one."""
+    prompt = torch.as_tensor(example.position_ids, dtype=torch.long)
+    after = int(prompt[-1]) + 1
+    answers = [torch.arange(after, after + len(answer.input_ids)) for answer in example.answers]
+    return torch.cat([prompt, *answers])
+
+
+def _predictions(
+    input_ids: np.ndarray, wanted: np.ndarray, span: tuple[int, int], prompt_last: int
+) -> tuple[Tensor, Tensor]:
+    """Row indices of the hidden states that predict a branch's `wanted` tokens, and those tokens' ids."""
+    source = torch.arange(span[0] - 1, span[1] - 1)
+    source[0] = prompt_last
+    mask = torch.as_tensor(wanted, dtype=torch.bool)
+    return source[mask], torch.as_tensor(input_ids, dtype=torch.long)[mask]
+
+
+def _context_triples(
+    example: TokenizedExample, group: Group, prompt_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(source, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
+    start, stop = group.prompt
+    chosen = example.answers[0]
+    branch_source, branch_target = _predictions(
+        chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), group.answers[0], stop - 1
+    )
+    source = torch.cat([torch.arange(start, stop - 1), branch_source])
+    target = torch.cat([torch.as_tensor(example.prompt_ids, dtype=torch.long)[1:], branch_target])
+    return source, target, torch.full_like(source, prompt_index)

@@ -1,0 +1,132 @@
+"""The one door into the long-sequence forward: `pair_logps(model, batch) -> PairLogps`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.longseq.attention import ATTENTION
+from align.longseq.logps import sum_by_index, token_logps
+from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+from align.longseq.support import find_causal_lm
+from losses.types import PairLogps
+
+DEFAULT_CHUNK = 1024
+
+
+def pair_logps(
+    model: nn.Module, batch: SharedPrefixBatch, *, nll_scope: str = "none", chunk_size: int = DEFAULT_CHUNK
+) -> PairLogps:
+    """Summed log-probs of every answer in the batch, one shared prompt each.
+
+    Equal to a padded row for each answer through the library's own attention: same sums, same gradients.
+
+    Args:
+        model: a causal language model loaded with `attn_implementation="align_sdpa"`, bare or inside PEFT,
+            DDP, FSDP or DeepSpeed. Its mode (`training`) only decides about dropout and checkpointing.
+        batch: B prompts with at most A = 1 + M answers each, packed in rows.
+        nll_scope: `none`; `chosen` gives the mean negative log-prob over the chosen answer's tokens;
+            `sequence` over prompt and chosen branch (LongPO).
+        chunk_size: tokens whose vocabulary logits exist at once.
+
+    Returns:
+        PairLogps of `[B]` and `[B, M]`, in the order of the prompts.
+    """
+    lm = find_causal_lm(model)
+    if lm.config._attn_implementation != ATTENTION:
+        raise ValueError(
+            f"pair_logps needs attn_implementation='{ATTENTION}', not '{lm.config._attn_implementation}'"
+        )
+    rows = [_row_logps(model, lm, row, nll_scope, chunk_size) for row in batch.rows]
+    sums = torch.cat([row_sums for row_sums, _ in rows])
+    lengths = torch.cat([row.lengths for row in batch.rows])
+    nll = _NLL[nll_scope](sums, lengths, torch.cat([extra for _, extra in rows]), batch)
+    return PairLogps(
+        chosen=sums[:, 0],
+        rejected=sums[:, 1:],
+        chosen_length=lengths[:, 0],
+        rejected_length=lengths[:, 1:],
+        nll=nll,
+    )
+
+
+def _row_logps(
+    model: nn.Module, lm: PreTrainedModel, row: SharedPrefixRow, nll_scope: str, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """`[b, A]` sums over answers and `[b]` sums over the context tokens that the NLL adds (0 without)."""
+    with_context = nll_scope == "sequence"
+    source = torch.cat([row.source, row.context_source]) if with_context else row.source
+    target = torch.cat([row.target, row.context_target]) if with_context else row.target
+    head = lm.get_output_embeddings()
+
+    def score(hidden: Tensor) -> Tensor:
+        return token_logps(head, hidden[0, source], target, chunk_size=chunk_size)
+
+    with _scoring(lm, score):
+        output = model(
+            input_ids=row.input_ids,
+            position_ids=row.position_ids,
+            layout=row.layout,
+            use_cache=False,
+            # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
+            logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
+        )
+    logps = output.logits
+    prompts, answers = row.lengths.shape
+    sums = sum_by_index(logps[: len(row.source)], row.answer, prompts * answers).view(prompts, answers)
+    context = logps[len(row.source) :]
+    return sums, sum_by_index(context, row.context_prompt[: len(context)], prompts)
+
+
+@contextmanager
+def _scoring(lm: PreTrainedModel, score: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within the block the model returns `score(last hidden state)` as its `logits`.
+
+    Two temporary forward hooks do it, so the head runs inside the wrapped module's own forward, where FSDP
+    and ZeRO-3 hold its weights gathered, and the result leaves through the wrapper's output, where they
+    attach their backward hooks. `prepend` puts ours before a wrapper's hook on the same module.
+    """
+    scored: list[Tensor] = []
+
+    def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
+        scored.append(score(output.last_hidden_state))
+
+    def after_model(module: nn.Module, args: Any, output: Any) -> Any:
+        # Adding the head's empty output keeps its parameters in the graph when nothing is scored.
+        output.logits = scored.pop() + output.logits.sum()
+        return output
+
+    handles = [
+        lm.get_decoder().register_forward_hook(after_decoder),
+        lm.register_forward_hook(after_model, prepend=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _no_nll(sums: Tensor, lengths: Tensor, context: Tensor, batch: SharedPrefixBatch) -> None:
+    return None
+
+
+def _chosen_nll(sums: Tensor, lengths: Tensor, context: Tensor, batch: SharedPrefixBatch) -> Tensor:
+    return -sums[:, 0] / lengths[:, 0]
+
+
+def _sequence_nll(sums: Tensor, lengths: Tensor, context: Tensor, batch: SharedPrefixBatch) -> Tensor:
+    context_length = torch.cat([row.context_length for row in batch.rows])
+    return -(sums[:, 0] + context) / (lengths[:, 0] + context_length)
+
+
+_NLL: dict[str, Callable[..., Tensor | None]] = {
+    "none": _no_nll,
+    "chosen": _chosen_nll,
+    "sequence": _sequence_nll,
+}

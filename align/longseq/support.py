@@ -1,0 +1,78 @@
+"""Which models the shared-prefix forward computes exactly; the others are refused by name."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from align.errors import UserError
+
+# Configuration keys that change attention or logits in a way that is not computed here.
+_REFUSED_KEYS = {
+    "attn_logit_softcapping": "soft-capped attention scores",
+    "final_logit_softcapping": "soft-capped logits",
+    "kv_lora_rank": "multi-head latent attention (MLA)",
+    "logit_scale": "scaled logits",
+    "logits_scaling": "scaled logits",
+    "attention_chunk_size": "chunked attention",
+    "alibi": "ALiBi position biases",
+}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+def find_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The library's causal language model inside any wrapper (PEFT, DDP, FSDP, DeepSpeed)."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
+            return module
+    raise ValueError(f"{type(model).__name__} holds no transformers model with a language-model head")
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuses a model whose attention or head is not what the shared-prefix forward computes.
+
+    Raises:
+        UserError: names the model's class and the reason.
+    """
+    lm = find_causal_lm(model)
+    if not getattr(lm, "_supports_attention_backend", False):
+        raise UserError(
+            f"{type(lm).__name__} does not take its attention from transformers' AttentionInterface, "
+            "so the shared-prefix forward cannot reach it: use a model class that does."
+        )
+    check_config(lm.config)
+
+
+def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = None) -> None:
+    """The same from a configuration alone, before any weights are read.
+
+    Args:
+        config: the model's configuration.
+        longest_sequence: the longest prompt + answer in the data, in tokens, to hold against a window.
+    """
+    kind = config.model_type
+    for key, what in _REFUSED_KEYS.items():
+        if getattr(config, key, None) not in (None, False, 1.0):
+            raise UserError(
+                f"{kind} models use {what} ({key}), which the shared-prefix forward does not support."
+            )
+    layer_types = getattr(config, "layer_types", None)
+    others = sorted(set(layer_types or ()) - _LAYER_TYPES)
+    if others:
+        raise UserError(f"{kind} models have layers of type {', '.join(others)}, which are not supported.")
+    window = effective_window(config)
+    if window is not None and longest_sequence is not None and window < longest_sequence:
+        raise UserError(
+            f"The model's sliding window of {window} tokens is shorter than the longest prompt with its answer "
+            f"({longest_sequence} tokens): set data.max_length={window} or use a model without a window."
+        )
+
+
+def effective_window(config: PreTrainedConfig) -> int | None:
+    """The sliding window that some layer uses, in tokens; None where attention is full."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and "sliding_attention" not in layer_types:
+        return None
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
