@@ -11,6 +11,7 @@ not taken for a document boundary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +37,36 @@ _HARMLESS = {
 }
 
 
+@dataclass(frozen=True)
+class PreparedLayout(Layout):
+    """A layout with the mask of each answer: made once a forward, used by every layer.
+
+    Attributes:
+        masks: for each group one `[n, P + n]` mask an answer, bottom-right-aligned causal
+            (`is_causal=True` with fewer queries than keys would align it to the upper left).
+    """
+
+    masks: tuple[tuple[Tensor, ...], ...] = ()
+
+
+def prepare(layout: Layout, device: torch.device) -> PreparedLayout:
+    """The layout as the attention function takes it; masks cannot be made inside a checkpointed layer."""
+    make = _causal_mask if device.type == "cpu" else causal_lower_right
+    masks = tuple(
+        tuple(
+            make(stop - start, group.prompt[1] - group.prompt[0] + stop - start)
+            for start, stop in group.answers
+        )
+        for group in layout.groups
+    )
+    return PreparedLayout(layout.groups, masks)
+
+
+def _causal_mask(queries: int, keys: int) -> Tensor:
+    """What `causal_lower_right` stands for, as a bool tensor: the CPU kernel would rebuild it at every call."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
 def shared_prefix_attention(
     module: nn.Module,
     query: Tensor,
@@ -43,7 +74,7 @@ def shared_prefix_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout | None = None,
+    layout: PreparedLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -57,7 +88,7 @@ def shared_prefix_attention(
         key: `[1, H_kv, T, D]`, H a multiple of H_kv.
         value: `[1, H_kv, T, D]`.
         attention_mask: always None; the layout says who sees whom.
-        layout: the row's spans, required.
+        layout: the row's spans and masks from `prepare`, required.
         scaling: factor on the scores; None is `D ** -0.5`.
         dropout: probability of dropping a weight.
         sliding_window: accepted where it covers the longest prompt + answer, which makes it void.
@@ -75,14 +106,21 @@ def shared_prefix_attention(
     _refuse_unsupported(layout, sliding_window, kwargs)
     outputs = [
         output
-        for group in layout.groups
-        for output in _group_attention(query, key, value, group, scaling=scaling, dropout=dropout)
+        for group, masks in zip(layout.groups, layout.masks, strict=True)
+        for output in _group_attention(query, key, value, group, masks, scaling=scaling, dropout=dropout)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 def _group_attention(
-    query: Tensor, key: Tensor, value: Tensor, group: Group, *, scaling: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    group: Group,
+    masks: tuple[Tensor, ...],
+    *,
+    scaling: float | None,
+    dropout: float,
 ) -> list[Tensor]:
     """`[1, H, n, D]` for the prompt and for each answer of one group, in row order."""
     shared: dict[str, Any] = {
@@ -97,11 +135,9 @@ def _group_attention(
             query[:, :, start:stop], prompt_key, prompt_value, is_causal=True, **shared
         )
     ]
-    for begin, end in group.answers:
+    for (begin, end), mask in zip(group.answers, masks, strict=True):
         answer_key = torch.cat([prompt_key, key[:, :, begin:end]], dim=2)
         answer_value = torch.cat([prompt_value, value[:, :, begin:end]], dim=2)
-        # `is_causal=True` with fewer queries than keys would align the mask to the upper left.
-        mask = causal_lower_right(end - begin, answer_key.shape[2])
         outputs.append(
             scaled_dot_product_attention(
                 query[:, :, begin:end], answer_key, answer_value, attn_mask=mask, **shared

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.longseq.attention import ATTENTION
+from align.longseq.attention import ATTENTION, prepare
 from align.longseq.logps import sum_by_index, token_logps
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.longseq.support import find_causal_lm
@@ -71,7 +71,7 @@ def _row_logps(
         output = model(
             input_ids=row.input_ids,
             position_ids=row.position_ids,
-            layout=row.layout,
+            layout=prepare(row.layout, row.input_ids.device),
             use_cache=False,
             # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
