@@ -1,0 +1,54 @@
+"""What every loss does alike: absent answers set aside, averages over the pairs of a prompt, checks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.types import PairLogps
+
+
+def present_answers(policy: PairLogps) -> Tensor:
+    """`[B, M]` bool: False for an absent rejected answer."""
+    return policy.rejected_length > 0
+
+
+def rejected_sums(logps: PairLogps, present: Tensor) -> Tensor:
+    """`[B, M]` summed log-probs, 0 and cut off from the gradient where absent, whatever stands there."""
+    return torch.where(present, logps.rejected, 0.0)
+
+
+def average_over_pairs(values: Tensor, present: Tensor) -> Tensor:
+    """`[B, M] → [B]`: the mean over a prompt's present rejected answers; 0 for a prompt without any."""
+    return torch.where(present, values, 0.0).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+
+
+def chosen_nll(policy: PairLogps) -> Tensor:
+    """`[B]` mean negative log-prob a token of the chosen answer, in nats."""
+    return -policy.chosen / policy.chosen_length
+
+
+def smoothed_log_loss(margin: Tensor, label_smoothing: float) -> Tensor:
+    """`−(1 − ε)·log σ(margin) − ε·log σ(−margin)`, the logistic loss for labels wrong with chance ε."""
+    return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+
+
+def check_label_smoothing(name: str, label_smoothing: float) -> None:
+    """Raises ValueError unless 0 ≤ ε < 0.5: from one half on the labels say nothing or the reverse."""
+    if not 0.0 <= label_smoothing < 0.5:
+        raise ValueError(f"{name}: label_smoothing must lie in [0, 0.5), got {label_smoothing}")
+
+
+def check_reference(name: str, policy: PairLogps, reference: PairLogps | None) -> PairLogps:
+    """Returns the reference; raises ValueError where it is missing or of another shape than the policy."""
+    if reference is None:
+        raise ValueError(
+            f"{name} compares the policy with a reference model: reference log-probs are required"
+        )
+    if reference.rejected.shape != policy.rejected.shape or reference.chosen.shape != policy.chosen.shape:
+        raise ValueError(
+            f"{name}: the reference has log-probs of shape {tuple(reference.rejected.shape)} for rejected answers, "
+            f"the policy {tuple(policy.rejected.shape)}; both must score the same answers"
+        )
+    return reference

@@ -1,0 +1,35 @@
+"""IPO: a squared loss that stops at a finite margin (arXiv 2310.12036)."""
+
+from __future__ import annotations
+
+from losses._pairs import average_over_pairs, check_reference, present_answers
+from losses.rewards import log_ratio_reward
+from losses.types import LossOutput, PairLogps
+
+
+def ipo_loss(policy: PairLogps, reference: PairLogps | None, *, beta: float) -> LossOutput:
+    """The IPO objective (arXiv 2310.12036, Eq. 17), averaged over the pairs of a prompt.
+
+        h_j  = [log π(y_w) − log π_ref(y_w)] / |y_w| − [log π(y_l^j) − log π_ref(y_l^j)] / |y_l^j|
+        loss = mean_j ( h_j − 1/(2β) )²
+
+    Log-ratios are means over tokens, as TRL has them after asking the authors; the paper's τ is β.
+
+    Args:
+        policy: log-probs `[B]` and `[B, M]`, nats, with their lengths in tokens.
+        reference: the same answers under the reference model; required.
+        beta: β, regularisation: the loss asks for a margin of 1/(2β) nats a token.
+
+    Returns:
+        loss `[B]`; rewards `β·[log π(y) − log π_ref(y)]` (sums), detached, 0 for an absent answer.
+
+    Raises:
+        ValueError: without reference.
+    """
+    reference = check_reference("ipo_loss", policy, reference)
+    chosen_ratio, rejected_ratio = log_ratio_reward(policy, reference, beta=1.0)
+    chosen = chosen_ratio / policy.chosen_length
+    rejected = rejected_ratio / policy.rejected_length.clamp(min=1)
+    pairs = (chosen[:, None] - rejected - 1 / (2 * beta)) ** 2
+    loss = average_over_pairs(pairs, present_answers(policy))
+    return LossOutput(loss, beta * chosen_ratio.detach(), beta * rejected_ratio.detach())

@@ -1,0 +1,79 @@
+"""Implicit rewards: what a loss takes the policy's log-probs to say about an answer's worth.
+
+Each takes log-probs and returns `(chosen [B], rejected [B, M])` with gradients; an absent rejected answer
+has reward 0 and no gradient. They are public because a method may be built on the reward of another
+(`solopo_loss`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from losses._pairs import check_reference, present_answers, rejected_sums
+from losses.types import PairLogps
+
+
+def log_ratio_reward(policy: PairLogps, reference: PairLogps | None, *, beta: float) -> tuple[Tensor, Tensor]:
+    """DPO's reward `β·[log π(y|x) − log π_ref(y|x)]`, sums over tokens (arXiv 2305.18290, Eq. 5).
+
+    Args:
+        policy: log-probs `[B]` and `[B, M]`.
+        reference: of the same shapes; required.
+        beta: β, strength of the implicit KL constraint, 1/nat.
+
+    Raises:
+        ValueError: without reference, or where its shape is not the policy's.
+    """
+    reference = check_reference("log_ratio_reward", policy, reference)
+    present = present_answers(policy)
+    rejected = rejected_sums(policy, present) - rejected_sums(reference, present)
+    return beta * (policy.chosen - reference.chosen), beta * rejected
+
+
+def mean_logp_reward(
+    policy: PairLogps, reference: PairLogps | None = None, *, beta: float
+) -> tuple[Tensor, Tensor]:
+    """SimPO's and LOGO's reward `β·log π(y|x) / |y|` (arXiv 2405.14734, Eq. 4).
+
+    Args:
+        policy: log-probs `[B]` and `[B, M]` with their lengths in tokens.
+        reference: not read; every reward has the same call.
+        beta: β, scale of the mean log-prob a token, 1/nat.
+    """
+    rejected = rejected_sums(policy, present_answers(policy))
+    return (
+        beta * policy.chosen / policy.chosen_length,
+        beta * rejected / policy.rejected_length.clamp(min=1),
+    )
+
+
+def log_odds_reward(
+    policy: PairLogps, reference: PairLogps | None = None, *, beta: float
+) -> tuple[Tensor, Tensor]:
+    """ORPO's log-odds `β·log[p / (1 − p)]`, p = exp(mean log-prob a token) (arXiv 2403.07691, Eq. 4).
+
+    Args:
+        policy: log-probs `[B]` and `[B, M]` with their lengths in tokens.
+        reference: not read; every reward has the same call.
+        beta: β, scale, dimensionless; 1 in the paper's odds ratio.
+    """
+    chosen, rejected = mean_logp_reward(policy, beta=1.0)
+    log_odds = torch.where(present_answers(policy), _log_odds(rejected), 0.0)
+    return beta * _log_odds(chosen), beta * log_odds
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """`log[p / (1 − p)]` from `log p ≤ 0`, exact near both ends.
+
+    A probability that rounds to 1 has infinite odds; it counts as the largest one below 1.
+    """
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    # log(1 − p): expm1 is exact for p near 1, log1p for p near 0. Each branch gets a value it can
+    # differentiate even where the other is taken, or the unused one's infinite slope makes NaN.
+    near_one = logp > -math.log(2.0)
+    large = torch.log(-torch.expm1(torch.where(near_one, logp, -1.0)))
+    small = torch.log1p(-torch.exp(torch.where(near_one, -1.0, logp)))
+    return logp - torch.where(near_one, large, small)
