@@ -1,0 +1,183 @@
+"""LOGO's position synthesis: positions up to K from far fewer real tokens (arXiv 2410.18533, Eq. 4, App. D).
+
+    0 … | chunk 0 | gap | chunk 1 | gap | … | chunk N−1 | gap | question, longest answer … K−1
+    system part                                                unit steps
+
+The token i of the context moves to position i + b. *Continuous*: one b a chunk, so gaps fall between chunks.
+*Sparse*: one b a token, so gaps fall inside chunks too. Positions always increase strictly; the system part,
+the question and the answers keep unit steps; all answers of a row share the prompt's positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from align.data.examples import TokenizedExample
+from align.errors import UserError
+
+# Places N chunks, of `lengths` tokens, in [0, extent): their tokens' positions, strictly increasing.
+Placement = Callable[[Sequence[int], int, np.random.Generator], np.ndarray]
+
+
+def row_rng(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of one row: the same whatever the order, the worker or the process that draws."""
+    return np.random.default_rng([seed, index])
+
+
+def synthesise(
+    example: TokenizedExample,
+    *,
+    mode: str,
+    target_length: int,
+    draw: str = "slots",
+    sparse_share: float = 0.1,
+    rng: np.random.Generator,
+) -> TokenizedExample:
+    """The example with synthesised `position_ids` (`mode="none"`: the example as it is).
+
+    Args:
+        example: a row whose context chunks are marked in `chunk_spans`. What stands between two chunks
+            belongs to the former.
+        mode: `none`, `logo_continuous`, `logo_sparse`, or `logo`: sparse with chance `sparse_share`, else
+            continuous, drawn once a row.
+        target_length: K, tokens; every position is < K, and the longest answer ends at K − 1.
+        draw: `slots`: the context's extent is cut into slots, one a chunk, and each chunk is placed in its
+            slot (the released pre-processing); `uniform`: sorted uniform biases.
+        sparse_share: chance of a sparse row in mode `logo`, in [0, 1].
+        rng: see `row_rng`.
+
+    Raises:
+        UserError: unknown `mode` or `draw`, `sparse_share` outside [0, 1], a row without chunks, or K below
+            the row's real length.
+    """
+    sparse_chance = _sparse_chance(mode, draw, sparse_share)
+    if sparse_chance is None:
+        return example
+    parts = _parts(example, target_length)
+    kind = "sparse" if rng.random() < sparse_chance else "continuous"
+    positions = np.empty(len(example.prompt_ids), dtype=np.int64)
+    positions[: parts.system] = np.arange(parts.system)
+    context = _PLACEMENTS[kind, draw](parts.chunks, parts.extent, rng)
+    question_at = parts.system + parts.extent
+    positions[parts.system : parts.system + len(context)] = parts.system + context
+    positions[len(positions) - parts.question :] = question_at + np.arange(parts.question)
+    return replace(example, position_ids=positions)
+
+
+def cover_windows(n: int, w: int) -> list[range]:
+    """Windows of n positions that together cover a slot of w: ⌈w/n⌉ of them, evenly spread.
+
+    Window i starts at `i·(w − n) // (⌈w/n⌉ − 1)`, so the first starts at 0 and the last ends at w − 1.
+
+    Args:
+        n: tokens of the chunk, 1 ≤ n ≤ w.
+        w: positions in the slot.
+    """
+    if not 1 <= n <= w:
+        raise ValueError(f"a chunk of {n} tokens does not fit a slot of {w} positions")
+    count = -(-w // n)
+    starts = [i * (w - n) // max(count - 1, 1) for i in range(count)]
+    return [range(start, start + n) for start in starts]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """How many tokens each part of a prompt has, and the positions open to its context."""
+
+    system: int
+    chunks: tuple[int, ...]
+    question: int
+    extent: int
+
+
+def _sparse_chance(mode: str, draw: str, sparse_share: float) -> float | None:
+    """The chance that a row is sparse; None where positions stay as they are."""
+    chances = {"none": None, "logo_continuous": 0.0, "logo_sparse": 1.0, "logo": sparse_share}
+    if mode not in chances:
+        raise UserError(f"positions.mode={mode} is unknown; choose one of {', '.join(chances)}")
+    draws = sorted({draw for _, draw in _PLACEMENTS})
+    if draw not in draws:
+        raise UserError(f"positions.draw={draw} is unknown; choose one of {', '.join(draws)}")
+    if not 0.0 <= sparse_share <= 1.0:
+        raise UserError(f"positions.sparse_share={sparse_share} is no chance; give a number from 0 to 1")
+    return chances[mode]
+
+
+def _parts(example: TokenizedExample, target_length: int) -> _Parts:
+    """Measures a prompt; raises UserError where it has no chunks or more tokens than K."""
+    if not example.chunk_spans:
+        raise UserError(
+            f"{example.source}: position synthesis moves context chunks and this row has none; "
+            "give `context` and `question`, or set positions=none"
+        )
+    real_length = len(example.prompt_ids) + example.longest_answer
+    if target_length < real_length:
+        raise UserError(
+            f"{example.source}: the prompt and its longest answer have {real_length} tokens, more than "
+            f"positions.target_length={target_length}; raise it or lower data.max_length"
+        )
+    starts = [start for start, _ in example.chunk_spans]
+    stop = example.chunk_spans[-1][1]
+    chunks = tuple(int(n) for n in np.diff([*starts, stop]))
+    question = len(example.prompt_ids) - stop
+    extent = target_length - starts[0] - question - example.longest_answer
+    return _Parts(system=starts[0], chunks=chunks, question=question, extent=extent)
+
+
+def _slots(lengths: Sequence[int], extent: int) -> list[range]:
+    """One slot a chunk, in order, in [0, extent), each wide enough for its chunk.
+
+    N chunks get the first N of N + 1 equal slots, as in the released pre-processing. Where K is so near the
+    real length that a chunk does not fit its equal slot, widths are proportional to the chunks' lengths.
+    """
+    width = extent // (len(lengths) + 1)
+    if max(lengths) <= width:
+        widths = [width] * len(lengths)
+    else:
+        widths = [extent * n // sum(lengths) for n in lengths]
+    stops = np.cumsum(widths).tolist()
+    return [range(stop - width, stop) for stop, width in zip(stops, widths, strict=True)]
+
+
+def _continuous_slots(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
+    """Each chunk in one of the windows that cover its slot, drawn uniformly."""
+    placed = []
+    for n, slot in zip(lengths, _slots(lengths, extent), strict=True):
+        windows = cover_windows(n, len(slot))
+        window = windows[rng.integers(len(windows))]
+        placed.append(slot.start + np.arange(window.start, window.stop))
+    return np.concatenate(placed)
+
+
+def _sparse_slots(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
+    """Each chunk's tokens at distinct positions of its slot, drawn uniformly and sorted."""
+    return np.concatenate(
+        [
+            slot.start + np.sort(rng.choice(len(slot), size=n, replace=False, shuffle=False))
+            for n, slot in zip(lengths, _slots(lengths, extent), strict=True)
+        ]
+    )
+
+
+def _continuous_uniform(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
+    """One bias a chunk, uniform over the slack and sorted, so that chunks keep their order."""
+    slack = extent - sum(lengths)
+    biases = np.sort(rng.integers(slack + 1, size=len(lengths)))
+    return np.arange(sum(lengths)) + np.repeat(biases, lengths)
+
+
+def _sparse_uniform(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
+    """One bias a token, uniform over the slack and sorted, so that positions increase strictly."""
+    total = sum(lengths)
+    return np.arange(total) + np.sort(rng.integers(extent - total + 1, size=total))
+
+
+_PLACEMENTS: dict[tuple[str, str], Placement] = {
+    ("continuous", "slots"): _continuous_slots,
+    ("sparse", "slots"): _sparse_slots,
+    ("continuous", "uniform"): _continuous_uniform,
+    ("sparse", "uniform"): _sparse_uniform,
+}
