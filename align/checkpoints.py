@@ -1,0 +1,91 @@
+"""Checkpoints that can be trusted: sealed when complete, verified when read, torn ones passed over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+
+from align.errors import UserError
+
+SEAL = "seal.json"
+PREFIX = "checkpoint-"
+logger = logging.getLogger(__name__)
+
+
+def seal(folder: Path) -> None:
+    """Writes the size and SHA-256 of every file in `folder` to its seal, by a rename, as the last act of a save."""
+    files = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+    staging = folder / f".{SEAL}.tmp"
+    with staging.open("w") as stream:
+        json.dump(files, stream, indent=1, sort_keys=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(staging, folder / SEAL)
+
+
+def defect(folder: Path) -> str | None:
+    """Why the checkpoint cannot be trusted, in words; None for a good one."""
+    try:
+        files = json.loads((folder / SEAL).read_text())
+    except FileNotFoundError:
+        return "it was never completed"
+    except (OSError, ValueError) as error:
+        return f"its seal cannot be read ({error})"
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _digest(path) != expected:
+            return f"{name} is damaged"
+    return None
+
+
+def last_good(output: Path) -> Path | None:
+    """The newest checkpoint below `output` that verifies; every newer one that does not is named in a warning."""
+    for folder in reversed(checkpoints(output)):
+        reason = defect(folder)
+        if reason is None:
+            return folder
+        logger.warning("Passing over the checkpoint %s: %s.", folder, reason)
+    return None
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Checkpoint folders below `output`, oldest first."""
+    found = [path for path in output.glob(f"{PREFIX}*") if path.is_dir() and path.name[len(PREFIX) :].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]))
+
+
+def find_resume(output: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from.
+
+    Args:
+        output: the run's folder.
+        resume: `auto` takes the last good one if there is any; `never` none; else a checkpoint's path.
+
+    Raises:
+        UserError: the named checkpoint is missing or damaged.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        return last_good(output)
+    folder = Path(resume)
+    if not folder.is_dir():
+        raise UserError(f"resume={resume} is no folder: name a checkpoint, or use resume=auto.")
+    reason = defect(folder)
+    if reason is not None:
+        raise UserError(f"resume={resume} cannot be used: {reason}; name another checkpoint, or use resume=auto.")
+    return folder
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SEAL, f".{SEAL}.tmp"))
+
+
+def _digest(path: Path) -> dict[str, str | int]:
+    with path.open("rb") as stream:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

@@ -1,0 +1,112 @@
+"""Typed settings out of the composed Hydra configuration: what is wrong ends here, before a model loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align.errors import UserError
+
+Settings = TypeVar("Settings")
+
+
+def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
+    """The node `config.<group>` as an instance of the dataclass `schema`.
+
+    Args:
+        schema: a dataclass; its fields are the keys that the group may have.
+        config: the composed configuration.
+        group: the group's name, for messages.
+
+    Raises:
+        UserError: unknown key, value of the wrong type or a required value (`???`) that is not set.
+    """
+    node = OmegaConf.structured(schema)
+    _set_writable(node)
+    try:
+        merged = OmegaConf.merge(node, config[group])
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{group}.{missing[0]} is not set: give it a value, {group}.{missing[0]}=….")
+        return typing.cast(Settings, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise UserError(_type_sentence(error, group)) from error
+
+
+def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
+    """Refuses a value that is none of `choices`, naming the key and the nearest choice."""
+    names = list(choices)
+    if value not in names:
+        raise UserError(f"{key}={value} is not known: use {', '.join(names)}{_suggestion(value, names)}.")
+
+
+def check_arguments(values: Mapping[str, Any], schema: type, *, group: str, reserved: Mapping[str, str]) -> None:
+    """Checks keys and plain types of keywords that a library's dataclass will receive.
+
+    Args:
+        values: the keywords, e.g. the group `trainer`.
+        schema: the library's dataclass, e.g. `transformers.TrainingArguments`.
+        group: the group's name, for messages.
+        reserved: keyword → the key of ours to use instead.
+
+    Raises:
+        UserError: unknown or reserved keyword, or a plain value of the wrong type.
+    """
+    hints = typing.get_type_hints(schema)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(schema) if field.init}
+    for name, value in values.items():
+        if name in reserved:
+            raise UserError(f"{group}.{name} is set by this toolkit: use {reserved[name]} instead.")
+        if name not in fields:
+            raise UserError(f"{group}.{name} is not known to {schema.__name__}{_suggestion(name, fields)}.")
+        if not _fits(value, fields[name]):
+            wanted = " or ".join(kind.__name__ for kind in _plain_types(fields[name]))
+            raise UserError(f"{group}.{name}={value!r} has the wrong type: it takes {wanted}.")
+
+
+def _plain_types(hint: Any) -> tuple[type, ...]:
+    """The plain types in a type hint; empty where it holds anything else, which is left to the library."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    plain = tuple(option for option in options if option in (int, float, bool, str, types.NoneType))
+    return plain if len(plain) == len(options) else ()
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    plain = _plain_types(hint)
+    if not plain:
+        return True
+    if isinstance(value, bool):
+        return bool in plain
+    return isinstance(value, plain) or (isinstance(value, int) and float in plain)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _set_writable(node: DictConfig) -> None:
+    """OmegaConf marks frozen dataclasses read-only, which would refuse the merge."""
+    OmegaConf.set_readonly(node, False)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            _set_writable(child)
+
+
+def _type_sentence(error: OmegaConfBaseException, group: str) -> str:
+    """OmegaConf's complaint as one sentence with the full key."""
+    message = str(error).splitlines()[0].rstrip(".")
+    key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    return f"{group}.{key}: {message}." if key else f"{group}: {message}."

@@ -1,0 +1,76 @@
+"""What training and evaluation report for each prompt, under TRL's names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from losses.types import LossOutput, PairLogps
+
+METRICS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
+    """One row a prompt, one column for each of `METRICS`.
+
+    With several rejected answers a prompt's value is the mean over those that are present. A prompt
+    without any has NaN in the columns that compare, and takes no part in their means.
+
+    Args:
+        logps: the policy's, `[B]` and `[B, M]`.
+        output: the loss function's.
+
+    Returns:
+        `[B, len(METRICS)]`, fp64, detached.
+    """
+    present = logps.rejected_length > 0
+    margins = output.chosen_reward[:, None] - output.rejected_reward
+    columns = [
+        output.loss,
+        output.chosen_reward,
+        _mean_present(output.rejected_reward, present),
+        _mean_present(margins, present),
+        _mean_present((margins > 0).to(margins.dtype), present),
+        logps.chosen,
+        _mean_present(logps.rejected, present),
+    ]
+    return torch.stack([column.detach().double() for column in columns], dim=1)
+
+
+class MeanMeter:
+    """Means of `METRICS` over prompts, NaN left out; sums live on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Takes `[B, len(METRICS)]` values in."""
+        known = ~rows.isnan()
+        sums = torch.stack([rows.nan_to_num(0.0).sum(0), known.sum(0).to(rows.dtype)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def pop(self) -> Tensor | None:
+        """`[2, len(METRICS)]` sums and counts since the last call; None without any prompt."""
+        sums, self._sums = self._sums, None
+        return sums
+
+
+def means(sums: Tensor) -> dict[str, float]:
+    """`{name: mean}` from `[2, len(METRICS)]` sums and counts; names without a count are left out."""
+    totals, counts = sums.tolist()
+    return {
+        name: total / count for name, total, count in zip(METRICS, totals, counts, strict=True) if count > 0
+    }
+
+
+def _mean_present(values: Tensor, present: Tensor) -> Tensor:
+    """`[B]` mean over the present ones of `[B, M]`; NaN where there is none."""
+    return torch.where(present, values, 0.0).sum(1) / present.sum(1)

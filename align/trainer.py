@@ -1,0 +1,198 @@
+"""`PreferenceTrainer`: transformers' Trainer with one `compute_loss`, for every method."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+
+from align import checkpoints
+from align.longseq.forward import DEFAULT_CHUNK, pair_logps
+from align.longseq.shared_prefix import SharedPrefixBatch
+from align.memory import peak_memory
+from align.methods import Method
+from align.metrics import METRICS, MeanMeter, means, prompt_metrics
+from align.reference import NoReference, Reference, sum_turns
+from losses.types import PairLogps
+
+
+class PreferenceTrainer(Trainer):
+    """Trains on `{"batch": SharedPrefixBatch, …}` micro-batches with any `Method`.
+
+    The loss of a step is the mean over the prompts of the global step, however they are spread over rows,
+    micro-batches, accumulation and processes. Metrics carry TRL's names.
+    """
+
+    # compute_loss divides by the prompts of the whole step, so nothing is left to scale.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        method: Method,
+        reference: Reference | None = None,
+        logits_chunk: int = DEFAULT_CHUNK,
+        **kwargs: Any,
+    ) -> None:
+        """As `Trainer`, and:
+
+        Args:
+            model: the policy, loaded with attention `align_sdpa`.
+            args: the Trainer's arguments.
+            method: the loss and what it needs.
+            reference: gives reference log-probs; None for methods without one.
+            logits_chunk: tokens whose vocabulary logits exist at once.
+            kwargs: the rest of Trainer's own.
+        """
+        self.method = method
+        self.reference = reference if reference is not None else NoReference()
+        self.logits_chunk = logits_chunk
+        self._meter = MeanMeter()
+        self._tokens = 0
+        self._tokens_logged = 0
+        self._logged_at = time.perf_counter()
+        # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
+        self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        super().__init__(model=model, args=args, **kwargs)
+
+    # ---- loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Sum of the prompts' losses over the number of prompts in the global step.
+
+        Args:
+            model: the policy as the Trainer wrapped it.
+            inputs: `batch`, and `short`, `owner` where the method needs the short context.
+            return_outputs: also return `[B, len(METRICS)]` metrics.
+            num_items_in_batch: prompts in the global step; None counts this batch alone.
+        """
+        rows = self.prompt_losses(model, inputs)
+        loss = rows[0].sum() / (len(inputs["batch"]) if num_items_in_batch is None else num_items_in_batch)
+        if self.model.training:
+            self._meter.add(rows[1])
+            self._tokens += inputs["batch"].num_tokens
+            # A wrapper averages gradients over processes; the divisor above already counts all of them.
+            loss = loss * self.args.world_size
+        return (loss, rows[1]) if return_outputs else loss
+
+    def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """`[B]` losses with their graph, and `[B, len(METRICS)]` metrics."""
+        batch: SharedPrefixBatch = inputs["batch"]
+        needs = self.method.needs
+        policy = pair_logps(model, batch, nll_scope=needs.nll_scope, chunk_size=self.logits_chunk)
+        if needs.policy_short:
+            policy = PairLogps(**{**vars(policy), "short": self._short(model, inputs)})
+        if needs.reference == "short":
+            turns = self.reference(model, inputs["short"])
+            reference = None if turns is None else sum_turns(turns, inputs["owner"], len(batch))
+        else:
+            reference = self.reference(model, batch)
+        output = self.method.loss(policy, reference)
+        return output.loss, prompt_metrics(policy, output)
+
+    def _short(self, model: nn.Module, inputs: dict[str, Any]) -> PairLogps:
+        """The policy on the short contexts, turns summed."""
+        turns = pair_logps(model, inputs["short"], chunk_size=self.logits_chunk)
+        return sum_turns(turns, inputs["owner"], len(inputs["batch"]))
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Prompts in the global step, over accumulation and processes."""
+        prompts = torch.tensor(sum(len(inputs["batch"]) for inputs in batch_samples), device=device)
+        if self.args.world_size > 1:
+            prompts = self.accelerator.gather(prompts[None]).sum()
+        return prompts
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 · parameters · tokens, the usual estimate of a training step without attention."""
+        return 6 * self.model.num_parameters() * inputs["batch"].num_tokens
+
+    # ---- evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Means of `METRICS` over the held-out prompts, each counted once."""
+        model = self._prepared_model()
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        rows = []
+        for inputs in dataloader:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                _, metrics = self.prompt_losses(model, self._prepare_inputs(inputs))
+            rows.append(self.accelerator.gather_for_metrics(metrics))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        table = torch.cat(rows) if rows else torch.zeros(0, len(METRICS))
+        meter = MeanMeter()
+        meter.add(table)
+        sums = meter.pop()
+        named = {} if sums is None else means(sums)
+        return EvalLoopOutput(
+            predictions=table.cpu().numpy(),
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in named.items()},
+            num_samples=len(table),
+        )
+
+    def _prepared_model(self) -> nn.Module:
+        """The wrapped policy; wraps it when evaluation comes before any training."""
+        if self.model_wrapped is self.model and self.args.world_size > 1:
+            self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        return self.model_wrapped
+
+    # ---- logs and checkpoints
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the training metrics since the last log to a training log."""
+        if "loss" in logs:
+            logs.update(self._training_metrics())
+        super().log(logs, start_time)
+
+    def _training_metrics(self) -> dict[str, float]:
+        now = time.perf_counter()
+        elapsed, self._logged_at = now - self._logged_at, now
+        new, self._tokens_logged = self._tokens - self._tokens_logged, self._tokens
+        totals = torch.tensor([self._tokens, new], dtype=torch.float64, device=self.args.device)
+        sums = self._meter.pop()
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals, reduction="sum")
+            sums = None if sums is None else self.accelerator.reduce(sums, reduction="sum")
+        named = {} if sums is None else means(sums)
+        named.pop("loss", None)  # the Trainer's own loss stays under that name
+        return {
+            **named,
+            "num_tokens": totals[0].item(),
+            "tokens_per_second": totals[1].item() / max(elapsed, 1e-9),
+            "memory/peak_gb": peak_memory() / 1e9,
+        }
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Saves, seals, and only then lets go of older checkpoints."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial))
+            checkpoints.seal(folder / f"{checkpoints.PREFIX}{self.state.global_step}")
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self._checkpoint_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
