@@ -108,7 +108,8 @@ def _sparse_chance(mode: str, draw: str, sparse_share: float) -> float | None:
 
 def _parts(example: TokenizedExample, target_length: int) -> _Parts:
     """Measures a prompt; raises UserError where it has no chunks or more tokens than K."""
-    if not example.chunk_spans:
+    starts = [start for start, stop in example.chunk_spans if stop > start]
+    if not starts:
         raise UserError(
             f"{example.source}: position synthesis moves context chunks and this row has none; "
             "give `context` and `question`, or set positions=none"
@@ -119,7 +120,6 @@ def _parts(example: TokenizedExample, target_length: int) -> _Parts:
             f"{example.source}: the prompt and its longest answer have {real_length} tokens, more than "
             f"positions.target_length={target_length}; raise it or lower data.max_length"
         )
-    starts = [start for start, _ in example.chunk_spans]
     stop = example.chunk_spans[-1][1]
     chunks = tuple(int(n) for n in np.diff([*starts, stop]))
     question = len(example.prompt_ids) - stop

@@ -1,0 +1,116 @@
+"""Objects from configuration, from named packages only: `_target_` may run whatever it names."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object
+from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from align.errors import UserError
+
+# What Hydra reads from a node beside the callable's own arguments.
+_HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+
+
+def instantiate(config: Any, *, allow: Sequence[str], where: str = "configuration") -> Any:
+    """What `config` describes, nested `_target_`s included, if all of them come from allowed packages.
+
+    Every `_target_` is checked before any is imported.
+
+    Args:
+        config: a mapping with `_target_` (DictConfig or plain), interpolations resolved here.
+        allow: names that targets may have: `losses` stands for `losses` itself and all `losses.…`. A target
+            has to be defined there too: what an allowed module merely imports is refused.
+        where: the key of `config`, for messages: `method.loss`.
+
+    Raises:
+        UserError: a refused, missing or unknown target; a key that the target does not take; an
+            interpolation that leads nowhere; a target that rejects its arguments.
+    """
+    try:
+        plain = OmegaConf.to_container(
+            OmegaConf.create(config) if _is_plain(config) else config, resolve=True
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {_first_line(error)}") from error
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise UserError(f"{where} needs a `_target_`: the dotted name of what to call")
+    nodes = list(_targets(plain, where))
+    for node, key in nodes:
+        _check_name(node["_target_"], allow, key)
+    for node, key in nodes:
+        _check_call(node, allow, key)
+    try:
+        return hydra_instantiate(plain, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"{where}: {_first_line(error.__cause__ or error)}") from error
+
+
+def allowed(name: str, allow: Sequence[str]) -> bool:
+    """Whether a dotted name is one of `allow` or lies inside it: `losses` allows `losses.x`, not `losses_x`."""
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in allow)
+
+
+def _is_plain(config: Any) -> bool:
+    return isinstance(config, Mapping) and not OmegaConf.is_config(config)
+
+
+def _targets(config: Any, key: str) -> list[tuple[dict[str, Any], str]]:
+    """Every node with a `_target_`, at any depth, with its key."""
+    if isinstance(config, list):
+        return [found for i, value in enumerate(config) for found in _targets(value, f"{key}[{i}]")]
+    if not isinstance(config, dict):
+        return []
+    here = [(config, key)] if "_target_" in config else []
+    return here + [found for name, value in config.items() for found in _targets(value, f"{key}.{name}")]
+
+
+def _check_name(target: Any, allow: Sequence[str], key: str) -> None:
+    """Refuses a target outside `allow` by its name alone: nothing is imported."""
+    if not isinstance(target, str) or not allowed(target, allow):
+        raise UserError(
+            f"{key}._target_={target} is refused; targets come from {', '.join(allow)}, "
+            "and `allow_targets=[my_package]` adds a package of yours"
+        )
+
+
+def _check_call(node: dict[str, Any], allow: Sequence[str], key: str) -> None:
+    """Finds the target, refuses one defined elsewhere, and names a key that it does not take."""
+    name = node["_target_"]
+    target = _find(name, key)
+    defined_in = getattr(target, "__module__", None)
+    if not callable(target) or not allowed(str(defined_in), allow):
+        raise UserError(
+            f"{key}._target_={name} is refused: it is no function or class of {', '.join(allow)}"
+            + (f" but of {defined_in}, which `allow_targets` may name" if callable(target) else "")
+        )
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for given in node.keys() - _HYDRA_KEYS - parameters.keys():
+        raise UserError(f"{key}.{given} is unknown; {name} takes {', '.join(parameters)}")
+
+
+def _find(name: str, key: str) -> Any:
+    """The object of a dotted name."""
+    package = name.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{key}._target_={name}: no package {package} can be imported; install it or set PYTHONPATH"
+        )
+    try:
+        return get_object(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{key}._target_={name} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """An exception's message as one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

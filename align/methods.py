@@ -1,0 +1,132 @@
+"""A method: the loss that a YAML of `hydra_conf/method/` names, and what it needs from the forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from align.errors import UserError
+from align.instantiate import instantiate
+from losses import LossOutput, PairLogps
+
+Loss = Callable[[PairLogps, PairLogps | None], LossOutput]
+
+_ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
+    "reference": ("none", "same", "short"),
+    "policy_short": (False, True),
+    "nll_scope": ("none", "chosen", "sequence"),
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss reads beside the policy's log-probs.
+
+    Attributes:
+        reference: `none`; `same`: the reference scores the answers on the policy's prompt (and on the short
+            one as well, where `policy_short`); `short`: on the row's short prompt.
+        policy_short: the policy also scores the answers on the short prompt (`PairLogps.short`).
+        nll_scope: what `PairLogps.nll` averages over: `none`, the `chosen` answer, or the whole `sequence`
+            of prompt and chosen answer.
+    """
+
+    reference: str
+    policy_short: bool
+    nll_scope: str
+
+    def __post_init__(self) -> None:
+        for name, values in _ALLOWED_NEEDS.items():
+            value = getattr(self, name)
+            if not any(
+                value is allowed or (value == allowed and isinstance(value, str)) for allowed in values
+            ):
+                choices = ", ".join(str(allowed).lower() for allowed in values)
+                raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loss with its settings filled in: `loss(policy, reference) -> LossOutput`, and its needs."""
+
+    name: str
+    loss: Loss
+    needs: Needs
+
+
+def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Method:
+    """The method that the group `method` of a configuration describes.
+
+    The loss is tried once on made-up log-probs that follow its needs, so that settings which do not fit
+    (a wrong type, a missing one, a loss that needs a reference declared `none`) end here and not after a
+    model has loaded.
+
+    Args:
+        config: keys `name`, `loss` (with `_target_` and `_partial_: true`) and `needs`.
+        allow_targets: packages beside `losses` whose functions `_target_` may name.
+
+    Raises:
+        UserError: see above; an unknown or missing key; a refused target.
+    """
+    _check_keys(config, ("name", "loss", "needs"), "method")
+    _check_keys(config["needs"], tuple(field.name for field in fields(Needs)), "method.needs")
+    needs = Needs(**{name: config["needs"][name] for name in _ALLOWED_NEEDS})
+    loss = instantiate(config["loss"], allow=("losses", *allow_targets), where="method.loss")
+    if not callable(loss):
+        raise UserError(
+            "method.loss has to be a function of log-probs: add `_partial_: true` beside `_target_`"
+        )
+    method = Method(name=str(config["name"]), loss=loss, needs=needs)
+    _try(method)
+    return method
+
+
+def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple[PairLogps, PairLogps | None]:
+    """Policy and reference log-probs as a forward that obeys `needs` would give them, for trying a loss.
+
+    Args:
+        needs: decides on `nll`, `short` and the reference.
+        prompts: B.
+        rejected: M.
+    """
+    short = _answers(prompts, rejected) if needs.policy_short else None
+    nll = None if needs.nll_scope == "none" else torch.full((prompts,), 2.0)
+    reference = None if needs.reference == "none" else _answers(prompts, rejected, short=short)
+    return _answers(prompts, rejected, nll=nll, short=short), reference
+
+
+def _answers(prompts: int, rejected: int, **extra: Any) -> PairLogps:
+    """Answers of 10 tokens: −20 nats for the chosen one, −30 for every rejected one."""
+    return PairLogps(
+        chosen=torch.full((prompts,), -20.0),
+        rejected=torch.full((prompts, rejected), -30.0),
+        chosen_length=torch.full((prompts,), 10),
+        rejected_length=torch.full((prompts, rejected), 10),
+        **extra,
+    )
+
+
+def _try(method: Method) -> None:
+    """Calls the loss once; raises UserError where it does not take what the settings and needs give it."""
+    policy, reference = made_up_logps(method.needs)
+    try:
+        output = method.loss(policy, reference)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"method {method.name}: its loss and its settings do not fit: {error}") from error
+    if not isinstance(output, LossOutput) or output.loss.shape != policy.chosen.shape:
+        raise UserError(f"method {method.name}: its loss has to return a LossOutput with one loss a prompt")
+
+
+def _check_keys(config: Any, expected: tuple[str, ...], where: str) -> None:
+    """Raises UserError unless `config` is a mapping with exactly the keys `expected`."""
+    if not isinstance(config, Mapping) and not OmegaConf.is_dict(config):
+        raise UserError(f"{where} has to be a mapping with the keys {', '.join(expected)}")
+    unknown = [str(key) for key in config if key not in expected]
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]} is unknown; the keys are {', '.join(expected)}")
+    missing = [key for key in expected if key not in config]
+    if missing:
+        raise UserError(f"{where}.{missing[0]} is missing; the keys are {', '.join(expected)}")
