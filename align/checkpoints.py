@@ -55,7 +55,9 @@ def last_good(output: Path) -> Path | None:
 
 def checkpoints(output: Path) -> list[Path]:
     """Checkpoint folders below `output`, oldest first."""
-    found = [path for path in output.glob(f"{PREFIX}*") if path.is_dir() and path.name[len(PREFIX) :].isdigit()]
+    found = [
+        path for path in output.glob(f"{PREFIX}*") if path.is_dir() and path.name[len(PREFIX) :].isdigit()
+    ]
     return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]))
 
 
@@ -78,12 +80,16 @@ def find_resume(output: Path, resume: str) -> Path | None:
         raise UserError(f"resume={resume} is no folder: name a checkpoint, or use resume=auto.")
     reason = defect(folder)
     if reason is not None:
-        raise UserError(f"resume={resume} cannot be used: {reason}; name another checkpoint, or use resume=auto.")
+        raise UserError(
+            f"resume={resume} cannot be used: {reason}; name another checkpoint, or use resume=auto."
+        )
     return folder
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (SEAL, f".{SEAL}.tmp"))
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in (SEAL, f".{SEAL}.tmp")
+    )
 
 
 def _digest(path: Path) -> dict[str, str | int]:

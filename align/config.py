@@ -47,7 +47,9 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
         raise UserError(f"{key}={value} is not known: use {', '.join(names)}{_suggestion(value, names)}.")
 
 
-def check_arguments(values: Mapping[str, Any], schema: type, *, group: str, reserved: Mapping[str, str]) -> None:
+def check_arguments(
+    values: Mapping[str, Any], schema: type, *, group: str, reserved: Mapping[str, str]
+) -> None:
     """Checks keys and plain types of keywords that a library's dataclass will receive.
 
     Args:

@@ -46,7 +46,9 @@ def resolve_source(settings: ReferenceSettings, *, needs: str, lora: bool, metho
             "reference.source=adapter_off needs an adapter to switch off: set model.lora.r, or reference.source=frozen."
         )
     if source == "adapter_off" and settings.model is not None:
-        raise UserError("reference.model names another model: it goes with reference.source=frozen, not adapter_off.")
+        raise UserError(
+            "reference.model names another model: it goes with reference.source=frozen, not adapter_off."
+        )
     if source is None:
         return "adapter_off" if lora and settings.model is None else "frozen"
     return source
@@ -109,5 +111,3 @@ def sum_turns(logps: PairLogps, owner: Tensor, prompts: int) -> PairLogps:
         chosen_length=add(logps.chosen_length),
         rejected_length=add(logps.rejected_length),
     )
-
-

@@ -55,8 +55,7 @@ class PreferenceTrainer(Trainer):
         self.reference = reference if reference is not None else NoReference()
         self.logits_chunk = logits_chunk
         self._meter = MeanMeter()
-        self._tokens = 0
-        self._tokens_logged = 0
+        self._new_tokens = 0
         self._logged_at = time.perf_counter()
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
@@ -83,7 +82,7 @@ class PreferenceTrainer(Trainer):
         loss = rows[0].sum() / (len(inputs["batch"]) if num_items_in_batch is None else num_items_in_batch)
         if self.model.training:
             self._meter.add(rows[1])
-            self._tokens += inputs["batch"].num_tokens
+            self._new_tokens += inputs["batch"].num_tokens
             # A wrapper averages gradients over processes; the divisor above already counts all of them.
             loss = loss * self.args.world_size
         return (loss, rows[1]) if return_outputs else loss
@@ -168,18 +167,20 @@ class PreferenceTrainer(Trainer):
     def _training_metrics(self) -> dict[str, float]:
         now = time.perf_counter()
         elapsed, self._logged_at = now - self._logged_at, now
-        new, self._tokens_logged = self._tokens - self._tokens_logged, self._tokens
-        totals = torch.tensor([self._tokens, new], dtype=torch.float64, device=self.args.device)
+        tokens = torch.tensor(float(self._new_tokens), dtype=torch.float64, device=self.args.device)
+        self._new_tokens = 0
         sums = self._meter.pop()
         if self.args.world_size > 1:
-            totals = self.accelerator.reduce(totals, reduction="sum")
+            tokens = self.accelerator.reduce(tokens, reduction="sum")
             sums = None if sums is None else self.accelerator.reduce(sums, reduction="sum")
         named = {} if sums is None else means(sums)
+        counted = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
         named.pop("loss", None)  # the Trainer's own loss stays under that name
         return {
             **named,
-            "num_tokens": totals[0].item(),
-            "tokens_per_second": totals[1].item() / max(elapsed, 1e-9),
+            # The history survives a checkpoint, so a resumed run goes on counting.
+            "num_tokens": tokens.item() + next(counted, 0.0),
+            "tokens_per_second": tokens.item() / max(elapsed, 1e-9),
             "memory/peak_gb": peak_memory() / 1e9,
         }
 
