@@ -1,0 +1,234 @@
+"""Position synthesis: LOGO's invariants as properties, its cover function by value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import hydra_conf
+from align.data.examples import Answer, TokenizedExample
+from align.data.positions import cover_windows, row_rng, synthesise
+from align.errors import UserError
+
+DRAWS = ("slots", "uniform")
+KINDS = ("logo_continuous", "logo_sparse")
+GROUP = Path(hydra_conf.__file__).parent / "positions"
+
+
+def example(
+    chunks: list[int], *, system: int = 4, question: int = 5, answers: tuple[int, ...] = (6, 3), gap: int = 0
+) -> TokenizedExample:
+    """A row with `chunks` tokens in its chunks and `gap` separator tokens after each but the last."""
+    spans, at = [], system
+    for n in chunks:
+        spans.append((at, at + n))
+        at += n + gap
+    length = spans[-1][1] + question
+    return TokenizedExample(
+        source="rows.jsonl:7",
+        prompt_ids=np.arange(length) % 50,
+        position_ids=np.arange(length),
+        answers=tuple(Answer(np.arange(n), np.ones(n, dtype=bool)) for n in answers),
+        chunk_spans=tuple(spans),
+    )
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[TokenizedExample, int]:
+    """Any row and any K that it fits, K = real length included."""
+    row = example(
+        draw(st.lists(st.integers(1, 12), min_size=1, max_size=6)),
+        system=draw(st.integers(0, 5)),
+        question=draw(st.integers(0, 5)),
+        answers=tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))),
+        gap=draw(st.integers(0, 2)),
+    )
+    return row, len(row.prompt_ids) + row.longest_answer + draw(st.integers(0, 200))
+
+
+@given(
+    case=rows(),
+    mode=st.sampled_from([*KINDS, "logo"]),
+    draw=st.sampled_from(DRAWS),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=300, deadline=None)
+def test_invariants(case: tuple[TokenizedExample, int], mode: str, draw: str, seed: int) -> None:
+    """Strictly increasing; the system part untouched; the question and the longest answer end at K − 1."""
+    row, k = case
+    made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 3))
+    positions = made.position_ids
+    assert positions.dtype == np.int64 and len(positions) == len(row.prompt_ids)
+    assert (np.diff(positions) > 0).all()
+    system, stop = row.chunk_spans[0][0], row.chunk_spans[-1][1]
+    np.testing.assert_array_equal(positions[:system], np.arange(system))
+    question = len(row.prompt_ids) - stop
+    first = k - row.longest_answer - question
+    np.testing.assert_array_equal(positions[stop:], np.arange(first, first + question))
+    assert positions[-1] + row.longest_answer < k
+    assert question == 0 or positions[-1] + row.longest_answer == k - 1
+    again = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 3))
+    np.testing.assert_array_equal(positions, again.position_ids)
+    assert replace(made, position_ids=row.position_ids) == replace(row, position_ids=row.position_ids)
+    np.testing.assert_array_equal(row.position_ids, np.arange(len(row.prompt_ids)))
+
+
+@given(case=rows(), draw=st.sampled_from(DRAWS), seed=st.integers(0, 2**31))
+@settings(max_examples=200, deadline=None)
+def test_continuous_chunks_stay_adjacent(case: tuple[TokenizedExample, int], draw: str, seed: int) -> None:
+    """Gaps fall between chunks only; a separator goes with the chunk before it."""
+    row, k = case
+    made = synthesise(row, mode="logo_continuous", target_length=k, draw=draw, rng=row_rng(seed, 0))
+    bounds = [start for start, _ in row.chunk_spans] + [row.chunk_spans[-1][1]]
+    for start, stop in pairwise(bounds):
+        assert (np.diff(made.position_ids[start:stop]) == 1).all()
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_sparse_chunks_have_gaps_inside(draw: str) -> None:
+    """8 tokens on some 400 positions: unit steps throughout have no chance."""
+    made = synthesise(example([8, 8]), mode="logo_sparse", target_length=1000, draw=draw, rng=row_rng(0, 0))
+    assert (np.diff(made.position_ids[4:12]) > 1).any()
+
+
+@pytest.mark.parametrize("mode", [*KINDS, "logo"])
+@pytest.mark.parametrize("draw", DRAWS)
+def test_k_equal_to_the_real_length_leaves_the_tokens_own_positions(mode: str, draw: str) -> None:
+    """No slack, no gap; with chunks of unequal length too."""
+    row = example([1, 9, 4], gap=1)
+    k = len(row.prompt_ids) + row.longest_answer
+    made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(0, 0))
+    np.testing.assert_array_equal(made.position_ids, np.arange(len(row.prompt_ids)))
+
+
+def test_none_changes_nothing() -> None:
+    row = replace(example([5]), chunk_spans=())
+    assert synthesise(row, mode="none", target_length=1, rng=row_rng(0, 0)) is row
+
+
+@pytest.mark.parametrize(
+    ("n", "w", "starts"),
+    [
+        (5, 12, [0, 3, 7]),
+        (8, 24, [0, 8, 16]),
+        (5, 120, list(range(0, 116, 5))),
+        (7, 7, [0]),
+        (1, 3, [0, 1, 2]),
+    ],
+)
+def test_cover_windows_by_value(n: int, w: int, starts: list[int]) -> None:
+    """⌈w/n⌉ windows from i·(w − n) // (⌈w/n⌉ − 1): (5, 12) has 3, at 0, 7 // 2 and 7."""
+    assert cover_windows(n, w) == [range(start, start + n) for start in starts]
+
+
+@given(n=st.integers(1, 40), more=st.integers(0, 200))
+def test_cover_windows_cover(n: int, more: int) -> None:
+    """Every position of the slot lies in a window and no window leaves the slot."""
+    windows = cover_windows(n, n + more)
+    assert set().union(*windows) == set(range(n + more))
+    assert len(windows) == -(-(n + more) // n)
+
+
+def test_cover_windows_refuse_a_chunk_wider_than_the_slot() -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        cover_windows(6, 5)
+
+
+def test_slots_by_hand() -> None:
+    """sys 4, qa 5 + 6, K 75: extent 60, two chunks, slots of 60 // 3 = 20 from 4 and from 24.
+
+    A chunk of 10 has the windows 0–9 and 10–19 of its slot; of 6 the ⌈20/6⌉ = 4 at 0, 14 // 3, 28 // 3, 14.
+    """
+    starts = {
+        tuple(
+            synthesise(
+                example([10, 6]), mode="logo_continuous", target_length=75, rng=row_rng(seed, 0)
+            ).position_ids[[4, 14]]
+        )
+        for seed in range(200)
+    }
+    assert starts == {(4 + a, 24 + b) for a in (0, 10) for b in (0, 4, 9, 14)}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("mode", KINDS)
+def test_every_relative_distance_below_k_is_met(mode: str, draw: str) -> None:
+    """Over many draws some pair of tokens (prompt or longest answer) is d apart, for all d from 1 to K − 1.
+
+    K itself cannot be met: positions are 0 … K − 1.
+    """
+    k, row = 160, example([8, 8, 8])
+    met: set[int] = set()
+    for seed in range(1500):
+        made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 0)).position_ids
+        sequence = np.concatenate([made, made[-1] + 1 + np.arange(row.longest_answer)])
+        met.update(np.abs(sequence[:, None] - sequence).ravel().tolist())
+        if len(met) == k:
+            break
+    assert met == set(range(k))
+
+
+def test_the_mix_is_nine_to_one() -> None:
+    """2,000 rows, share 0.1: 200 sparse ones expected, standard deviation 13.4; five of them are 67."""
+    row = example([8, 8])
+    sparse = 0
+    for index in range(2000):
+        made = synthesise(row, mode="logo", target_length=4000, rng=row_rng(0, index))
+        sparse += int((np.diff(made.position_ids[4:12]) > 1).any())
+    assert 133 < sparse < 267
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.0, "logo_continuous"), (1.0, "logo_sparse")])
+def test_shares_of_nothing_and_all_are_the_pure_modes(share: float, kind: str) -> None:
+    row = example([8, 8])
+    mixed = synthesise(row, mode="logo", target_length=900, sparse_share=share, rng=row_rng(1, 1))
+    pure = synthesise(row, mode=kind, target_length=900, rng=row_rng(1, 1))
+    np.testing.assert_array_equal(mixed.position_ids, pure.position_ids)
+
+
+def test_rows_draw_apart() -> None:
+    """Another row or another seed is another draw; the same pair is the same."""
+    draws = {(seed, index): row_rng(seed, index).integers(2**62) for seed in range(3) for index in range(3)}
+    assert len(set(draws.values())) == 9
+    assert row_rng(2, 1).integers(2**62) == draws[2, 1]
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "message"),
+    [
+        (
+            example([8, 8]),
+            {"target_length": 30},
+            r"rows\.jsonl:7: .* have 31 tokens, more than positions\.target_length=30",
+        ),
+        (replace(example([8]), chunk_spans=()), {}, r"rows\.jsonl:7: .* this row has none"),
+        (replace(example([8]), chunk_spans=((4, 4),)), {}, r"rows\.jsonl:7: .* this row has none"),
+        (example([8]), {"mode": "logo_dense"}, r"positions\.mode=logo_dense is unknown"),
+        (example([8]), {"draw": "slot"}, r"positions\.draw=slot is unknown; choose one of slots, uniform"),
+        (example([8]), {"sparse_share": 1.5}, r"positions\.sparse_share=1\.5"),
+    ],
+)
+def test_bad_settings_name_the_row_or_the_key(
+    row: TokenizedExample, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        synthesise(row, **({"mode": "logo", "target_length": 500, "rng": row_rng(0, 0)} | changes))
+
+
+def test_every_file_of_the_group_has_the_same_keys_and_works() -> None:
+    """So that `positions.target_length=…` holds whichever is chosen; `chunk_tokens` is the caller's."""
+    files = sorted(GROUP.glob("*.yaml"))
+    assert [file.stem for file in files] == ["logo", "logo_continuous", "logo_sparse", "none"]
+    for file in files:
+        config = OmegaConf.to_container(OmegaConf.load(file))
+        assert config.pop("mode") == file.stem
+        assert config.pop("chunk_tokens") == 512
+        assert set(config) == {"target_length", "draw", "sparse_share"}
+        synthesise(example([8, 8]), mode=file.stem, rng=row_rng(0, 0), **config)
