@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -92,10 +92,19 @@ def _check_call(node: dict[str, Any], allow: Sequence[str], key: str) -> None:
             + (f" but of {defined_in}, which `allow_targets` may name" if callable(target) else "")
         )
     parameters = inspect.signature(target).parameters
+    for given in node.keys() & parameters.keys():
+        _check_number(node[given], parameters[given], f"{key}.{given}")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for given in node.keys() - _HYDRA_KEYS - parameters.keys():
         raise UserError(f"{key}.{given} is unknown; {name} takes {', '.join(parameters)}")
+
+
+def _check_number(value: Any, parameter: inspect.Parameter, key: str) -> None:
+    """Refuses text or nothing where the target's signature asks for a number."""
+    wants_number = parameter.annotation in (float, int, "float", "int")
+    if wants_number and (isinstance(value, bool) or not isinstance(value, float | int)):
+        raise UserError(f"{key}={'null' if value is None else value} has to be a number")
 
 
 def _find(name: str, key: str) -> Any:
@@ -106,7 +115,7 @@ def _find(name: str, key: str) -> Any:
             f"{key}._target_={name}: no package {package} can be imported; install it or set PYTHONPATH"
         )
     try:
-        return get_object(name)
+        return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{key}._target_={name} cannot be loaded: {_first_line(error)}") from error
 
