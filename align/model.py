@@ -185,7 +185,9 @@ def load_causal_lm(
         trust_remote_code=settings.trust_remote_code,
         revision=settings.revision,
     )
-    return model if device is None else model.to(device)
+    if device is not None:
+        torch.nn.Module.to(model, device)
+    return model
 
 
 def resolve_dtype(name: str) -> torch.dtype:

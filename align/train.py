@@ -148,7 +148,7 @@ def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
         tokenizer,
         positions=run.positions,
         seed=run.seed,
-        require_rejected=run.method.name != "sft",
+        require_rejected=run.method.uses_rejected(),
     )
     check_config(load_config(run.model), longest_sequence=data.counts["longest_sequence"])
     return data

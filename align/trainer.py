@@ -60,6 +60,7 @@ class PreferenceTrainer(Trainer):
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, **kwargs)
+        self._parameters = sum(parameter.numel() for parameter in model.parameters())
 
     # ---- loss
 
@@ -80,11 +81,10 @@ class PreferenceTrainer(Trainer):
         """
         rows = self.prompt_losses(model, inputs)
         loss = rows[0].sum() / (len(inputs["batch"]) if num_items_in_batch is None else num_items_in_batch)
-        if self.model.training:
-            self._meter.add(rows[1])
-            self._new_tokens += inputs["batch"].num_tokens
-            # A wrapper averages gradients over processes; the divisor above already counts all of them.
-            loss = loss * self.args.world_size
+        self._meter.add(rows[1])
+        self._new_tokens += inputs["batch"].num_tokens
+        # A wrapper averages gradients over processes; the divisor above already counts all of them.
+        loss = loss * self.args.world_size
         return (loss, rows[1]) if return_outputs else loss
 
     def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ class PreferenceTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 · parameters · tokens, the usual estimate of a training step without attention."""
-        return 6 * self.model.num_parameters() * inputs["batch"].num_tokens
+        return 6 * self._parameters * inputs["batch"].num_tokens
 
     # ---- evaluation
 
