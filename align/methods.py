@@ -57,14 +57,17 @@ class Method:
     needs: Needs
 
     def uses_rejected(self) -> bool:
-        """Whether the loss compares answers at all; SFT does not, so its rows may come without rejected ones."""
+        """Whether the loss compares answers at all; SFT does not, so its rows may come without rejected ones.
+
+        What counts is the graph, not the gradient's value: that of a wide margin rounds to 0.
+        """
         policy, reference = made_up_logps(self.needs)
         rejected = [logps.rejected.requires_grad_() for logps in (policy, policy.short) if logps is not None]
         loss = self.loss(policy, reference).loss.sum()
         if not loss.requires_grad:
             return False
         gradients = torch.autograd.grad(loss, rejected, allow_unused=True)
-        return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+        return any(gradient is not None for gradient in gradients)
 
 
 def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Method:

@@ -94,6 +94,11 @@ def test_bad_settings_end_in_one_sentence(bad: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_wide_margin_still_uses_rejected_answers() -> None:
+    """β = 1000: the margin is 1000 nats and the gradient rounds to 0, but the loss compares all the same."""
+    assert load_method(config(loss=SIMPO | {"beta": 1000.0})).uses_rejected()
+
+
 def test_a_name_allows_itself_and_what_is_inside() -> None:
     assert allowed("losses", ["losses"]) and allowed("losses.dpo.f", ["losses"])
     assert not allowed("lossesx.f", ["losses"]) and not allowed("my.losses.f", ["losses"])

@@ -74,6 +74,10 @@ def test_shapes_dtype_and_gradient(method: Method, rejected: int, dtype: torch.d
         assert (gradients[0] != 0).all(), "the chosen answer gets no gradient"
 
 
+def test_sft_alone_does_without_rejected_answers(method: Method) -> None:
+    assert method.uses_rejected() == (method.name != "sft")
+
+
 def test_gradcheck(method: Method) -> None:
     policy, reference = random_pair(method.needs, prompts=2, rejected=2)
     assert torch.autograd.gradcheck(
