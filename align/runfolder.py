@@ -1,0 +1,102 @@
+"""One output folder, one configuration: what a run claims, a different run may not continue."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from align.errors import UserError
+
+CONFIG_NAME = "config.yaml"
+_ABSENT = "(absent)"
+
+
+def claim_output(
+    output: str | Path, config: DictConfig | Mapping[str, Any], *, ignore: Sequence[str] = ()
+) -> None:
+    """Saves the resolved configuration in an unclaimed folder, or compares it with the one saved there.
+
+    The comparison leaves out `output` itself, so that a moved or differently spelled folder goes on. In a
+    distributed run only the process of rank 0 writes.
+
+    Args:
+        output: the run's folder; created where it does not exist.
+        config: the composed configuration; interpolations are resolved here.
+        ignore: dotted keys that may change between two starts of the same run, with all below them.
+
+    Raises:
+        UserError: the folder belongs to a run of another configuration (the keys that differ are named),
+            or its saved configuration cannot be read.
+    """
+    path = Path(output) / CONFIG_NAME
+    # What YAML gives back is compared with what YAML gives back: tuples and lists are the same there.
+    wanted = yaml.safe_load(_as_yaml(config))
+    if not path.is_file():
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_atomically(path, _as_yaml(config))
+        return
+    saved = _read(path)
+    differing = [key for key in _differing(saved, wanted) if not _covered(key, ("output", *ignore))]
+    if differing:
+        changes = ", ".join(f"{key} ({_value(saved, key)} → {_value(wanted, key)})" for key in differing)
+        raise UserError(
+            f"output={output} belongs to a run with another configuration: {changes}; "
+            "set these keys back to continue it, or name another output folder."
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a UTF-8 file that is either whole or absent, whenever the process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    with staging.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staging, path)
+
+
+def _as_yaml(config: DictConfig | Mapping[str, Any]) -> str:
+    node = config if OmegaConf.is_config(config) else OmegaConf.create(dict(config))
+    return OmegaConf.to_yaml(node, resolve=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read as YAML: restore it, or name another output folder."
+        ) from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{path} holds no configuration: restore it, or name another output folder.")
+    return saved
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything that is no mapping; an empty mapping is a value."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    old, new = dict(_leaves(saved)), dict(_leaves(wanted))
+    return [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+
+
+def _covered(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _value(config: Mapping[str, Any], key: str) -> str:
+    value = dict(_leaves(config)).get(key, _ABSENT)
+    return "null" if value is None else str(value)

@@ -1,0 +1,72 @@
+"""One output folder belongs to one configuration."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from align.errors import UserError
+from align.runfolder import claim_output, write_atomically
+
+
+def config(**changes):
+    base = {
+        "output": "a",
+        "seed": 1,
+        "resume": "auto",
+        "trainer": {"learning_rate": 5e-7, "betas": [0.9, 0.95]},
+    }
+    return OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(changes))
+
+
+def test_the_same_configuration_continues_and_interpolations_are_resolved(tmp_path):
+    claim_output(tmp_path / "run", config(twin="${seed}"))
+    claim_output(tmp_path / "run", config(twin=1))
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").twin == 1
+
+
+def test_differing_keys_are_named_with_both_values_and_no_others(tmp_path):
+    claim_output(tmp_path, config())
+    with pytest.raises(UserError) as error:
+        claim_output(tmp_path, config(seed=2, trainer={"learning_rate": 1e-6, "extra": None}))
+    message = str(error.value)
+    assert "seed (1 → 2)" in message
+    assert (
+        "trainer.learning_rate (5.0e-07 → 1.0e-06)" in message
+        or "trainer.learning_rate (5e-07 → 1e-06)" in message
+    )
+    assert "trainer.extra ((absent) → null)" in message
+    assert "betas" not in message and "resume" not in message
+
+
+def test_ignored_keys_and_the_folder_itself_may_change(tmp_path):
+    claim_output(tmp_path, config())
+    changed = config(output="b", resume="never", trainer={"learning_rate": 1.0})
+    claim_output(tmp_path, changed, ignore=("resume", "trainer"))
+    with pytest.raises(UserError, match="resume"):
+        claim_output(tmp_path, changed, ignore=("trainer",))
+
+
+def test_a_plain_mapping_is_taken_and_compared_with_a_configuration(tmp_path):
+    claim_output(tmp_path, {"seed": 1, "sizes": (1, 2)})
+    claim_output(tmp_path, OmegaConf.create({"seed": 1, "sizes": [1, 2]}))
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    claim_output(tmp_path, config())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", ""])
+def test_an_unreadable_record_is_refused_by_its_path(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        claim_output(tmp_path, config())
+
+
+def test_an_atomic_write_leaves_nothing_beside_the_file(tmp_path):
+    write_atomically(tmp_path / "sub" / "file", "one")
+    write_atomically(tmp_path / "sub" / "file", "two")
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["file"]
+    assert (tmp_path / "sub" / "file").read_text() == "two"
