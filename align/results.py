@@ -102,7 +102,8 @@ def draw_training(
         axes.spines[["top", "right"]].set_visible(False)
         if name == "rewards/accuracies":
             axes.set_ylim(-0.03, 1.03)
-    figure.axes[0].legend(frameon=False, fontsize=9)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
 
