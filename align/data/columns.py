@@ -1,0 +1,142 @@
+"""Checked access to a raw row's columns: what is wrong is told with the row and the column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from align.errors import UserError
+
+Message = dict[str, str]  # {"role": …, "content": …}
+Branch = list[Message]  # what follows a prompt: an answer, or answers with the user's turns between
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+
+
+class Columns:
+    """One raw row; columns that are null count as absent."""
+
+    def __init__(self, source: str, values: Mapping[str, Any]) -> None:
+        self.source = source
+        self.values = {name: value for name, value in values.items() if value is not None}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def error(self, message: str) -> UserError:
+        """`message` with the row's place before it, to be raised."""
+        return UserError(f"{self.source}: {message}")
+
+    def wrong_type(self, name: str, wanted: str) -> UserError:
+        """The complaint about a column of the wrong type."""
+        kind = type(self.values[name]).__name__
+        return self.error(f"column {name} must be {wanted}, not {kind}.")
+
+    def get(self, *names: str) -> Any:
+        """The first column of `names` that is there.
+
+        Raises:
+            UserError: none is there.
+        """
+        for name in names:
+            if name in self.values:
+                return self.values[name]
+        raise self.error(f"column {' or '.join(names)} is missing.")
+
+    def text(self, name: str) -> str:
+        """A column that holds text that is not blank."""
+        value = self.get(name)
+        if not isinstance(value, str):
+            raise self.wrong_type(name, "a string")
+        if not value.strip():
+            raise self.error(f"column {name} is empty.")
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        """As `text`; None where the column is absent."""
+        return self.text(name) if name in self else None
+
+    def texts(self, name: str) -> list[str]:
+        """A column that holds a list of texts that are not blank."""
+        values = self.get(name)
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise self.wrong_type(name, "a list of strings")
+        if not values or not all(value.strip() for value in values):
+            raise self.error(f"column {name} has an empty entry.")
+        return values
+
+    def chunks(self, name: str) -> tuple[str, ...]:
+        """A context: text, or a list of texts of which blank ones are left out."""
+        values = self.get(name)
+        values = [values] if isinstance(values, str) else values
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise self.wrong_type(name, "a string or a list of strings")
+        kept = tuple(value for value in values if value.strip())
+        if not kept:
+            raise self.error(f"column {name} is empty.")
+        return kept
+
+    def conversation(self, name: str) -> list[Message]:
+        """A column that holds chat messages, in {role, content} or {from, value} form."""
+        value = self.get(name)
+        if not isinstance(value, list) or not value:
+            raise self.wrong_type(name, "a list of messages")
+        return [self.message(name, item) for item in value]
+
+    def message(self, name: str, value: Any) -> Message:
+        """One chat message of the column `name`."""
+        if not isinstance(value, Mapping):
+            raise self.error(f"column {name} must hold messages with role and content, not {value!r:.40}.")
+        role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
+        if role not in ROLES:
+            raise self.error(f"column {name} has a message of the unknown role {role!r}.")
+        if not isinstance(content, str):
+            kind = type(content).__name__
+            raise self.error(f"column {name} has a message whose content is no string but {kind}.")
+        return {"role": ROLES[role], "content": content}
+
+    def branch(self, name: str, value: Any) -> Branch:
+        """An answer as messages: text, one message, or a list of messages."""
+        if isinstance(value, str):
+            return [{"role": "assistant", "content": value}]
+        if isinstance(value, Mapping):
+            return [self.message(name, value)]
+        if isinstance(value, list) and value:
+            return [self.message(name, item) for item in value]
+        raise self.error(
+            f"column {name} must hold an answer as a string or messages, not {type(value).__name__}."
+        )
+
+    def branches(self, name: str) -> list[Branch]:
+        """A column that holds one answer or a list of answers; an absent one holds none.
+
+        A list of texts or of lists is several answers. A list of messages is one answer, except where all
+        of several messages are the assistant's, which no conversation has.
+        """
+        if name not in self:
+            return []
+        value = self.values[name]
+        if not isinstance(value, list):
+            return [self.branch(name, value)]
+        if not all(isinstance(item, Mapping) for item in value):
+            return [self.branch(name, item) for item in value]
+        messages = [self.message(name, item) for item in value]
+        if all(message["role"] == "assistant" for message in messages):
+            return [[message] for message in messages]
+        return [messages] if messages else []
+
+
+def common_prefix(sequences: Iterable[Any]) -> int:
+    """How many leading items all sequences share."""
+    length = 0
+    for items in zip(*sequences, strict=False):
+        if any(item != items[0] for item in items[1:]):
+            break
+        length += 1
+    return length

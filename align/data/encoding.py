@@ -1,0 +1,129 @@
+"""Fragments → token ids with the token span of every fragment; content never becomes a special token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from align.data.template import Fragment
+
+# Tokenizers of the SentencePiece kind put a word boundary before the text they are given. What continues a
+# text is encoded after this anchor, which merges with nothing in such vocabularies and is dropped again.
+ANCHOR = "\n"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and where each fragment stands in them.
+
+    Attributes:
+        ids: `[n]` int64.
+        spans: `(start, stop)` in `ids` of each fragment; a token belongs where its first character stands.
+    """
+
+    ids: np.ndarray
+    spans: tuple[tuple[int, int], ...]
+
+
+class Encoder:
+    """A fast tokenizer that knows which characters are the template's."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        added = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._added = added
+        names = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self.specials = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+        self.start_ids = self._start_ids()
+        first = self._tokens("x")
+        self._adds_boundary = first[0].startswith("▁")
+        after_special = self._tokens(names[-1] + "x")[1:] if names else []
+        self._boundary_after_special = self._adds_boundary and after_special == first
+
+    def encode(self, fragments: Sequence[Fragment], *, continues: bool = False) -> Encoded:
+        """Encodes the joined text at once, as the tokenizer itself would, without adding special tokens.
+
+        Where a content contains a special token's text, the string is split at the template's special
+        tokens and what stands between is encoded with special tokens switched off.
+
+        Args:
+            fragments: consecutive pieces of one string.
+            continues: the text follows other text, so that no word boundary is put before it.
+        """
+        text = "".join(fragment.text for fragment in fragments)
+        edges = [0, *accumulate(len(fragment.text) for fragment in fragments)]
+        own = [
+            (edges[i], edges[i + 1]) for i, fragment in enumerate(fragments) if fragment.kind == "template"
+        ]
+        found = [match.span() for match in self.specials.finditer(text)]
+        if all(_inside(span, own) for span in found):
+            ids, starts = self._encode_plain(text, anchored=continues, split=False)
+        else:
+            cuts = [match.span() for region in own for match in self.specials.finditer(text, *region)]
+            ids, starts = self._encode_around(text, cuts, continues)
+        bounds = np.searchsorted(starts, edges, side="left").tolist()
+        return Encoded(ids, tuple(pairwise(bounds)))
+
+    def _encode_around(
+        self, text: str, cuts: Sequence[tuple[int, int]], continues: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and first characters of the tokens, with special tokens at `cuts` and nowhere else.
+
+        A special token swallows the white space beside it where the tokenizer says so (Phi-3).
+        """
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        at, anchored = 0, continues
+        for start, stop in [*cuts, (len(text), len(text))]:
+            name = text[start:stop]
+            token = self._added.get(name)
+            left = len(text[at:start].rstrip()) + at if token is not None and token.lstrip else start
+            ids, starts = self._encode_plain(text[at:left], anchored=anchored, split=True)
+            parts.append((ids, starts + at))
+            if name:
+                special = np.array([self.tokenizer.convert_tokens_to_ids(name)], dtype=np.int64)
+                parts.append((special, np.array([start], dtype=np.int64)))
+            rest = text[stop:]
+            at = stop + (len(rest) - len(rest.lstrip()) if token is not None and token.rstrip else 0)
+            anchored = not self._boundary_after_special
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([starts for _, starts in parts])
+
+    def _encode_plain(self, text: str, *, anchored: bool, split: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ids `[n]` and each token's first character `[n]`, both int64."""
+        anchor = ANCHOR if anchored and self._adds_boundary else ""
+        if not text:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        encoding = self.tokenizer(
+            anchor + text,
+            add_special_tokens=False,
+            split_special_tokens=split,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            truncation=False,
+            verbose=False,
+        )
+        ids = np.asarray(encoding["input_ids"], dtype=np.int64)
+        starts = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 0]
+        skip = len(self._ids(anchor)) if anchor else 0
+        return ids[skip:], starts[skip:] - len(anchor)
+
+    def _start_ids(self) -> np.ndarray:
+        """What the tokenizer puts before plain text (a beginning-of-text token, or nothing)."""
+        bare = self._ids("x")
+        full = list(self.tokenizer("x", add_special_tokens=True)["input_ids"])
+        at = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return np.asarray(full[:at], dtype=np.int64)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _tokens(self, text: str) -> list[str]:
+        return list(self.tokenizer.convert_ids_to_tokens(self._ids(text)))
+
+
+def _inside(span: tuple[int, int], regions: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= span[0] and span[1] <= stop for start, stop in regions)

@@ -1,0 +1,251 @@
+"""Every row layout as an `Example`: TRL's columns, context and question, several turns, ShareGPT, SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from align.data.columns import Branch, Columns, Message, common_prefix
+from align.data.examples import Example, Turn
+from align.data.sources import RawRow, open_sources, read_rows
+
+LAYOUTS = (
+    "prompt + chosen + rejected, chosen + rejected (prompt in both), "
+    "context + question + chosen + rejected, context + questions + chosens + rejecteds, "
+    "conversations + chosen + rejected, prompt + completion, messages"
+)
+
+
+@dataclass(frozen=True)
+class ParsedRow:
+    """A row as text, and how many of its rejected answers were dropped since they equal the chosen one."""
+
+    example: Example
+    dropped: int = 0
+
+
+def read_examples(
+    path: str, *, require_rejected: bool = False, limit: int | None = None
+) -> Iterator[Example]:
+    """The rows of `data.path` as text, one after the other (of a data set with splits: the train split).
+
+    Args:
+        path: a file, a folder of files, a saved `datasets` folder or a Hub id.
+        require_rejected: the method compares answers, so that a row without a rejected one is an error.
+        limit: at most this many rows.
+
+    Raises:
+        UserError: the path or a row cannot be used; names file and line or row.
+    """
+    for row in islice(read_rows(open_sources(path).train), limit):
+        yield parse_row(row, require_rejected=require_rejected).example
+
+
+def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
+    """One raw row as an `Example`, whatever its layout; arguments and errors as in `read_examples`."""
+    columns = Columns(row.source, row.values)
+    example = _read_layout(columns)
+    kept, dropped = _drop_equal(example.turns)
+    if dropped and not kept[0].rejected:
+        raise columns.error("every rejected answer equals the chosen one.")
+    if require_rejected and not kept[0].rejected:
+        raise columns.error("no rejected answer, which this method needs.")
+    return ParsedRow(
+        Example(
+            source=example.source,
+            turns=kept,
+            messages=example.messages,
+            text=example.text,
+            chunks=example.chunks,
+            system=example.system,
+        ),
+        dropped,
+    )
+
+
+def _read_layout(columns: Columns) -> Example:
+    """Picks the layout by the columns that are there."""
+    if "context" in columns:
+        return _context_row(columns)
+    if "conversations" in columns:
+        return _conversation_row(columns, "conversations")
+    if "prompt" in columns:
+        return _prompt_row(columns)
+    if "messages" in columns:
+        return _conversation_row(columns, "messages")
+    if "chosen" in columns:
+        return _implicit_row(columns)
+    found = ", ".join(columns.values) or "none"
+    raise columns.error(f"unknown layout with the columns {found}; accepted are: {LAYOUTS}.")
+
+
+def _context_row(columns: Columns) -> Example:
+    """`context` with `question` (one turn) or `questions` (several turns over one context)."""
+    chunks = columns.chunks("context")
+    if "questions" in columns:
+        turns = _several_turns(columns)
+    else:
+        chosen = _single(columns, "chosen", columns.branch("chosen", columns.get("chosen", "completion")))
+        rejected = [_single(columns, "rejected", branch) for branch in columns.branches("rejected")]
+        turns = (
+            Turn(columns.text("question"), chosen, tuple(rejected), columns.optional_text("short_prompt")),
+        )
+    return Example(columns.source, turns, chunks=chunks, system=columns.optional_text("system"))
+
+
+def _several_turns(columns: Columns) -> tuple[Turn, ...]:
+    """`questions`, `chosens`, `rejecteds`, `short_prompts`: one entry a turn, in each column as many."""
+    questions, chosens = columns.texts("questions"), columns.texts("chosens")
+    rejecteds = columns.get("rejecteds") if "rejecteds" in columns else [[]] * len(questions)
+    shorts: Sequence[str | None] = (
+        columns.texts("short_prompts") if "short_prompts" in columns else [None] * len(questions)
+    )
+    if not isinstance(rejecteds, list):
+        raise columns.wrong_type("rejecteds", "a list with one entry a turn")
+    lengths = {
+        "questions": len(questions),
+        "chosens": len(chosens),
+        "rejecteds": len(rejecteds),
+        "short_prompts": len(shorts),
+    }
+    if len(set(lengths.values())) > 1:
+        counted = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        raise columns.error(f"the turns' columns have different lengths ({counted}).")
+    negatives = [_negatives(columns, entry) for entry in rejecteds]
+    if len({len(entry) for entry in negatives}) > 1:
+        counts = ", ".join(str(len(entry)) for entry in negatives)
+        raise columns.error(f"every turn must have as many rejected answers as the others, not {counts}.")
+    return tuple(
+        Turn(question, chosen, rejected, short)
+        for question, chosen, rejected, short in zip(questions, chosens, negatives, shorts, strict=True)
+    )
+
+
+def _negatives(columns: Columns, entry: Any) -> tuple[str, ...]:
+    """One turn's entry of `rejecteds`: a text or a list of texts."""
+    values = [entry] if isinstance(entry, str) else entry
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise columns.wrong_type("rejecteds", "a list that holds a string or a list of strings for each turn")
+    if not all(value.strip() for value in values):
+        raise columns.error("column rejecteds has an empty answer.")
+    return tuple(values)
+
+
+def _conversation_row(columns: Columns, name: str) -> Example:
+    """A conversation: the prompt where `chosen` is there (ranking rows), else the whole of an SFT row."""
+    messages = columns.conversation(name)
+    if "chosen" in columns:
+        branches = [columns.branch("chosen", columns.get("chosen")), *columns.branches("rejected")]
+        return _chat_example(columns, messages, branches)
+    first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
+    if first is None:
+        raise columns.error(f"column {name} holds no assistant's message and there is no column chosen.")
+    return _chat_example(columns, messages[:first], [messages[first:]])
+
+
+def _prompt_row(columns: Columns) -> Example:
+    """`prompt` with `chosen` and `rejected`, or with `completion`."""
+    answer = "chosen" if "chosen" in columns else "completion"
+    chosen = columns.branch(answer, columns.get("chosen", "completion"))
+    branches = [chosen, *columns.branches("rejected")]
+    if not isinstance(columns.get("prompt"), str):
+        return _chat_example(columns, columns.conversation("prompt"), branches)
+    prompt = columns.text("prompt")
+    if chosen[0]["role"] != "assistant":  # TRL: a prompt column beside conversations that hold it too
+        return _implicit_row(columns)
+    if not isinstance(columns.get(answer), str):
+        return _chat_example(columns, [{"role": "user", "content": prompt}], branches)
+    turns = _turns(columns, branches)
+    return Example(columns.source, turns, text=prompt, system=columns.optional_text("system"))
+
+
+def _implicit_row(columns: Columns) -> Example:
+    """`chosen` and `rejected` share their beginning, which is the prompt (TRL's `extract_prompt`)."""
+    chosen = columns.get("chosen")
+    branches = [columns.branch("chosen", chosen), *columns.branches("rejected")]
+    if isinstance(chosen, str):
+        return _implicit_text(columns, branches)
+    if all(branch == branches[0] for branch in branches[1:]):
+        cut = len(branches[0]) - 1  # an SFT conversation, or equal answers, which are told later
+    else:
+        cut = common_prefix(branches)
+    return _chat_example(columns, branches[0][:cut], [branch[cut:] for branch in branches])
+
+
+def _implicit_text(columns: Columns, branches: list[Branch]) -> Example:
+    texts = [
+        _single(columns, "chosen" if i == 0 else "rejected", branch) for i, branch in enumerate(branches)
+    ]
+    if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
+        raise columns.error("every rejected answer equals the chosen one.")
+    cut = common_prefix(texts) if len(texts) > 1 else 0
+    if cut and texts[0][cut - 1] == " ":  # the space belongs to the answer, as TRL has it
+        cut -= 1
+    if not texts[0][:cut].strip():
+        raise columns.error("there is no prompt: chosen and rejected share no beginning.")
+    turns = _turns(columns, [[{"role": "assistant", "content": text[cut:]}] for text in texts])
+    return Example(columns.source, turns, text=texts[0][:cut], system=columns.optional_text("system"))
+
+
+def _chat_example(columns: Columns, prompt: list[Message], branches: list[Branch]) -> Example:
+    """A row of chat messages; the prompt must end with the user's."""
+    if not prompt or prompt[-1]["role"] != "user":
+        raise columns.error("the prompt must end with a user's message.")
+    if not prompt[-1]["content"].strip():
+        raise columns.error("the user's last message is empty.")
+    system = columns.optional_text("system")
+    if system is not None and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": system}, *prompt]
+    return Example(columns.source, _turns(columns, branches), messages=tuple(prompt))
+
+
+def _turns(columns: Columns, branches: list[Branch]) -> tuple[Turn, ...]:
+    """The turns of answers that share their later questions; `branches[0]` is the chosen one."""
+    for i, branch in enumerate(branches):
+        name = "chosen" if i == 0 else "rejected"
+        expected = ["user" if k % 2 else "assistant" for k in range(len(branch))]
+        if [message["role"] for message in branch] != expected or len(branch) % 2 == 0:
+            raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
+        if not all(message["content"].strip() for message in branch):
+            raise columns.error(f"column {name} has an empty answer.")
+        if branch[1::2] != branches[0][1::2]:
+            raise columns.error("chosen and rejected must have the same later questions.")
+    short = columns.optional_text("short_prompt")
+    if short is not None and len(branches[0]) > 1:
+        raise columns.error("a row of several turns takes short_prompts beside context and questions.")
+    return tuple(
+        Turn(
+            question=branches[0][k - 1]["content"] if k else None,
+            chosen=branches[0][k]["content"],
+            rejected=tuple(branch[k]["content"] for branch in branches[1:]),
+            short_prompt=short,
+        )
+        for k in range(0, len(branches[0]), 2)
+    )
+
+
+def _single(columns: Columns, name: str, branch: Branch) -> str:
+    """The text of an answer that is one assistant's message."""
+    if len(branch) != 1 or branch[0]["role"] != "assistant":
+        raise columns.error(f"column {name} must hold one assistant's answer here.")
+    if not branch[0]["content"].strip():
+        raise columns.error(f"column {name} has an empty answer.")
+    return branch[0]["content"]
+
+
+def _drop_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:
+    """The turns without the rejected answers that equal the chosen one in every turn."""
+    kept = [
+        j
+        for j in range(len(turns[0].rejected))
+        if any(turn.rejected[j].strip() != turn.chosen.strip() for turn in turns)
+    ]
+    dropped = len(turns[0].rejected) - len(kept)
+    if not dropped:
+        return turns, 0
+    return tuple(
+        Turn(turn.question, turn.chosen, tuple(turn.rejected[j] for j in kept), turn.short_prompt)
+        for turn in turns
+    ), dropped

@@ -1,0 +1,74 @@
+"""The groups `data` and `positions` as types; hydra_conf/data/default.yaml comments every key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.errors import UserError
+
+CUTS = ("middle", "end", "start")
+CHATS = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Group `data`; see hydra_conf/data/default.yaml.
+
+    Raises:
+        UserError: a value outside its range, naming the key.
+    """
+
+    path: str | None = None
+    eval_path: str | None = None
+    eval_size: float = 0.1
+    limit: int | None = None
+    template: str = "{context}\n\n{question}"
+    chunk_separator: str = "\n\n"
+    system: str | None = None
+    chat: str = "auto"
+    max_length: int | None = None
+    cut: str = "middle"
+    keep_tail: int = 128
+    tokens_per_row: int | None = None
+    num_proc: int = 1
+
+    def __post_init__(self) -> None:
+        _check_choice("data.cut", self.cut, CUTS)
+        _check_choice("data.chat", self.chat, CHATS)
+        for key in ("limit", "max_length", "tokens_per_row", "num_proc"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"data.{key}={value} is too small: give a number from 1 on.")
+        for key in ("eval_size", "keep_tail"):
+            if getattr(self, key) < 0:
+                raise UserError(f"data.{key}={getattr(self, key)} is negative: give 0 or more.")
+        if self.eval_size > 1 and self.eval_size != int(self.eval_size):
+            raise UserError(
+                f"data.eval_size={self.eval_size} is neither a share below 1 nor a whole number of rows."
+            )
+        for place in ("{context}", "{question}"):
+            if self.template.count(place) != 1:
+                raise UserError(f"data.template={self.template!r} must contain {place} exactly once.")
+
+
+@dataclass(frozen=True)
+class PositionSettings:
+    """Group `positions`; see hydra_conf/positions/logo.yaml."""
+
+    mode: str = "none"
+    target_length: int = 65536
+    draw: str = "slots"
+    sparse_share: float = 0.1
+    chunk_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        for key in ("target_length", "chunk_tokens"):
+            if getattr(self, key) < 1:
+                raise UserError(
+                    f"positions.{key}={getattr(self, key)} is too small: give a number from 1 on."
+                )
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value} is not known: use {', '.join(choices)}.")

@@ -1,0 +1,228 @@
+"""`Example` → `TokenizedExample`: the prompt encoded once, answers on their own, cuts in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from align.data.encoding import Encoder
+from align.data.examples import Answer, Example, TokenizedExample, Turn
+from align.data.settings import DataSettings
+from align.data.template import (
+    PLAIN_SEPARATOR,
+    ChatTemplate,
+    Fragment,
+    Message,
+    PlainTemplate,
+    Rendering,
+    Template,
+    end_of_text,
+)
+from align.errors import UserError
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Token ids of a prompt and the spans of its context chunks."""
+
+    ids: np.ndarray
+    chunks: tuple[Span, ...]
+
+
+class ExampleTokenizer:
+    """Turns rows into tokens under one tokenizer and one set of data settings.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        settings: group `data`.
+        chunk_tokens: tokens a chunk where a row's context does not come in chunks (`positions.chunk_tokens`).
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, settings: DataSettings, *, chunk_tokens: int
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise UserError("the tokenizer has no fast version, which character offsets need.")
+        if settings.chat == "always" and tokenizer.chat_template is None:
+            raise UserError("data.chat=always needs a chat template, which this tokenizer does not have.")
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.chunk_tokens = chunk_tokens
+        self.encoder = Encoder(tokenizer)
+        self.chat = (
+            None if tokenizer.chat_template is None else ChatTemplate(tokenizer, self.encoder.specials)
+        )
+
+    def __call__(self, example: Example) -> TokenizedExample:
+        """The row as tokens, positions 0 … P−1.
+
+        Raises:
+            UserError: the template cannot render it, or question, template and longest answer alone exceed
+                `data.max_length`.
+        """
+        tokenized = self._tokenize(example)
+        return replace(
+            tokenized, short=tuple(self._short(example, turn) for turn in example.turns if turn.short_prompt)
+        )
+
+    def _tokenize(self, example: Example) -> TokenizedExample:
+        template = self._template(example)
+        rendering = template.render(
+            example.source,
+            self._messages(example),
+            [turn.question or "" for turn in example.turns[1:]],
+            [(turn.chosen, *turn.rejected) for turn in example.turns],
+        )
+        prompt = self._encode_prompt(rendering, plain=isinstance(template, PlainTemplate))
+        answers = self._encode_answers(rendering)
+        return self._fit(example.source, prompt, answers)
+
+    def _short(self, example: Example, turn: Turn) -> TokenizedExample:
+        """One turn on its short context: a row of its own, which never gets synthesised positions."""
+        alone = replace(example, turns=(replace(turn, short_prompt=None),))
+        short = turn.short_prompt or ""
+        if example.chunks:
+            alone = replace(alone, chunks=(short,))
+        elif example.messages:
+            alone = replace(alone, messages=(*example.messages[:-1], {"role": "user", "content": short}))
+        else:
+            alone = replace(alone, text=short)
+        return replace(self._tokenize(alone), chunk_spans=())
+
+    def _template(self, example: Example) -> Template:
+        """The chat template or plain text, by `data.chat`."""
+        chat = self.settings.chat
+        wanted = chat == "always" or (chat == "auto" and example.text is None)
+        if wanted and self.chat is not None:
+            return self.chat
+        separator = "" if example.text is not None else PLAIN_SEPARATOR
+        return PlainTemplate(end_of_text(self.tokenizer), separator)
+
+    def _messages(self, example: Example) -> list[Message]:
+        """The prompt as messages whose contents are fragments."""
+        if example.messages:
+            messages = _bare_messages(example)
+        elif example.chunks:
+            messages = [Message("user", self._context_fragments(example))]
+        else:
+            messages = [Message("user", (Fragment(example.text or "", "bare"),))]
+        system = example.system or self.settings.system
+        # A plain string prompt is complete as it is.
+        plain_text = example.text is not None and self.settings.chat != "always"
+        if system and not plain_text and messages[0].role != "system":
+            messages.insert(0, Message("system", (Fragment(system, "text"),)))
+        return messages
+
+    def _context_fragments(self, example: Example) -> tuple[Fragment, ...]:
+        """`data.template` filled with the chunks and the first question."""
+        separator = Fragment(self.settings.chunk_separator, "template")
+        context = [piece for chunk in example.chunks for piece in (separator, Fragment(chunk, "chunk"))][1:]
+        question = [Fragment(example.turns[0].question or "", "text")]
+        fragments: list[Fragment] = []
+        for part in _split_places(self.settings.template):
+            places = {"{context}": context, "{question}": question}
+            fragments.extend(places.get(part, [Fragment(part, "template")]))
+        return tuple(fragments)
+
+    def _encode_prompt(self, rendering: Rendering, *, plain: bool) -> _Prompt:
+        encoded = self.encoder.encode(rendering.prompt)
+        # A chat template writes the beginning-of-text token itself (TRL's rule).
+        start = self.encoder.start_ids if plain else self.encoder.start_ids[:0]
+        pairs = list(zip(rendering.prompt, encoded.spans, strict=True))
+        chunks = [span for fragment, span in pairs if fragment.kind == "chunk" and span[0] < span[1]]
+        for fragment, (first, last) in pairs:
+            if fragment.kind == "bare":
+                chunks = [(first, max(first, last - self.settings.keep_tail))]
+        if len(chunks) == 1:
+            chunks = _pieces(chunks[0], self.chunk_tokens)
+        shifted = tuple((first + len(start), last + len(start)) for first, last in chunks)
+        return _Prompt(np.concatenate([start, encoded.ids]), shifted)
+
+    def _encode_answers(self, rendering: Rendering) -> tuple[Answer, ...]:
+        """Each branch: answer, end, template and question unscored, answer, end, …"""
+        end = Fragment(rendering.end, "template")
+        between = [self.encoder.encode(part, continues=True).ids for part in rendering.between]
+        branches = []
+        for texts in zip(*rendering.answers, strict=True):
+            ids, scored = [], []
+            for k, text in enumerate(texts):
+                if k:
+                    ids.append(between[k - 1])
+                    scored.append(np.zeros(len(between[k - 1]), dtype=bool))
+                ids.append(self.encoder.encode([Fragment(text, "text"), end], continues=True).ids)
+                scored.append(np.ones(len(ids[-1]), dtype=bool))
+            branches.append(Answer(np.concatenate(ids), np.concatenate(scored)))
+        return tuple(branches)
+
+    def _fit(self, source: str, prompt: _Prompt, answers: tuple[Answer, ...]) -> TokenizedExample:
+        """Cuts the context so that prompt and longest answer fit `data.max_length`."""
+        longest = max(len(answer.input_ids) for answer in answers)
+        limit = self.settings.max_length
+        excess = 0 if limit is None else max(0, len(prompt.ids) + longest - limit)
+        if excess:
+            first, last = (prompt.chunks[0][0], prompt.chunks[-1][1]) if prompt.chunks else (0, 0)
+            if excess > last - first:
+                raise UserError(
+                    f"{source}: the longest answer has {longest} tokens and the prompt without its context "
+                    f"{len(prompt.ids) - (last - first)}, together more than data.max_length={limit}: "
+                    "raise it or leave the row out."
+                )
+            prompt = _cut(prompt, _removed((first, last), excess, self.settings.cut))
+        return TokenizedExample(
+            source=source,
+            prompt_ids=prompt.ids,
+            position_ids=np.arange(len(prompt.ids), dtype=np.int64),
+            answers=answers,
+            chunk_spans=prompt.chunks,
+            cut_tokens=excess,
+        )
+
+
+def _bare_messages(example: Example) -> list[Message]:
+    """Chat messages of which the longest user message is the context; all after it counts as the question."""
+    users = [i for i, message in enumerate(example.messages) if message["role"] == "user"]
+    longest = max(users, key=lambda i: len(example.messages[i]["content"]))
+    messages = []
+    for i, message in enumerate(example.messages):
+        kind = "text" if i != longest else "bare" if i == len(example.messages) - 1 else "chunk"
+        messages.append(Message(message["role"], (Fragment(message["content"], kind),)))  # type: ignore[arg-type]
+    return messages
+
+
+def _split_places(template: str) -> list[str]:
+    """`data.template` at its two places: text, place, text, place, text."""
+    first, second = sorted(("{context}", "{question}"), key=template.index)
+    before, rest = template.split(first)
+    middle, after = rest.split(second)
+    return [before, first, middle, second, after]
+
+
+def _pieces(span: Span, size: int) -> list[Span]:
+    """`span` in pieces of `size` tokens, the last one shorter."""
+    first, last = span
+    return [(start, min(start + size, last)) for start in range(first, last, size)]
+
+
+def _removed(context: Span, excess: int, cut: str) -> Span:
+    """Which `excess` tokens of the context go: its middle (both ends stay, as in LongBench), end or start."""
+    first, last = context
+    kept = last - first - excess
+    start = {"middle": first + (kept + 1) // 2, "end": last - excess, "start": first}[cut]
+    return start, start + excess
+
+
+def _cut(prompt: _Prompt, removed: Span) -> _Prompt:
+    """The prompt without the tokens of `removed`; chunks shrink, and those that are empty vanish."""
+    start, stop = removed
+
+    def moved(at: int) -> int:
+        return at if at <= start else max(start, at - (stop - start))
+
+    spans: Sequence[Span] = [(moved(first), moved(last)) for first, last in prompt.chunks]
+    ids = np.concatenate([prompt.ids[:start], prompt.ids[stop:]])
+    return _Prompt(ids, tuple(span for span in spans if span[0] < span[1]))
