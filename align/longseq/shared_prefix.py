@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +18,16 @@ from torch import Tensor
 
 from align.data.examples import TokenizedExample
 
+# `(start, stop)` of consecutive tokens in a row.
+Span = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Group:
-    """One prompt and its answers as spans `(start, stop)` of the row; they follow each other without gaps."""
+    """One prompt and its answers as spans of the row; they follow each other without gaps."""
 
-    prompt: tuple[int, int]
-    answers: tuple[tuple[int, int], ...]
+    prompt: Span
+    answers: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ class SharedPrefixRow:
 
     def to(self, device: torch.device | str) -> SharedPrefixRow:
         """The same row with its tensors on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
 
