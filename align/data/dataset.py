@@ -1,0 +1,161 @@
+"""Rows on disk → tokenised, memory-mapped data sets with a held-out split, and the collator.
+
+data = load_preference_data(settings, tokenizer, positions=positions, seed=42)
+batch = Collator(tokens_per_row=8192)([data.train[0], data.train[1]])["batch"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from align.data.build import build_dataset
+from align.data.rows import to_example, to_row
+from align.data.settings import DataSettings, PositionSettings
+from align.data.sources import Source, open_sources
+from align.errors import UserError
+from align.longseq.shared_prefix import SharedPrefixBatch, pack
+
+__all__ = [
+    "Collator",
+    "DataSettings",
+    "PositionSettings",
+    "PreferenceData",
+    "load_preference_data",
+    "to_example",
+    "to_row",
+]
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """Tokenised rows, ready for a Trainer with `Collator` (and `remove_unused_columns=False`).
+
+    Attributes:
+        train: rows in file order; `to_example` turns one into a `TokenizedExample`.
+        eval: the held-out rows; None where none are held out.
+        counts: over both: `rows`, `train_rows`, `eval_rows`, `tokens` (each prompt once), `padded_tokens`
+            (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
+            `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer).
+    """
+
+    train: Dataset
+    eval: Dataset | None
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Packs stored rows into a shared-prefix batch (`align.longseq.shared_prefix.pack`)."""
+
+    tokens_per_row: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, SharedPrefixBatch]:
+        """`{"batch": …}` of the rows, in order."""
+        examples = [to_example(row) for row in rows]
+        return {"batch": pack(examples, tokens_per_row=self.tokens_per_row)}
+
+
+def load_preference_data(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    positions: PositionSettings,
+    seed: int,
+    require_rejected: bool = False,
+) -> PreferenceData:
+    """Reads, tokenises, places and splits the rows of `data.path`; a second call finds them in the cache.
+
+    Args:
+        settings: group `data`.
+        tokenizer: a fast tokenizer; part of the cache's key by its content.
+        positions: group `positions`; row i draws from (seed, i).
+        seed: of the held-out split and of position synthesis.
+        require_rejected: rows without a rejected answer are an error.
+
+    Raises:
+        UserError: data missing or empty, or a row that cannot be used; names file and row.
+    """
+    sources = open_sources(settings.path)
+    held_out = sources.held_out
+    if settings.eval_path is not None:
+        held_out = open_sources(settings.eval_path, key="data.eval_path").train
+
+    def build(part: Sequence[Source], key: str, name: str) -> Dataset:
+        dataset = build_dataset(
+            part, settings, tokenizer, positions=positions, seed=seed, require_rejected=require_rejected
+        )
+        if not len(dataset):
+            raise UserError(f"{key}={name} holds no rows.")
+        return dataset
+
+    train = build(sources.train, "data.path", str(settings.path))
+    if held_out:
+        key = "data.path" if settings.eval_path is None else "data.eval_path"
+        held = build(held_out, key, str(settings.eval_path or settings.path))
+    else:
+        train, held = split_held_out(train, settings.eval_size, seed=seed)
+    return PreferenceData(train, held, _counts(train, held))
+
+
+def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Splits rows at random so that rows of the same prompt stay on one side.
+
+    Args:
+        dataset: rows with a `prompt_hash`.
+        size: rows to hold out: a share where it is below 1, else their number; 0 holds out none. At least
+            one is held out; prompts are taken whole until the number is reached.
+        seed: of the shuffle.
+
+    Returns:
+        `(train, held out)`, each in the rows' order.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    if size == 0:
+        return dataset, None
+    wanted = max(1, round(size * len(dataset)) if size < 1 else int(size))
+    prompts: dict[str, list[int]] = {}
+    for row, prompt in enumerate(dataset["prompt_hash"]):
+        prompts.setdefault(prompt, []).append(row)
+    groups = list(prompts.values())
+    held: set[int] = set()
+    for group in np.random.default_rng(seed).permutation(len(groups)):
+        if len(held) >= wanted:
+            break
+        held.update(groups[group])
+    if len(held) == len(dataset):
+        raise UserError(
+            f"data.eval_size={size:g} leaves nothing to train on: the data has {len(dataset)} rows of "
+            f"{len(groups)} prompts; set data.eval_size=0, or name held-out rows with data.eval_path."
+        )
+    train = [row for row in range(len(dataset)) if row not in held]
+    return dataset.select(train), dataset.select(sorted(held))
+
+
+def _counts(train: Dataset, held: Dataset | None) -> dict[str, int]:
+    """See `PreferenceData.counts`."""
+    parts = [train] if held is None else [train, held]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([np.asarray(part[name][:], dtype=np.int64) for part in parts])
+
+    cut, longest = column("cut_tokens"), column("longest_sequence")
+    return {
+        "rows": sum(len(part) for part in parts),
+        "train_rows": len(train),
+        "eval_rows": 0 if held is None else len(held),
+        "tokens": int(column("num_tokens").sum()),
+        "padded_tokens": int((longest * column("num_answers")).sum()),
+        "longest_sequence": int(longest.max()),
+        "largest_position": int(column("largest_position").max()),
+        "cut_rows": int((cut > 0).sum()),
+        "cut_tokens": int(cut.sum()),
+        "dropped_rejected": int(column("dropped_rejected").sum()),
+    }

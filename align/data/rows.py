@@ -1,0 +1,144 @@
+"""`TokenizedExample` ↔ the flat int32 columns in which Arrow stores it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Features, List, Value
+
+from align.data.examples import Answer, TokenizedExample
+
+_INTEGERS = List(Value("int32"))
+
+# Flat lists, so that a row of 10^5 tokens is read as arrays and never as Python integers. The lengths of
+# the answers and of the short rows say where the flat lists are cut. The last block describes the row.
+FEATURES = Features(
+    {
+        "source": Value("string"),
+        "prompt_ids": _INTEGERS,
+        "position_ids": _INTEGERS,
+        "answer_ids": _INTEGERS,
+        "answer_lengths": _INTEGERS,
+        "scored": List(Value("bool")),
+        "chunk_spans": _INTEGERS,
+        "cut_tokens": Value("int32"),
+        "short_prompt_ids": _INTEGERS,
+        "short_position_ids": _INTEGERS,
+        "short_prompt_lengths": _INTEGERS,
+        "short_answer_ids": _INTEGERS,
+        "short_answer_lengths": _INTEGERS,
+        "short_scored": List(Value("bool")),
+        "short_cut_tokens": _INTEGERS,
+        "prompt_hash": Value("string"),
+        "num_tokens": Value("int32"),
+        "num_answers": Value("int32"),
+        "longest_sequence": Value("int32"),
+        "largest_position": Value("int32"),
+        "dropped_rejected": Value("int32"),
+    }
+)
+
+
+def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str, Any]:
+    """The columns of `FEATURES` for one row.
+
+    Args:
+        example: its `short` rows have no `chunk_spans` and as many answers as it has.
+        dropped_rejected: rejected answers that were left out since they equal the chosen one.
+    """
+    answers = example.answers
+    short_answers = [answer for short in example.short for answer in short.answers]
+    return {
+        "source": example.source,
+        "prompt_ids": _int32(example.prompt_ids),
+        "position_ids": _int32(example.position_ids),
+        "answer_ids": _joined(answer.input_ids for answer in answers),
+        "answer_lengths": _int32([len(answer.input_ids) for answer in answers]),
+        "scored": _joined((answer.scored for answer in answers), dtype=bool),
+        "chunk_spans": _int32(np.ravel(example.chunk_spans)),
+        "cut_tokens": example.cut_tokens,
+        "short_prompt_ids": _joined(short.prompt_ids for short in example.short),
+        "short_position_ids": _joined(short.position_ids for short in example.short),
+        "short_prompt_lengths": _int32([len(short.prompt_ids) for short in example.short]),
+        "short_answer_ids": _joined(answer.input_ids for answer in short_answers),
+        "short_answer_lengths": _int32([len(answer.input_ids) for answer in short_answers]),
+        "short_scored": _joined((answer.scored for answer in short_answers), dtype=bool),
+        "short_cut_tokens": _int32([short.cut_tokens for short in example.short]),
+        "prompt_hash": hash_ids(example.prompt_ids),
+        "num_tokens": example.num_tokens,
+        "num_answers": len(answers),
+        "longest_sequence": len(example.prompt_ids) + example.longest_answer,
+        "largest_position": int(example.position_ids[-1]) + example.longest_answer,
+        "dropped_rejected": dropped_rejected,
+    }
+
+
+def to_example(row: Mapping[str, Any]) -> TokenizedExample:
+    """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
+    spans = _int64(row["chunk_spans"]).reshape(-1, 2).tolist()
+    return TokenizedExample(
+        source=str(row["source"]),
+        prompt_ids=_int64(row["prompt_ids"]),
+        position_ids=_int64(row["position_ids"]),
+        answers=_answers(row["answer_ids"], row["scored"], row["answer_lengths"]),
+        chunk_spans=tuple((start, stop) for start, stop in spans),
+        cut_tokens=int(row["cut_tokens"]),
+        short=_short(row),
+    )
+
+
+def hash_ids(ids: np.ndarray) -> str:
+    """The same for the same tokens, and for practical purposes for no others."""
+    return hashlib.blake2b(np.asarray(ids, dtype=np.int64).tobytes(), digest_size=16).hexdigest()
+
+
+def _short(row: Mapping[str, Any]) -> tuple[TokenizedExample, ...]:
+    lengths = _int64(row["short_prompt_lengths"])
+    if not len(lengths):
+        return ()
+    answers = _answers(row["short_answer_ids"], row["short_scored"], row["short_answer_lengths"])
+    each = len(answers) // len(lengths)
+    return tuple(
+        TokenizedExample(
+            str(row["source"]), ids, positions, answers[k * each : (k + 1) * each], cut_tokens=int(cut)
+        )
+        for k, (ids, positions, cut) in enumerate(
+            zip(
+                _cut(row["short_prompt_ids"], lengths),
+                _cut(row["short_position_ids"], lengths),
+                row["short_cut_tokens"],
+                strict=True,
+            )
+        )
+    )
+
+
+def _answers(ids: Any, scored: Any, lengths: Any) -> tuple[Answer, ...]:
+    flags = np.asarray(scored, dtype=bool)
+    return tuple(
+        Answer(part, mask)
+        for part, mask in zip(_cut(ids, lengths), np.split(flags, _edges(lengths)), strict=True)
+    )
+
+
+def _cut(flat: Any, lengths: Any) -> list[np.ndarray]:
+    return np.split(_int64(flat), _edges(lengths))
+
+
+def _edges(lengths: Any) -> np.ndarray:
+    return np.cumsum(_int64(lengths))[:-1]
+
+
+def _joined(arrays: Iterable[np.ndarray], dtype: type = np.int32) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype=dtype), *arrays]).astype(dtype)
+
+
+def _int32(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.int32)
+
+
+def _int64(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.int64)
