@@ -1,0 +1,74 @@
+"""A tokenised row's parts, as people want to see them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from align.data.examples import Answer, TokenizedExample
+
+MAX_CHUNKS = 8  # chunks described one by one; of more only the first and last half of this
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of the prompt.
+
+    Attributes:
+        name: `system`, `chunk 3`, `question`, `prompt` where no chunk is marked, or `chunks 5–12` for several.
+        ids: `[n]` its tokens, n ≥ 1.
+        first: position of its first token.
+        last: position of its last token.
+        jumps: where its positions do not go on by 1: `+512 before`, `7 inside, to +40`, or empty.
+    """
+
+    name: str
+    ids: np.ndarray
+    first: int
+    last: int
+    jumps: str
+
+
+def prompt_parts(example: TokenizedExample) -> list[Part]:
+    """The prompt as system part, chunks (with what separates them) and question."""
+    spans = example.chunk_spans
+    total = len(example.prompt_ids)
+    if not spans:
+        return [_part(example, "prompt", 0, total)]
+    edges = [start for start, _ in spans] + [spans[-1][1]]
+    parts = [_part(example, "system", 0, edges[0])] if edges[0] else []
+    half = MAX_CHUNKS // 2
+    for first, last in _grouped(len(spans), half):
+        name = f"chunk {first + 1}" if last == first + 1 else f"chunks {first + 1}–{last}"
+        parts.append(_part(example, name, edges[first], edges[last]))
+    if edges[-1] < total:
+        parts.append(_part(example, "question", edges[-1], total))
+    return parts
+
+
+def answer_runs(answer: Answer) -> Iterator[tuple[np.ndarray, bool]]:
+    """The answer's tokens in runs that are scored or not."""
+    edges = [0, *(np.flatnonzero(np.diff(answer.scored)) + 1).tolist(), len(answer.scored)]
+    for start, stop in itertools.pairwise(edges):
+        yield answer.input_ids[start:stop], bool(answer.scored[start])
+
+
+def _grouped(count: int, half: int) -> list[tuple[int, int]]:
+    """Chunk numbers one by one; where there are many, those in the middle as one group."""
+    if count <= 2 * half + 1:
+        return [(i, i + 1) for i in range(count)]
+    ends = [(i, i + 1) for i in range(count)]
+    return [*ends[:half], (half, count - half), *ends[count - half :]]
+
+
+def _part(example: TokenizedExample, name: str, start: int, stop: int) -> Part:
+    positions = example.position_ids[start:stop]
+    before = int(positions[0] - (example.position_ids[start - 1] if start else -1)) - 1
+    inside = np.diff(positions) - 1
+    words = [f"+{before} before"] if before else []
+    if inside.any():
+        words.append(f"{np.count_nonzero(inside)} inside, to +{inside.max()}")
+    return Part(name, example.prompt_ids[start:stop], int(positions[0]), int(positions[-1]), ", ".join(words))

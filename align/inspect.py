@@ -1,0 +1,148 @@
+"""`align inspect`: rows as the model will see them, and checks of the data; exit code 1 where one finds something."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from align.cli import hydra_entry
+from align.config import typed
+from align.data.checks import Finding, check_rows, unusable_rows
+from align.data.dataset import (
+    DataSettings,
+    PositionSettings,
+    PreferenceData,
+    load_preference_data,
+    to_example,
+)
+from align.data.describe import answer_runs, prompt_parts
+from align.data.examples import TokenizedExample
+from align.errors import UserError
+from align.model import ModelSettings, load_config, load_tokenizer
+
+MAX_PER_KIND = 10  # findings printed of each kind
+SCORED, UNSCORED = "bold green", "dim"
+
+
+@hydra_entry("inspect")
+def main(config: DictConfig) -> int:
+    """Prints rows, counts and findings; 1 where there are findings."""
+    model = typed(ModelSettings, config, "model")
+    data_settings = typed(DataSettings, config, "data")
+    positions = typed(PositionSettings, config, "positions")
+    for key in ("rows", "characters"):
+        if not isinstance(config[key], int) or config[key] < 0:
+            raise UserError(f"{key}={config[key]} must be a whole number from 0 on.")
+    console = Console(soft_wrap=False)
+    findings = unusable_rows(data_settings, require_rejected=config.require_rejected)
+    if not findings:
+        tokenizer = load_tokenizer(
+            model.path, trust_remote_code=model.trust_remote_code, revision=model.revision
+        )
+        data = load_preference_data(
+            data_settings,
+            tokenizer,
+            positions=positions,
+            seed=config.seed,
+            require_rejected=config.require_rejected,
+        )
+        for i in range(min(config.rows, len(data.train))):
+            print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
+        print_counts(console, data)
+        findings = check_rows(data, window=_window(model, data_settings))
+    print_findings(console, findings)
+    return 1 if findings else 0
+
+
+def print_row(
+    console: Console, example: TokenizedExample, tokenizer: PreTrainedTokenizerBase, *, characters: int
+) -> None:
+    """One row as a table: its parts with tokens, positions, jumps and text; scored tokens stand in ⟦ ⟧."""
+    longest = len(example.prompt_ids) + example.longest_answer
+    padded = longest * len(example.answers)
+    table = Table(
+        title=f"{example.source}: {len(example.prompt_ids)} prompt tokens, {len(example.answers)} answers",
+        caption=f"{example.num_tokens} tokens with the prompt shared, {padded} as {len(example.answers)} padded "
+        f"rows: {1 - example.num_tokens / padded:.0%} saved · {example.cut_tokens} context tokens cut · "
+        f"{len(example.short)} short prompts",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("part", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("positions", justify="right", no_wrap=True)
+    table.add_column("jumps", no_wrap=True)
+    table.add_column("text (⟦scored⟧)", overflow="fold")
+    for part in prompt_parts(example):
+        text = Text(_short(_decode(tokenizer, part.ids), characters), style=UNSCORED)
+        table.add_row(part.name, str(len(part.ids)), f"{part.first}–{part.last}", part.jumps, text)
+    first = int(example.position_ids[-1]) + 1
+    for j, answer in enumerate(example.answers):
+        text = Text()
+        for ids, scored in answer_runs(answer):
+            shown = _short(_decode(tokenizer, ids), characters)
+            text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
+        n = len(answer.input_ids)
+        name = "chosen" if j == 0 else f"rejected {j}"
+        table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
+    console.print(table)
+
+
+def print_counts(console: Console, data: PreferenceData) -> None:
+    """What was read, held out, cut and saved."""
+    counts = data.counts
+    saved = 1 - counts["tokens"] / counts["padded_tokens"]
+    lines = [
+        f"{counts['rows']} rows: {counts['train_rows']} to train on, {counts['eval_rows']} held out",
+        f"{counts['tokens']} tokens with shared prompts, {counts['padded_tokens']} as padded rows: {saved:.0%} saved",
+        f"longest prompt with answer: {counts['longest_sequence']} tokens; largest position: "
+        f"{counts['largest_position']}",
+        f"cut: {counts['cut_tokens']} context tokens in {counts['cut_rows']} rows",
+    ]
+    console.print("\n".join(lines), highlight=False)
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """The findings by kind, the first of each in full."""
+    if not findings:
+        console.print("Nothing wrong was found.", style="green")
+        return
+    for kind, count in Counter(finding.kind for finding in findings).items():
+        console.print(f"{kind}: {count}", style="bold red", highlight=False)
+        for finding in [finding for finding in findings if finding.kind == kind][:MAX_PER_KIND]:
+            console.print(f"  {finding.message}", markup=False, highlight=False, soft_wrap=True)
+        if count > MAX_PER_KIND:
+            console.print(f"  … and {count - MAX_PER_KIND} more", highlight=False)
+
+
+def _window(model: ModelSettings, data: DataSettings) -> int | None:
+    """The model's window; None where contexts are cut or the rotary embedding is stretched on purpose."""
+    rope = model.rope
+    if data.max_length is not None or any(
+        value is not None for value in (rope.theta, rope.type, rope.factor)
+    ):
+        return None
+    return getattr(load_config(model), "max_position_embeddings", None)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _short(text: str, characters: int) -> str:
+    """At most `characters` of the text, half from either end; line breaks shown as ⏎."""
+    half = characters // 2
+    if len(text) > characters:
+        text = f"{text[:half]} … {text[len(text) - half :]}"
+    return text.replace("\n", "⏎")
+
+
+if __name__ == "__main__":
+    main()
