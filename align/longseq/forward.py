@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.longseq.attention import ATTENTION, prepare
+from align.longseq.attention import ATTENTION, PreparedLayout
+from align.longseq.exchange import all_reduce_sum
 from align.longseq.logps import sum_by_index, token_logps
+from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.longseq.support import find_causal_lm
 from losses.types import PairLogps
@@ -20,7 +22,12 @@ DEFAULT_CHUNK = 1024
 
 
 def pair_logps(
-    model: nn.Module, batch: SharedPrefixBatch, *, nll_scope: str = "none", chunk_size: int = DEFAULT_CHUNK
+    model: nn.Module,
+    batch: SharedPrefixBatch,
+    *,
+    parallel: SequenceParallel | None = None,
+    nll_scope: str = "none",
+    chunk_size: int = DEFAULT_CHUNK,
 ) -> PairLogps:
     """Summed log-probs of every answer in the batch, one shared prompt each.
 
@@ -30,22 +37,36 @@ def pair_logps(
         model: a causal language model loaded with `attn_implementation="align_sdpa"`, bare or inside PEFT,
             DDP, FSDP or DeepSpeed. Its mode (`training`) only decides about dropout and checkpointing.
         batch: B prompts with at most A = 1 + M answers each, packed in rows.
+        parallel: this process's place in the group that shares every row; None runs whole rows here. All
+            ranks of the group get the same result, and gradients whose mean over the world is the true one.
         nll_scope: `none`; `chosen` gives the mean negative log-prob over the chosen answer's tokens;
             `sequence` over prompt and chosen branch (LongPO).
         chunk_size: tokens whose vocabulary logits exist at once.
 
     Returns:
         PairLogps of `[B]` and `[B, M]`, in the order of the prompts.
+
+    Raises:
+        UserError: the ranks of the group came with different rows.
     """
     lm = find_causal_lm(model)
     if lm.config._attn_implementation != ATTENTION:
         raise ValueError(
             f"pair_logps needs attn_implementation='{ATTENTION}', not '{lm.config._attn_implementation}'"
         )
-    rows = [_row_logps(model, lm, row, nll_scope, chunk_size) for row in batch.rows]
-    sums = torch.cat([row_sums for row_sums, _ in rows])
+    if parallel is not None:
+        check_same_rows(batch, parallel, nll_scope=nll_scope)
+    totals = torch.cat(
+        [
+            _row_logps(model, lm, *place_row(row, parallel), nll_scope=nll_scope, chunk_size=chunk_size)
+            for row in batch.rows
+        ]
+    )
+    if parallel is not None:
+        totals = all_reduce_sum(totals, parallel.group)
+    sums, context = totals[:, :-1], totals[:, -1]
     lengths = torch.cat([row.lengths for row in batch.rows])
-    nll = _NLL[nll_scope](sums, lengths, torch.cat([extra for _, extra in rows]), batch)
+    nll = _NLL[nll_scope](sums, lengths, context, batch)
     return PairLogps(
         chosen=sums[:, 0],
         rejected=sums[:, 1:],
@@ -56,9 +77,15 @@ def pair_logps(
 
 
 def _row_logps(
-    model: nn.Module, lm: PreTrainedModel, row: SharedPrefixRow, nll_scope: str, chunk_size: int
-) -> tuple[Tensor, Tensor]:
-    """`[b, A]` sums over answers and `[b]` sums over the context tokens that the NLL adds (0 without)."""
+    model: nn.Module,
+    lm: PreTrainedModel,
+    row: SharedPrefixRow,
+    layout: PreparedLayout,
+    *,
+    nll_scope: str,
+    chunk_size: int,
+) -> Tensor:
+    """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
     with_context = nll_scope == "sequence"
     source = torch.cat([row.source, row.context_source]) if with_context else row.source
     target = torch.cat([row.target, row.context_target]) if with_context else row.target
@@ -71,7 +98,7 @@ def _row_logps(
         output = model(
             input_ids=row.input_ids,
             position_ids=row.position_ids,
-            layout=prepare(row.layout, row.input_ids.device),
+            layout=layout,
             use_cache=False,
             # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
@@ -80,7 +107,8 @@ def _row_logps(
     prompts, answers = row.lengths.shape
     sums = sum_by_index(logps[: len(row.source)], row.answer, prompts * answers).view(prompts, answers)
     context = logps[len(row.source) :]
-    return sums, sum_by_index(context, row.context_prompt[: len(context)], prompts)
+    context_sums = sum_by_index(context, row.context_prompt[: len(context)], prompts)
+    return torch.cat([sums, context_sums[:, None]], dim=1)
 
 
 @contextmanager

@@ -1,0 +1,236 @@
+"""Sequence parallelism: n consecutive processes share every row, each with about 1/n of its tokens.
+
+A world of N processes with degree n holds N/n groups. The ranks of a group read the same rows, groups read
+different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them the whole world is data-parallel, and
+`exchange.all_reduce_sum` makes their mean over the world the true gradient.
+
+Nothing here depends on `module.training`: evaluation and references run sharded like training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from align.errors import UserError
+from align.longseq.attention import PreparedLayout, prepare
+from align.longseq.exchange import Gather, Ulysses, share_heads
+from align.longseq.sharding import (
+    balanced_shards,
+    contiguous_shards,
+    count_tokens,
+    shard_row,
+    token_index,
+)
+from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+
+
+@dataclass(frozen=True)
+class SequenceParallel:
+    """This process's place in its sequence-parallel group.
+
+    Attributes:
+        group: the processes that share a row.
+        degree: n, how many they are.
+        rank: this process's rank among them.
+        kind: the exchange, `ulysses` or `gather`.
+    """
+
+    group: dist.ProcessGroup
+    degree: int
+    rank: int
+    kind: str
+
+
+def make_groups(world_size: int, degree: int) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each sequence-parallel group: consecutive, so that a group lies on one machine if it can.
+
+    Rank r is in group `r // degree`, which is also its data-parallel rank among `world_size // degree`.
+
+    Raises:
+        UserError: the degree is below 1 or does not divide the world.
+    """
+    if degree < 1 or world_size % degree:
+        fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise UserError(
+            f"parallel.degree={degree} does not divide the {world_size} processes of this run: "
+            f"use one of {fitting}, or start a multiple of {max(degree, 1)} processes."
+        )
+    return tuple(tuple(range(start, start + degree)) for start in range(0, world_size, degree))
+
+
+def start_parallel(kind: str, degree: int) -> SequenceParallel | None:
+    """Forms the groups; every process of the world has to call it.
+
+    Args:
+        kind: `none`, or the exchange: `ulysses` or `gather` (`auto` is decided by `choose_exchange` before).
+        degree: processes that share a row.
+
+    Returns:
+        None for `none` and for degree 1, where nothing is shared.
+
+    Raises:
+        UserError: unknown kind, a degree that does not fit, or ranks that were started with different ones.
+    """
+    if kind not in ("none", *_PLACE):
+        raise UserError(f"parallel.kind={kind} is not known: use none, {', '.join(_PLACE)} or auto.")
+    if kind == "none" and degree != 1:
+        raise UserError(f"parallel.degree={degree} needs an exchange: set parallel=auto, ulysses or gather.")
+    started = dist.is_available() and dist.is_initialized()
+    groups = make_groups(dist.get_world_size() if started else 1, degree)
+    if not started or degree == 1:
+        return None
+    check_agreement(f"parallel.kind={kind}, parallel.degree={degree}", dist.group.WORLD, what="settings")
+    rank = dist.get_rank()
+    # new_group is collective: every process makes every group and keeps its own.
+    made = [dist.new_group(list(ranks)) for ranks in groups]
+    return SequenceParallel(made[rank // degree], degree, rank % degree, kind)
+
+
+# ---- which exchange
+
+# Floating-point operations of attention in the time that one element takes to another GPU: 300e12 FLOP/s in
+# bf16 over 150e9 bytes/s within a machine (2 bytes an element). A model of the choice, not of any one machine.
+_OPERATIONS_PER_ELEMENT = 4000
+
+
+def choose_exchange(*, heads: int, kv_heads: int, degree: int, length: int) -> tuple[str, str]:
+    """What `parallel=auto` takes: the exchange with the smaller estimated cost of one layer on its slowest rank.
+
+    Per head dimension, for T tokens on n ranks with H query and K KV heads:
+
+    - ulysses: `2·T²·h` operations, h = ⌈H/n⌉ the most heads on a rank, and `T/n · (2·H + 2·K')` elements sent
+      (K' ≥ K counts the KV heads copied to more than one rank);
+    - gather: `2·T²·H/n` operations, balanced, and `T · 2·K` elements received.
+
+    So gather wins for few KV heads, small degrees, and heads that the degree does not divide once rows are
+    long; ulysses wins for large degrees over enough heads.
+
+    Args:
+        heads: H, query heads of the model.
+        kv_heads: K, key-value heads.
+        degree: n ≥ 2.
+        length: T, tokens of a typical row.
+
+    Returns:
+        `ulysses` or `gather`, and the reason as a sentence.
+    """
+    shares = share_heads(heads, kv_heads, degree)
+    most = max(share.query[1] - share.query[0] for share in shares)
+    copies = sum(share.kv[1] - share.kv[0] for share in shares)
+    sent = {"ulysses": length / degree * (2 * heads + 2 * copies), "gather": length * 2.0 * kv_heads}
+    work = {"ulysses": 2.0 * length**2 * most, "gather": 2.0 * length**2 * heads / degree}
+    cost = {kind: work[kind] + _OPERATIONS_PER_ELEMENT * sent[kind] for kind in sent}
+    kind = min(cost, key=cost.__getitem__)
+    other = "gather" if kind == "ulysses" else "ulysses"
+    reason = (
+        f"parallel={kind}, because for {heads} query and {kv_heads} KV heads on {degree} ranks and rows of "
+        f"{length} tokens it is estimated at {cost[kind] / cost[other]:.2f} × the cost of {other}: it moves "
+        f"{sent[kind] / sent[other]:.2f} × as much, and {other}'s slowest rank has "
+        f"{work[other] / work[kind]:.2f} × its attention work."
+    )
+    return kind, reason
+
+
+# ---- a row's shard
+
+
+def place_row(
+    row: SharedPrefixRow, parallel: SequenceParallel | None
+) -> tuple[SharedPrefixRow, PreparedLayout]:
+    """What this process reads of a row, and how its attention reaches the rest."""
+    if parallel is None:
+        return row, prepare(row.layout, row.input_ids.device)
+    return _PLACE[parallel.kind](row, parallel)
+
+
+def _place_ulysses(
+    row: SharedPrefixRow, parallel: SequenceParallel
+) -> tuple[SharedPrefixRow, PreparedLayout]:
+    """Contiguous tokens; attention runs over the whole row."""
+    shards = contiguous_shards(row.layout.length, parallel.degree)
+    tokens = tuple(count_tokens(spans) for spans in shards)
+    exchange = Ulysses(parallel.group, parallel.rank, tokens)
+    return (
+        shard_row(row, shards[parallel.rank]),
+        prepare(row.layout, row.input_ids.device, exchange=exchange),
+    )
+
+
+def _place_gather(row: SharedPrefixRow, parallel: SequenceParallel) -> tuple[SharedPrefixRow, PreparedLayout]:
+    """Chunks of every prompt and answer, balanced; attention runs for the own queries."""
+    device = row.input_ids.device
+    shards = balanced_shards(row.layout, parallel.degree)
+    tokens = [count_tokens(spans) for spans in shards]
+    longest = max(tokens)
+    order = torch.empty(row.layout.length, dtype=torch.long, device=device)
+    for rank, (spans, count) in enumerate(zip(shards, tokens, strict=True)):
+        start = rank * longest
+        order[token_index(spans, device)] = torch.arange(start, start + count, device=device)
+    own = shards[parallel.rank]
+    exchange = Gather(parallel.group, tokens[parallel.rank], longest, order)
+    return shard_row(row, own), prepare(row.layout, device, queries=own, exchange=exchange)
+
+
+_PLACE: dict[str, Callable[..., tuple[SharedPrefixRow, PreparedLayout]]] = {
+    "ulysses": _place_ulysses,
+    "gather": _place_gather,
+}
+
+
+# ---- agreement
+
+
+def check_same_rows(batch: SharedPrefixBatch, parallel: SequenceParallel, *, nll_scope: str) -> None:
+    """Compares a hash of the batch across the group: ranks with different rows would train on nonsense.
+
+    Raises:
+        UserError: on every rank of the group, naming two that differ.
+    """
+    digest = hashlib.blake2b(f"{parallel.kind} {nll_scope}".encode())
+    for row in batch.rows:
+        digest.update(repr(row.layout).encode())
+        for value in vars(row).values():
+            if isinstance(value, Tensor):
+                digest.update(value.cpu().numpy().tobytes())
+    check_agreement(
+        digest.hexdigest()[:16], parallel.group, what="rows", device=batch.rows[0].input_ids.device
+    )
+
+
+def check_agreement(
+    value: Any, group: dist.ProcessGroup | None, *, what: str, device: torch.device | str | None = None
+) -> None:
+    """Every process of the group has to come with the same `value`, compared by its text.
+
+    Args:
+        value: settings, or a hash of rows.
+        group: the processes that compare.
+        what: `settings` or `rows`, for the message.
+        device: where the compared tensor lives; needed where the backend takes no CPU tensors.
+
+    Raises:
+        UserError: on every process of the group, naming two that differ.
+    """
+    text = str(value)
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+    own = torch.tensor([number], device=device)
+    table = own.new_empty(dist.get_world_size(group))
+    dist.all_gather_into_tensor(table, own, group=group)
+    differing = (table != table[0]).nonzero()
+    if not len(differing):
+        return
+    texts: list[Any] = [None] * len(table)
+    dist.all_gather_object(texts, text, group=group)
+    other = int(differing[0])
+    first, second = (dist.get_global_rank(group, rank) if group else rank for rank in (0, other))
+    raise UserError(
+        f"Processes {first} and {second} came with different {what} ({texts[0]} against {texts[other]}): "
+        f"all processes of a sequence-parallel group need the same {what}, in the same order."
+    )
