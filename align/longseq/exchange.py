@@ -24,6 +24,10 @@ from torch.autograd import Function
 
 from align.longseq.attention import Attend
 
+# torch 2.13 renamed them.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class _AllToAll(Function):
     """Flat all-to-all with uneven parts; the backward swaps sent and received."""
@@ -48,14 +52,14 @@ class _AllGather(Function):
         ctx.group = group
         degree = dist.get_world_size(group)
         gathered = states.new_empty(degree * states.shape[0], *states.shape[1:])
-        dist.all_gather_into_tensor(gathered, states.contiguous(), group=group)
+        _all_gather(gathered, states.contiguous(), group=group)
         return gathered
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         degree = dist.get_world_size(ctx.group)
         own = gradient.new_empty(gradient.shape[0] // degree, *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.contiguous(), group=ctx.group)
+        _reduce_scatter(own, gradient.contiguous(), group=ctx.group)
         return own, None
 
 

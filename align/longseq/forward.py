@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from align.longseq.agreement import agree_on_calls, check_same_rows
 from align.longseq.attention import ATTENTION, PreparedLayout
 from align.longseq.exchange import all_reduce_sum
 from align.longseq.logps import sum_by_index, token_logps
-from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
-from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+from align.longseq.parallel import SequenceParallel, place_row
+from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
 from align.longseq.support import find_causal_lm
 from losses.types import PairLogps
 
@@ -54,12 +56,20 @@ def pair_logps(
         raise ValueError(
             f"pair_logps needs attn_implementation='{ATTENTION}', not '{lm.config._attn_implementation}'"
         )
+    device = batch.rows[0].input_ids.device
     if parallel is not None:
-        check_same_rows(batch, parallel, nll_scope=nll_scope)
+        check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
+    placed = [place_row(row, parallel) for row in batch.rows]
+    scored = [_scored_tokens(row, nll_scope) for row, _ in placed]
+    own_calls = [max(1, math.ceil(len(target) / chunk_size)) for _, target in scored]
+    head_calls = agree_on_calls(model, own_calls, device)
+    for _ in range(len(head_calls) - len(placed)):
+        placed.append(place_row(empty_row(batch), parallel))
+        scored.append(_scored_tokens(placed[-1][0], nll_scope))
     totals = torch.cat(
         [
-            _row_logps(model, lm, *place_row(row, parallel), nll_scope=nll_scope, chunk_size=chunk_size)
-            for row in batch.rows
+            _row_logps(model, lm, row, layout, source, target, chunks=chunks)
+            for (row, layout), (source, target), chunks in zip(placed, scored, head_calls, strict=True)
         ]
     )
     if parallel is not None:
@@ -76,23 +86,28 @@ def pair_logps(
     )
 
 
+def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor]:
+    """`[S]` sources and targets: the answers' tokens, then the context's where the NLL covers it."""
+    if nll_scope != "sequence":
+        return row.source, row.target
+    return torch.cat([row.source, row.context_source]), torch.cat([row.target, row.context_target])
+
+
 def _row_logps(
     model: nn.Module,
     lm: PreTrainedModel,
     row: SharedPrefixRow,
     layout: PreparedLayout,
+    source: Tensor,
+    target: Tensor,
     *,
-    nll_scope: str,
-    chunk_size: int,
+    chunks: int,
 ) -> Tensor:
     """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
-    with_context = nll_scope == "sequence"
-    source = torch.cat([row.source, row.context_source]) if with_context else row.source
-    target = torch.cat([row.target, row.context_target]) if with_context else row.target
     head = lm.get_output_embeddings()
 
     def score(hidden: Tensor) -> Tensor:
-        return token_logps(head, hidden[0, source], target, chunk_size=chunk_size)
+        return token_logps(head, hidden[0, source], target, chunks=chunks)
 
     with _scoring(lm, score):
         output = model(

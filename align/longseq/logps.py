@@ -9,28 +9,24 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def token_logps(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, *, chunk_size: int
-) -> Tensor:
+def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, *, chunks: int) -> Tensor:
     """Log-probability of each target token, in nats.
 
-    The `[chunk, V]` logits exist for one chunk at a time, in the backward pass too (they are recomputed).
+    The `[S / chunks, V]` logits exist for one chunk at a time, in the backward pass too (they are recomputed).
 
     Args:
         head: maps `[n, H]` hidden states to `[n, V]` logits: the model's output embedding.
-        hidden: `[S, H]` the hidden states that predict the targets.
+        hidden: `[S, H]` the hidden states that predict the targets; S = 0 still calls the head, so that this
+            process takes part in the backward pass.
         target: `[S]` token ids.
-        chunk_size: tokens whose logits exist at once; the memory is `chunk_size · V · 4` bytes, a few times.
+        chunks: how often the head is called; a chunk's memory is `⌈S / chunks⌉ · V · 4` bytes, a few times.
 
     Returns:
         `[S]`, fp32 (fp64 for an fp64 model).
     """
-    if len(target) == 0:
-        # Keeps the graph: this rank must still take part in the backward pass.
-        return head(hidden).sum(-1).to(_at_least_fp32(hidden.dtype))
     pieces = [
         checkpoint(_chunk_logps, head, part, ids, use_reentrant=False)
-        for part, ids in zip(hidden.split(chunk_size), target.split(chunk_size), strict=True)
+        for part, ids in zip(hidden.tensor_split(chunks), target.tensor_split(chunks), strict=True)
     ]
     return torch.cat(pieces)
 

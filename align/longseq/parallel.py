@@ -9,16 +9,14 @@ Nothing here depends on `module.training`: evaluation and references run sharded
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from align.errors import UserError
+from align.longseq.agreement import check_agreement
 from align.longseq.attention import PreparedLayout, prepare
 from align.longseq.exchange import Gather, Ulysses, share_heads
 from align.longseq.sharding import (
@@ -28,7 +26,7 @@ from align.longseq.sharding import (
     shard_row,
     token_index,
 )
-from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+from align.longseq.shared_prefix import SharedPrefixRow
 
 
 @dataclass(frozen=True)
@@ -182,55 +180,3 @@ _PLACE: dict[str, Callable[..., tuple[SharedPrefixRow, PreparedLayout]]] = {
     "ulysses": _place_ulysses,
     "gather": _place_gather,
 }
-
-
-# ---- agreement
-
-
-def check_same_rows(batch: SharedPrefixBatch, parallel: SequenceParallel, *, nll_scope: str) -> None:
-    """Compares a hash of the batch across the group: ranks with different rows would train on nonsense.
-
-    Raises:
-        UserError: on every rank of the group, naming two that differ.
-    """
-    digest = hashlib.blake2b(f"{parallel.kind} {nll_scope}".encode())
-    for row in batch.rows:
-        digest.update(repr(row.layout).encode())
-        for value in vars(row).values():
-            if isinstance(value, Tensor):
-                digest.update(value.cpu().numpy().tobytes())
-    check_agreement(
-        digest.hexdigest()[:16], parallel.group, what="rows", device=batch.rows[0].input_ids.device
-    )
-
-
-def check_agreement(
-    value: Any, group: dist.ProcessGroup | None, *, what: str, device: torch.device | str | None = None
-) -> None:
-    """Every process of the group has to come with the same `value`, compared by its text.
-
-    Args:
-        value: settings, or a hash of rows.
-        group: the processes that compare.
-        what: `settings` or `rows`, for the message.
-        device: where the compared tensor lives; needed where the backend takes no CPU tensors.
-
-    Raises:
-        UserError: on every process of the group, naming two that differ.
-    """
-    text = str(value)
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-    own = torch.tensor([number], device=device)
-    table = own.new_empty(dist.get_world_size(group))
-    dist.all_gather_into_tensor(table, own, group=group)
-    differing = (table != table[0]).nonzero()
-    if not len(differing):
-        return
-    texts: list[Any] = [None] * len(table)
-    dist.all_gather_object(texts, text, group=group)
-    other = int(differing[0])
-    first, second = (dist.get_global_rank(group, rank) if group else rank for rank in (0, other))
-    raise UserError(
-        f"Processes {first} and {second} came with different {what} ({texts[0]} against {texts[other]}): "
-        f"all processes of a sequence-parallel group need the same {what}, in the same order."
-    )

@@ -133,6 +133,25 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
     return SharedPrefixBatch(tuple(_row(row, answers) for row in rows))
 
 
+def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
+    """A row of no prompts, one token long: what a process reads while others still have rows."""
+    like = batch.rows[0]
+    nothing = like.source[:0]
+    return SharedPrefixRow(
+        input_ids=like.input_ids[:, :1],
+        position_ids=like.position_ids[:, :1],
+        layout=Layout((Group((0, 1), ()),)),
+        source=nothing,
+        target=nothing,
+        answer=nothing,
+        lengths=like.lengths[:0],
+        context_source=nothing,
+        context_target=nothing,
+        context_prompt=nothing,
+        context_length=nothing,
+    )
+
+
 def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     """Lays out `examples` one after the other; `answers` = A of the whole batch."""
     groups, offset = [], 0

@@ -30,7 +30,11 @@ def make_example(
 def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> PairLogps:
     """One right-padded row for each answer, through the library's own attention and full logits."""
     slots = max(len(example.answers) for example in examples)
-    rows = [(b, j, example, answer) for b, example in enumerate(examples) for j, answer in enumerate(example.answers)]
+    rows = [
+        (b, j, example, answer)
+        for b, example in enumerate(examples)
+        for j, answer in enumerate(example.answers)
+    ]
     longest = max(len(example.prompt_ids) + len(answer.input_ids) for _, _, example, answer in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     positions = torch.zeros(len(rows), longest, dtype=torch.long)

@@ -40,7 +40,9 @@ def loss_of(logps) -> torch.Tensor:
     return logo_loss(logps, beta=2.5, gamma=0.25, sft_weight=0.1).loss.mean()
 
 
-def assert_parity(kind, examples, *, lora=False, checkpointing="none", tokens_per_row=None, chunk_size=8, **overrides):
+def assert_parity(
+    kind, examples, *, lora=False, checkpointing="none", tokens_per_row=None, chunk_size=8, **overrides
+):
     plain = build(kind, lora=lora, attention="sdpa", **overrides)
     shared = build(kind, lora=lora, attention=ATTENTION, **overrides)
     apply_checkpointing(shared, checkpointing)
@@ -59,7 +61,10 @@ def assert_parity(kind, examples, *, lora=False, checkpointing="none", tokens_pe
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_architecture(kind, lora, checkpointing):
     rng = np.random.default_rng(0)
-    examples = [make_example(rng, prompt=21, answers=[7, 3, 5]), make_example(rng, prompt=9, answers=[2, 8, 1])]
+    examples = [
+        make_example(rng, prompt=21, answers=[7, 3, 5]),
+        make_example(rng, prompt=9, answers=[2, 8, 1]),
+    ]
     assert_parity(kind, examples, lora=lora, checkpointing=checkpointing)
 
 
@@ -121,7 +126,10 @@ def test_siblings_and_neighbours_are_invisible():
     one = make_example(rng, prompt=13, answers=[5, 4])
     mate = make_example(rng, prompt=8, answers=[3, 9])
     changed = TokenizedExample(
-        one.source, one.prompt_ids, one.position_ids, (one.answers[0], Answer(rng.integers(4, 128, 7), np.ones(7, bool)))
+        one.source,
+        one.prompt_ids,
+        one.position_ids,
+        (one.answers[0], Answer(rng.integers(4, 128, 7), np.ones(7, bool))),
     )
     alone = pair_logps(model, pack([one])).chosen[0]
     beside = pair_logps(model, pack([mate, changed])).chosen[1]
@@ -178,6 +186,6 @@ def test_token_scoring_golden_values():
     rows = torch.tensor(
         [[0, 0, 0, 0], [2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]], dtype=torch.float64
     )
-    logps = token_logps(torch.nn.Identity(), rows[[1, 2]], torch.tensor([0, 1]), chunk_size=1)
+    logps = token_logps(torch.nn.Identity(), rows[[1, 2]], torch.tensor([0, 1]), chunks=2)
     assert logps.sum().item() == pytest.approx(-1.08442133, abs=1e-8)
     assert logps.mean().item() == pytest.approx(-0.54221067, abs=1e-8)
