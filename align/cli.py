@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 COMMANDS = {
     "train": "preference training: LOGO, LongPO, LongWriter and relatives",
@@ -56,12 +57,14 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | None]], Cal
         import hydra
 
         @functools.wraps(function)
-        def task(config: Any) -> int | None:
-            # Hydra logs a job's exit code nowhere: a non-zero result leaves through SystemExit.
-            code = function(config)
+        def task(config: Any) -> None:
+            # Leaves through SystemExit, which Hydra lets pass without a report of its own.
+            try:
+                code = function(config)
+            except Exception as error:
+                _end(config_name, error)
             if code:
                 sys.exit(code)
-            return None
 
         application = hydra.main(version_base="1.3", config_path="pkg://hydra_conf", config_name=config_name)(
             task
@@ -74,38 +77,40 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | None]], Cal
             try:
                 application()
             except Exception as error:
-                sentence = _sentence(error)
-                if sentence is None:
-                    raise
-                print(f"align {config_name}: {sentence}", file=sys.stderr)
-                sys.exit(USAGE_EXIT_CODE)
+                _end(config_name, error)
 
         return entry
 
     return decorate
 
 
+def _end(command: str, error: Exception) -> NoReturn:
+    """Ends with one sentence and exit code 2 where the user can put it right; re-raises a defect."""
+    sentence = _sentence(error)
+    if sentence is None:
+        raise error
+    print(f"align {command}: {sentence}", file=sys.stderr)
+    sys.exit(USAGE_EXIT_CODE)
+
+
 def _sentence(error: BaseException) -> str | None:
     """One sentence for an error that the user can put right; None for a defect."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
     from align.errors import UserError
 
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            return str(seen)
-        seen = seen.__cause__
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name} is not known: use {', '.join(error.options)}."
+    override = re.match(r"Could not override '([^']+)'", str(error))
+    if override:
+        key = override[1]
+        return (
+            f"{key} is no key of this command: `--help` lists the keys, and +{key}=VALUE adds one to a group."
+        )
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return _hydra_sentence(error)
+        return " ".join(str(error).split())
     return None
-
-
-def _hydra_sentence(error: Exception) -> str:
-    """Hydra's message on one line, followed by the cause that names the key."""
-    parts = [str(error).strip()]
-    if error.__cause__ is not None and str(error.__cause__) not in parts[0]:
-        parts.append(str(error.__cause__).strip())
-    lines = [line.strip() for part in parts for line in part.splitlines() if line.strip()]
-    return " ".join(line if line.endswith((".", ":", ",")) else f"{line}." for line in lines)

@@ -18,7 +18,7 @@ Settings = TypeVar("Settings")
 
 
 def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
-    """The node `config.<group>` as an instance of the dataclass `schema`.
+    """The node `config.<group>` as an instance of the dataclass `schema`; with group "" the top-level keys.
 
     Args:
         schema: a dataclass; its fields are the keys that the group may have.
@@ -31,10 +31,12 @@ def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
     node = OmegaConf.structured(schema)
     _set_writable(node)
     try:
-        merged = OmegaConf.merge(node, config[group])
+        values = config[group] if group else OmegaConf.masked_copy(config, list(node))
+        merged = OmegaConf.merge(node, values)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise UserError(f"{group}.{missing[0]} is not set: give it a value, {group}.{missing[0]}=….")
+            key = _full_key(group, missing[0])
+            raise UserError(f"{key} is not set: give it a value, {key}=….")
         return typing.cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise UserError(_type_sentence(error, group)) from error
@@ -111,4 +113,8 @@ def _type_sentence(error: OmegaConfBaseException, group: str) -> str:
     """OmegaConf's complaint as one sentence with the full key."""
     message = str(error).splitlines()[0].rstrip(".")
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
-    return f"{group}.{key}: {message}." if key else f"{group}: {message}."
+    return f"{_full_key(group, key)}: {message}."
+
+
+def _full_key(group: str, key: object) -> str:
+    return ".".join(str(part) for part in (group, key) if part)

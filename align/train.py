@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,16 @@ class MemorySettings:
 
 
 @dataclass(frozen=True)
+class GeneralSettings:
+    """Top-level keys; see hydra_conf/train.yaml."""
+
+    output: str = "outputs/train"
+    seed: int = 42
+    resume: str = "auto"
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Run:
     """A training run whose settings have all been checked; no weights are loaded yet."""
 
@@ -100,7 +110,8 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> Run:
     """Every setting as its type, contradictions refused; reads no data and no weights."""
-    method = load_method(config.method, allow_targets=list(config.allow_targets))
+    general = typed(GeneralSettings, config, "")
+    method = load_method(config.method, allow_targets=general.allow_targets)
     model = typed(ModelSettings, config, "model")
     memory = typed(MemorySettings, config, "memory")
     reference = typed(ReferenceSettings, config, "reference")
@@ -112,9 +123,9 @@ def check(config: DictConfig) -> Run:
     )
     check_config(load_config(model))
     return Run(
-        output=Path(config.output),
-        seed=config.seed,
-        resume=str(config.resume),
+        output=Path(general.output),
+        seed=general.seed,
+        resume=general.resume,
         method=method,
         model=model,
         data=typed(DataSettings, config, "data"),
@@ -224,8 +235,8 @@ def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData, before: M
     console = Console()
     rows = 0 if data.eval is None else len(data.eval)
     console.print(results.summary_table(summary, rows=rows, kind=run.method.name))
-    console.print(f"policy    {run.output / 'model'}\nresults   {run.output / 'results.json'}")
-    console.print(f"picture   {run.output / 'training.png'}")
+    for label, name in (("policy", "model"), ("results", "results.json"), ("picture", "training.png")):
+        console.print(f"{label:<9} {run.output / name}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

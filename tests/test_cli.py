@@ -1,0 +1,184 @@
+"""`align train` as a user meets it: bad input in one sentence, a killed run that goes on, methods by override."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from align import cli
+from tests.longseq.plain import assert_close
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(initializer_range=0.1).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def words(rng: np.random.Generator, count: int) -> str:
+    return " ".join(f"w{i}" for i in rng.integers(8, 128, count))
+
+
+def make_rows(path: Path, count: int = 12, **extra) -> Path:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "context": [words(rng, 20), words(rng, 15), words(rng, 25)],
+            "question": words(rng, 5),
+            "chosen": words(rng, 6),
+            "rejected": [words(rng, 5), words(rng, 7)],
+            "short_prompt": words(rng, 15),
+        }
+        | extra
+        for _ in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    return make_rows(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, model_folder, rows, tmp_path):
+    """Runs `align train` in this process; returns (exit code, stdout, stderr)."""
+
+    def call(*overrides: str, command: str = "train") -> tuple[int, str, str]:
+        base = [f"model.path={model_folder}", f"data.path={rows}", f"output={tmp_path / 'out'}"]
+        monkeypatch.setattr(sys, "argv", ["align", command, *base, *overrides])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+BAD_OVERRIDES = [
+    (["colour=1"], "colour is no key of this command"),
+    (["model.colour=1"], "model.colour is no key of this command"),
+    (["method=xyz"], "method=xyz is not known: use cpo, dpo"),
+    (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    (["model.lora.r=x"], "model.lora.r: Value 'x'"),
+    (["trainer.max_steps=ten"], "trainer.max_steps='ten' has the wrong type"),
+    (["+trainer.learning_rat=1"], "did you mean learning_rate"),
+    (["memory.checkpointing=ful"], "did you mean full"),
+    (["method=dpo", "reference.source=none"], "method=dpo needs a reference"),
+    (["positions=logo", "positions.target_length=50"], "rows.jsonl:1"),
+    (["model.path=/nowhere/model"], "model.path=/nowhere/model is no model folder"),
+    (["data.path=/nowhere/rows.jsonl"], "data.path=/nowhere/rows.jsonl"),
+    (["data.max_length=9"], "data.max_length=9"),
+    (["resume=/nowhere"], "resume=/nowhere is no folder"),
+    (["method.loss._target_=os.system"], "os.system is refused"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), BAD_OVERRIDES, ids=[o[0][-1] for o in BAD_OVERRIDES])
+def test_bad_override_ends_in_one_sentence(run, tmp_path, overrides, sentence):
+    code, _, err = run(*overrides)
+    assert code == cli.USAGE_EXIT_CODE
+    said = [line for line in err.splitlines() if line.startswith("align train: ")]
+    assert len(said) == 1, err
+    assert sentence in said[0]
+    assert "Traceback" not in err
+    assert "Loading weights" not in err
+    assert not (tmp_path / "out" / "model").exists()
+
+
+ROW = {"prompt": "w9 w10", "chosen": "w11", "rejected": "w12"}
+BAD_ROWS = [
+    ("", "rows.jsonl"),
+    ('{"prompt": "w9", "chosen": "w10", "rejected": "w11"}\n{"prompt": \n', "rows.jsonl:2"),
+    (json.dumps({"prompt": "w9", "rejected": "w10"}), "rows.jsonl:1"),
+    (json.dumps(ROW | {"chosen": ""}), "rows.jsonl:1"),
+    (json.dumps(ROW | {"rejected": ["w11", "w11"]}), "rows.jsonl:1"),
+    (json.dumps(ROW | {"chosen": 7}), "rows.jsonl:1"),
+    (json.dumps(ROW | {"chosen": " ".join(["w9"] * 40)}), "rows.jsonl:1"),
+]
+BAD_ROW_NAMES = ["empty file", "malformed", "no chosen", "empty answer", "all equal", "wrong type", "answer too long"]
+
+
+@pytest.mark.parametrize(("content", "sentence"), BAD_ROWS, ids=BAD_ROW_NAMES)
+def test_bad_row_is_named(run, rows, tmp_path, content, sentence):
+    rows.write_text(content)
+    code, _, err = run("data.max_length=32")
+    assert code == cli.USAGE_EXIT_CODE
+    said = [line for line in err.splitlines() if line.startswith("align train: ")]
+    assert len(said) == 1, err
+    assert sentence in said[0]
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_unknown_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["align", "trian"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == cli.USAGE_EXIT_CODE
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["logo", "simpo", "dpo", "longpo"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_method_is_one_override(run, tmp_path, method, rank):
+    """Two steps of each, in full and with LoRA; table, JSON, picture and policy are there."""
+    code, out, err = run(f"method={method}", f"model.lora.r={rank}", "trainer.max_steps=2", "data.eval_size=3")
+    assert code == 0, err
+    assert f"{method}: 3 held-out rows" in out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["before"]["eval_loss"] != results["after"]["eval_loss"]
+    assert (tmp_path / "out" / "training.png").stat().st_size > 10_000
+    weights = "adapter_model.safetensors" if rank else "model.safetensors"
+    assert (tmp_path / "out" / "model" / weights).is_file()
+
+
+def test_another_configuration_is_refused_by_its_keys(run):
+    assert run("trainer.max_steps=1")[0] == 0
+    code, _, err = run("trainer.max_steps=2")
+    assert code == cli.USAGE_EXIT_CODE
+    assert "trainer.max_steps (1 → 2)" in err
+
+
+def test_killed_run_goes_on_to_the_weights_of_an_unbroken_one(model_folder, rows, tmp_path):
+    """SIGKILL once a checkpoint is there; the same command then ends with the same weights, to 1e-6."""
+
+    def command(output: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "align.train", f"model.path={model_folder}", f"data.path={rows}"),
+            *(f"output={output}", "positions=logo", "positions.target_length=4096", "trainer.save_steps=3"),
+            *("trainer.num_train_epochs=20", "trainer.gradient_accumulation_steps=2", "trainer.learning_rate=1e-3"),
+        ]
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "unbroken"), check=True, capture_output=True, env=environment, timeout=120)
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    deadline = time.monotonic() + 60
+    while not (broken / "checkpoint-12" / "seal.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "results.json").exists(), "the run ended before it could be killed"
+    finished = subprocess.run(command(broken), check=True, capture_output=True, text=True, env=environment, timeout=120)
+    assert "step 1/" not in finished.stderr, "the run started over"
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "unbroken", broken)]
+    assert_close(weights[1], weights[0], tolerance=1e-6)
