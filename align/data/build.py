@@ -95,8 +95,8 @@ def build_dataset(
     count = count_rows(sources)
     count = count if settings.limit is None else min(count, settings.limit)
     shards = _shards(count, settings.num_proc)
-    if not shards:
-        return Dataset.from_list([], features=FEATURES)
+    if next(read_rows(sources, 0, count), None) is None:
+        return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     with tempfile.TemporaryDirectory() as folder:
         refusal = Path(folder) / "refusal"
         try:

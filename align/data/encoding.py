@@ -82,7 +82,7 @@ class Encoder:
             name = text[start:stop]
             token = self._added.get(name)
             left = len(text[at:start].rstrip()) + at if token is not None and token.lstrip else start
-            ids, starts = self._encode_plain(text[at:left], anchored=anchored, split=True)
+            ids, starts = self._encode_content(text[at:left], anchored=anchored)
             parts.append((ids, starts + at))
             if name:
                 special = np.array([self.tokenizer.convert_tokens_to_ids(name)], dtype=np.int64)
@@ -90,6 +90,24 @@ class Encoder:
             rest = text[stop:]
             at = stop + (len(rest) - len(rest.lstrip()) if token is not None and token.rstrip else 0)
             anchored = not self._boundary_after_special
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([starts for _, starts in parts])
+
+    def _encode_content(self, text: str, *, anchored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """As `_encode_plain`, and no special token comes out of it.
+
+        Vocabularies that hold special tokens as words (word level, unigram) find them all the same; there
+        the text is encoded in pieces that end inside each marker.
+        """
+        ids, starts = self._encode_plain(text, anchored=anchored, split=True)
+        markers = list(self.specials.finditer(text))
+        names = {match.group() for match in markers}
+        if not np.isin(ids, [self.tokenizer.convert_tokens_to_ids(name) for name in names]).any():
+            return ids, starts
+        parts, at = [], 0
+        for stop in [*(match.start() + 1 for match in markers), len(text)]:
+            ids, starts = self._encode_plain(text[at:stop], anchored=anchored or at > 0, split=True)
+            parts.append((ids, starts + at))
+            at = stop
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([starts for _, starts in parts])
 
     def _encode_plain(self, text: str, *, anchored: bool, split: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -74,7 +74,7 @@ class JsonLines:
             for place, line in enumerate(islice(file, start, stop), start):
                 if line.strip():
                     where = f"{self.path.name}:{place + 1}"
-                    yield place, where, _as_object(_parse_json(line, self.path.name, place), where)
+                    yield place, where, _as_object(_parse_json(line.rstrip(), self.path.name, place), where)
 
     def identity(self) -> list[Any]:
         """Path, size and time of change."""

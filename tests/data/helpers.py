@@ -1,0 +1,34 @@
+"""A tokenizer of bytes, on which spans can be checked to the character, and writers of small files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny import CHAT_TEMPLATE
+
+START, END = "<|im_start|>", "<|im_end|>"
+
+
+def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """Every byte is a token, so decoding gives the text back; `<|im_end|>` is eos."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        additional_special_tokens=[START],
+        chat_template=chat_template,
+    )
+
+
+def write_lines(path: Path, *rows: Any) -> str:
+    """`path` with one JSON value a line."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
