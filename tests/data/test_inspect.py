@@ -1,0 +1,145 @@
+"""`align inspect` as a user runs it, and what its checks find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align import inspect
+from align.data.describe import answer_runs, prompt_parts
+from align.data.examples import Answer, TokenizedExample
+from tests.data.helpers import byte_tokenizer, write_lines
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder with a configuration of 200 positions and the byte tokenizer; no weights."""
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    byte_tokenizer().save_pretrained(folder)
+    tiny_model(max_position_embeddings=200).config.save_pretrained(folder)
+    return str(folder)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+    monkeypatch.setattr("sys.argv", ["align inspect", *overrides])
+    monkeypatch.setenv("COLUMNS", "160")
+    try:
+        inspect.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def row(**columns: Any) -> dict[str, Any]:
+    return {"context": ["one", "two"], "question": "q?", "chosen": "yes", "rejected": "no"} | columns
+
+
+def test_good_data_is_shown_and_passes(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parts of the prompt, scored answers, counts and the verdict."""
+    path = write_lines(tmp_path / "rows.jsonl", *(row(question=f"q{i}?") for i in range(4)))
+    code = run(monkeypatch, f"data.path={path}", f"model.path={model}", "data.eval_size=1", "rows=1")
+    shown = capsys.readouterr().out
+    assert code == 0, shown
+    assert "⟦yes<|im_end|>⟧" in shown and "⟦no<|im_end|>⟧" in shown
+    assert "<|im_start|>user⏎" in shown and "one⏎⏎" in shown
+    assert "4 rows: 3 to train on, 1 held out" in shown
+    assert "Nothing wrong was found." in shown
+
+
+def test_positions_and_jumps_are_shown(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", row(), row(question="r?"))
+    overrides = ("positions=logo_continuous", "positions.target_length=1000", "data.eval_size=1", "rows=1")
+    assert run(monkeypatch, f"data.path={path}", f"model.path={model}", *overrides) == 0
+    shown = capsys.readouterr().out
+    assert "996–999" in shown  # the longest answer, 3 bytes and its end, closes at K − 1
+    assert "before" in shown and "largest position: 999" in shown
+
+
+def test_findings_end_with_a_code(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row(), row(), row(rejected=["no", "yes"], question="r?"), row(context="long" * 60, question="s?")]
+    path = write_lines(tmp_path / "rows.jsonl", *rows)
+    held = write_lines(tmp_path / "held.jsonl", row(chosen="maybe"), row(question="t?"))
+    overrides = (f"data.path={path}", f"data.eval_path={held}", f"model.path={model}", "rows=0")
+    assert run(monkeypatch, *overrides) == 1
+    shown = capsys.readouterr().out
+    assert "rows.jsonl:2: the same prompt and answers as rows.jsonl:1." in shown
+    assert "rows.jsonl:3: 1 rejected answers equal the chosen one" in shown
+    assert "held.jsonl:1: this held-out prompt is trained on in rows.jsonl:2." in shown
+    assert "rows.jsonl:4: prompt and longest answer have" in shown and "window 200" in shown
+    # Cut to the window, the last of these is no longer one.
+    assert run(monkeypatch, *overrides, "data.max_length=200") == 1
+    shown = capsys.readouterr().out
+    assert "over the window" not in shown and "context tokens in 1 rows" in shown
+
+
+def test_every_unusable_row_is_listed(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", row(chosen=""), row(), row(rejected="yes"), {"text": "t"})
+    assert run(monkeypatch, f"data.path={path}", f"model.path={model}") == 1
+    shown = capsys.readouterr().out
+    assert "unusable row: 3" in shown
+    assert "rows.jsonl:1: column chosen has an empty answer." in shown
+    assert "rows.jsonl:3: every rejected answer equals the chosen one." in shown
+    assert "rows.jsonl:4: unknown layout with the columns text" in shown
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("data.path=missing.jsonl", "data.path=missing.jsonl does not exist"),
+        ("rows=-1", "rows=-1 must be a whole number"),
+        ("data.cut=left", "data.cut=left is not known"),
+        ("positions.mode=loggo", "positions.mode=loggo is unknown"),
+    ],
+)
+def test_bad_settings_end_in_one_sentence(
+    override: str,
+    sentence: str,
+    tmp_path: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", row(), row(question="r?"))
+    assert run(monkeypatch, f"data.path={path}", f"model.path={model}", override) == 2
+    error = capsys.readouterr().err
+    assert f"align inspect: {sentence}" in error and "Traceback" not in error
+
+
+def test_parts_cover_the_prompt_once() -> None:
+    """20 tokens, chunks of one token at 2 … 17: the middle ones are told as a group, jumps where they are."""
+    positions = np.arange(20)
+    positions[5:] += 100  # before chunk 4
+    positions[9:] += 7  # before chunk 8
+    example = TokenizedExample(
+        source="r:1",
+        prompt_ids=np.arange(20),
+        position_ids=positions,
+        answers=(Answer(np.array([1, 2, 3]), np.array([True, False, True])),),
+        chunk_spans=tuple((i, i + 1) for i in range(2, 18)),
+    )
+    parts = prompt_parts(example)
+    assert np.concatenate([part.ids for part in parts]).tolist() == list(range(20))
+    names = [part.name for part in parts]
+    assert names == [
+        "system",
+        *(f"chunk {i}" for i in (1, 2, 3, 4)),
+        "chunks 5–12",
+        *names[-5:-1],
+        "question",
+    ]
+    assert [part.jumps for part in parts if part.jumps] == ["+100 before", "1 inside, to +7"]
+    runs = [(ids.tolist(), scored) for ids, scored in answer_runs(example.answers[0])]
+    assert runs == [([1], True), ([2], False), ([3], True)]
