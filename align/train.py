@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import (
@@ -39,7 +40,19 @@ from align.model import (
     resolve_dtype,
 )
 from align.progress import ProgressDisplay
-from align.reference import AdapterOff, Frozen, NoReference, Reference, ReferenceSettings, resolve_source
+from align.reference import (
+    AdapterOff,
+    Frozen,
+    Itself,
+    Reference,
+    ReferenceSettings,
+    autocast_forward,
+    reference_model,
+    resolve_source,
+)
+from align.reference_cache import open_cache
+from align.reference_fill import fill
+from align.reference_key import Identity, check_cacheable
 from align.runfolder import claim_output
 from align.trainer import PreferenceTrainer
 
@@ -100,7 +113,10 @@ def main(config: DictConfig) -> None:
         run.model.path, trust_remote_code=run.model.trust_remote_code, revision=run.model.revision
     )
     data = read_data(run, tokenizer)
-    claim_output(run.output, config, ignore=("resume", "hydra"))
+    if run.reference.fill_only:
+        fill_cache(build_trainer(run, tokenizer, data), run, data)
+        return
+    claim_output(run.output, config, ignore=("resume", "hydra", "reference.cache", "reference.fill_only"))
     checkpoint = checkpoints.find_resume(run.output, run.resume)
     trainer = build_trainer(run, tokenizer, data)
     before = metrics_before(trainer, run.output)
@@ -122,6 +138,8 @@ def check(config: DictConfig) -> Run:
         reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
     )
     check_config(load_config(model))
+    if source != "none":
+        check_reference(reference, model)
     return Run(
         output=Path(general.output),
         seed=general.seed,
@@ -135,6 +153,14 @@ def check(config: DictConfig) -> Run:
         reference_source=source,
         arguments=training_arguments(config),
     )
+
+
+def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
+    """The reference's configuration, before its weights load."""
+    config = load_config(reference_model(reference, model))
+    check_config(config)
+    if reference.cache is not None:
+        check_cacheable(config)
 
 
 def training_arguments(config: DictConfig) -> TrainingArguments:
@@ -168,9 +194,11 @@ def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
 def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: PreferenceData) -> PreferenceTrainer:
     """Loads policy and reference and puts them, the data and the display into a trainer."""
     set_seed(run.seed)  # adapters draw their weights
-    base = load_causal_lm(run.model, attention=ATTENTION)
+    # A cache is filled by the reference alone, which then stands in the policy's place.
+    settings = reference_model(run.reference, run.model) if run.reference.fill_only else run.model
+    base = load_causal_lm(settings, attention=ATTENTION)
     check_supported(base)
-    policy = add_lora(base, run.model.lora)
+    policy = add_lora(base, settings.lora)
     apply_checkpointing(policy, run.memory.checkpointing)
     trainer = PreferenceTrainer(
         model=policy,
@@ -189,25 +217,45 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     return trainer
 
 
-def build_reference(run: Run, policy: Any) -> Reference:
-    """The reference that `reference.source` stands for."""
-    forward = partial(pair_logps, chunk_size=run.memory.logits_chunk)
-    if run.reference_source == "adapter_off":
-        return AdapterOff(policy, forward)
-    if run.reference_source == "frozen":
-        return Frozen(_frozen_model(run), forward)
-    return NoReference()
+def build_reference(run: Run, policy: Any) -> Reference | None:
+    """The reference that `reference.source` stands for, behind its cache where there is one."""
+    if run.reference_source == "none":
+        return None
+    precision = torch.bfloat16 if run.arguments.bf16 else torch.float16 if run.arguments.fp16 else None
+    forward = autocast_forward(partial(pair_logps, chunk_size=run.memory.logits_chunk), precision)
+    live: AdapterOff | Frozen | Itself
+    if run.reference.fill_only:
+        live = Itself(forward)
+    elif run.reference_source == "adapter_off":
+        live = AdapterOff(policy, forward)
+    else:
+        live = Frozen(partial(_frozen_model, run), forward)
+    if run.reference.cache is None:
+        return live
+    folder = Path(run.reference.cache)
+    with run.arguments.main_process_first(local=False, desc="hash of the reference's weights"):
+        identity = Identity.of(reference_model(run.reference, run.model), autocast=precision, cache=folder)
+    return open_cache(live, folder, identity, describe=run.arguments.process_index == 0)
 
 
 def _frozen_model(run: Run) -> PreTrainedModel:
     """The reference model in evaluation mode, on the training device."""
-    settings = (
-        run.model
-        if run.reference.model is None
-        else ModelSettings(**{**vars(run.model), "path": run.reference.model, "revision": None})
-    )
+    settings = reference_model(run.reference, run.model)
     model = load_causal_lm(settings, attention=ATTENTION, device=run.arguments.device)
+    check_supported(model)
     return model.eval().requires_grad_(False)
+
+
+def fill_cache(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
+    """Fills the reference cache and says what it took."""
+    counts = fill(trainer, data.train, data.eval)
+    if trainer.is_world_process_zero():
+        Console().print(
+            f"reference cache {run.reference.cache}: {counts['prompts']} prompts, {counts['tokens']} tokens read, "
+            f"{counts['cached']} rows found",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def metrics_before(trainer: PreferenceTrainer, output: Path) -> Mapping[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from align.longseq.shared_prefix import SharedPrefixBatch
 from align.memory import peak_memory
 from align.methods import Method
 from align.metrics import METRICS, MeanMeter, means, prompt_metrics
-from align.reference import NoReference, Reference, sum_turns
+from align.reference import Reference, sum_turns
 from losses.types import PairLogps
 
 
@@ -52,10 +54,11 @@ class PreferenceTrainer(Trainer):
             kwargs: the rest of Trainer's own.
         """
         self.method = method
-        self.reference = reference if reference is not None else NoReference()
+        self.reference = reference
         self.logits_chunk = logits_chunk
         self._meter = MeanMeter()
         self._new_tokens = 0
+        self._reference_seen = (0, 0)
         self._logged_at = time.perf_counter()
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
@@ -93,19 +96,31 @@ class PreferenceTrainer(Trainer):
         needs = self.method.needs
         policy = pair_logps(model, batch, nll_scope=needs.nll_scope, chunk_size=self.logits_chunk)
         if needs.policy_short:
-            policy = PairLogps(**{**vars(policy), "short": self._short(model, inputs)})
-        if needs.reference == "short":
-            turns = self.reference(model, inputs["short"])
-            reference = None if turns is None else sum_turns(turns, inputs["owner"], len(batch))
-        else:
-            reference = self.reference(model, batch)
-        output = self.method.loss(policy, reference)
+            turns = pair_logps(model, inputs["short"], chunk_size=self.logits_chunk)
+            policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
+        output = self.method.loss(policy, self.reference_logps(model, inputs))
         return output.loss, prompt_metrics(policy, output)
 
-    def _short(self, model: nn.Module, inputs: dict[str, Any]) -> PairLogps:
-        """The policy on the short contexts, turns summed."""
-        turns = pair_logps(model, inputs["short"], chunk_size=self.logits_chunk)
-        return sum_turns(turns, inputs["owner"], len(inputs["batch"]))
+    def reference_logps(self, model: nn.Module, inputs: dict[str, Any]) -> PairLogps | None:
+        """Reference log-probs of what the method needs: the rows, their short contexts (turns summed), or both."""
+        needs = self.method.needs
+        if needs.reference == "none" or self.reference is None:
+            return None
+        short = None
+        if needs.reference == "short" or needs.policy_short:
+            turns = self.reference(model, inputs["short"])
+            short = sum_turns(turns, inputs["owner"], len(inputs["batch"]))
+        if needs.reference == "short":
+            return short
+        return replace(self.reference(model, inputs["batch"]), short=short)
+
+    def read_reference(self, dataset: Any) -> Iterator[int]:
+        """Has the reference read this process's share of `dataset`; yields each batch's number of prompts."""
+        model = self._prepared_model()
+        for inputs in self.get_test_dataloader(dataset):
+            inputs = self._prepare_inputs(inputs)
+            self.reference_logps(model, inputs)
+            yield len(inputs["batch"])
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Prompts in the global step, over accumulation and processes."""
@@ -162,7 +177,7 @@ class PreferenceTrainer(Trainer):
         """Adds the training metrics since the last log to a training log."""
         if "loss" in logs:
             logs.update(self._training_metrics())
-        super().log(logs, start_time)
+        super().log({**logs, **self._reference_costs()}, start_time)
 
     def _training_metrics(self) -> dict[str, float]:
         now = time.perf_counter()
@@ -183,6 +198,28 @@ class PreferenceTrainer(Trainer):
             "tokens_per_second": tokens.item() / max(elapsed, 1e-9),
             "memory/peak_gb": peak_memory() / 1e9,
         }
+
+    def _reference_costs(self) -> dict[str, float]:
+        """What the reference has read and what came from its cache, evaluation included, since the run began."""
+        # Before training the state is one that training will replace: what it would hold is counted later.
+        if self.reference is None or self.state.max_steps <= 0:
+            return {}
+        usage = self.reference.usage
+        counts = [usage.tokens - self._reference_seen[0], usage.cached - self._reference_seen[1]]
+        self._reference_seen = (usage.tokens, usage.cached)
+        names = ("reference/tokens", "reference/cached")
+        last = next((entry for entry in reversed(self.state.log_history) if names[0] in entry), {})
+        return {
+            name: last.get(name, 0.0) + count
+            for name, count in zip(names, self.sum_over_processes(counts), strict=True)
+        }
+
+    def sum_over_processes(self, counts: Sequence[int]) -> list[float]:
+        """Each count summed over the processes."""
+        sums = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums, reduction="sum")
+        return sums.tolist()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves, seals, and only then lets go of older checkpoints."""

@@ -167,7 +167,7 @@ def test_dpo_starts_at_log_two_and_its_reference_stays(tmp_path):
     frozen = tiny_model(initializer_range=0.1)
     frozen.set_attn_implementation(ATTENTION)
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
-    trainer = make_trainer(tmp_path, method=DPO, reference=Frozen(frozen, pair_logps))
+    trainer = make_trainer(tmp_path, method=DPO, reference=Frozen(lambda: frozen, pair_logps))
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] == pytest.approx(np.log(2), abs=1e-6)
     trainer.train()

@@ -1,0 +1,229 @@
+"""Reference log-probs on disk: computed once for a row, then read by every run that asks for the same key.
+
+FOLDER/logps/*.jsonl   one line a row: {"key": …, "logps": [chosen, rejected…], "check": …}
+FOLDER/models/*.json   what each reference was, for people who ask why something was computed again
+FOLDER/files/*.json    hashes of weight files (reference_key.file_hash)
+
+A process appends to a segment of its own and reads everybody's, so any number of processes may fill one folder
+at once, without locks that a kill would leave behind. A line counts when its check value fits: what a kill cut
+off or a disk damaged is computed again. Numbers are written so that they read back bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from align.errors import UserError
+from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+from align.reference import AdapterOff, Frozen, Itself, ReferenceUsage
+from align.reference_key import Identity, row_keys
+from align.runfolder import write_atomically
+from losses.types import PairLogps
+
+logger = logging.getLogger(__name__)
+
+Logps = tuple[float, ...]
+
+
+class LogpStore:
+    """Log-probs by key, in memory and in the segments of a folder.
+
+    Args:
+        folder: the cache's folder; created where it does not exist.
+
+    Raises:
+        UserError: the folder cannot be created or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "logps"
+        self._known: dict[str, Logps] = {}
+        self._read: dict[Path, tuple[int, int]] = {}  # segment → bytes and lines read so far
+        self._segment = self.folder / f"{uuid.uuid4().hex}.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"reference.cache={folder} cannot be used: {error.strerror}.") from error
+        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+            raise UserError(f"reference.cache={folder} cannot be used: it is not writable.")
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: str) -> Logps | None:
+        """The chosen answer's log-prob and the rejected ones', or None."""
+        return self._known.get(key)
+
+    def add(self, entries: Mapping[str, Logps]) -> None:
+        """Remembers entries and appends them to this process's segment, which only it writes."""
+        if not entries:
+            return
+        self._known.update(entries)
+        lines = "".join(_line(key, logps) for key, logps in entries.items()).encode()
+        with self._segment.open("ab") as stream:
+            stream.write(lines)
+        size, count = self._read.get(self._segment, (0, 0))
+        self._read[self._segment] = (size + len(lines), count + len(entries))
+
+    def refresh(self) -> None:
+        """Takes in what other processes have written since the last time."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            self._take_in(path)
+
+    def _take_in(self, path: Path) -> None:
+        """Whole lines only: the end of a segment may be half written, by a live process or a killed one."""
+        size, count = self._read.get(path, (0, 0))
+        if path.stat().st_size <= size:
+            return
+        with path.open("rb") as stream:
+            stream.seek(size)
+            content = stream.read()
+        content = content[: content.rfind(b"\n") + 1]
+        lines = content.split(b"\n")[:-1]
+        damaged = []
+        for number, line in enumerate(lines, start=count + 1):
+            entry = _parse(line)
+            if entry is None:
+                damaged.append(str(number))
+            else:
+                self._known.setdefault(*entry)
+        self._read[path] = (size + len(content), count + len(lines))
+        if damaged:
+            logger.warning(
+                "%s is damaged in line %s: what stood there is computed again.", path, ", ".join(damaged)
+            )
+
+
+def _line(key: str, logps: Logps) -> str:
+    return json.dumps({"key": key, "logps": logps, "check": _check(key, logps)}) + "\n"
+
+
+def _check(key: str, logps: Sequence[float]) -> str:
+    """Check value of an entry; `repr` names a float exactly."""
+    return hashlib.blake2b(f"{key} {list(logps)!r}".encode(), digest_size=8).hexdigest()
+
+
+def _parse(line: bytes) -> tuple[str, Logps] | None:
+    """Key and log-probs of a line; None for a damaged one."""
+    try:
+        entry = json.loads(line)
+        logps = tuple(float(value) for value in entry["logps"])
+        return (entry["key"], logps) if entry["check"] == _check(entry["key"], logps) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A reference behind the cache: it runs only on packed rows that hold a prompt without an entry.
+
+    With several processes one missing entry anywhere lets all of them run, so that they meet in the collectives
+    of a wrapped or sharded forward.
+
+    Attributes:
+        live: the reference that computes.
+        store: the cache.
+        identity: what `live` is.
+    """
+
+    live: AdapterOff | Frozen | Itself
+    store: LogpStore
+    identity: Identity
+
+    @property
+    def usage(self) -> ReferenceUsage:
+        """What was computed and what came from the cache."""
+        return self.live.usage
+
+    def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
+        """Reference log-probs of the batch, without a graph; `[B]` and `[B, M]`, as a live one's."""
+        keys = [row_keys(row, self.identity) for row in batch.rows]
+        run = _agree([not self._known(row) for row in keys], batch.rows[0].input_ids.device)
+        fresh = self._compute(policy, batch, keys, run) if any(run) else None
+        taken, sums = 0, []
+        for row, row_key, computed in zip(batch.rows, keys, run, strict=True):
+            if computed and fresh is not None:
+                sums.append(fresh[taken : taken + len(row_key)])
+                taken += len(row_key)
+            else:
+                sums.append(self._stored(row, row_key))
+                self.usage.cached += len(row_key)
+        table, lengths = torch.cat(sums), torch.cat([row.lengths for row in batch.rows])
+        return PairLogps(table[:, 0], table[:, 1:], lengths[:, 0], lengths[:, 1:])
+
+    def _known(self, keys: Sequence[str]) -> bool:
+        """Whether every key of a row has an entry, here or in what others have written meanwhile."""
+        if any(self.store.get(key) is None for key in keys):
+            self.store.refresh()
+        return all(self.store.get(key) is not None for key in keys)
+
+    def _compute(
+        self, policy: nn.Module, batch: SharedPrefixBatch, keys: list[list[str]], run: list[bool]
+    ) -> Tensor:
+        """`[b, A]` log-probs of the rows to run; those without an entry are added to the store."""
+        chosen = [i for i, wanted in enumerate(run) if wanted]
+        rows = tuple(batch.rows[i] for i in chosen)
+        logps = self.live(policy, SharedPrefixBatch(rows))
+        table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1).to(self.identity.dtype)
+        counts = [len(group.answers) for row in rows for group in row.layout.groups]
+        flat = [key for i in chosen for key in keys[i]]
+        new = {
+            key: tuple(values[:count])
+            for key, values, count in zip(flat, table.tolist(), counts, strict=True)
+            if self.store.get(key) is None
+        }
+        finite = {key: values for key, values in new.items() if all(map(math.isfinite, values))}
+        if len(finite) < len(new):
+            logger.warning(
+                "The reference gave %d rows a log-prob that is not finite; they are not put into the cache.",
+                len(new) - len(finite),
+            )
+        self.store.add(finite)
+        return table
+
+    def _stored(self, row: SharedPrefixRow, keys: Sequence[str]) -> Tensor:
+        """`[b, A]` log-probs of a row from the store; 0 for answers that a prompt does not have."""
+        slots = row.lengths.shape[1]
+        entries = [self.store.get(key) or () for key in keys]
+        padded = [(*entry, *[0.0] * (slots - len(entry))) for entry in entries]
+        return torch.tensor(padded, dtype=self.identity.dtype, device=row.input_ids.device)
+
+
+def _agree(missing: list[bool], device: torch.device) -> list[bool]:
+    """Which rows to run: those with a missing entry, or all of them where several processes run together."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return missing
+    flag = torch.tensor(int(any(missing)), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return [bool(flag)] * len(missing)
+
+
+def open_cache(
+    live: AdapterOff | Frozen | Itself, folder: Path, identity: Identity, *, describe: bool = True
+) -> Cached:
+    """`live` behind the cache in `folder`.
+
+    Args:
+        live: the reference.
+        folder: `reference.cache`.
+        identity: what `live` is.
+        describe: write it to `models/`, for people; one process of a run is enough.
+    """
+    store = LogpStore(folder)
+    if describe:
+        text = json.dumps(identity.content, indent=1, sort_keys=True, default=str)
+        write_atomically(folder / "models" / f"{identity.digest}.json", text + "\n")
+    return Cached(live, store, identity)
