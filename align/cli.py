@@ -100,8 +100,11 @@ def _sentence(error: BaseException) -> str | None:
 
     from align.errors import UserError
 
-    if isinstance(error, UserError):
-        return str(error)
+    seen: BaseException | None = error
+    while seen is not None:  # libraries that call ours wrap what we raise
+        if isinstance(seen, UserError):
+            return str(seen)
+        seen = seen.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name} is not known: use {', '.join(error.options)}."
