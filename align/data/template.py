@@ -213,15 +213,13 @@ class ChatTemplate:
     def _end(self, tail: str) -> str:
         """The end of a turn: up to the first special token that the template writes after an answer."""
         match = self.specials.search(tail)
-        if match is not None:
-            return tail[: match.end()]
-        return end_of_text(self.tokenizer)
+        return end_of_text(self.tokenizer) if match is None else tail[: match.end()]
 
     def _skeleton(self, roles: tuple[str, ...], generation: bool) -> str:
-        key = (roles, generation)
-        if key not in self._skeletons:
-            self._skeletons[key] = self._apply([_mark(i) for i in range(len(roles))], roles, generation)
-        return self._skeletons[key]
+        if (roles, generation) not in self._skeletons:
+            marks = [_mark(i) for i in range(len(roles))]
+            self._skeletons[roles, generation] = self._apply(marks, roles, generation)
+        return self._skeletons[roles, generation]
 
     def _written(self, roles: tuple[str, ...], generation: bool, index: int, content: str) -> str:
         """What the template makes of the content of message `index`: itself, stripped, or rewritten."""
