@@ -38,6 +38,11 @@ class Needs:
     policy_short: bool
     nll_scope: str
 
+    @property
+    def short(self) -> bool:
+        """Whether anything is read on the short context."""
+        return self.policy_short or self.reference == "short"
+
     def __post_init__(self) -> None:
         for name, values in _ALLOWED_NEEDS.items():
             value = getattr(self, name)

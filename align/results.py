@@ -23,6 +23,8 @@ COST_ROWS = {
     "tokens_per_second": ("training speed", "{:.0f} tokens/s"),
     "memory/peak_gb": ("peak memory", "{:.2f} GB"),
     "num_tokens": ("tokens trained on", "{:.0f}"),
+    "reference/tokens": ("tokens read by the reference", "{:.0f}"),
+    "reference/cached": ("reference rows from the cache", "{:.0f}"),
     "train_runtime": ("training time", "{:.0f} s"),
 }
 PANELS = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy"}
@@ -62,13 +64,16 @@ def summary_table(results: Mapping[str, Mapping[str, float]], *, rows: int, kind
 
 
 def training_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Median speed, peak memory, tokens and seconds of a run's log history."""
+    """Median speed, peak memory, tokens, the reference's share and seconds of a run's log history."""
     logs = [entry for entry in history if "tokens_per_second" in entry]
     costs: dict[str, float] = {}
     if logs:
         costs["tokens_per_second"] = statistics.median(entry["tokens_per_second"] for entry in logs)
         costs["memory/peak_gb"] = max(entry["memory/peak_gb"] for entry in logs)
         costs["num_tokens"] = logs[-1]["num_tokens"]
+    references = [entry for entry in history if "reference/tokens" in entry]
+    if references:
+        costs |= {name: references[-1][name] for name in ("reference/tokens", "reference/cached")}
     runtimes = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
     if runtimes:
         costs["train_runtime"] = runtimes[-1]

@@ -186,6 +186,7 @@ def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
         positions=run.positions,
         seed=run.seed,
         require_rejected=run.method.uses_rejected(),
+        require_short=run.method.needs.short,
     )
     check_config(load_config(run.model), longest_sequence=data.counts["longest_sequence"])
     return data
@@ -208,7 +209,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         logits_chunk=run.memory.logits_chunk,
         train_dataset=data.train,
         eval_dataset=data.eval,
-        data_collator=Collator(tokens_per_row=run.data.tokens_per_row),
+        data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
         processing_class=tokenizer,
     )
     for callback in (ProgressCallback, PrinterCallback):

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.data.build import build_dataset
+from align.data.examples import TokenizedExample
 from align.data.rows import to_example, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
@@ -51,14 +55,32 @@ class PreferenceData:
 
 @dataclass(frozen=True)
 class Collator:
-    """Packs stored rows into a shared-prefix batch (`align.longseq.shared_prefix.pack`)."""
+    """Packs stored rows into a shared-prefix batch (`align.longseq.shared_prefix.pack`).
+
+    Attributes:
+        tokens_per_row: see `pack`.
+        short: also pack the rows' short contexts, for methods that read them.
+    """
 
     tokens_per_row: int | None = None
+    short: bool = False
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, SharedPrefixBatch]:
-        """`{"batch": …}` of the rows, in order."""
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, SharedPrefixBatch | Tensor]:
+        """`{"batch": …}` of B rows, in order.
+
+        With `short` also `{"short": …}`, one prompt for each of the n turns, and `owner`, `[n]` in `[0, B)`: the
+        row that each turn belongs to.
+        """
         examples = [to_example(row) for row in rows]
-        return {"batch": pack(examples, tokens_per_row=self.tokens_per_row)}
+        batch: dict[str, SharedPrefixBatch | Tensor] = {"batch": self._pack(examples)}
+        if self.short:
+            batch["short"] = self._pack([turn for example in examples for turn in example.short])
+            owner = [b for b, example in enumerate(examples) for _ in example.short]
+            batch["owner"] = torch.tensor(owner, dtype=torch.long)
+        return batch
+
+    def _pack(self, examples: Sequence[TokenizedExample]) -> SharedPrefixBatch:
+        return pack(examples, tokens_per_row=self.tokens_per_row)
 
 
 def load_preference_data(
@@ -68,6 +90,7 @@ def load_preference_data(
     positions: PositionSettings,
     seed: int,
     require_rejected: bool = False,
+    require_short: bool = False,
 ) -> PreferenceData:
     """Reads, tokenises, places and splits the rows of `data.path`; a second call finds them in the cache.
 
@@ -77,6 +100,7 @@ def load_preference_data(
         positions: group `positions`; row i draws from (seed, i).
         seed: of the held-out split and of position synthesis.
         require_rejected: rows without a rejected answer are an error.
+        require_short: rows without a short context are an error.
 
     Raises:
         UserError: data missing or empty, or a row that cannot be used; names file and row.
@@ -92,6 +116,8 @@ def load_preference_data(
         )
         if not len(dataset):
             raise UserError(f"{key}={name} holds no rows.")
+        if require_short:
+            _check_short(dataset)
         return dataset
 
     train = build(sources.train, "data.path", str(settings.path))
@@ -101,6 +127,18 @@ def load_preference_data(
     else:
         train, held = split_held_out(train, settings.eval_size, seed=seed)
     return PreferenceData(train, held, _counts(train, held))
+
+
+def _check_short(dataset: Dataset) -> None:
+    """Raises UserError naming the first row without a short context."""
+    columns = dataset.select_columns(["source", "short_prompt_lengths"]).with_format("arrow")
+    for part in columns.iter(batch_size=1000):
+        without = pc.index(pc.list_value_length(part["short_prompt_lengths"]), 0).as_py()
+        if without >= 0:
+            raise UserError(
+                f"{part['source'][without]}: the method reads the context made short, which this row does not "
+                "have: add short_prompt (short_prompts, one a turn)."
+            )
 
 
 def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
