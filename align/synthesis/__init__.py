@@ -1,0 +1,1 @@
+"""Preference data from documents: generators, scorers, and one file a pipeline."""

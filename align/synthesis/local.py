@@ -1,0 +1,194 @@
+"""The local transformers model as a generator: padded batches, one random number generator a row."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from align.errors import UserError
+from align.model import ModelSettings, load_causal_lm, load_config
+from align.synthesis.generators import Completion, Request, Sampling
+from align.synthesis.prompt import PromptEncoder
+from align.synthesis.sampling import RowSampler
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """Group `generator`; see hydra_conf/generator/local.yaml."""
+
+    batch_tokens: int = 8192
+    batch_size: int = 16
+    device: str = "auto"
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range."""
+        for key in ("batch_tokens", "batch_size"):
+            if getattr(self, key) < 1:
+                raise UserError(
+                    f"generator.{key}={getattr(self, key)} is too small: give a number from 1 on."
+                )
+        self.resolve_device()
+
+    def resolve_device(self) -> torch.device:
+        """`generator.device`; auto is the first GPU where there is one."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise UserError(f"generator.device={self.device} is not known: use auto, cpu or cuda.") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"generator.device={self.device}: torch sees no GPU here, use auto or cpu.")
+        return device
+
+    def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> LocalGenerator:
+        """The generator of `model`; weights are loaded by the first call that is not finished yet."""
+        return LocalGenerator(
+            load=lambda: load_causal_lm(model, device=self.resolve_device()),
+            tokenizer=tokenizer,
+            name=model.path,
+            window=getattr(load_config(model), "max_position_embeddings", None),
+            batch_tokens=self.batch_tokens,
+            batch_size=self.batch_size,
+        )
+
+
+class LocalGenerator:
+    """Answers requests with a causal language model in this process.
+
+    Args:
+        load: gives the model; called once, and only if there is something to generate.
+        tokenizer: its tokenizer, with a chat template.
+        name: recorded in the rows.
+        window: most positions the model has; None is unlimited.
+        batch_tokens: most padded tokens of a batch, prompts and answers together.
+        batch_size: most rows of a batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        load: Callable[[], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        window: int | None,
+        batch_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self.encode = PromptEncoder(tokenizer)
+        self.window = window
+        self.batch_tokens = batch_tokens
+        self.batch_size = batch_size
+        self._load = load
+
+    def generate(
+        self, requests: Sequence[Request], *, finished: Collection[str]
+    ) -> Iterator[Sequence[tuple[Request, Completion]]]:
+        """One batch after the other; a batch of which nothing is missing is passed over."""
+        lengths = [self._checked_length(request) for request in requests]
+        for members in fixed_batches(
+            requests, lengths, batch_tokens=self.batch_tokens, batch_size=self.batch_size
+        ):
+            batch = [requests[i] for i in members]
+            if any(request.digest not in finished for request in batch):
+                yield list(zip(batch, self._complete(batch), strict=True))
+
+    def _checked_length(self, request: Request) -> int:
+        """Tokens of the prompt; raises UserError where prompt and answer exceed the model's window."""
+        length = len(self.encode(request.id, request.messages))
+        wanted = length + request.sampling.max_new_tokens
+        if self.window is not None and wanted > self.window:
+            raise UserError(
+                f"{request.id}: its prompt of {length} tokens and {request.sampling.max_new_tokens} new ones exceed "
+                f"the model's window of {self.window}: lower pipeline.chunk_tokens or pipeline.max_new_tokens."
+            )
+        return length
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        """The model, decoding greedily: what its own generation settings add would change the draw."""
+        model = self._load().eval()
+        model.generation_config = GenerationConfig(
+            do_sample=False,
+            eos_token_id=self._end_ids(model),
+            pad_token_id=self._pad_id,
+            use_cache=True,
+        )
+        return model
+
+    @property
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)  # masked everywhere, so any id will do
+
+    def _end_ids(self, model: PreTrainedModel) -> list[int]:
+        """Every token that ends an answer, the model's own and the tokenizer's."""
+        own = model.generation_config.eos_token_id if model.generation_config is not None else None
+        ids = own if isinstance(own, list) else [own]
+        return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
+
+    @torch.inference_mode()
+    def _complete(self, batch: Sequence[Request]) -> list[Completion]:
+        """One padded forward for the prompts, one a step for the answers. All rows share their sampling."""
+        sampling = batch[0].sampling
+        prompts = [self.encode(request.id, request.messages).tolist() for request in batch]
+        longest = max(map(len, prompts))
+        device = self._model.device
+        ids = torch.tensor([[self._pad_id] * (longest - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        sampler = RowSampler(
+            [request.seed for request in batch], temperature=sampling.temperature, top_p=sampling.top_p
+        )
+        output = self._model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            min_new_tokens=sampling.min_new_tokens,
+            logits_processor=LogitsProcessorList([sampler]),
+        )
+        return [self._completion(row) for row in output[:, longest:].tolist()]
+
+    def _completion(self, ids: list[int]) -> Completion:
+        """What was generated up to the first end token."""
+        ends = set(self._model.generation_config.eos_token_id)
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
+        return Completion(text=text, tokens=length, finish="stop" if length < len(ids) else "length")
+
+
+def fixed_batches(
+    requests: Sequence[Request], lengths: Sequence[int], *, batch_tokens: int, batch_size: int
+) -> list[list[int]]:
+    """Places of the requests of each batch: like lengths together, the longest first.
+
+    A pure function of its arguments, so that a resumed run computes in the same batches. Requests of one
+    batch share their sampling. A request over the budget has a batch of its own.
+
+    Args:
+        requests: all requests of a stage.
+        lengths: `[len(requests)]` their prompts' tokens.
+        batch_tokens: most of (longest prompt + new tokens) × rows.
+        batch_size: most rows.
+    """
+
+    def key(i: int) -> tuple[str, int, str]:
+        return (repr(requests[i].sampling), -lengths[i], requests[i].id)
+
+    batches: list[list[int]] = []
+    room = 0
+    sampling: Sampling | None = None
+    for i in sorted(range(len(requests)), key=key):
+        if room == 0 or requests[i].sampling != sampling:
+            sampling = requests[i].sampling
+            batches.append([])
+            room = max(1, min(batch_size, batch_tokens // (lengths[i] + sampling.max_new_tokens)))
+        batches[-1].append(i)
+        room -= 1
+    return batches

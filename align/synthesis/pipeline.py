@@ -1,0 +1,79 @@
+"""What a pipeline is to `align synthesize`: settings that check themselves, read, and run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from align.runfolder import write_atomically
+from align.synthesis.documents import Document
+from align.synthesis.stage import Workspace
+
+ROWS = "train.jsonl"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a pipeline has made.
+
+    Attributes:
+        path: the rows.
+        rows: how many.
+        counts: what went in, by name.
+        dropped: what the filters took out, by reason.
+    """
+
+    path: Path
+    rows: int
+    counts: Mapping[str, int]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+class Pipeline(Protocol):
+    """What the group `pipeline` instantiates: a dataclass whose fields are the group's keys."""
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range; reads and loads nothing."""
+
+    def read(self) -> list[Document]:
+        """The documents, or instructions, that the run starts from."""
+
+    def run(self, documents: Sequence[Document], workspace: Workspace) -> Summary:
+        """Makes the rows; continues what is in `workspace.output`."""
+
+
+def write_rows(output: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """`train.jsonl`, whole or not at all."""
+    path = output / ROWS
+    write_atomically(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    return path
+
+
+def report(summary: Summary, console: Console, *, seconds: float) -> None:
+    """Writes `summary.json` and shows the table and the next command."""
+    values = asdict(summary) | {"path": summary.path.name}
+    write_atomically(summary.path.with_name(SUMMARY), json.dumps(values, indent=2) + "\n")
+    table = Table(title="preference data", show_header=False)
+    table.add_column("what")
+    table.add_column("number", justify="right")
+    for name, number in summary.counts.items():
+        table.add_row(name, f"{number:,}")
+    for name, number in summary.dropped.items():
+        if number:
+            table.add_row(f"dropped: {name}", f"{number:,}", style="yellow")
+    table.add_row("rows written", f"{summary.rows:,}", style="bold")
+    table.add_row("seconds, this start", f"{seconds:.0f}")
+    console.print(table)
+    console.print(f"rows      {summary.path}", soft_wrap=True, highlight=False)
+    if summary.rows:
+        console.print(f"look      align inspect data.path={summary.path}", soft_wrap=True, highlight=False)
+        console.print(f"train     align train data.path={summary.path}", soft_wrap=True, highlight=False)
+    else:
+        console.print("no row is left: try a larger model, or more questions.", highlight=False)

@@ -1,0 +1,51 @@
+"""Requests as text and as tokens, with the same care for structure as training rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from align.data.encoding import Encoder
+from align.data.template import ChatTemplate, Fragment
+from align.data.template import Message as TemplateMessage
+from align.errors import UserError
+from align.synthesis.generators import Message
+
+
+class PromptEncoder:
+    """Chat messages → token ids; contents are plain text, whatever they say.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.chat_template is None:
+            raise UserError(
+                "model.path: its tokenizer has no chat template, so that it cannot be asked anything: "
+                "choose an instruction-tuned model for making data."
+            )
+        self.encoder = Encoder(tokenizer)
+        self.template = ChatTemplate(tokenizer, self.encoder.specials)
+
+    def __call__(self, source: str, messages: Sequence[Message]) -> np.ndarray:
+        """Ids `[n]`, int64, up to and with the generation prompt; `source` names the call in errors."""
+        fragments = [TemplateMessage(m.role, (Fragment(m.content, "text"),)) for m in messages]
+        rendering = self.template.render(source, fragments, [], [[""]])
+        return self.encoder.encode(rendering.prompt).ids
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """The template with `{name}` replaced in one pass: braces inside a value stay what they are."""
+    pattern = "|".join(re.escape(f"{{{name}}}") for name in values)
+    return re.sub(pattern, lambda match: values[match.group()[1:-1]], template)
+
+
+def check_places(key: str, template: str, names: Sequence[str]) -> None:
+    """Refuses a prompt template in which a place is missing, naming the key."""
+    for name in names:
+        if f"{{{name}}}" not in template:
+            raise UserError(f"{key}={template!r} must contain {{{name}}}.")

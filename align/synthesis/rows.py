@@ -1,0 +1,166 @@
+"""From what the model said to a row that trains and can be audited."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from align.synthesis.chunking import Chunk
+from align.synthesis.contexts import Contexts
+from align.synthesis.documents import Document
+from align.synthesis.generators import Completion, Request
+from align.synthesis.scorers import Scorer
+
+SHORTEST_QUESTION = 3  # words
+_SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?=\s|$)")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A chunk of which a question is asked; `id` names the row."""
+
+    id: str
+    chunk: Chunk
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Everything of a row before the filters; the preferred answer's call comes first."""
+
+    asked: Asked
+    question: str
+    contexts: Contexts
+    requests: tuple[Request, ...]
+    completions: tuple[Completion, ...]
+
+
+class Questions:
+    """The questions kept so far and why others were not.
+
+    Attributes:
+        kept: chunks with their questions, no question twice in a document.
+        dropped: reason → number of chunks that are left without a question.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Asked, str]] = []
+        self.dropped: Counter[str] = Counter()
+        self._seen: set[tuple[int, str]] = set()
+
+    def add(self, item: Asked, texts: Sequence[str], own: Sequence[Chunk], scorer: Scorer) -> None:
+        """Keeps the first of the model's `texts` that holds a new question about the chunk.
+
+        A question that has nothing in common with its chunk, by the scorer, is about something else (or
+        about passages and questions in general, as small models like to ask).
+        """
+        reason = "no question"
+        for question in filter(None, map(parse_question, texts)):
+            key = (item.chunk.document, question.casefold())
+            scores = scorer.score(question, [chunk.text for chunk in own])
+            if scores[item.chunk.index] <= 0:
+                reason = "question not about its chunk"
+            elif key in self._seen:
+                reason = "question asked before"
+            else:
+                self._seen.add(key)
+                self.kept.append((item, question))
+                return
+        self.dropped[reason] += 1
+
+
+def parse_question(text: str) -> str | None:
+    """The first sentence that ends with a question mark, without list marks, labels and quotes; else None."""
+    mark = re.search(r"[?？]", text)
+    if mark is None:
+        return None
+    before = text[: mark.end()]
+    # A sentence starts behind a line break, a label ("Question:") or another sentence's end.
+    start = max((m.end() for m in re.finditer(r"\n|:\s|[.!。！][\"'”’)\]]*\s", before)), default=0)
+    question = re.sub(r"^[\s\"'“‘*#>-]+|^\d+[.)]\s*", "", before[start:]).strip()
+    return question if len(question.split()) >= SHORTEST_QUESTION or not question.isascii() else None
+
+
+def trim_cut(completion: Completion) -> str:
+    """An answer that was cut at the token limit ends at its last whole sentence, where it has one."""
+    if completion.finish == "stop":
+        return completion.text
+    ends = [match.end() for match in _SENTENCE_END.finditer(completion.text)]
+    return completion.text[: ends[-1]] if ends else completion.text
+
+
+def normalise(text: str) -> str:
+    """Case, white space and punctuation at the ends make no different answer."""
+    return re.sub(r"\s+", " ", text).strip(" .,;:!?\"'").casefold()
+
+
+def build_row(
+    item: Answered, documents: Sequence[Document], settings: Mapping[str, object], dropped: Counter[str]
+) -> dict[str, Any] | None:
+    """The row, or None where nothing is left to prefer; `dropped` counts why."""
+    texts = [trim_cut(completion) for completion in item.completions]
+    if not normalise(texts[0]):
+        dropped["empty preferred answer"] += 1
+        return None
+    kept = _kept_rejected(texts, dropped)
+    if not kept:
+        dropped["no dis-preferred answer left"] += 1
+        return None
+    calls = list(zip(item.requests, item.completions, strict=True))
+    document = documents[item.asked.chunk.document]
+    return {
+        "id": item.asked.id,
+        "context": [chunk.text for chunk in item.contexts.prompt],
+        "question": item.question,
+        "chosen": texts[0],
+        "rejected": [texts[j] for j in kept],
+        "rejected_kinds": [item.contexts.rejected[j - 1][0] for j in kept],
+        "document": {"id": document.id, "source": document.source},
+        "asked_of": item.asked.chunk.id,
+        "chunks": _describe_chunks(item.contexts, documents),
+        "chosen_chunks": [chunk.id for chunk in item.contexts.critical],
+        "rejected_chunks": [[chunk.id for chunk in item.contexts.rejected[j - 1][1]] for j in kept],
+        "chosen_call": _describe_call(*calls[0]),
+        "rejected_calls": [_describe_call(*calls[j]) for j in kept],
+        "settings": dict(settings),
+    }
+
+
+def _kept_rejected(texts: Sequence[str], dropped: Counter[str]) -> list[int]:
+    """Places of the dis-preferred answers (1 … M) that say something, and something else."""
+    seen = {normalise(texts[0])}
+    kept = []
+    for j, text in enumerate(texts[1:], start=1):
+        plain = normalise(text)
+        if not plain:
+            dropped["empty dis-preferred answer"] += 1
+        elif plain == normalise(texts[0]):
+            dropped["dis-preferred answer equal to the preferred"] += 1
+        elif plain in seen:
+            dropped["dis-preferred answer met before"] += 1
+        else:
+            seen.add(plain)
+            kept.append(j)
+    return kept
+
+
+def _describe_chunks(contexts: Contexts, documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """One entry a chunk of `context`, in its order."""
+    return [
+        {
+            "id": chunk.id,
+            "document": documents[chunk.document].id,
+            "start": chunk.start,
+            "tokens": chunk.tokens,
+            "score": round(contexts.scores[chunk.id], 6),
+            "critical": chunk in contexts.critical,
+        }
+        for chunk in contexts.prompt
+    ]
+
+
+def _describe_call(request: Request, completion: Completion) -> dict[str, Any]:
+    """`seed` draws the answer again; `finish` is `length` where it was cut and trimmed to a sentence."""
+    return {"seed": request.seed, "tokens": completion.tokens, "finish": completion.finish}

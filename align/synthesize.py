@@ -1,0 +1,69 @@
+"""`align synthesize`: preference data from documents; one Hydra main that reads as its table of contents."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from align.cli import hydra_entry
+from align.config import check_arguments, check_choice, typed
+from align.instantiate import instantiate
+from align.model import ModelSettings, load_tokenizer, resolve_dtype
+from align.runfolder import claim_output
+from align.synthesis.documents import fingerprint
+from align.synthesis.generators import GeneratorSettings
+from align.synthesis.pipeline import Pipeline, report
+from align.synthesis.stage import WORK, Workspace
+
+RESUME = ("auto", "never")
+
+
+@hydra_entry("synthesize")
+def main(config: DictConfig) -> None:
+    """Checks everything, reads the documents, makes the rows or goes on making them, and shows counts."""
+    start = time.monotonic()
+    pipeline, generator, model = check(config)
+    documents = pipeline.read()
+    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    opened = generator.open(model, tokenizer)
+    output = claim(config, documents_sha256=fingerprint(documents))
+    workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
+    summary = pipeline.run(documents, workspace)
+    report(summary, Console(), seconds=time.monotonic() - start)
+
+
+def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSettings]:
+    """Every setting as its type, contradictions refused; reads no documents and no weights."""
+    model = typed(ModelSettings, config, "model")
+    resolve_dtype(model.dtype)
+    check_choice("resume", str(config.resume), RESUME)
+    return build(config, "pipeline"), build(config, "generator"), model
+
+
+def build(config: DictConfig, group: str) -> Any:
+    """The dataclass that the group's `_target_` names, its values' types and ranges checked."""
+    built = instantiate(config[group], allow=("align", *config.allow_targets), where=group)
+    values = {item.name: getattr(built, item.name) for item in dataclasses.fields(built)}
+    check_arguments(values, type(built), group=group, reserved={})
+    built.check()
+    return built
+
+
+def claim(config: DictConfig, *, documents_sha256: str) -> Path:
+    """The output folder as this configuration's own; `resume=never` empties it of earlier calls."""
+    output = Path(config.output)
+    known = OmegaConf.to_container(config, resolve=True)
+    claim_output(output, {**known, "documents_sha256": documents_sha256}, ignore=("resume",))  # type: ignore[dict-item]
+    if config.resume == "never":
+        shutil.rmtree(output / WORK, ignore_errors=True)
+    return output
+
+
+if __name__ == "__main__":
+    main()
