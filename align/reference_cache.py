@@ -37,14 +37,27 @@ logger = logging.getLogger(__name__)
 Logps = tuple[float, ...]
 
 
+def check_folder(folder: Path) -> None:
+    """Creates the cache's folder where it does not exist.
+
+    Raises:
+        UserError: it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"reference.cache={folder} cannot be used ({error.strerror}): name a folder that can be written."
+        ) from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise UserError(f"reference.cache={folder} cannot be written: name another folder.")
+
+
 class LogpStore:
     """Log-probs by key, in memory and in the segments of a folder.
 
     Args:
-        folder: the cache's folder; created where it does not exist.
-
-    Raises:
-        UserError: the folder cannot be created or written.
+        folder: the cache's folder; see `check_folder`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,12 +65,8 @@ class LogpStore:
         self._known: dict[str, Logps] = {}
         self._read: dict[Path, tuple[int, int]] = {}  # segment → bytes and lines read so far
         self._segment = self.folder / f"{uuid.uuid4().hex}.jsonl"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"reference.cache={folder} cannot be used: {error.strerror}.") from error
-        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
-            raise UserError(f"reference.cache={folder} cannot be used: it is not writable.")
+        check_folder(folder)
+        self.folder.mkdir(exist_ok=True)
         self.refresh()
 
     def __len__(self) -> int:

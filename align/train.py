@@ -50,7 +50,7 @@ from align.reference import (
     reference_model,
     resolve_source,
 )
-from align.reference_cache import open_cache
+from align.reference_cache import check_folder, open_cache
 from align.reference_fill import fill
 from align.reference_key import Identity, check_cacheable
 from align.runfolder import claim_output
@@ -161,6 +161,7 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
     check_config(config)
     if reference.cache is not None:
         check_cacheable(config)
+        check_folder(Path(reference.cache))
 
 
 def training_arguments(config: DictConfig) -> TrainingArguments:
