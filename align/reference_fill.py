@@ -51,5 +51,5 @@ def fill(trainer: PreferenceTrainer, *datasets: Any) -> dict[str, int]:
                 prompts += count
                 # The processes keep in step, so the first one's share times their number is what is done.
                 progress.advance(task, count * trainer.args.world_size)
-    counts = trainer.sum_over_processes([prompts, reference.usage.tokens, reference.usage.cached])
+    counts = trainer.sum_over_groups([prompts, reference.usage.tokens, reference.usage.cached])
     return dict(zip(("prompts", "tokens", "cached"), map(int, counts), strict=True))

@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
 
 from align import checkpoints
+from align.data.distribution import EpochSampler, MarkedCollator, MarkedRows
 from align.longseq.forward import DEFAULT_CHUNK, pair_logps
+from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
 from align.memory import peak_memory
 from align.methods import Method
@@ -40,6 +45,7 @@ class PreferenceTrainer(Trainer):
         *,
         method: Method,
         reference: Reference | None = None,
+        parallel: SequenceParallel | None = None,
         logits_chunk: int = DEFAULT_CHUNK,
         **kwargs: Any,
     ) -> None:
@@ -50,11 +56,14 @@ class PreferenceTrainer(Trainer):
             args: the Trainer's arguments.
             method: the loss and what it needs.
             reference: gives reference log-probs; None for methods without one.
+            parallel: this process's place in its sequence-parallel group; None without.
             logits_chunk: tokens whose vocabulary logits exist at once.
             kwargs: the rest of Trainer's own.
         """
         self.method = method
         self.reference = reference
+        self.parallel = parallel
+        self.degree = 1 if parallel is None else parallel.degree
         self.logits_chunk = logits_chunk
         self._meter = MeanMeter()
         self._new_tokens = 0
@@ -63,6 +72,7 @@ class PreferenceTrainer(Trainer):
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, **kwargs)
+        self.data_collator = MarkedCollator(self.data_collator)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
 
     # ---- loss
@@ -78,25 +88,29 @@ class PreferenceTrainer(Trainer):
 
         Args:
             model: the policy as the Trainer wrapped it.
-            inputs: `batch`, and `short`, `owner` where the method needs the short context.
+            inputs: `batch`, `real` `[B]` (False for placeholders, which count nowhere), and `short`, `owner`
+                where the method needs the short context.
             return_outputs: also return `[B, len(METRICS)]` metrics.
             num_items_in_batch: prompts in the global step; None counts this batch alone.
         """
-        rows = self.prompt_losses(model, inputs)
-        loss = rows[0].sum() / (len(inputs["batch"]) if num_items_in_batch is None else num_items_in_batch)
-        self._meter.add(rows[1])
-        self._new_tokens += inputs["batch"].num_tokens
-        # A wrapper averages gradients over processes; the divisor above already counts all of them.
-        loss = loss * self.args.world_size
-        return (loss, rows[1]) if return_outputs else loss
+        losses, metrics = self.prompt_losses(model, inputs)
+        real = inputs["real"]
+        prompts = real.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = torch.where(real, losses, 0.0).sum() / prompts
+        self._meter.add(metrics[real])
+        self._new_tokens += sum(compress(inputs["batch"].prompt_tokens, real.tolist()))
+        # A wrapper averages gradients over processes; the divisor above already counts every group's prompts.
+        loss = loss * (self.args.world_size // self.degree)
+        return (loss, metrics) if return_outputs else loss
 
     def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """`[B]` losses with their graph, and `[B, len(METRICS)]` metrics."""
         batch: SharedPrefixBatch = inputs["batch"]
         needs = self.method.needs
-        policy = pair_logps(model, batch, nll_scope=needs.nll_scope, chunk_size=self.logits_chunk)
+        forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
+        policy = forward(batch, nll_scope=needs.nll_scope)
         if needs.policy_short:
-            turns = pair_logps(model, inputs["short"], chunk_size=self.logits_chunk)
+            turns = forward(inputs["short"])
             policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
         output = self.method.loss(policy, self.reference_logps(model, inputs))
         return output.loss, prompt_metrics(policy, output)
@@ -122,12 +136,33 @@ class PreferenceTrainer(Trainer):
             self.reference_logps(model, inputs)
             yield len(inputs["batch"])
 
+    # ---- rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        """Every row once an epoch, in an order that follows from seed and epoch."""
+        return self._sampler(train_dataset or self.train_dataset, self._train_batch_size, seed=self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
+        """Every row once, in file order."""
+        return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
+
+    def _sampler(self, dataset: Any, batch_size: int, *, seed: int | None) -> EpochSampler:
+        groups = self.args.world_size // self.degree
+        return EpochSampler(len(dataset), multiple=1 if groups == 1 else groups * batch_size, seed=seed)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's loader over marked rows, dealt out to data-parallel groups rather than processes."""
+        loader = super()._get_dataloader(MarkedRows(dataset), *args, **kwargs)
+        shard = loader.batch_sampler
+        if isinstance(shard, BatchSamplerShard):
+            shard.num_processes = self.args.world_size // self.degree
+            shard.process_index = self.args.process_index // self.degree
+        return loader
+
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Prompts in the global step, over accumulation and processes."""
-        prompts = torch.tensor(sum(len(inputs["batch"]) for inputs in batch_samples), device=device)
-        if self.args.world_size > 1:
-            prompts = self.accelerator.gather(prompts[None]).sum()
-        return prompts
+        """Prompts in the global step, over accumulation and groups."""
+        prompts = sum(int(inputs["real"].sum()) for inputs in batch_samples)
+        return torch.tensor(self.sum_over_groups([prompts])[0], device=device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 · parameters · tokens, the usual estimate of a training step without attention."""
@@ -150,8 +185,9 @@ class PreferenceTrainer(Trainer):
         rows = []
         for inputs in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
-                _, metrics = self.prompt_losses(model, self._prepare_inputs(inputs))
-            rows.append(self.accelerator.gather_for_metrics(metrics))
+                inputs = self._prepare_inputs(inputs)
+                _, metrics = self.prompt_losses(model, inputs)
+            rows.append(self._gather_rows(metrics, inputs["real"]))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         table = torch.cat(rows) if rows else torch.zeros(0, len(METRICS))
         meter = MeanMeter()
@@ -164,6 +200,13 @@ class PreferenceTrainer(Trainer):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in named.items()},
             num_samples=len(table),
         )
+
+    def _gather_rows(self, metrics: Tensor, real: Tensor) -> Tensor:
+        """The real prompts' `[n, len(METRICS)]` of all groups; the ranks of a group hold the same."""
+        counted = real if self.args.process_index % self.degree == 0 else torch.zeros_like(real)
+        if self.args.world_size > 1:
+            metrics, counted = self.accelerator.gather((metrics, counted))
+        return metrics[counted]
 
     def _prepared_model(self) -> nn.Module:
         """The wrapped policy; wraps it when evaluation comes before any training."""
@@ -182,11 +225,10 @@ class PreferenceTrainer(Trainer):
     def _training_metrics(self) -> dict[str, float]:
         now = time.perf_counter()
         elapsed, self._logged_at = now - self._logged_at, now
-        tokens = torch.tensor(float(self._new_tokens), dtype=torch.float64, device=self.args.device)
+        tokens = self.sum_over_groups([self._new_tokens])[0]
         self._new_tokens = 0
         sums = self._meter.pop()
         if self.args.world_size > 1:
-            tokens = self.accelerator.reduce(tokens, reduction="sum")
             sums = None if sums is None else self.accelerator.reduce(sums, reduction="sum")
         named = {} if sums is None else means(sums)
         counted = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
@@ -194,8 +236,8 @@ class PreferenceTrainer(Trainer):
         return {
             **named,
             # The history survives a checkpoint, so a resumed run goes on counting.
-            "num_tokens": tokens.item() + next(counted, 0.0),
-            "tokens_per_second": tokens.item() / max(elapsed, 1e-9),
+            "num_tokens": tokens + next(counted, 0.0),
+            "tokens_per_second": tokens / max(elapsed, 1e-9),
             "memory/peak_gb": peak_memory() / 1e9,
         }
 
@@ -211,14 +253,14 @@ class PreferenceTrainer(Trainer):
         last = next((entry for entry in reversed(self.state.log_history) if names[0] in entry), {})
         return {
             name: last.get(name, 0.0) + count
-            for name, count in zip(names, self.sum_over_processes(counts), strict=True)
+            for name, count in zip(names, self.sum_over_groups(counts), strict=True)
         }
 
-    def sum_over_processes(self, counts: Sequence[int]) -> list[float]:
-        """Each count summed over the processes."""
+    def sum_over_groups(self, counts: Sequence[int]) -> list[float]:
+        """Each count summed over the data-parallel groups; the ranks of a group hold the same."""
         sums = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
         if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, reduction="sum")
+            sums = self.accelerator.reduce(sums, reduction="sum") / self.degree
         return sums.tolist()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -29,6 +29,11 @@ class Group:
     prompt: Span
     answers: tuple[Span, ...]
 
+    @property
+    def stop(self) -> int:
+        """Where the group ends in its row."""
+        return self.answers[-1][1] if self.answers else self.prompt[1]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,8 +44,7 @@ class Layout:
     @property
     def length(self) -> int:
         """T, the tokens in the row."""
-        last = self.groups[-1]
-        return last.answers[-1][1] if last.answers else last.prompt[1]
+        return self.groups[-1].stop
 
     @property
     def longest_sequence(self) -> int:
@@ -105,6 +109,11 @@ class SharedPrefixBatch:
     def num_tokens(self) -> int:
         """Tokens that the model reads."""
         return sum(row.layout.length for row in self.rows)
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """`[B]` the same for each prompt with its answers."""
+        return [group.stop - group.prompt[0] for row in self.rows for group in row.layout.groups]
 
     def to(self, device: torch.device | str) -> SharedPrefixBatch:
         """The same batch with its tensors on `device` (what `Trainer._prepare_inputs` calls)."""

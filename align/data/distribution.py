@@ -1,0 +1,76 @@
+"""Which process reads which row: data-parallel groups read different rows, the ranks of a group the same.
+
+At the ragged end of an epoch some groups have a row fewer than others, yet all must make the same number of
+forward passes. They read a placeholder then, which is told apart by `real` and counts nowhere: neither in
+the loss, nor in the number of prompts it is divided by, nor in a metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+PLACEHOLDER = -1
+
+
+class EpochSampler(Sampler[int]):
+    """Every row once an epoch, in an order that follows from (seed, epoch) alone, then placeholders.
+
+    All processes draw the same order without talking to each other, and a resumed run draws it again.
+    """
+
+    def __init__(self, rows: int, *, multiple: int, seed: int | None) -> None:
+        """Orders rows.
+
+        Args:
+            rows: how many there are.
+            multiple: placeholders are added until the number of indices is a multiple of this.
+            seed: of the order; None keeps the rows in file order.
+        """
+        self.rows, self.multiple, self.seed = rows, multiple, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order is drawn anew for each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.seed is None:
+            order = list(range(self.rows))
+        else:
+            # Two words of a seed sequence, so that (seed, epoch) and (seed + 1, epoch − 1) differ.
+            generator = torch.Generator().manual_seed((self.seed << 32) ^ self.epoch)
+            order = torch.randperm(self.rows, generator=generator).tolist()
+        yield from order + [PLACEHOLDER] * (len(self) - self.rows)
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.multiple) * self.multiple
+
+
+class MarkedRows(Dataset):
+    """A dataset whose items say whether they are real: `(row, True)`, and `(row 0, False)` as placeholder."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, bool]:
+        real = index != PLACEHOLDER
+        return self.rows[index if real else 0], real
+
+
+class MarkedCollator:
+    """A collator over marked rows: adds `real` `[B]` to what the collator of the rows returns."""
+
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, marked: Sequence[tuple[Any, bool]]) -> dict[str, Any]:
+        """Collates the rows."""
+        rows, real = zip(*marked, strict=True)
+        return {**self.collator(list(rows)), "real": torch.tensor(real)}
