@@ -4,105 +4,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from transformers import (
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
-    TrainingArguments,
     set_seed,
 )
 
 from align import checkpoints, results
 from align.cli import hydra_entry
-from align.config import check_arguments, check_choice, typed
-from align.data.dataset import Collator, DataSettings, PositionSettings, PreferenceData, load_preference_data
-from align.errors import UserError
+from align.data.dataset import Collator, PreferenceData, load_preference_data
 from align.longseq import ATTENTION, pair_logps
-from align.longseq.forward import DEFAULT_CHUNK
-from align.longseq.memory import CHECKPOINTING, apply_checkpointing
+from align.longseq.memory import apply_checkpointing
+from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
-from align.methods import Method, load_method
-from align.model import (
-    ModelSettings,
-    add_lora,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-    resolve_dtype,
-)
+from align.model import add_lora, load_causal_lm, load_config, load_tokenizer
 from align.progress import ProgressDisplay
-from align.reference import (
-    AdapterOff,
-    Frozen,
-    Itself,
-    Reference,
-    ReferenceSettings,
-    autocast_forward,
-    reference_model,
-    resolve_source,
-)
-from align.reference_cache import check_folder, open_cache
+from align.reference import AdapterOff, Frozen, Itself, Reference, autocast_forward, reference_model
+from align.reference_cache import open_cache
 from align.reference_fill import fill
-from align.reference_key import Identity, check_cacheable
+from align.reference_key import Identity
 from align.runfolder import claim_output
+from align.settings import Run, check
 from align.trainer import PreferenceTrainer
-
-# Keywords of TrainingArguments that this toolkit sets itself → the key to use instead.
-RESERVED = {
-    "output_dir": "output",
-    "seed": "seed",
-    "data_seed": "seed",
-    "resume_from_checkpoint": "resume",
-    "gradient_checkpointing": "memory.checkpointing",
-    "gradient_checkpointing_kwargs": "memory.checkpointing",
-    "remove_unused_columns": "the default, which keeps the rows whole",
-    "average_tokens_across_devices": "the default: the loss is the mean over the prompts of the step",
-    "label_smoothing_factor": "method.loss.label_smoothing",
-}
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """Group `memory`; see hydra_conf/memory/default.yaml."""
-
-    checkpointing: str = "keep_attention"
-    logits_chunk: int = DEFAULT_CHUNK
-
-
-@dataclass(frozen=True)
-class GeneralSettings:
-    """Top-level keys; see hydra_conf/train.yaml."""
-
-    output: str = "outputs/train"
-    seed: int = 42
-    resume: str = "auto"
-    allow_targets: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A training run whose settings have all been checked; no weights are loaded yet."""
-
-    output: Path
-    seed: int
-    resume: str
-    method: Method
-    model: ModelSettings
-    data: DataSettings
-    positions: PositionSettings
-    memory: MemorySettings
-    reference: ReferenceSettings
-    reference_source: str
-    arguments: TrainingArguments
 
 
 @hydra_entry("train")
@@ -122,61 +55,6 @@ def main(config: DictConfig) -> None:
     before = metrics_before(trainer, run.output)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finish(trainer, run, data, before)
-
-
-def check(config: DictConfig) -> Run:
-    """Every setting as its type, contradictions refused; reads no data and no weights."""
-    general = typed(GeneralSettings, config, "")
-    method = load_method(config.method, allow_targets=general.allow_targets)
-    model = typed(ModelSettings, config, "model")
-    memory = typed(MemorySettings, config, "memory")
-    reference = typed(ReferenceSettings, config, "reference")
-    check_choice("memory.checkpointing", memory.checkpointing, CHECKPOINTING)
-    check_choice("model.attention", model.attention, ("sdpa",))
-    resolve_dtype(model.dtype)
-    source = resolve_source(
-        reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
-    )
-    check_config(load_config(model))
-    if source != "none":
-        check_reference(reference, model)
-    return Run(
-        output=Path(general.output),
-        seed=general.seed,
-        resume=general.resume,
-        method=method,
-        model=model,
-        data=typed(DataSettings, config, "data"),
-        positions=typed(PositionSettings, config, "positions"),
-        memory=memory,
-        reference=reference,
-        reference_source=source,
-        arguments=training_arguments(config),
-    )
-
-
-def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
-    """The reference's configuration, before its weights load."""
-    config = load_config(reference_model(reference, model))
-    check_config(config)
-    if reference.cache is not None:
-        check_cacheable(config)
-        check_folder(Path(reference.cache))
-
-
-def training_arguments(config: DictConfig) -> TrainingArguments:
-    """The group `trainer` as TrainingArguments, with what this toolkit sets itself."""
-    values: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    check_arguments(values, TrainingArguments, group="trainer", reserved=RESERVED)
-    try:
-        return TrainingArguments(
-            output_dir=str(config.output),
-            seed=config.seed,
-            remove_unused_columns=False,
-            **values,
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
@@ -200,13 +78,15 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     settings = reference_model(run.reference, run.model) if run.reference.fill_only else run.model
     base = load_causal_lm(settings, attention=ATTENTION)
     check_supported(base)
+    parallel = start_sequence_parallel(run, base.config, data)
     policy = add_lora(base, settings.lora)
     apply_checkpointing(policy, run.memory.checkpointing)
     trainer = PreferenceTrainer(
         model=policy,
         args=run.arguments,
         method=run.method,
-        reference=build_reference(run, policy),
+        reference=build_reference(run, policy, parallel),
+        parallel=parallel,
         logits_chunk=run.memory.logits_chunk,
         train_dataset=data.train,
         eval_dataset=data.eval,
@@ -219,12 +99,31 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     return trainer
 
 
-def build_reference(run: Run, policy: Any) -> Reference | None:
+def start_sequence_parallel(
+    run: Run, config: PreTrainedConfig, data: PreferenceData
+) -> SequenceParallel | None:
+    """Forms the sequence-parallel groups; `parallel=auto` takes the exchange that fits and says why."""
+    kind = run.parallel.kind
+    if kind == "auto" and run.parallel.degree > 1:
+        kind, reason = choose_exchange(
+            heads=config.num_attention_heads,
+            kv_heads=getattr(config, "num_key_value_heads", config.num_attention_heads),
+            degree=run.parallel.degree,
+            length=data.counts["longest_sequence"],
+        )
+        if run.arguments.process_index == 0:
+            Console(stderr=True).print(reason, highlight=False)
+    return start_parallel("none" if run.parallel.degree == 1 else kind, run.parallel.degree)
+
+
+def build_reference(run: Run, policy: Any, parallel: SequenceParallel | None) -> Reference | None:
     """The reference that `reference.source` stands for, behind its cache where there is one."""
     if run.reference_source == "none":
         return None
     precision = torch.bfloat16 if run.arguments.bf16 else torch.float16 if run.arguments.fp16 else None
-    forward = autocast_forward(partial(pair_logps, chunk_size=run.memory.logits_chunk), precision)
+    forward = autocast_forward(
+        partial(pair_logps, parallel=parallel, chunk_size=run.memory.logits_chunk), precision
+    )
     live: AdapterOff | Frozen | Itself
     if run.reference.fill_only:
         live = Itself(forward)

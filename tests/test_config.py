@@ -12,7 +12,7 @@ from align.config import check_arguments, check_choice, typed
 from align.errors import UserError
 from align.model import ModelSettings
 from align.reference import ReferenceSettings, resolve_source
-from align.train import RESERVED
+from align.settings import RESERVED
 
 
 @dataclass(frozen=True)

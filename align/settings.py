@@ -1,0 +1,135 @@
+"""A training run's settings, typed and checked against each other before any data or weights are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from transformers import TrainingArguments
+
+from align.config import check_arguments, check_choice, typed
+from align.data.settings import DataSettings, PositionSettings
+from align.errors import UserError
+from align.longseq.forward import DEFAULT_CHUNK
+from align.longseq.memory import CHECKPOINTING
+from align.longseq.support import check_config
+from align.methods import Method, load_method
+from align.model import ModelSettings, load_config, resolve_dtype
+from align.reference import ReferenceSettings, reference_model, resolve_source
+from align.reference_cache import check_folder
+from align.reference_key import check_cacheable
+
+# Keywords of TrainingArguments that this toolkit sets itself → the key to use instead.
+RESERVED = {
+    "output_dir": "output",
+    "seed": "seed",
+    "data_seed": "seed",
+    "resume_from_checkpoint": "resume",
+    "gradient_checkpointing": "memory.checkpointing",
+    "gradient_checkpointing_kwargs": "memory.checkpointing",
+    "remove_unused_columns": "the default, which keeps the rows whole",
+    "average_tokens_across_devices": "the default: the loss is the mean over the prompts of the step",
+    "label_smoothing_factor": "method.loss.label_smoothing",
+}
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """Group `memory`; see hydra_conf/memory/default.yaml."""
+
+    checkpointing: str = "keep_attention"
+    logits_chunk: int = DEFAULT_CHUNK
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """Group `parallel`; see hydra_conf/parallel/none.yaml."""
+
+    kind: str = "none"
+    degree: int = 1
+
+
+@dataclass(frozen=True)
+class GeneralSettings:
+    """Top-level keys; see hydra_conf/train.yaml."""
+
+    output: str = "outputs/train"
+    seed: int = 42
+    resume: str = "auto"
+    allow_targets: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run whose settings have all been checked; no weights are loaded yet."""
+
+    output: Path
+    seed: int
+    resume: str
+    method: Method
+    model: ModelSettings
+    data: DataSettings
+    positions: PositionSettings
+    memory: MemorySettings
+    parallel: ParallelSettings
+    reference: ReferenceSettings
+    reference_source: str
+    arguments: TrainingArguments
+
+
+def check(config: DictConfig) -> Run:
+    """Every setting as its type, contradictions refused; reads no data and no weights."""
+    general = typed(GeneralSettings, config, "")
+    method = load_method(config.method, allow_targets=general.allow_targets)
+    model = typed(ModelSettings, config, "model")
+    memory = typed(MemorySettings, config, "memory")
+    reference = typed(ReferenceSettings, config, "reference")
+    check_choice("memory.checkpointing", memory.checkpointing, CHECKPOINTING)
+    check_choice("model.attention", model.attention, ("sdpa",))
+    resolve_dtype(model.dtype)
+    source = resolve_source(
+        reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
+    )
+    check_config(load_config(model))
+    if source != "none":
+        check_reference(reference, model)
+    return Run(
+        output=Path(general.output),
+        seed=general.seed,
+        resume=general.resume,
+        method=method,
+        model=model,
+        data=typed(DataSettings, config, "data"),
+        positions=typed(PositionSettings, config, "positions"),
+        memory=memory,
+        parallel=typed(ParallelSettings, config, "parallel"),
+        reference=reference,
+        reference_source=source,
+        arguments=training_arguments(config),
+    )
+
+
+def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
+    """The reference's configuration, before its weights load."""
+    config = load_config(reference_model(reference, model))
+    check_config(config)
+    if reference.cache is not None:
+        check_cacheable(config)
+        check_folder(Path(reference.cache))
+
+
+def training_arguments(config: DictConfig) -> TrainingArguments:
+    """The group `trainer` as TrainingArguments, with what this toolkit sets itself."""
+    values: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    check_arguments(values, TrainingArguments, group="trainer", reserved=RESERVED)
+    try:
+        return TrainingArguments(
+            output_dir=str(config.output),
+            seed=config.seed,
+            remove_unused_columns=False,
+            **values,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
