@@ -49,7 +49,7 @@ def fill(trainer: PreferenceTrainer, *datasets: Any) -> dict[str, int]:
         for dataset in present:
             for count in trainer.read_reference(dataset):
                 prompts += count
-                # The processes keep in step, so the first one's share times their number is what is done.
-                progress.advance(task, count * trainer.args.world_size)
+                # The groups keep in step, so the first one's share times their number is what is done.
+                progress.advance(task, count * (trainer.args.world_size // trainer.degree))
     counts = trainer.sum_over_groups([prompts, reference.usage.tokens, reference.usage.cached])
     return dict(zip(("prompts", "tokens", "cached"), map(int, counts), strict=True))

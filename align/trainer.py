@@ -134,7 +134,7 @@ class PreferenceTrainer(Trainer):
         for inputs in self.get_test_dataloader(dataset):
             inputs = self._prepare_inputs(inputs)
             self.reference_logps(model, inputs)
-            yield len(inputs["batch"])
+            yield int(inputs["real"].sum())
 
     # ---- rows
 
