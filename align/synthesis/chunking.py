@@ -111,10 +111,17 @@ def _pieces(text: str, span: Span, level: int, starts: np.ndarray, budget: int) 
 
 
 def _by_tokens(span: Span, starts: np.ndarray, budget: int) -> Iterator[Span]:
-    """Cuts at every `budget`-th token; tokens of one character stay together, even over the budget."""
-    first, last = np.searchsorted(starts, span, side="left")
-    edges = sorted({span[0], *starts[first + budget : last : budget].tolist(), span[1]})
-    yield from pairwise(edges)
+    """As many tokens as fit, again and again; tokens of one character stay together, even over the budget."""
+    start, stop = span
+    while _count(starts, (start, stop)) > budget:
+        first = int(np.searchsorted(starts, start, side="left"))
+        edge = int(starts[first + budget])
+        if edge <= starts[first]:
+            edge = next((int(later) for later in starts[first + budget :] if later > starts[first]), stop)
+        yield start, min(edge, stop)
+        start = min(edge, stop)
+    if start < stop:
+        yield start, stop
 
 
 def _joined(pieces: Iterator[Span], starts: np.ndarray, budget: int) -> Sequence[Span]:
