@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from align.data.examples import TokenizedExample
-from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq import ATTENTION, SharedPrefixBatch, pack, pair_logps
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from losses import logo_loss
@@ -50,6 +50,10 @@ class Case:
             make_example(rng, prompt=prompt, answers=answers, jump=self.jump) for prompt, answers in self.rows
         ]
 
+    def batch(self, data_rank: int = 0, data_size: int = 1) -> SharedPrefixBatch:
+        """The rows of one of `data_size` data-parallel groups."""
+        return pack(self.examples()[data_rank::data_size], tokens_per_row=self.tokens_per_row)
+
     def build(self, attention: str) -> nn.Module:
         """The same weights whatever the attention; training mode."""
         heads, kv_heads = self.heads
@@ -71,13 +75,17 @@ def loss_of(logps: PairLogps) -> Tensor:
     return total if logps.nll is None else total + logps.nll.mean()
 
 
+def plain_logps(model: nn.Module, case: Case) -> PairLogps:
+    """Padded rows, with the NLL that the case asks for."""
+    logps = plain_pair_logps(model, case.examples())
+    nll = {"none": None, "chosen": -logps.chosen / logps.chosen_length, "sequence": logps.nll}[case.nll_scope]
+    return PairLogps(**{**vars(logps), "nll": nll})
+
+
 def plain_step(case: Case) -> tuple[float, dict[str, Tensor], nn.Module]:
     """Loss and gradients of padded rows through the library's own attention, in this process alone."""
     model = case.build("sdpa")
-    logps = plain_pair_logps(model, case.examples())
-    if case.nll_scope != "sequence":
-        logps = PairLogps(**{**vars(logps), "nll": None})
-    loss = loss_of(logps)
+    loss = loss_of(plain_logps(model, case))
     return loss.item(), gradients(model, loss), model
 
 
@@ -85,8 +93,7 @@ def sharded_step(case: Case, parallel: SequenceParallel | None) -> tuple[float, 
     """Loss and the world's mean gradient, as any averaging wrapper makes it."""
     model = case.build(ATTENTION)
     apply_checkpointing(model, case.checkpointing)
-    batch = pack(case.examples(), tokens_per_row=case.tokens_per_row)
-    logps = pair_logps(model, batch, parallel=parallel, nll_scope=case.nll_scope, chunk_size=8)
+    logps = pair_logps(model, case.batch(), parallel=parallel, nll_scope=case.nll_scope, chunk_size=8)
     loss = loss_of(logps)
     return loss.item(), mean_over_world(gradients(model, loss))
 
@@ -115,3 +122,15 @@ def case_errors(case: Case, parallel: SequenceParallel | None) -> dict[str, floa
         return {}
     expected_loss, expected, _ = plain_step(case)
     return errors(loss, actual, expected_loss, expected)
+
+
+def evaluation_error(case: Case, parallel: SequenceParallel | None) -> float:
+    """Largest relative error of a log-prob in evaluation mode without gradients, on every rank."""
+    batch = case.batch()
+    with torch.no_grad():
+        actual = pair_logps(case.build(ATTENTION).eval(), batch, parallel=parallel)
+        expected = plain_logps(case.build("sdpa").eval(), case)
+    return max(
+        ((value - wanted).norm() / wanted.norm()).item()
+        for value, wanted in ((actual.chosen, expected.chosen), (actual.rejected, expected.rejected))
+    )
