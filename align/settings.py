@@ -16,7 +16,7 @@ from align.longseq.forward import DEFAULT_CHUNK
 from align.longseq.memory import CHECKPOINTING
 from align.longseq.support import check_config
 from align.methods import Method, load_method
-from align.model import ModelSettings, load_config, resolve_dtype
+from align.model import ModelSettings, check_model, load_config
 from align.reference import ReferenceSettings, reference_model, resolve_source
 from align.reference_cache import check_folder
 from align.reference_key import check_cacheable
@@ -88,7 +88,11 @@ def check(config: DictConfig) -> Run:
     reference = typed(ReferenceSettings, config, "reference")
     check_choice("memory.checkpointing", memory.checkpointing, CHECKPOINTING)
     check_choice("model.attention", model.attention, ("sdpa",))
-    resolve_dtype(model.dtype)
+    check_model(model)
+    if reference.fill_only and model.quantization != "none":
+        raise UserError(
+            "reference.fill_only has no adapter, which model.quantization needs: fill the cache while training."
+        )
     source = resolve_source(
         reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
     )

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.errors import UserError
+from align.rope import rope_types
 
 # Configuration keys that change attention or logits in a way that is not computed here.
 _REFUSED_KEYS = {
@@ -56,6 +57,11 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             raise UserError(
                 f"{kind} models use {what} ({key}), which the shared-prefix forward does not support."
             )
+    if "dynamic" in rope_types(config):
+        raise UserError(
+            f"This {kind} model has dynamic RoPE, which scales by the longest position read so far, so that a "
+            "log-prob would depend on packing and order: set model.rope.length=TOKENS to hold it at one length."
+        )
     layer_types = getattr(config, "layer_types", None)
     others = sorted(set(layer_types or ()) - _LAYER_TYPES)
     if others:

@@ -1,0 +1,67 @@
+"""QLoRA: the base model's weights in four bits, the adapter on top in full precision (arXiv 2305.14314)."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from align.config import check_choice
+from align.errors import UserError
+
+QUANTIZATIONS = ("none", "nf4")
+
+
+def check_quantization(name: str, *, lora: bool) -> None:
+    """Refuses a quantisation that cannot train here, before any weights are read.
+
+    Args:
+        name: `model.quantization`.
+        lora: whether an adapter trains.
+
+    Raises:
+        UserError: unknown; no adapter, and four-bit weights do not train; the package or a GPU is missing.
+    """
+    check_choice("model.quantization", name, QUANTIZATIONS)
+    if name == "none":
+        return
+    if not lora:
+        raise UserError(
+            f"model.quantization={name} leaves nothing to train: four-bit weights are frozen, so set model.lora.r."
+        )
+    require_quantization(name)
+
+
+def require_quantization(name: str) -> None:
+    """Refuses `nf4` where bitsandbytes or a CUDA GPU is missing."""
+    if name == "none":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model.quantization={name} needs the package bitsandbytes: "
+            "install it with `pip install 'long-preference[qlora]'`, or set model.quantization=none."
+        )
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"model.quantization={name} needs a CUDA GPU, and none is visible: set model.quantization=none."
+        )
+
+
+def quantization_config(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """The library's configuration for `model.quantization`; None for `none`.
+
+    NormalFloat-4 with doubly quantised constants, as in the paper (sections 3 and 4).
+
+    Args:
+        name: `none` or `nf4`.
+        dtype: of the matrix products, in which weights are unpacked.
+    """
+    if name == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

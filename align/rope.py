@@ -1,0 +1,166 @@
+"""RoPE overrides: `model.rope` put into a configuration's `rope_parameters`, wrong combinations refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from align.config import check_choice
+from align.errors import UserError
+
+
+@dataclass(frozen=True)
+class RopeSettings:
+    """Group key `model.rope`; see hydra_conf/model/default.yaml."""
+
+    theta: float | None = None
+    type: str | None = None
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    length: int | None = None
+    max_position_embeddings: int | None = None
+
+
+# Type → the keys that it takes beside theta; `_NEEDED` have to be there, from here or from the checkpoint.
+TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor", "length"),
+    "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+}
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor", "length"),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
+_ANY_TYPE = ("type", "theta", "max_position_embeddings")
+# What belongs to the architecture and outlives a change of type.
+_KEPT = ("rope_theta", "partial_rotary_factor")
+
+
+def override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
+    """Puts `model.rope` into the configuration, in place; keys that are None keep what the checkpoint has.
+
+    `dynamic` (NTK-aware scaling by the longest position read so far) would make a log-prob depend on what a
+    row is packed with and on the rows before it. Its frequencies are therefore held at one `length`:
+
+        θ' = θ · (factor · length / window − (factor − 1))^(d / (d − 2)),   d the rotary dimensions of a head,
+
+    which is plain RoPE with another base, and what dynamic RoPE computes for a sequence of that length.
+
+    Raises:
+        UserError: a key that the type does not take or lacks, a value out of range, a model without one
+            rotary embedding for all layers.
+    """
+    given = {field.name: getattr(rope, field.name) for field in fields(rope)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not given:
+        return
+    before = _parameters(config)
+    if "type" in given:
+        check_choice("model.rope.type", given["type"], TYPES)
+    kind = given.get("type", before["rope_type"])
+    kept = before if kind == before["rope_type"] else {key: before[key] for key in _KEPT if key in before}
+    _check_keys(given, kind, kept)
+    after = {**kept, "rope_type": kind}
+    after |= {
+        name: value for name, value in given.items() if name in TYPES.get(kind, ()) and name != "length"
+    }
+    if "theta" in given:
+        after["rope_theta"] = given["theta"]
+    _check_values(given, after)
+    if kind == "dynamic":
+        after = _dynamic_at(config, after, given["length"])
+    if "original_max_position_embeddings" in TYPES.get(kind, ()):
+        _set_original_window(config, before, after)
+    config.rope_parameters = after
+    if "max_position_embeddings" in given:
+        config.max_position_embeddings = given["max_position_embeddings"]
+
+
+def rope_types(config: PreTrainedConfig) -> set[str]:
+    """The RoPE types of a configuration, those of layer types (Gemma) included; empty without RoPE."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
+    return {str(node["rope_type"]) for node in (parameters, *nested) if "rope_type" in node}
+
+
+def _parameters(config: PreTrainedConfig) -> dict[str, Any]:
+    """The checkpoint's rope_parameters, one set for all layers."""
+    parameters = getattr(config, "rope_parameters", None)
+    if not parameters:
+        raise UserError(f"model.rope: {config.model_type} models have no rotary embedding to override.")
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        raise UserError(
+            f"model.rope: {config.model_type} models have a rotary embedding for each type of layer, "
+            "which cannot be overridden: leave model.rope unset."
+        )
+    return dict(parameters)
+
+
+def _check_keys(given: Mapping[str, Any], kind: str, kept: Mapping[str, Any]) -> None:
+    """Refuses a key that RoPE of type `kind` does not take, and one that it lacks."""
+    takes = TYPES.get(kind, ())
+    for name in given:
+        if name not in takes and name not in _ANY_TYPE:
+            fitting = [other for other, names in TYPES.items() if name in names]
+            raise UserError(
+                f"model.rope.{name} does not go with RoPE of type {kind}: "
+                f"set model.rope.type to {' or '.join(fitting)}, or leave it out."
+            )
+    for name in _NEEDED.get(kind, ()):
+        if name not in given and name not in kept:
+            raise UserError(f"model.rope.type={kind} needs model.rope.{name}.")
+
+
+def _check_values(given: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuses values that no rotary embedding can have."""
+    for name, value in given.items():
+        if name == "factor" and value < 1:
+            raise UserError(f"model.rope.factor={value} has to be 1 or more: it stretches the window.")
+        if name not in ("type", "factor") and value <= 0:
+            raise UserError(f"model.rope.{name}={value} has to be above 0.")
+    for low, high, standard in (
+        ("low_freq_factor", "high_freq_factor", (None, None)),
+        ("beta_slow", "beta_fast", (1.0, 32.0)),
+    ):
+        pair = (after.get(low, standard[0]), after.get(high, standard[1]))
+        if (low in given or high in given) and None not in pair and pair[0] >= pair[1]:
+            raise UserError(f"model.rope.{low}={pair[0]} has to be below model.rope.{high}={pair[1]}.")
+
+
+def _dynamic_at(config: PreTrainedConfig, parameters: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """Plain RoPE with the base that dynamic RoPE reaches at `length` tokens."""
+    window, factor = config.max_position_embeddings, parameters["factor"]
+    if length <= window:
+        raise UserError(
+            f"model.rope.length={length} is within the checkpoint's window of {window} tokens, where dynamic RoPE "
+            "changes nothing: set a longer one, or model.rope.type=default."
+        )
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotary = int(head * parameters.get("partial_rotary_factor", 1.0))
+    stretch = factor * length / window - (factor - 1)
+    kept = {key: parameters[key] for key in _KEPT if key in parameters}
+    return {
+        **kept,
+        "rope_type": "default",
+        "rope_theta": parameters["rope_theta"] * stretch ** (rotary / (rotary - 2)),
+    }
+
+
+def _set_original_window(config: PreTrainedConfig, before: Mapping[str, Any], after: dict[str, Any]) -> None:
+    """The window of pre-training: as given, else what the checkpoint says of itself."""
+    key = "original_max_position_embeddings"
+    after.setdefault(key, before.get(key, config.max_position_embeddings))
+    if hasattr(config, key):  # Phi-3 states it outside too, and the library lets that one win
+        setattr(config, key, after[key])
