@@ -384,6 +384,7 @@ def unequal_caches(rank: int, size: int, folder: Path) -> tuple[int, int, list[f
     return calls[0], reference.usage.cached, (first.chosen - second.chosen).tolist()
 
 
+@pytest.mark.slow
 def test_processes_meet_in_the_references_collectives(tmp_path):
     zero, one = run_distributed(unequal_caches, 2, tmp_path)
     assert zero[:2] == one[:2] == (2, 2)
