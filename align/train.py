@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
     set_seed,
 )
 
@@ -37,6 +40,8 @@ from align.runfolder import claim_output
 from align.settings import Run, check
 from align.trainer import PreferenceTrainer
 
+BEFORE = "before.json"  # in the output folder: held-out metrics of the untrained policy
+
 
 @hydra_entry("train")
 def main(config: DictConfig) -> None:
@@ -52,9 +57,8 @@ def main(config: DictConfig) -> None:
     claim_output(run.output, config, ignore=("resume", "hydra", "reference.cache", "reference.fill_only"))
     checkpoint = checkpoints.find_resume(run.output, run.resume)
     trainer = build_trainer(run, tokenizer, data)
-    before = metrics_before(trainer, run.output)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finish(trainer, run, data, before)
+    finish(trainer, run, data)
 
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
@@ -96,6 +100,9 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
+    before = run.output / BEFORE
+    trainer.add_callback(MetricsBefore(before))
+    trainer.args.eval_on_start = data.eval is not None and not before.exists()
     return trainer
 
 
@@ -159,24 +166,34 @@ def fill_cache(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> No
         )
 
 
-def metrics_before(trainer: PreferenceTrainer, output: Path) -> Mapping[str, float]:
-    """Held-out metrics of the untrained policy; a resumed run reads them back."""
-    path = output / "before.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    metrics = {} if trainer.eval_dataset is None else trainer.evaluate()
-    if trainer.is_world_process_zero():
-        results.write_json(path, metrics)
-    return metrics
+class MetricsBefore(TrainerCallback):
+    """Keeps the held-out metrics of the untrained policy, for the table; a resumed run finds them there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        *unused: Any,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Writes them, once."""
+        if state.is_world_process_zero and state.global_step == 0 and not self.path.exists():
+            results.write_json(self.path, metrics)
 
 
-def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData, before: Mapping[str, float]) -> None:
+def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     """Saves the policy; shows and writes before/after as table, JSON and picture."""
     after = {} if trainer.eval_dataset is None else trainer.evaluate()
     history = trainer.state.log_history
     trainer.save_model(str(run.output / "model"))
     if not trainer.is_world_process_zero():
         return
+    path = run.output / BEFORE
+    before = json.loads(path.read_text()) if path.is_file() else {}
     costs = results.training_costs(history)
     summary = {"before": before, "after": after, "training": costs, "data": data.counts}
     results.write_json(run.output / "results.json", summary)

@@ -25,6 +25,7 @@ from align.memory import peak_memory
 from align.methods import Method
 from align.metrics import METRICS, MeanMeter, means, prompt_metrics
 from align.reference import Reference, sum_turns
+from align.wrappers import WrapperCheck
 from losses.types import PairLogps
 
 
@@ -66,6 +67,7 @@ class PreferenceTrainer(Trainer):
         self.degree = 1 if parallel is None else parallel.degree
         self.logits_chunk = logits_chunk
         self._meter = MeanMeter()
+        self._evaluation_only = False
         self._new_tokens = 0
         self._reference_seen = (0, 0)
         self._logged_at = time.perf_counter()
@@ -73,6 +75,7 @@ class PreferenceTrainer(Trainer):
         self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, **kwargs)
         self.data_collator = MarkedCollator(self.data_collator)
+        self.add_callback(WrapperCheck(self))
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
 
     # ---- loss
@@ -209,10 +212,24 @@ class PreferenceTrainer(Trainer):
         return metrics[counted]
 
     def _prepared_model(self) -> nn.Module:
-        """The wrapped policy; wraps it when evaluation comes before any training."""
-        if self.model_wrapped is self.model and self.args.world_size > 1:
+        """The policy as training wrapped it; before any training, ready for evaluation.
+
+        A policy that shards its weights has to be prepared even to be read, and accelerate would then not
+        wrap it for training any more: `train` refuses that order.
+        """
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if self.model_wrapped is self.model and sharded:
+            self._evaluation_only = True
             self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model_wrapped
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`."""
+        if self._evaluation_only:
+            raise RuntimeError(
+                "a sharded policy that was evaluated first cannot train: use eval_on_start=True"
+            )
+        return super().train(*args, **kwargs)
 
     # ---- logs and checkpoints
 

@@ -1,0 +1,59 @@
+"""Which wrapper holds the policy, against the one that was asked for: a silent substitute is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from align.errors import UserError
+
+
+def actual_wrapper(model: nn.Module) -> str:
+    """`DeepSpeed`, `FSDP`, `DDP` or `none`, by what the module is and what its parameters are."""
+    # By name: the extra `deepspeed` may be absent.
+    if type(model).__name__ == "DeepSpeedEngine":
+        return "DeepSpeed"
+    if isinstance(model, FullyShardedDataParallel) or any(isinstance(p, DTensor) for p in model.parameters()):
+        return "FSDP"
+    return "DDP" if isinstance(model, DistributedDataParallel) else "none"
+
+
+def expected_wrapper(args: TrainingArguments, environment: Mapping[str, str] = os.environ) -> str:
+    """The wrapper that the launcher's environment and the trainer's arguments ask for."""
+    if args.deepspeed or environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        return "DeepSpeed"
+    if args.fsdp or environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "FSDP"
+    return "DDP" if args.world_size > 1 else "none"
+
+
+def check_wrapper(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuses to train in another wrapper than the one asked for (accelerate on CPU ignores FSDP silently).
+
+    Raises:
+        UserError: names both.
+    """
+    expected, actual = expected_wrapper(args), actual_wrapper(model)
+    if expected != actual:
+        raise UserError(
+            f"{expected} was asked for, but the policy is wrapped in {actual}: this machine or library version "
+            f"does not support {expected} here; choose another launch configuration."
+        )
+
+
+class WrapperCheck(TrainerCallback):
+    """Holds the wrapped policy against the wrapper that was asked for, before the first step."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, *unused: Any, **kwargs: Any) -> None:
+        """Raises UserError where they differ."""
+        check_wrapper(self.trainer.model_wrapped, args)

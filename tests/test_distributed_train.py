@@ -1,0 +1,75 @@
+"""`accelerate launch -m align.train` on several processes ends with the weights of one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.longseq.plain import assert_close
+from tests.test_cli import make_rows
+from tests.tiny import tiny_model, tiny_tokenizer
+
+COMMON = [
+    *("trainer.optim=sgd", "trainer.learning_rate=0.05", "trainer.lr_scheduler_type=constant"),
+    *("trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=1", "trainer.use_cpu=true"),
+    *("positions=logo", "positions.target_length=4096", "data.eval_size=3"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    tiny_model(initializer_range=0.1).save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    make_rows(folder / "rows.jsonl", 14)  # 11 to train on: ragged for every division below
+    return folder
+
+
+def train(folder: Path, name: str, processes: int, *overrides: str) -> tuple[dict, str]:
+    """Runs the command; returns the final weights and what it printed."""
+    launch = [sys.executable, "-m", "align.train"]
+    if processes > 1:
+        launch = [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+            *("--num_processes", str(processes), "--main_process_port", "0", "-m", "align.train"),
+        ]
+    command = [
+        *(*launch, f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}"),
+        *(f"output={folder / name}", *COMMON, *overrides),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / name / "model" / "model.safetensors"), done.stdout
+
+
+@pytest.fixture(scope="module")
+def one_process(folder) -> tuple[dict, str]:
+    return train(folder, "one", 1, "trainer.per_device_train_batch_size=4")
+
+
+def held_out(text: str) -> list[str]:
+    """The table's rows of held-out metrics, without what the run cost."""
+    return [line for line in text.splitlines() if "reward" in line or "log-prob" in line]
+
+
+CASES = [
+    pytest.param(2, 2, "parallel=none", id="data-parallel 2"),
+    pytest.param(4, 2, "parallel=gather", id="data-parallel 2 x gather 2"),
+    pytest.param(4, 2, "parallel=ulysses", id="data-parallel 2 x ulysses 2", marks=pytest.mark.slow),
+    pytest.param(2, 4, "parallel=auto", id="auto 2", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("processes", "batch", "parallel"), CASES)
+def test_weights_equal_one_process(folder, one_process, processes, batch, parallel):
+    """Same prompts a step, ragged last steps, clipping active: weights to 1e-5, the same table."""
+    name = f"{processes}-{parallel.replace('=', '-')}"
+    weights, text = train(folder, name, processes, f"trainer.per_device_train_batch_size={batch}", parallel)
+    assert_close(weights, one_process[0], tolerance=1e-5)
+    assert held_out(text) == held_out(one_process[1])
