@@ -173,16 +173,11 @@ class MetricsBefore(TrainerCallback):
         self.path = path
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        *unused: Any,
-        metrics: dict[str, float],
-        **kwargs: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Writes them, once."""
         if state.is_world_process_zero and state.global_step == 0 and not self.path.exists():
-            results.write_json(self.path, metrics)
+            results.write_json(self.path, kwargs["metrics"])
 
 
 def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
