@@ -63,10 +63,9 @@ class Identity:
             cache: folder in which the hashes of weight files are remembered.
 
         Raises:
-            UserError: see `check_cacheable`; a Hub model whose commit is not known.
+            UserError: a folder without weights; a Hub model whose commit is not known.
         """
         config = load_config(settings)
-        check_cacheable(config)
         plain = {name: value for name, value in config.to_dict().items() if name not in _NEUTRAL}
         weights_dtype = resolve_dtype(settings.dtype)
         content = {
@@ -112,19 +111,6 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
         )
         keys.append(_digest(model, parts))
     return keys
-
-
-def check_cacheable(config: PreTrainedConfig) -> None:
-    """Refuses a model whose log-probs are no function of the row.
-
-    Raises:
-        UserError: dynamic RoPE, whose frequencies depend on the longest row read *before*.
-    """
-    if "dynamic" in rope_types(config):
-        raise UserError(
-            "reference.cache cannot serve a reference with dynamic RoPE, whose values depend on the rows read "
-            "before: set reference.cache=null, or another model.rope.type."
-        )
 
 
 def weights_fingerprint(settings: ModelSettings, config: PreTrainedConfig, cache: Path) -> str:

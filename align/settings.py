@@ -19,7 +19,6 @@ from align.methods import Method, load_method
 from align.model import ModelSettings, check_model, load_config
 from align.reference import ReferenceSettings, reference_model, resolve_source
 from align.reference_cache import check_folder
-from align.reference_key import check_cacheable
 
 # Keywords of TrainingArguments that this toolkit sets itself → the key to use instead.
 RESERVED = {
@@ -120,7 +119,6 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
     config = load_config(reference_model(reference, model))
     check_config(config)
     if reference.cache is not None:
-        check_cacheable(config)
         check_folder(Path(reference.cache))
 
 

@@ -23,7 +23,7 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.model import LoraSettings, ModelSettings, RopeSettings
 from align.reference import Frozen
 from align.reference_cache import Cached, LogpStore, check_folder
-from align.reference_key import Identity, file_hash, row_keys
+from align.reference_key import Identity, file_hash, row_keys, weights_fingerprint
 from losses import dpo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example
@@ -147,6 +147,7 @@ def test_identity_changes_with_weights_rope_dtype_autocast_and_attention(folder,
         digest(folder, cache, dtype="bfloat16"),
         digest(folder, cache, autocast=torch.bfloat16),
         digest(folder, cache, attention="flash2"),
+        digest(folder, cache, quantization="nf4"),
     ]
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] += 1e-3
@@ -177,9 +178,27 @@ def test_weights_are_hashed_once_and_again_when_the_file_changed(folder, tmp_pat
     assert file_hash(path, cache) == second
 
 
-def test_dynamic_rope_is_refused(folder, tmp_path):
-    with pytest.raises(UserError, match=r"dynamic RoPE.*reference\.cache=null"):
-        digest(folder, tmp_path, rope=RopeSettings(type="dynamic", factor=2.0))
+def test_a_hub_model_is_its_commit(tmp_path):
+    settings, config = ModelSettings(path="owner/name"), tiny_model().config
+    with pytest.raises(UserError, match="which commit of owner/name"):
+        weights_fingerprint(settings, config, tmp_path)
+    config._commit_hash = "abc"
+    assert weights_fingerprint(settings, config, tmp_path) == "commit abc"
+
+
+def test_an_adapter_is_keyed_with_the_model_below_it(folder, tmp_path):
+    """A folder of another adapter over the same base, and of the same adapter over another base."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    settings, config = ModelSettings(path=str(adapter)), tiny_model().config
+    (adapter / "config.json").write_text("{}")
+    seen = []
+    for adapter_seed, base_seed in ((0, 0), (1, 0), (1, 1)):
+        save_file({"lora_A": torch.full((2,), float(adapter_seed))}, adapter / "adapter_model.safetensors")
+        tiny_model(seed=base_seed).save_pretrained(folder)
+        seen.append(weights_fingerprint(settings, config, tmp_path / "cache"))
+    assert len(set(seen)) == 3
 
 
 def test_folder_without_weights_is_refused(folder, tmp_path):
