@@ -1,0 +1,221 @@
+"""Who owns what, without processes: partitions, balance, scored triples, head shares, and the attention of shards."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align.errors import UserError
+from align.longseq import Group, Layout, pack
+from align.longseq.attention import attend, prepare
+from align.longseq.exchange import share_heads
+from align.longseq.parallel import choose_exchange, make_groups, start_parallel
+from align.longseq.sharding import (
+    balanced_shards,
+    contiguous_shards,
+    count_tokens,
+    shard_row,
+    token_index,
+)
+from tests.longseq.plain import make_example
+
+CPU = torch.device("cpu")
+ROWS = st.lists(
+    st.tuples(st.integers(1, 60), st.lists(st.integers(1, 40), min_size=0, max_size=4)),
+    min_size=1,
+    max_size=4,
+)
+DEGREES = st.integers(1, 9)
+
+
+def layout_of(rows: list[tuple[int, list[int]]]) -> Layout:
+    """Prompts with their answers, one after the other."""
+    groups, offset = [], 0
+    for prompt, answers in rows:
+        bounds = np.cumsum([offset, prompt, *answers]).tolist()
+        spans = list(pairwise(bounds))
+        groups.append(Group(spans[0], tuple(spans[1:])))
+        offset = bounds[-1]
+    return Layout(tuple(groups))
+
+
+def keys_seen(layout: Layout) -> list[list[int]]:
+    """For each token the row indices that it attends, straight from the definition."""
+    seen = []
+    for group in layout.groups:
+        prompt = list(range(*group.prompt))
+        seen += [prompt[: i + 1] for i in range(len(prompt))]
+        for start, stop in group.answers:
+            seen += [prompt + list(range(start, i + 1)) for i in range(start, stop)]
+    return seen
+
+
+@given(ROWS, DEGREES)
+def test_every_token_has_one_owner_and_owners_are_even(rows, degree):
+    layout = layout_of(rows)
+    for shards in (balanced_shards(layout, degree), contiguous_shards(layout.length, degree)):
+        assert len(shards) == degree
+        owned = [token_index(spans, CPU) for spans in shards]
+        assert sorted(torch.cat(owned).tolist()) == list(range(layout.length))
+        assert all(own.tolist() == sorted(own.tolist()) for own in owned)
+        counts = [count_tokens(spans) for spans in shards]
+        assert counts == [len(own) for own in owned]
+        assert max(counts) - min(counts) <= 1
+
+
+@given(ROWS, DEGREES)
+def test_balanced_shards_share_the_causal_work(rows, degree):
+    """Work is the number of keys that a rank's queries see; the docstring's bound is 3·(P + L) a span."""
+    layout = layout_of(rows)
+    seen = [len(keys) for keys in keys_seen(layout)]
+    work = [
+        sum(seen[i] for i in token_index(spans, CPU).tolist()) for spans in balanced_shards(layout, degree)
+    ]
+    bound = sum(3 * prompt + sum(3 * (prompt + answer) for answer in answers) for prompt, answers in rows)
+    assert max(abs(own - sum(work) / degree) for own in work) < bound
+
+
+def test_balance_of_a_divisible_row_is_exact_and_contiguous_shards_are_not():
+    """P = 64, L = 16, 32 on 4 ranks (2n = 8 divides all): equal work; contiguous, a prompt alone gives 2 − 1/n.
+
+    The last of 4 quarters of a prompt of P tokens sees P²/4·(3/4 + 1/8) = 7/32·P² of P²/2 keys in all,
+    7/4 of the mean, up to the diagonal's P/2.
+    """
+    layout = layout_of([(64, [16, 32])])
+    seen = [len(keys) for keys in keys_seen(layout)]
+    work = {sum(seen[i] for i in token_index(spans, CPU).tolist()) for spans in balanced_shards(layout, 4)}
+    assert len(work) == 1
+    last = sum(range(1024 - 256 + 1, 1024 + 1))
+    assert contiguous_shards(1024, 4)[-1] == ((768, 1024),)
+    assert last / (sum(range(1, 1025)) / 4) == pytest.approx(7 / 4, rel=1e-3)
+
+
+@given(ROWS, DEGREES, st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_shards_of_queries_attend_what_the_definition_says(rows, degree, seed):
+    """Each rank's output, put back in row order, equals softmax attention with the mask written out."""
+    layout = layout_of(rows)
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, 4, layout.length, 8, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, 1, 2, layout.length, 8, generator=generator, dtype=torch.float64)
+    mask = torch.zeros(layout.length, layout.length, dtype=torch.bool)
+    for i, keys in enumerate(keys_seen(layout)):
+        mask[i, keys] = True
+    whole_key, whole_value = (states.repeat_interleave(2, dim=1) for states in (key, value))
+    scores = (query @ whole_key.transpose(2, 3) / 8**0.5).masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(-1) @ whole_value
+    output = torch.full_like(expected, torch.nan)
+    for spans in balanced_shards(layout, degree):
+        own = token_index(spans, CPU)
+        branches = prepare(layout, CPU, queries=spans).branches
+        run = partial(attend, branches=branches, scaling=None, dropout=0.0)
+        output[:, :, own] = run(query[:, :, own], key, value)
+    torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 5, 40])
+@pytest.mark.parametrize("kind", ["balanced", "contiguous"])
+def test_scored_triples_go_to_the_owner_of_the_source(kind, degree):
+    """Over all shards each triple appears once, still pointing at the token that predicts it."""
+    rng = np.random.default_rng(0)
+    row = pack(
+        [make_example(rng, prompt=11, answers=[4, 6]), make_example(rng, prompt=6, answers=[1, 2])]
+    ).rows[0]
+    length = row.layout.length
+    shards = balanced_shards(row.layout, degree) if kind == "balanced" else contiguous_shards(length, degree)
+    found, context = [], []
+    for spans in shards:
+        shard = shard_row(row, spans)
+        own = token_index(spans, CPU)
+        assert shard.input_ids.shape == shard.position_ids.shape == (1, len(own) + 1)
+        assert torch.equal(shard.input_ids[0, :-1], row.input_ids[0, own])
+        assert torch.equal(shard.position_ids[0, :-1], row.position_ids[0, own])
+        assert shard.position_ids.max() == row.position_ids.max()
+        found += zip(own[shard.source].tolist(), shard.target.tolist(), shard.answer.tolist(), strict=True)
+        context += zip(
+            own[shard.context_source].tolist(),
+            shard.context_target.tolist(),
+            shard.context_prompt.tolist(),
+            strict=True,
+        )
+    wanted = zip(row.source.tolist(), row.target.tolist(), row.answer.tolist(), strict=True)
+    assert sorted(found) == sorted(wanted)
+    wanted = zip(
+        row.context_source.tolist(), row.context_target.tolist(), row.context_prompt.tolist(), strict=True
+    )
+    assert sorted(context) == sorted(wanted)
+
+
+@given(st.integers(1, 8), st.integers(1, 8), DEGREES)
+def test_heads_are_shared_completely_and_evenly(kv_heads, queries_per_kv, degree):
+    heads = kv_heads * queries_per_kv
+    shares = share_heads(heads, kv_heads, degree)
+    assert [head for share in shares for head in range(*share.query)] == list(range(heads))
+    assert max(share.query[1] - share.query[0] for share in shares) == -(-heads // degree)
+    for share in shares:
+        needed = {head // queries_per_kv for head in range(*share.query)}
+        assert set(range(*share.kv)) == needed
+        # Within a run every KV head serves equally many query heads: its own ones, in order.
+        served = [
+            (share.query[0] + a + i, share.kv[0] + c + i // ((b - a) // (d - c)))
+            for (a, b), (c, d) in share.runs(queries_per_kv)
+            for i in range(b - a)
+        ]
+        assert served == [(head, head // queries_per_kv) for head in range(*share.query)]
+
+
+def test_head_shares_of_known_models():
+    """9 on 2: 5 and 4 heads, KV head 1 on both; 28 on 8: at most 4; 3 on 4: one rank without any."""
+    assert [share.query for share in share_heads(9, 3, 2)] == [(0, 5), (5, 9)]
+    assert [share.kv for share in share_heads(9, 3, 2)] == [(0, 2), (1, 3)]
+    assert {share.query[1] - share.query[0] for share in share_heads(28, 4, 8)} == {3, 4}
+    assert [share.query[1] - share.query[0] for share in share_heads(3, 3, 4)] == [1, 1, 0, 1]
+
+
+def test_groups_are_consecutive_ranks():
+    assert make_groups(6, 2) == ((0, 1), (2, 3), (4, 5))
+    assert make_groups(4, 1) == ((0,), (1,), (2,), (3,))
+
+
+@pytest.mark.parametrize("degree", [0, 3, 8])
+def test_a_degree_that_does_not_divide_the_world_is_refused(degree):
+    with pytest.raises(
+        UserError, match=rf"parallel.degree={degree} does not divide the 4 processes .*1, 2, 4"
+    ):
+        make_groups(4, degree)
+
+
+def test_settings_of_one_process():
+    assert start_parallel("none", 1) is None
+    assert start_parallel("gather", 1) is None
+    with pytest.raises(UserError, match=r"parallel\.kind=ring is not known"):
+        start_parallel("ring", 2)
+    with pytest.raises(UserError, match="needs an exchange"):
+        start_parallel("none", 2)
+    with pytest.raises(UserError, match="does not divide the 1 processes"):
+        start_parallel("gather", 2)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "degree", "length", "kind"),
+    [
+        (32, 8, 2, 32768, "gather"),  # few KV heads, both balanced: 0.4 × the traffic
+        (32, 8, 8, 32768, "ulysses"),  # 1.6 × the traffic against heads that divide
+        (32, 32, 4, 8192, "ulysses"),  # multi-head attention: 4 times as many KV elements
+        (28, 4, 8, 131072, "gather"),  # 4 heads where 3.5 are the mean, and attention is nearly everything
+        (9, 3, 16, 65536, "gather"),  # more ranks than heads, and a long row
+    ],
+)
+def test_choice_of_exchange(heads, kv_heads, degree, length, kind):
+    """From the docstring's formulas, e.g. 32/8 on 2: gather receives 2·8·T, ulysses sends T/2·(2·32 + 2·8)."""
+    chosen, reason = choose_exchange(heads=heads, kv_heads=kv_heads, degree=degree, length=length)
+    assert chosen == kind
+    assert reason.startswith(
+        f"parallel={kind}, because for {heads} query and {kv_heads} KV heads on {degree}"
+    )
