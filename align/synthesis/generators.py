@@ -48,12 +48,14 @@ class Request:
         messages: the prompt; the last one is the user's.
         sampling: how to draw.
         seed: of this call alone, 63 bits: neither its batch nor a restart changes the draw.
+        lead: how the answer begins; the model continues it.
     """
 
     id: str
     messages: tuple[Message, ...]
     sampling: Sampling
     seed: int
+    lead: str = ""
 
     @functools.cached_property
     def digest(self) -> str:
@@ -66,8 +68,8 @@ class Completion:
     """What the model said.
 
     Attributes:
-        text: without special tokens and surrounding white space; may be empty.
-        tokens: number of generated tokens, the end token not counted.
+        text: the lead and what follows, without special tokens and surrounding white space; may be empty.
+        tokens: number of generated tokens, neither lead nor end token counted.
         finish: `stop` where the model ended by itself, `length` where it was cut.
     """
 

@@ -102,7 +102,7 @@ class LocalGenerator:
 
     def _checked_length(self, request: Request) -> int:
         """Tokens of the prompt; raises UserError where prompt and answer exceed the model's window."""
-        length = len(self.encode(request.id, request.messages))
+        length = len(self.encode(request))
         wanted = length + request.sampling.max_new_tokens
         if self.window is not None and wanted > self.window:
             raise UserError(
@@ -138,7 +138,7 @@ class LocalGenerator:
     def _complete(self, batch: Sequence[Request]) -> list[Completion]:
         """One padded forward for the prompts, one a step for the answers. All rows share their sampling."""
         sampling = batch[0].sampling
-        prompts = [self.encode(request.id, request.messages).tolist() for request in batch]
+        prompts = [self.encode(request).tolist() for request in batch]
         longest = max(map(len, prompts))
         device = self._model.device
         ids = torch.tensor([[self._pad_id] * (longest - len(p)) + p for p in prompts], device=device)
@@ -153,14 +153,16 @@ class LocalGenerator:
             min_new_tokens=sampling.min_new_tokens,
             logits_processor=LogitsProcessorList([sampler]),
         )
-        return [self._completion(row) for row in output[:, longest:].tolist()]
+        return [self._completion(*pair) for pair in zip(batch, output[:, longest:].tolist(), strict=True)]
 
-    def _completion(self, ids: list[int]) -> Completion:
-        """What was generated up to the first end token."""
+    def _completion(self, request: Request, ids: list[int]) -> Completion:
+        """The lead and what was generated up to the first end token."""
         ends = set(self._model.generation_config.eos_token_id)
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
-        return Completion(text=text, tokens=length, finish="stop" if length < len(ids) else "length")
+        text = str(
+            self.tokenizer.decode(self.encode.lead(request).tolist() + ids[:length], skip_special_tokens=True)
+        )
+        return Completion(text=text.strip(), tokens=length, finish="stop" if length < len(ids) else "length")
 
 
 def fixed_batches(

@@ -30,7 +30,7 @@ class LogoPipeline:
     max_documents: int | None = None
     min_document_chunks: int = 2
     questions_per_document: int = 2
-    question_attempts: int = 2
+    question_leads: list[str] = field(default_factory=lambda: ["What", "How"])
     chunk_tokens: int = 512
     chunks_per_prompt: int = 16
     critical_chunks: int = 6
@@ -48,7 +48,6 @@ class LogoPipeline:
         for key in (
             "min_document_chunks",
             "questions_per_document",
-            "question_attempts",
             "chunk_tokens",
             "critical_chunks",
             "rejected",
@@ -62,6 +61,8 @@ class LogoPipeline:
         _at_least("temperature", self.temperature, 0)
         if not 0 < self.top_p <= 1:
             raise UserError(f"pipeline.top_p={self.top_p} must lie in (0, 1].")
+        if not self.question_leads or not all(isinstance(lead, str) for lead in self.question_leads):
+            raise UserError("pipeline.question_leads needs a list of strings; [''] leaves all to the model.")
         check_places("pipeline.question_prompt", self.question_prompt, ("passage",))
         check_places("pipeline.answer_prompt", self.answer_prompt, ("context", "question"))
 
@@ -124,23 +125,18 @@ class LogoPipeline:
         return sorted(drawn, key=lambda chunk: chunk.index)
 
     def _ask(self, asked: Sequence[Asked], library: Library, workspace: Workspace) -> Questions:
-        """The first good question of each chunk; chunks without one are counted by what was wrong at last."""
+        """One question a chunk: the best of those drawn, one for each lead."""
         sampling = Sampling(self.temperature, self.top_p, 1, self.max_question_tokens)
-        requests = [
-            self._request(
-                f"{item.id}/{attempt}",
-                fill(self.question_prompt, {"passage": item.chunk.text}),
-                sampling,
-                workspace.seed,
-            )
-            for item in asked
-            for attempt in range(self.question_attempts)
-        ]
+        requests = []
+        for item in asked:
+            prompt = fill(self.question_prompt, {"passage": item.chunk.text})
+            for j, lead in enumerate(self.question_leads):
+                requests.append(self._request(f"{item.id}/{j}", prompt, sampling, workspace.seed, lead=lead))
         texts = iter(completion.text for completion in run_stage("questions", requests, workspace))
         questions = Questions()
         for item in asked:
             own = library.by_document[item.chunk.document]
-            questions.add(item, list(islice(texts, self.question_attempts)), own, self.scorer)
+            questions.add(item, list(islice(texts, len(self.question_leads))), own, self.scorer)
         return questions
 
     def _answer(
@@ -190,8 +186,8 @@ class LogoPipeline:
             calls.append(self._request(f"{item.id}/{name}", prompt, sampling, seed))
         return calls
 
-    def _request(self, name: str, prompt: str, sampling: Sampling, seed: int) -> Request:
-        return Request(name, (Message("user", prompt),), sampling, derive_seed(seed, name))
+    def _request(self, name: str, prompt: str, sampling: Sampling, seed: int, lead: str = "") -> Request:
+        return Request(name, (Message("user", prompt),), sampling, derive_seed(seed, name), lead)
 
     def _settings(self, workspace: Workspace) -> dict[str, object]:
         """What every row records of the run."""

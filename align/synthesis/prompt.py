@@ -12,7 +12,7 @@ from align.data.encoding import Encoder
 from align.data.template import ChatTemplate, Fragment
 from align.data.template import Message as TemplateMessage
 from align.errors import UserError
-from align.synthesis.generators import Message
+from align.synthesis.generators import Request
 
 
 class PromptEncoder:
@@ -31,10 +31,17 @@ class PromptEncoder:
         self.encoder = Encoder(tokenizer)
         self.template = ChatTemplate(tokenizer, self.encoder.specials)
 
-    def __call__(self, source: str, messages: Sequence[Message]) -> np.ndarray:
-        """Ids `[n]`, int64, up to and with the generation prompt; `source` names the call in errors."""
-        fragments = [TemplateMessage(m.role, (Fragment(m.content, "text"),)) for m in messages]
-        rendering = self.template.render(source, fragments, [], [[""]])
+    def __call__(self, request: Request) -> np.ndarray:
+        """Ids `[n]`, int64: the messages, the generation prompt and the answer's lead."""
+        return np.concatenate([self._prompt(request), self.lead(request)])
+
+    def lead(self, request: Request) -> np.ndarray:
+        """Ids of the answer's lead alone."""
+        return self.encoder.encode([Fragment(request.lead, "text")], continues=True).ids
+
+    def _prompt(self, request: Request) -> np.ndarray:
+        messages = [TemplateMessage(m.role, (Fragment(m.content, "text"),)) for m in request.messages]
+        rendering = self.template.render(request.id, messages, [], [[request.lead]])
         return self.encoder.encode(rendering.prompt).ids
 
 

@@ -51,24 +51,23 @@ class Questions:
         self._seen: set[tuple[int, str]] = set()
 
     def add(self, item: Asked, texts: Sequence[str], own: Sequence[Chunk], scorer: Scorer) -> None:
-        """Keeps the first of the model's `texts` that holds a new question about the chunk.
+        """Keeps, of the questions in the model's `texts`, the new one that has most to do with the chunk.
 
         A question that has nothing in common with its chunk, by the scorer, is about something else (or
         about passages and questions in general, as small models like to ask).
         """
-        reason = "no question"
-        for question in filter(None, map(parse_question, texts)):
-            key = (item.chunk.document, question.casefold())
-            scores = scorer.score(question, [chunk.text for chunk in own])
-            if scores[item.chunk.index] <= 0:
-                reason = "question not about its chunk"
-            elif key in self._seen:
-                reason = "question asked before"
-            else:
-                self._seen.add(key)
-                self.kept.append((item, question))
-                return
-        self.dropped[reason] += 1
+        found = [question for question in map(parse_question, texts) if question is not None]
+        scored = [(scorer.score(q, [chunk.text for chunk in own])[item.chunk.index], q) for q in found]
+        about = [(score, q) for score, q in scored if score > 0]
+        new = [(score, q) for score, q in about if (item.chunk.document, q.casefold()) not in self._seen]
+        if new:
+            question = max(new, key=lambda pair: pair[0])[1]
+            self._seen.add((item.chunk.document, question.casefold()))
+            self.kept.append((item, question))
+        elif about:
+            self.dropped["question asked before"] += 1
+        else:
+            self.dropped["question not about its chunk" if found else "no question"] += 1
 
 
 def parse_question(text: str) -> str | None:

@@ -103,7 +103,7 @@ def pipeline(**changes: object) -> LogoPipeline:
         "critical_chunks": 2,
         "min_new_tokens": 2,
         "max_new_tokens": 8,
-        "question_attempts": 1,
+        "question_leads": [""],
         **default_prompts(),
     }
     return LogoPipeline(**(settings | changes))  # type: ignore[arg-type]

@@ -51,6 +51,19 @@ def test_the_seed_draws_another_answer_and_the_same_seed_the_same():
     assert call.digest == again.digest != other.digest
 
 
+def test_a_lead_is_continued_and_stands_in_the_text():
+    """The answer to a prompt that ends with the lead's words is the lead's continuation."""
+    plain = requests(1)[0]
+    led = Request(plain.id, plain.messages, plain.sampling, plain.seed, "w20 w21")
+    generator = local_generator()
+    ids = generator.encode(led).tolist()
+    assert ids == [*generator.encode(plain).tolist(), 20, 21]
+    completion = answers(generator, [led])[led.id]
+    assert completion.text.startswith("w20 w21 w")
+    assert len(completion.text.split()) <= 2 + completion.tokens
+    assert led.digest != plain.digest
+
+
 def test_finished_batches_are_passed_over_whole_and_others_keep_their_members():
     calls = requests()
     groups = [[call.id for call, _ in group] for group in local_generator().generate(calls, finished=())]
@@ -92,7 +105,7 @@ def test_temperature_0_is_the_models_greedy_answer():
 
     tokenizer = tiny_tokenizer()
     call = request("r", "w9 w10 w11", Sampling(0.0, 1.0, 0, 6))
-    ids = torch.tensor(PromptEncoder(tokenizer)("r", call.messages))[None]
+    ids = torch.tensor(PromptEncoder(tokenizer)(call))[None]
     model = tiny_model()
     for _ in range(6):
         token = model(ids).logits[0, -1].argmax()
@@ -127,7 +140,7 @@ def test_a_document_cannot_break_out_of_its_place(text):
 
     def ids_of(passage):
         content = fill("Read {passage} now {question}.", {"passage": passage, "question": "why?"})
-        return encode("r", (Message("user", content),)).tolist()
+        return encode(request("r", content)).tolist()
 
     hostile, innocent = ids_of(text), ids_of("innocent")
     assert [i for i in hostile if i in special] == [i for i in innocent if i in special]

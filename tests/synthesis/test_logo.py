@@ -14,7 +14,7 @@ from align.synthesis.chunking import Chunk
 from align.synthesis.contexts import choose_contexts
 from align.synthesis.generators import Completion, Message, Request
 from align.synthesis.ledger import Ledger
-from align.synthesis.rows import normalise, parse_question, trim_cut
+from align.synthesis.rows import Asked, Questions, normalise, parse_question, trim_cut
 from align.synthesis.scorers import Bm25
 from tests.synthesis.helpers import (
     SAMPLING,
@@ -186,6 +186,25 @@ def test_contexts_keep_wrong_answers_wrong():
 )
 def test_the_first_question_is_taken_alone(text, question):
     assert parse_question(text) == question
+
+
+def test_the_question_that_has_most_to_do_with_its_chunk_is_kept_and_the_reason_for_none_counted():
+    own = [chunk(0, "cat dog cow"), chunk(1, "bird"), chunk(2, "fish")]
+    questions = Questions()
+    add = [
+        ["Where is a bird now?", "Where is a cat now?", "Where are a cat and a dog?"],
+        ["Where are a cat and a dog?"],
+        ["Where is a bird now?", "No question."],
+        ["No question."],
+    ]
+    for i, texts in enumerate(add):
+        questions.add(Asked(f"r{i}", own[0]), texts, own, Bm25())
+    assert [(item.id, text) for item, text in questions.kept] == [("r0", "Where are a cat and a dog?")]
+    assert dict(questions.dropped) == {
+        "question asked before": 1,
+        "question not about its chunk": 1,
+        "no question": 1,
+    }
 
 
 @pytest.mark.parametrize(
