@@ -20,7 +20,7 @@ TOLERANCES = {"loss": 1e-5, "gradient": 1e-5, "weights": 1e-5, "update": 1e-3}
 # Several rows a step, scored tokens spread unequally, so that ranks own unequal numbers of head chunks.
 ROWS = ((40, (7, 3, 5)), (9, (2, 8, 1)))
 FULL = Case(heads=(3, 1), rows=ROWS, tokens_per_row=60, nll_scope="sequence", checkpointing="full")
-LORA = Case(heads=(3, 1), rows=ROWS, tokens_per_row=60, lora=True, checkpointing="full")
+LORA = Case(heads=(3, 1), rows=ROWS, tokens_per_row=60, lora=True, checkpointing="keep_attention")
 # Two data-parallel groups of two prompts each: the first packs both into one row, the second needs two.
 UNEQUAL = ((20, (7, 3)), (40, (5, 6)), (18, (2, 4)), (30, (8, 2)))
 GROUPS = {
