@@ -1,0 +1,158 @@
+"""A model card from a run's configuration and results: method, data, settings and metrics, and nothing private.
+
+Only the keys named here leave the run folder, local paths by their last part alone, and no key whose name says
+that it holds a secret.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.model import EMBEDDED
+from align.results import COST_ROWS, ROWS
+
+_EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SECRET = re.compile(r"token$|secret|password|passwd|credential|api_?key|auth", re.IGNORECASE)
+# Group → the keys of it that a card states; None: all of them.
+_STATED: dict[str, tuple[str, ...] | None] = {
+    "model": ("revision", "dtype", "quantization", "lora", "rope"),
+    "positions": None,
+    "reference": ("source", "model", "rope"),
+    "parallel": ("kind", "degree"),
+    "trainer": (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "max_steps",
+        "num_train_epochs",
+        "optim",
+        "adam_beta1",
+        "adam_beta2",
+        "weight_decay",
+        "max_grad_norm",
+        "bf16",
+        "fp16",
+    ),
+}
+_DATA = ("limit", "eval_size", "max_length", "cut", "keep_tail", "tokens_per_row", "chat")
+_PATHS = {"model", "path", "eval_path"}
+_FILES = {".jsonl", ".json", ".parquet"}
+
+
+def model_card(config: Mapping[str, Any], results: Mapping[str, Any], *, name: str) -> str:
+    """The card as Markdown with its YAML header.
+
+    Args:
+        config: the run's resolved configuration.
+        results: `before`, `after`, `training` and `data` of results.json; empty where the run has not ended.
+        name: the model's, for the title.
+    """
+    method = config["method"]["name"]
+    base = public_name(config["model"]["path"])
+    parts = [
+        _header(config, method),
+        f"# {name}\n",
+        f"{base}, trained with the method `{method}` of "
+        f"[long-preference](https://pypi.org/project/long-preference/) {_version()}.\n",
+        _section("Method", _leaves(config["method"])),
+        _section("Data", _data_facts(config["data"], results.get("data", {}))),
+        _section("Settings", _setting_facts(config)),
+        _metrics(results),
+        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def public_name(path: str) -> str:
+    """A Hub id as it is; of a local path the last part, since folders tell about their owner."""
+    if path == EMBEDDED:
+        return _EMBEDDED_ID
+    return path if _is_hub_id(path) else Path(path).name
+
+
+def _is_hub_id(path: str) -> bool:
+    is_file = Path(path).exists() or Path(path).suffix in _FILES
+    return not is_file and bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", path))
+
+
+def _header(config: Mapping[str, Any], method: str) -> str:
+    path = config["model"]["path"]
+    header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if path == EMBEDDED or _is_hub_id(path):
+        header["base_model"] = public_name(path)
+    header["tags"] = ["long-preference", "preference-optimization", "long-context", method]
+    return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("long-preference")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "(development version)"
+
+
+def _data_facts(data: Mapping[str, Any], counts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key in ("path", "eval_path"):
+        if data.get(key) is not None:
+            yield key, public_name(data[key])
+    yield from ((key, data[key]) for key in _DATA if data.get(key) is not None)
+    yield from _leaves(counts)
+
+
+def _setting_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for group, keys in _STATED.items():
+        node = config.get(group, {})
+        chosen = node if keys is None else {key: node[key] for key in keys if key in node}
+        yield from ((f"{group}.{key}", value) for key, value in _leaves(chosen))
+    if "seed" in config:
+        yield "seed", config["seed"]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of what is set and may be seen."""
+    for key, value in node.items():
+        if _SECRET.search(str(key)) or value is None or key == "_partial_":
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", public_name(value) if key in _PATHS and isinstance(value, str) else value
+
+
+def _section(title: str, facts: Iterator[tuple[str, Any]]) -> str:
+    rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts]
+    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows, ""])
+
+
+def _metrics(results: Mapping[str, Any]) -> str:
+    """Held-out metrics before and after, and what the run cost; empty where there are none."""
+    before, after = results.get("before", {}), results.get("after", {})
+    rows = [
+        f"| {label} | {form.format(before[key])} | {form.format(after[key])} |"
+        for key, (label, form) in ROWS.items()
+        if key in before and key in after
+    ]
+    costs = results.get("training", {})
+    cost_rows = [
+        f"| {label} | {form.format(costs[key])} |" for key, (label, form) in COST_ROWS.items() if key in costs
+    ]
+    parts = []
+    if rows:
+        parts += ["## Metrics on held-out rows\n", "| | before | after |", "|---|---|---|", *rows, ""]
+    if cost_rows:
+        parts += ["## Training\n", "| | |", "|---|---|", *cost_rows, ""]
+    return "\n".join(parts)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

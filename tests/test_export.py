@@ -1,0 +1,240 @@
+"""`align export`: the merged model computes what the adapter model does, and the card has the facts and no secret."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align import cli
+from align.export import merged_model, read_policy
+from align.model import LoraSettings, ModelSettings, RopeSettings, add_lora, load_causal_lm
+from align.model_card import model_card, public_name
+from tests.tiny import tiny_model, tiny_tokenizer
+
+IDS = torch.arange(8, 40)[None]
+
+
+def run_command(monkeypatch, capfd, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["align", *arguments])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    return code, *capfd.readouterr()
+
+
+def make_run(
+    folder: Path, *, rope: dict | None = None, lora: dict | None = None, **overrides
+) -> torch.nn.Module:
+    """A run folder as training leaves it, with moved weights; returns the trained model."""
+    tiny_model(**overrides).save_pretrained(folder / "base")
+    settings = ModelSettings(
+        path=str(folder / "base"),
+        dtype="float32",
+        lora=LoraSettings(**(lora or {})),
+        rope=RopeSettings(**(rope or {})),
+    )
+    model = add_lora(load_causal_lm(settings), settings.lora)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    model.save_pretrained(folder / "run" / "model")
+    tiny_tokenizer().save_pretrained(folder / "run" / "model")
+    OmegaConf.save({"model": OmegaConf.structured(settings)}, folder / "run" / "config.yaml")
+    return model.eval()
+
+
+VARIANTS = {
+    "lora": {"lora": {"r": 4}},
+    "embedding and norms": {"lora": {"r": 4, "modules_to_save": ["embed_tokens", "norm"]}},
+    "tied embedding": {"lora": {"r": 4, "modules_to_save": ["embed_tokens"]}, "tie_word_embeddings": True},
+    "rope": {"lora": {"r": 4}, "rope": {"type": "yarn", "factor": 4.0, "theta": 1e6}},
+    "dynamic rope": {"lora": {"r": 4}, "rope": {"type": "dynamic", "factor": 4.0, "length": 12288}},
+    "all parameters": {"rope": {"type": "dynamic", "factor": 4.0, "length": 12288}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_merged_model_computes_the_same(name, tmp_path):
+    """Merged, saved and read by transformers alone: logits within 1e-5 of the adapter model's largest."""
+    model = make_run(tmp_path, **VARIANTS[name])
+    merged_model(read_policy(tmp_path / "run")).save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not any("lora" in key for key in again.state_dict())
+    with torch.no_grad():
+        expected, actual = model(input_ids=IDS).logits, again(input_ids=IDS).logits
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert again.config.use_cache
+
+
+def test_the_adapter_folder_alone_gives_the_trained_model(tmp_path):
+    """With a tied embedding beside LoRA, which a loader could untie."""
+    model = make_run(tmp_path, **VARIANTS["tied embedding"])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    again = PeftModel.from_pretrained(base, tmp_path / "run" / "model").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+def test_dtype_of_the_weights(tmp_path):
+    make_run(tmp_path, lora={"r": 4})
+    policy = read_policy(tmp_path / "run")
+    assert merged_model(policy).dtype is torch.float32
+    assert merged_model(policy, "bfloat16").dtype is torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{i}" for i in rng.integers(8, 128, count))
+
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": words(20), "chosen": words(6), "rejected": [words(5), words(7)]}) + "\n"
+            for _ in range(8)
+        )
+    )
+    return path
+
+
+def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
+    """The commands, one after the other; the folder is what a user publishes."""
+    tiny_model(initializer_range=0.1).save_pretrained(tmp_path / "secret-home" / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "secret-home" / "base")
+    run, output = tmp_path / "run", tmp_path / "published"
+    code, _, err = run_command(
+        monkeypatch,
+        capfd,
+        "train",
+        f"model.path={tmp_path / 'secret-home' / 'base'}",
+        f"data.path={rows}",
+        f"output={run}",
+        "data.eval_size=2",
+        "method=logo",
+        "method.loss.beta=2.5",
+        "model.lora.r=4",
+        "+trainer.hub_token=hf_abc",
+        "trainer.max_steps=2",
+        "trainer.learning_rate=0.01",
+        "trainer.save_steps=1",
+        "trainer.use_cpu=true",
+    )
+    assert code == 0, err
+    code, out, err = run_command(monkeypatch, capfd, "export", f"path={run}", f"output={output}")
+    assert code == 0, err
+    assert str(output) in out
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= {
+        path.name for path in output.iterdir()
+    }
+    assert AutoTokenizer.from_pretrained(output).eos_token == "<|im_end|>"
+
+    card = (output / "README.md").read_text()
+    results = json.loads((run / "results.json").read_text())
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["tags"][-1] == "logo"
+    assert "base_model" not in header  # a local folder is no Hub id
+    for fact in (
+        "# published",
+        "| loss.beta | 2.5 |",
+        "| path | rows.jsonl |",
+        "| model.lora.r | 4 |",
+        "| trainer.learning_rate | 0.01 |",
+        "| seed | 42 |",
+        f"| loss | {results['before']['eval_loss']:.4f} | {results['after']['eval_loss']:.4f} |",
+        f"| tokens trained on | {results['training']['num_tokens']:.0f} |",
+    ):
+        assert fact in card
+    for key, value in results["data"].items():
+        if not isinstance(value, dict):
+            assert f"| {key} | {value} |" in card
+    assert "hf_abc" not in card
+    assert str(tmp_path) not in card and "secret-home" not in card
+
+    code, _, err = run_command(monkeypatch, capfd, "export", f"path={run}", f"output={output}")
+    assert code == cli.USAGE_EXIT_CODE
+    assert "is there and not empty" in err
+
+    first = tmp_path / "first"
+    code, _, err = run_command(monkeypatch, capfd, "export", f"path={run}/checkpoint-1", f"output={first}")
+    assert code == 0, err
+    one, two = (AutoModelForCausalLM.from_pretrained(folder) for folder in (first, output))
+    assert not torch.equal(one(input_ids=IDS).logits, two(input_ids=IDS).logits)
+    assert "Metrics" not in (first / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({}, "is no run of `align train`"),
+        ({"config.yaml": "model: {}\n"}, "holds no finished policy"),
+        ({"config.yaml": "model: [\n", "model/config.json": "{}"}, "cannot be read as YAML"),
+        ({"config.yaml": "seed: 1\n", "model/config.json": "{}"}, "holds no configuration"),
+        (
+            {"config.yaml": "model: {}\n", "model/config.json": "{}", "results.json": "{"},
+            "results.json cannot be read",
+        ),
+    ],
+    ids=["no run", "not finished", "no YAML", "no model", "no JSON"],
+)
+def test_what_is_no_run_is_refused(monkeypatch, capfd, tmp_path, files, sentence):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name, content in files.items():
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text(content)
+    code, _, err = run_command(monkeypatch, capfd, "export", f"path={run}", f"output={tmp_path / 'out'}")
+    assert code == cli.USAGE_EXIT_CODE
+    said = [line for line in err.splitlines() if line.startswith("align export: ")]
+    assert len(said) == 1 and sentence in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+CONFIG = {
+    "method": {
+        "name": "mine",
+        "loss": {"_target_": "mine.loss", "_partial_": True, "api_key": "k-1", "beta": 2.0},
+    },
+    "model": {"path": "Qwen/Qwen3-8B", "lora": {"r": 8}, "rope": {"theta": None, "type": "yarn"}},
+    "data": {"path": "someone/rows", "eval_path": "/home/jane/held.jsonl"},
+    "reference": {"source": "frozen", "model": "/home/jane/reference", "cache": "/home/jane/cache"},
+    "trainer": {"learning_rate": 5e-7, "hub_token": "hf_1", "run_name": "jane's"},
+    "wandb": {"password": "p"},
+}
+
+
+def test_card_states_only_what_may_be_public():
+    card = model_card(CONFIG, {}, name="model")
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == "Qwen/Qwen3-8B"
+    for private in ("jane", "k-1", "hf_1", "password", "cache"):
+        assert private not in card
+    for fact in (
+        "| loss.beta | 2.0 |",
+        "| path | someone/rows |",
+        "| eval_path | held.jsonl |",
+        "| reference.model | reference |",
+        "| model.rope.type | yarn |",
+        "| trainer.learning_rate | 5e-07 |",
+    ):
+        assert fact in card
+    assert "theta" not in card
+
+
+def test_public_names(tmp_path):
+    assert public_name("embedded") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert public_name("owner/name") == "owner/name"
+    assert public_name(str(tmp_path / "mine")) == "mine"
+    assert public_name("data/rows.jsonl") == "rows.jsonl"
