@@ -60,8 +60,7 @@ def model_card(config: Mapping[str, Any], results: Mapping[str, Any], *, name: s
     parts = [
         _header(config, method),
         f"# {name}\n",
-        f"{base}, trained with the method `{method}` of "
-        f"[long-preference](https://pypi.org/project/long-preference/) {_version()}.\n",
+        f"{base}, trained with the method `{method}` of long-preference {_version()}.\n",
         _section("Method", _leaves(config["method"])),
         _section("Data", _data_facts(config["data"], results.get("data", {}))),
         _section("Settings", _setting_facts(config)),
@@ -113,9 +112,18 @@ def _setting_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for group, keys in _STATED.items():
         node = config.get(group, {})
         chosen = node if keys is None else {key: node[key] for key in keys if key in node}
-        yield from ((f"{group}.{key}", value) for key, value in _leaves(chosen))
+        yield from ((f"{group}.{key}", value) for key, value in _leaves(_in_effect(group, chosen)))
     if "seed" in config:
         yield "seed", config["seed"]
+
+
+def _in_effect(group: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without keys that their group's main key turns off."""
+    if group == "positions" and node.get("mode") == "none":
+        return {"mode": "none"}
+    if group == "model" and not node.get("lora", {}).get("r"):
+        return {key: value for key, value in node.items() if key != "lora"}
+    return node
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
