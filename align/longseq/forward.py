@@ -56,13 +56,12 @@ def pair_logps(
         raise ValueError(
             f"pair_logps needs attn_implementation='{ATTENTION}', not '{lm.config._attn_implementation}'"
         )
-    device = batch.rows[0].input_ids.device
     if parallel is not None:
         check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
     placed = [place_row(row, parallel) for row in batch.rows]
     scored = [_scored_tokens(row, nll_scope) for row, _ in placed]
     own_calls = [max(1, math.ceil(len(target) / chunk_size)) for _, target in scored]
-    head_calls = agree_on_calls(model, own_calls, device)
+    head_calls = agree_on_calls(model, own_calls, batch.rows[0].input_ids.device)
     for _ in range(len(head_calls) - len(placed)):
         placed.append(place_row(empty_row(batch), parallel))
         scored.append(_scored_tokens(placed[-1][0], nll_scope))
@@ -76,13 +75,12 @@ def pair_logps(
         totals = all_reduce_sum(totals, parallel.group)
     sums, context = totals[:, :-1], totals[:, -1]
     lengths = torch.cat([row.lengths for row in batch.rows])
-    nll = _NLL[nll_scope](sums, lengths, context, batch)
     return PairLogps(
         chosen=sums[:, 0],
         rejected=sums[:, 1:],
         chosen_length=lengths[:, 0],
         rejected_length=lengths[:, 1:],
-        nll=nll,
+        nll=_NLL[nll_scope](sums, lengths, context, batch),
     )
 
 
