@@ -4,7 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: help demo test test-slow check bench clean
+
+help:                             ## this list, the default
+	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
