@@ -62,6 +62,11 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             f"This {kind} model has dynamic RoPE, which scales by the longest position read so far, so that a "
             "log-prob would depend on packing and order: set model.rope.length=TOKENS to hold it at one length."
         )
+    if "longrope" in rope_types(config):
+        raise UserError(
+            f"This {kind} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
+            "log-prob would depend on packing: override it with model.rope.type (yarn, linear, default)."
+        )
     layer_types = getattr(config, "layer_types", None)
     others = sorted(set(layer_types or ()) - _LAYER_TYPES)
     if others:

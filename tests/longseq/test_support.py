@@ -1,0 +1,72 @@
+"""Models that the shared-prefix forward does not compute exactly are refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel
+
+from align.errors import UserError
+from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq.support import check_config, check_supported, effective_window
+from tests.longseq.plain import make_example
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "reason"),
+    [
+        ("gemma2", {}, "soft-capped"),
+        ("deepseek_v3", {}, "MLA"),
+        ("cohere", {}, "scaled logits"),
+        ("qwen3_next", {}, "linear_attention"),
+    ],
+)
+def test_refused_by_name(kind, values, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        check_config(CONFIG_MAPPING[kind](**values))
+    assert kind in str(caught.value)
+
+
+def test_longrope_is_refused():
+    factors = [1.0] * 8
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
+    config = tiny_model("phi3").config
+    config.rope_parameters = rope
+    with pytest.raises(UserError, match="LongRoPE"):
+        check_config(config)
+
+
+def test_model_without_the_attention_interface_is_refused(monkeypatch):
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16))
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    with pytest.raises(UserError, match="GPT2LMHeadModel does not take its attention"):
+        check_supported(model)
+
+
+def test_sliding_window_that_covers_the_row_is_void_and_a_shorter_one_refused():
+    """Mistral with a window of 12: a prompt of 8 with an answer of 4 fits, one of 5 does not."""
+    config = tiny_model("mistral", sliding_window=12).config
+    assert effective_window(config) == 12
+    check_config(config, longest_sequence=12)
+    with pytest.raises(UserError, match="sliding window of 12 tokens"):
+        check_config(config, longest_sequence=13)
+    rng = np.random.default_rng(0)
+    model = tiny_model("mistral", sliding_window=12)
+    model.set_attn_implementation(ATTENTION)
+    pair_logps(model, pack([make_example(rng, prompt=8, answers=[4, 2])]))
+    with pytest.raises(UserError, match="sliding window of 12 tokens"):
+        pair_logps(model, pack([make_example(rng, prompt=8, answers=[5, 2])]))
+
+
+def test_unused_window_does_not_count():
+    assert effective_window(CONFIG_MAPPING["qwen2"](use_sliding_window=False, sliding_window=4)) is None
+
+
+def test_attention_dropout_is_no_secret():
+    """Dropout is passed on, so training mode differs from evaluation mode when it is on."""
+    rng = np.random.default_rng(1)
+    model = tiny_model("llama", attention_dropout=0.5)
+    model.set_attn_implementation(ATTENTION)
+    batch = pack([make_example(rng, prompt=12, answers=[5, 3])])
+    assert pair_logps(model.train(), batch).chosen.item() != pair_logps(model.eval(), batch).chosen.item()
