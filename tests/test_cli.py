@@ -112,7 +112,15 @@ BAD_ROWS = [
     (json.dumps(ROW | {"chosen": 7}), "rows.jsonl:1"),
     (json.dumps(ROW | {"chosen": " ".join(["w9"] * 40)}), "rows.jsonl:1"),
 ]
-BAD_ROW_NAMES = ["empty file", "malformed", "no chosen", "empty answer", "all equal", "wrong type", "answer too long"]
+BAD_ROW_NAMES = [
+    "empty file",
+    "malformed",
+    "no chosen",
+    "empty answer",
+    "all equal",
+    "wrong type",
+    "answer too long",
+]
 
 
 @pytest.mark.parametrize(("content", "sentence"), BAD_ROWS, ids=BAD_ROW_NAMES)
@@ -139,7 +147,9 @@ def test_unknown_command(monkeypatch, capsys):
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_method_is_one_override(run, tmp_path, method, rank):
     """Two steps of each, in full and with LoRA; table, JSON, picture and policy are there."""
-    code, out, err = run(f"method={method}", f"model.lora.r={rank}", "trainer.max_steps=2", "data.eval_size=3")
+    code, out, err = run(
+        f"method={method}", f"model.lora.r={rank}", "trainer.max_steps=2", "data.eval_size=3"
+    )
     assert code == 0, err
     assert f"{method}: 3 held-out rows" in out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -163,11 +173,17 @@ def test_killed_run_goes_on_to_the_weights_of_an_unbroken_one(model_folder, rows
         return [
             *(sys.executable, "-m", "align.train", f"model.path={model_folder}", f"data.path={rows}"),
             *(f"output={output}", "positions=logo", "positions.target_length=4096", "trainer.save_steps=3"),
-            *("trainer.num_train_epochs=20", "trainer.gradient_accumulation_steps=2", "trainer.learning_rate=1e-3"),
+            *(
+                "trainer.num_train_epochs=20",
+                "trainer.gradient_accumulation_steps=2",
+                "trainer.learning_rate=1e-3",
+            ),
         ]
 
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "unbroken"), check=True, capture_output=True, env=environment, timeout=120)
+    subprocess.run(
+        command(tmp_path / "unbroken"), check=True, capture_output=True, env=environment, timeout=120
+    )
     broken = tmp_path / "broken"
     process = subprocess.Popen(
         command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
@@ -178,7 +194,11 @@ def test_killed_run_goes_on_to_the_weights_of_an_unbroken_one(model_folder, rows
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (broken / "results.json").exists(), "the run ended before it could be killed"
-    finished = subprocess.run(command(broken), check=True, capture_output=True, text=True, env=environment, timeout=120)
+    finished = subprocess.run(
+        command(broken), check=True, capture_output=True, text=True, env=environment, timeout=120
+    )
     assert "step 1/" not in finished.stderr, "the run started over"
-    weights = [load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "unbroken", broken)]
+    weights = [
+        load_file(folder / "model" / "model.safetensors") for folder in (tmp_path / "unbroken", broken)
+    ]
     assert_close(weights[1], weights[0], tolerance=1e-6)
