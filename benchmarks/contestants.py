@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from omegaconf import OmegaConf
+from peft import LoraConfig
 from rows import Row
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -65,22 +66,34 @@ class Setting:
         """The starting model, fp32."""
         return load_causal_lm(ModelSettings(path=self.model, dtype="float32"), attention=attention)
 
-    def policy(self, attention: str) -> Any:
-        """The starting model with noise on what trains; the same in every process."""
-        torch.manual_seed(0)
+    def lora(self) -> LoraSettings | None:
+        """The adapter that trains; None where everything does."""
         rank = PARAMETERS[self.parameters]
-        model = add_lora(self.load(attention), LoraSettings(r=rank, alpha=rank))
-        with torch.no_grad():
-            for weight in model.parameters():
-                if weight.requires_grad:
-                    scale = NOISE * (weight.std() if weight.std() > 0 else 1.0)
-                    weight.add_(torch.randn(weight.shape) * scale)
-        return model
+        return LoraSettings(r=rank, alpha=rank) if rank else None
+
+    def policy(self, attention: str) -> Any:
+        """The starting model, with an adapter where that trains."""
+        model, lora = self.load(attention), self.lora()
+        return model if lora is None else add_lora(model, lora)
 
     def method(self) -> Method:
         """As `method=dpo` or `method=logo` configure it."""
         config: Any = OmegaConf.load(str(files("hydra_conf") / "method" / f"{self.suite}.yaml"))
         return load_method(config)
+
+
+def disturb(policy: nn.Module) -> None:
+    """Moves the policy away from the starting model, the same way in every process."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if not weight.requires_grad:
+                continue
+            noise = NOISE * torch.randn(weight.shape)
+            if "lora_" in name:  # whatever an adapter was initialised with
+                weight.copy_(noise)
+            else:
+                weight.add_(noise * weight.std())
 
 
 def arguments(kind: Callable[..., Any] = TrainingArguments, **settings: Any) -> Any:
@@ -101,12 +114,13 @@ def arguments(kind: Callable[..., Any] = TrainingArguments, **settings: Any) -> 
 def ours(setting: Setting, *, checkpointing: str) -> Contestant:
     """This toolkit's trainer with its defaults; `checkpointing` as `memory.checkpointing`."""
     policy = setting.policy(ATTENTION)
+    disturb(policy)
     apply_checkpointing(policy, checkpointing)
     method = setting.method()
     reference: Reference | None = None
     frozen: nn.Module | None = None
     if method.needs.reference != "none":
-        if PARAMETERS[setting.parameters]:
+        if setting.lora() is not None:
             reference = AdapterOff(policy, pair_logps)
         else:
             reference = Frozen(lambda: setting.load(ATTENTION).eval().requires_grad_(False), pair_logps)
@@ -143,15 +157,29 @@ def _shared_sequences(inputs: dict[str, Any]) -> list[list[int]]:
 
 def trl(setting: Setting) -> Contestant:
     """TRL's DPOTrainer with its defaults (gradient checkpointing, fused head); only its length limit is lifted."""
-    policy = setting.policy("sdpa")
+    lora = setting.lora()
     trainer = DPOTrainer(
-        model=policy,
+        model=setting.load("sdpa"),
         args=arguments(DPOConfig, max_length=None),
         train_dataset=Dataset.from_list([{"prompt": "unused", "chosen": " yes", "rejected": " no"}]),
         processing_class=load_tokenizer(setting.model),
+        # A ready PeftModel would be its own reference; a configuration makes the reference the model without it.
+        peft_config=None if lora is None else _peft_config(lora),
     )
+    policy: Any = trainer.model
+    disturb(policy)
     _start(trainer, policy)
     return Contestant(trainer, policy, partial(_trl_inputs, trainer), _masked_sequences, trainer.ref_model)
+
+
+def _peft_config(lora: LoraSettings) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        task_type="CAUSAL_LM",
+    )
 
 
 def _start(trainer: Trainer, policy: nn.Module) -> None:
@@ -196,6 +224,7 @@ class PaddedTrainer(Trainer):
 def padded(setting: Setting) -> Contestant:
     """Padded rows through transformers' own forward and sdpa attention, gradient checkpointing on."""
     policy = setting.policy("sdpa")
+    disturb(policy)
     trainer = PaddedTrainer(policy, arguments(gradient_checkpointing=True), method=setting.method())
     _start(trainer, policy)
     return Contestant(trainer, policy, _padded_inputs, _masked_sequences)

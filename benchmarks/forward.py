@@ -28,6 +28,7 @@ from rows import Row, cut_row, text_tokens
 from align.model import EMBEDDED, load_tokenizer
 
 HERE = Path(__file__).parent
+TABLE_WIDTH = 140  # characters, also where the output is a file
 OURS = {"keep_attention": "ours", "full": "ours_full"}  # memory.checkpointing → contestant
 
 
@@ -187,6 +188,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Measures, and after every cell writes what there is: a broken run keeps its finished cells."""
     arguments, console = parse(), Console()
+    console.width = max(console.width, TABLE_WIDTH)
     tokens = text_tokens(load_tokenizer(arguments.model))
     path = arguments.output / "forward.json"
     results = json.loads(path.read_text()) if path.is_file() else {"cells": {}}

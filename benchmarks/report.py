@@ -15,7 +15,7 @@ from rich.table import Table
 Results = dict[str, Any]
 LABELS = {
     "ours": "ours",
-    "ours_full": "ours, checkpointing=full",
+    "ours_full": "ours, full",
     "trl": "TRL DPOTrainer",
     "padded": "padded rows",
 }
@@ -107,37 +107,40 @@ def order(name: str) -> tuple[Any, ...]:
 def table(results: Results) -> Table:
     """One line a contestant and cell."""
     shown = Table(title="A training step: forward and backward", title_justify="left")
-    for column in ("parameters", "method", "prompt", "answers", "contestant"):
-        shown.add_column(column)
+    shown.add_column("method, what trains, prompt, answers")
+    shown.add_column("contestant")
     for column in (
         "seconds",
-        "peak GB",
         "speed",
+        "by CPU time",
+        "peak GB",
         "memory",
         "above model",
-        "loss differs",
-        "gradient differs",
+        "Δ loss",
+        "Δ gradient",
     ):
         shown.add_column(column, justify="right")
     for name in sorted(results["cells"], key=order):
         cell = results["cells"][name]
         parameters, suite, prompt, _ = name.split("/")
-        answers = " + ".join(str(length) for length in cell["answers"])
+        label = f"{suite}, {parameters}, {prompt}, {' + '.join(str(length) for length in cell['answers'])}"
         for contestant, row in summarise(name, cell).items():
-            shown.add_row(parameters, suite, prompt, answers, LABELS[contestant], *_figures(row))
-            parameters = suite = prompt = answers = ""
+            shown.add_row(label, LABELS[contestant], *_figures(row))
+            label = ""
         shown.add_section()
     return shown
 
 
 def _figures(row: Mapping[str, float]) -> list[str]:
-    figures = [f"{row['seconds']:.2f}", f"{row['peak_gb']:.2f}"]
+    """Seconds and peak, each followed by the ratios that belong to it; the rival has none."""
+    seconds, peak = f"{row['seconds']:.2f}", f"{row['peak_gb']:.2f}"
     if "speed" not in row:
-        return [*figures, "1", "1", "1", "1", "", ""]
+        return [seconds, "", "", peak, "", "", "", ""]
     return [
-        *figures,
+        seconds,
         f"{row['speed']:.2f} ×",
         f"{row['processor_speed']:.2f} ×",
+        peak,
         f"{row['memory']:.2f} ×",
         f"{row['memory_above_model']:.2f} ×",
         f"{row['loss_difference']:.0e}",
