@@ -25,7 +25,7 @@ from align.data.dataset import (
 from align.data.describe import answer_runs, prompt_parts
 from align.data.examples import TokenizedExample
 from align.errors import UserError
-from align.model import ModelSettings, load_config, load_tokenizer
+from align.model import ModelSettings, load_tokenizer, native_window
 
 MAX_PER_KIND = 10  # findings printed of each kind
 SCORED, UNSCORED = "bold green", "dim"
@@ -56,7 +56,9 @@ def main(config: DictConfig) -> int:
         for i in range(min(config.rows, len(data.train))):
             print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
         print_counts(console, data)
-        findings = check_rows(data, window=_window(model, data_settings))
+        # Rows that data.max_length has cut fit by themselves.
+        window = native_window(model) if data_settings.max_length is None else None
+        findings = check_rows(data, window=window)
     print_findings(console, findings)
     return 1 if findings else 0
 
@@ -120,16 +122,6 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
             console.print(f"  {finding.message}", markup=False, highlight=False, soft_wrap=True)
         if count > MAX_PER_KIND:
             console.print(f"  … and {count - MAX_PER_KIND} more", highlight=False)
-
-
-def _window(model: ModelSettings, data: DataSettings) -> int | None:
-    """The model's window; None where contexts are cut or the rotary embedding is stretched on purpose."""
-    rope = model.rope
-    if data.max_length is not None or any(
-        value is not None for value in (rope.theta, rope.type, rope.factor)
-    ):
-        return None
-    return getattr(load_config(model), "max_position_embeddings", None)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:

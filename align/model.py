@@ -170,6 +170,13 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
     return config
 
 
+def native_window(settings: ModelSettings) -> int | None:
+    """Tokens that the checkpoint was made to read; None where `model.rope` stretches it on purpose."""
+    if any(value is not None for value in (settings.rope.theta, settings.rope.type, settings.rope.factor)):
+        return None
+    return getattr(load_config(settings), "max_position_embeddings", None)
+
+
 def load_causal_lm(
     settings: ModelSettings, *, attention: str = "sdpa", device: str | torch.device | None = None
 ) -> PreTrainedModel:

@@ -95,7 +95,9 @@ class ProgressDisplay(TrainerCallback):
         """Prints held-out metrics above the bar."""
         if state.is_world_process_zero and metrics is not None:
             shown = describe({name.removeprefix("eval_"): value for name, value in metrics.items()})
-            self.console.print(f"held-out at step {state.global_step}:  {shown}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"held-out at step {state.global_step}:  {shown}", highlight=False, soft_wrap=True
+            )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from align.longseq import ATTENTION, pair_logps
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
-from align.model import add_lora, load_causal_lm, load_config, load_tokenizer
+from align.model import add_lora, load_causal_lm, load_config, load_tokenizer, native_window
 from align.progress import ProgressDisplay
 from align.reference import AdapterOff, Frozen, Itself, Reference, autocast_forward, reference_model
 from align.reference_cache import open_cache
@@ -62,9 +63,12 @@ def main(config: DictConfig) -> None:
 
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
-    """Tokenised rows, split and with their positions; the longest is held against the model's window."""
+    """Tokenised rows, cut to the model's window, split and with their positions."""
+    settings = run.data
+    if settings.max_length is None:
+        settings = replace(settings, max_length=native_window(run.model))
     data = load_preference_data(
-        run.data,
+        settings,
         tokenizer,
         positions=run.positions,
         seed=run.seed,

@@ -135,6 +135,18 @@ def test_bad_row_is_named(run, rows, tmp_path, content, sentence):
     assert not (tmp_path / "out" / "model").exists()
 
 
+def test_without_a_length_the_models_window_is_the_limit(run, rows, tmp_path):
+    """The tiny model reads 4096 tokens: a context of 5000 words is cut and counted."""
+    lines = rows.read_text().splitlines()
+    long = json.loads(lines[0]) | {"context": "w9 " * 5000}
+    rows.write_text("\n".join([*lines, json.dumps(long)]))
+    code, _, err = run("trainer.max_steps=1", "memory.checkpointing=full")
+    assert code == 0, err
+    counts = json.loads((tmp_path / "out" / "results.json").read_text())["data"]
+    assert counts["cut_rows"] == 1
+    assert counts["longest_sequence"] == 4096
+
+
 def test_unknown_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["align", "trian"])
     with pytest.raises(SystemExit) as end:
