@@ -80,9 +80,7 @@ class ProgressDisplay(TrainerCallback):
         if self._progress is not None:
             self._progress.update(self._task, metrics=describe(logs))
         else:
-            self.console.print(
-                f"step {state.global_step}/{state.max_steps}  {describe(logs)}", highlight=False
-            )
+            self._say(f"step {state.global_step}/{state.max_steps}  {describe(logs)}")
 
     def on_evaluate(
         self,
@@ -95,9 +93,7 @@ class ProgressDisplay(TrainerCallback):
         """Prints held-out metrics above the bar."""
         if state.is_world_process_zero and metrics is not None:
             shown = describe({name.removeprefix("eval_"): value for name, value in metrics.items()})
-            self.console.print(
-                f"held-out at step {state.global_step}:  {shown}", highlight=False, soft_wrap=True
-            )
+            self._say(f"held-out at step {state.global_step}:  {shown}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,3 +102,7 @@ class ProgressDisplay(TrainerCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _say(self, line: str) -> None:
+        """Prints one line as it is, however narrow the console is."""
+        self.console.print(line, highlight=False, soft_wrap=True)
