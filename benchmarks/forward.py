@@ -29,6 +29,7 @@ from align.model import EMBEDDED, load_tokenizer
 
 HERE = Path(__file__).parent
 TABLE_WIDTH = 140  # characters, also where the output is a file
+WARMUP_PROMPT = 512  # tokens at most: threads and libraries get ready on less than the full length
 OURS = {"keep_attention": "ours", "full": "ours_full"}  # memory.checkpointing → contestant
 
 
@@ -122,9 +123,11 @@ def measure(cell: Cell, tokens: list[int], arguments: argparse.Namespace, consol
     with workers(cell, arguments) as contestants:
         rounds: dict[str, list[dict[str, Any]]] = {worker.contestant: [] for worker in contestants}
         for index in range(arguments.warmup + arguments.rounds):
-            row = cut_row(tokens, index, prompt=cell.prompt, answers=list(cell.answers))
+            warming = index < arguments.warmup
+            prompt = min(cell.prompt, WARMUP_PROMPT) if warming else cell.prompt
+            row = cut_row(tokens, index, prompt=prompt, answers=list(cell.answers))
             for worker in contestants:
-                step = worker.step(row) | {"warmup": index < arguments.warmup}
+                step = worker.step(row) | {"warmup": warming}
                 rounds[worker.contestant].append(step)
                 console.print(
                     f"{cell.name} round {index} {worker.contestant}: {step['seconds']:.2f} s, "
