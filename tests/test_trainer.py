@@ -102,7 +102,8 @@ def test_packing_batch_and_accumulation_give_one_trajectory(tmp_path, batch, acc
     assert_close(weights(other), weights(plain), tolerance=1e-6)
     for one, two in zip(plain.state.log_history[:3], other.state.log_history[:3], strict=True):
         for name in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "num_tokens"):
-            assert two[name] == pytest.approx(one[name], rel=1e-5), name
+            # A margin is the difference of two rewards near 13, so it carries their rounding.
+            assert two[name] == pytest.approx(one[name], rel=1e-5, abs=1e-5), name
 
 
 def test_ragged_last_step_is_the_mean_over_its_prompts(tmp_path):
