@@ -1,0 +1,1 @@
+"""Scores of long answers that data pipelines and evaluation share."""
