@@ -150,8 +150,11 @@ class PreferenceTrainer(Trainer):
         return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
 
     def _sampler(self, dataset: Any, batch_size: int, *, seed: int | None) -> EpochSampler:
+        # Full batches for every group: with several processes accelerate would fill the last one with rows of
+        # the epoch's beginning, also where they all form one group.
         groups = self.args.world_size // self.degree
-        return EpochSampler(len(dataset), multiple=1 if groups == 1 else groups * batch_size, seed=seed)
+        multiple = 1 if self.args.world_size == 1 else groups * batch_size
+        return EpochSampler(len(dataset), multiple=multiple, seed=seed)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's loader over marked rows, dealt out to data-parallel groups rather than processes."""
