@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
     "policy_short": (False, True),
     "nll_scope": ("none", "chosen", "sequence"),
+    "weighting": ("prompt", "token"),
 }
 
 
@@ -32,11 +33,14 @@ class Needs:
         policy_short: the policy also scores the answers on the short prompt (`PairLogps.short`).
         nll_scope: what `PairLogps.nll` averages over: `none`, the `chosen` answer, or the whole `sequence`
             of prompt and chosen answer.
+        weighting: what the loss of a step is the mean over: its prompts (`prompt`), or the scored tokens of
+            their chosen answers (`token`), for a loss that is itself a mean over those tokens.
     """
 
     reference: str
     policy_short: bool
     nll_scope: str
+    weighting: str = "prompt"
 
     @property
     def short(self) -> bool:
@@ -90,8 +94,10 @@ def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ())
         UserError: see above; an unknown or missing key; a refused target.
     """
     _check_keys(config, ("name", "loss", "needs"), "method")
-    _check_keys(config["needs"], tuple(field.name for field in fields(Needs)), "method.needs")
-    needs = Needs(**{name: config["needs"][name] for name in _ALLOWED_NEEDS})
+    optional = tuple(field.name for field in fields(Needs) if field.default is not MISSING)
+    required = tuple(field.name for field in fields(Needs) if field.default is MISSING)
+    _check_keys(config["needs"], required, "method.needs", optional=optional)
+    needs = Needs(**{str(name): value for name, value in config["needs"].items()})
     loss = instantiate(config["loss"], allow=("losses", *allow_targets), where="method.loss")
     if not callable(loss):
         raise UserError(
@@ -138,13 +144,16 @@ def _try(method: Method) -> None:
         raise UserError(f"method {method.name}: its loss has to return a LossOutput with one loss a prompt")
 
 
-def _check_keys(config: Any, expected: tuple[str, ...], where: str) -> None:
-    """Raises UserError unless `config` is a mapping with exactly the keys `expected`."""
+def _check_keys(
+    config: Any, required: tuple[str, ...], where: str, *, optional: tuple[str, ...] = ()
+) -> None:
+    """Raises UserError unless `config` is a mapping with the keys `required`, and no others but `optional`."""
+    known = (*required, *optional)
     if not isinstance(config, Mapping) and not OmegaConf.is_dict(config):
-        raise UserError(f"{where} has to be a mapping with the keys {', '.join(expected)}")
-    unknown = [str(key) for key in config if key not in expected]
+        raise UserError(f"{where} has to be a mapping with the keys {', '.join(known)}")
+    unknown = [str(key) for key in config if key not in known]
     if unknown:
-        raise UserError(f"{where}.{unknown[0]} is unknown; the keys are {', '.join(expected)}")
-    missing = [key for key in expected if key not in config]
+        raise UserError(f"{where}.{unknown[0]} is unknown; the keys are {', '.join(known)}")
+    missing = [key for key in required if key not in config]
     if missing:
-        raise UserError(f"{where}.{missing[0]} is missing; the keys are {', '.join(expected)}")
+        raise UserError(f"{where}.{missing[0]} is missing; the keys are {', '.join(known)}")

@@ -46,15 +46,20 @@ def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
 
 
 class MeanMeter:
-    """Means of `METRICS` over prompts, NaN left out; sums live on the device until they are read."""
+    """Means of `METRICS` over prompts, NaN left out; sums live on the device until they are read.
+
+    The loss is a weighted mean, as the loss of a step is; all else counts every prompt once.
+    """
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
-    def add(self, rows: Tensor) -> None:
-        """Takes `[B, len(METRICS)]` values in."""
-        known = ~rows.isnan()
-        sums = torch.stack([rows.nan_to_num(0.0).sum(0), known.sum(0).to(rows.dtype)])
+    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
+        """Takes in `[B, len(METRICS)]` values and `[B]` weights of their losses; None is 1 each."""
+        counts = (~rows.isnan()).to(rows.dtype)
+        if weights is not None:
+            counts[:, METRICS.index("loss")] *= weights.to(rows)
+        sums = torch.stack([(rows.nan_to_num(0.0) * counts).sum(0), counts.sum(0)])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def pop(self) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,10 +20,11 @@ from align.data.distribution import EpochSampler, MarkedCollator, MarkedRows
 from align.longseq.forward import DEFAULT_CHUNK, pair_logps
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
-from align.memory import peak_memory
 from align.methods import Method
 from align.metrics import METRICS, MeanMeter, means, prompt_metrics
 from align.reference import Reference, sum_turns
+from align.training_log import TrainingLog
+from align.weighting import prompt_weights
 from align.wrappers import WrapperCheck
 from losses.types import PairLogps
 
@@ -32,11 +32,12 @@ from losses.types import PairLogps
 class PreferenceTrainer(Trainer):
     """Trains on `{"batch": SharedPrefixBatch, …}` micro-batches with any `Method`.
 
-    The loss of a step is the mean over the prompts of the global step, however they are spread over rows,
-    micro-batches, accumulation and processes. Metrics carry TRL's names.
+    The loss of a step is the mean over the prompts of the global step (over tokens, where the method's
+    `needs.weighting` says so), however they are spread over rows, micro-batches, accumulation and processes.
+    Metrics carry TRL's names.
     """
 
-    # compute_loss divides by the prompts of the whole step, so nothing is left to scale.
+    # compute_loss divides by the weights of the whole step, so nothing is left to scale.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -66,11 +67,8 @@ class PreferenceTrainer(Trainer):
         self.parallel = parallel
         self.degree = 1 if parallel is None else parallel.degree
         self.logits_chunk = logits_chunk
-        self._meter = MeanMeter()
+        self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
         self._evaluation_only = False
-        self._new_tokens = 0
-        self._reference_seen = (0, 0)
-        self._logged_at = time.perf_counter()
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, **kwargs)
@@ -87,21 +85,21 @@ class PreferenceTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Sum of the prompts' losses over the number of prompts in the global step.
+        """Weighted sum of the prompts' losses over the weights of the global step (1 each, or their tokens).
 
         Args:
             model: the policy as the Trainer wrapped it.
             inputs: `batch`, `real` `[B]` (False for placeholders, which count nowhere), and `short`, `owner`
                 where the method needs the short context.
             return_outputs: also return `[B, len(METRICS)]` metrics.
-            num_items_in_batch: prompts in the global step; None counts this batch alone.
+            num_items_in_batch: sum of the weights in the global step; None counts this batch alone.
         """
         losses, metrics = self.prompt_losses(model, inputs)
-        real = inputs["real"]
-        prompts = real.sum() if num_items_in_batch is None else num_items_in_batch
-        loss = torch.where(real, losses, 0.0).sum() / prompts
-        self._meter.add(metrics[real])
-        self._new_tokens += sum(compress(inputs["batch"].prompt_tokens, real.tolist()))
+        real, weights = inputs["real"], prompt_weights(inputs, self.method.needs.weighting)
+        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = (torch.where(real, losses, 0.0) * weights).sum() / total
+        tokens = sum(compress(inputs["batch"].prompt_tokens, real.tolist()))
+        self._log.add(metrics[real], weights[real], tokens)
         # A wrapper averages gradients over processes; the divisor above already counts every group's prompts.
         loss = loss * (self.args.world_size // self.degree)
         return (loss, metrics) if return_outputs else loss
@@ -166,9 +164,10 @@ class PreferenceTrainer(Trainer):
         return loader
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Prompts in the global step, over accumulation and groups."""
-        prompts = sum(int(inputs["real"].sum()) for inputs in batch_samples)
-        return torch.tensor(self.sum_over_groups([prompts])[0], device=device)
+        """Sum of the prompts' weights in the global step, over accumulation and groups."""
+        weighting = self.method.needs.weighting
+        total = sum(int(prompt_weights(inputs, weighting).sum()) for inputs in batch_samples)
+        return torch.tensor(self.sum_over_groups([total])[0], device=device)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 · parameters · tokens, the usual estimate of a training step without attention."""
@@ -184,7 +183,7 @@ class PreferenceTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Means of `METRICS` over the held-out prompts, each counted once."""
+        """Means of `METRICS` over the held-out prompts, each counted once; the loss weighted as in training."""
         model = self._prepared_model()
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
@@ -193,11 +192,14 @@ class PreferenceTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 inputs = self._prepare_inputs(inputs)
                 _, metrics = self.prompt_losses(model, inputs)
-            rows.append(self._gather_rows(metrics, inputs["real"]))
+            weights = prompt_weights(inputs, self.method.needs.weighting)
+            columns = torch.cat([metrics, weights[:, None].to(metrics)], dim=1)
+            rows.append(self._gather_rows(columns, inputs["real"]))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        table = torch.cat(rows) if rows else torch.zeros(0, len(METRICS))
+        gathered = torch.cat(rows) if rows else torch.zeros(0, len(METRICS) + 1)
+        table, weights = gathered[:, :-1], gathered[:, -1]
         meter = MeanMeter()
-        meter.add(table)
+        meter.add(table, weights)
         sums = meter.pop()
         named = {} if sums is None else means(sums)
         return EvalLoopOutput(
@@ -208,7 +210,7 @@ class PreferenceTrainer(Trainer):
         )
 
     def _gather_rows(self, metrics: Tensor, real: Tensor) -> Tensor:
-        """The real prompts' `[n, len(METRICS)]` of all groups; the ranks of a group hold the same."""
+        """The real prompts' rows of a `[B, columns]` table, of all groups; the ranks of a group hold the same."""
         counted = real if self.args.process_index % self.degree == 0 else torch.zeros_like(real)
         if self.args.world_size > 1:
             metrics, counted = self.accelerator.gather((metrics, counted))
@@ -239,42 +241,14 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the training metrics since the last log to a training log."""
         if "loss" in logs:
-            logs.update(self._training_metrics())
-        super().log({**logs, **self._reference_costs()}, start_time)
-
-    def _training_metrics(self) -> dict[str, float]:
-        now = time.perf_counter()
-        elapsed, self._logged_at = now - self._logged_at, now
-        tokens = self.sum_over_groups([self._new_tokens])[0]
-        self._new_tokens = 0
-        sums = self._meter.pop()
-        if self.args.world_size > 1:
-            sums = None if sums is None else self.accelerator.reduce(sums, reduction="sum")
-        named = {} if sums is None else means(sums)
-        counted = (entry["num_tokens"] for entry in reversed(self.state.log_history) if "num_tokens" in entry)
-        named.pop("loss", None)  # the Trainer's own loss stays under that name
-        return {
-            **named,
-            # The history survives a checkpoint, so a resumed run goes on counting.
-            "num_tokens": tokens + next(counted, 0.0),
-            "tokens_per_second": tokens / max(elapsed, 1e-9),
-            "memory/peak_gb": peak_memory() / 1e9,
-        }
-
-    def _reference_costs(self) -> dict[str, float]:
-        """What the reference has read and what came from its cache, evaluation included, since the run began."""
+            logs.update(self._log.pop(self.state.log_history))
         # Before training the state is one that training will replace: what it would hold is counted later.
-        if self.reference is None or self.state.max_steps <= 0:
-            return {}
-        usage = self.reference.usage
-        counts = [usage.tokens - self._reference_seen[0], usage.cached - self._reference_seen[1]]
-        self._reference_seen = (usage.tokens, usage.cached)
-        names = ("reference/tokens", "reference/cached")
-        last = next((entry for entry in reversed(self.state.log_history) if names[0] in entry), {})
-        return {
-            name: last.get(name, 0.0) + count
-            for name, count in zip(names, self.sum_over_groups(counts), strict=True)
-        }
+        if self.reference is not None and self.state.max_steps > 0:
+            logs = {**logs, **self._log.reference_costs(self.reference, self.state.log_history)}
+        super().log(logs, start_time)
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values, reduction="sum") if self.args.world_size > 1 else values
 
     def sum_over_groups(self, counts: Sequence[int]) -> list[float]:
         """Each count summed over the data-parallel groups; the ranks of a group hold the same."""
