@@ -54,13 +54,21 @@ class Identity:
     row_length_matters: bool = False
 
     @classmethod
-    def of(cls, settings: ModelSettings, *, autocast: torch.dtype | None, cache: Path) -> Identity:
+    def of(
+        cls,
+        settings: ModelSettings,
+        *,
+        autocast: torch.dtype | None,
+        cache: Path,
+        key: str = "reference.cache",
+    ) -> Identity:
         """The identity of the model that `settings` load, adapters left out; reads files, loads no weights.
 
         Args:
             settings: of the reference.
             autocast: what its forward computes in; None: the weights' dtype.
             cache: folder in which the hashes of weight files are remembered.
+            key: of the configuration that asks, for messages.
 
         Raises:
             UserError: a folder without weights; a Hub model whose commit is not known.
@@ -70,7 +78,7 @@ class Identity:
         weights_dtype = resolve_dtype(settings.dtype)
         content = {
             "version": VERSION,
-            "weights": weights_fingerprint(settings, config, cache),
+            "weights": weights_fingerprint(settings, config, cache, key=key),
             "config": plain,
             "dtype": str(weights_dtype),
             "autocast": str(autocast),
@@ -113,7 +121,9 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
     return keys
 
 
-def weights_fingerprint(settings: ModelSettings, config: PreTrainedConfig, cache: Path) -> str:
+def weights_fingerprint(
+    settings: ModelSettings, config: PreTrainedConfig, cache: Path, *, key: str = "reference.cache"
+) -> str:
     """What stands for the weights: a Hub model's commit, or the SHA-256 of a folder's files.
 
     Files are read once (8B parameters in bf16 take a quarter of a minute) and then known by path, size and
@@ -121,27 +131,25 @@ def weights_fingerprint(settings: ModelSettings, config: PreTrainedConfig, cache
     """
     folder = Path(resolve_path(settings.path))
     if folder.is_dir():
-        return _folder_fingerprint(folder, cache)
+        return _folder_fingerprint(folder, cache, key)
     commit = getattr(config, "_commit_hash", None)
     if commit is None:
-        raise UserError(
-            f"reference.cache cannot tell which commit of {settings.path} was loaded: name a local folder."
-        )
+        raise UserError(f"{key} cannot tell which commit of {settings.path} was loaded: name a local folder.")
     return f"commit {commit}"
 
 
-def _folder_fingerprint(folder: Path, cache: Path) -> str:
+def _folder_fingerprint(folder: Path, cache: Path, key: str) -> str:
     """The files that weights and code are read from, and those below an adapter."""
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
-        raise UserError(f"reference.cache finds no weights (*.safetensors, pytorch_model*.bin) in {folder}.")
+        raise UserError(f"{key} finds no weights (*.safetensors, pytorch_model*.bin) in {folder}.")
     adapter = folder / "adapter_config.json"
     files = [*weights, *sorted(folder.glob("*.py")), *([adapter] if adapter.is_file() else [])]
     parts = [f"{path.name} {file_hash(path, cache)}" for path in files]
     if adapter.is_file():
         base = Path(json.loads(adapter.read_text()).get("base_model_name_or_path") or "")
         if base.is_dir() and base.resolve() != folder.resolve():
-            parts.append(_folder_fingerprint(base, cache))
+            parts.append(_folder_fingerprint(base, cache, key))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

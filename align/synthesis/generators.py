@@ -1,4 +1,28 @@
-"""What a pipeline asks of a language model, and what any generator answers."""
+"""What a pipeline asks of a language model, and what any generator answers.
+
+| a pipeline wants | it does |
+|---|---|
+| many answers | `run_stage(name, requests, workspace)`: one `Completion` a request, in order |
+| several samples of one prompt | several requests with the same messages, each a seed of its own (`derive_seed`) |
+| prompts that begin alike | nothing: the generator finds the common beginning and reads it once |
+| later questions to a text already read | `run_dialogues(name, dialogues, workspace)`: see below |
+| log-probs of a given text | `run_scores(name, texts, workspace)`, where `generator` is a `TextScorer` (local only) |
+
+A dialogue is a Python generator: it yields lists of requests, is sent the lists of their completions, and
+returns its result. What it yields next may depend on what it was sent, and on nothing else that changes
+between two starts. While a dialogue is going on, the local generator keeps what it has read of a long
+beginning, so that LongPO's questions to a chunk and their answers read the chunk once:
+
+    def ask(chunk):
+        (questions,) = yield [Request(f"{chunk.id}/questions", ...)]
+        answers = yield [Request(f"{chunk.id}/answer{i}", ...) for i, q in enumerate(parse(questions.text))]
+        return answers
+
+    results = run_dialogues("chunks", [ask(chunk) for chunk in chunks], workspace)
+
+Every finished call is on the disk when the next one starts (`work/<name>.jsonl` of the run, and the folder
+`generator.cache` where set, which runs share). A cut answer has `finish == "length"`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +31,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -58,9 +82,16 @@ class Request:
     lead: str = ""
 
     @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        """Everything that decides on the answer, as plain values: all but the name for people."""
+        values = asdict(self)
+        del values["id"]
+        return values
+
+    @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the full request, by which finished calls are recognised."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return digest_of(self.content)
 
 
 @dataclass(frozen=True)
@@ -78,12 +109,40 @@ class Completion:
     finish: Literal["stop", "length"]
 
 
+@dataclass(frozen=True)
+class ScoredText:
+    """A given answer whose log-probs are asked for.
+
+    Attributes:
+        id: unique in its stage, for people.
+        messages: the prompt.
+        answer: scored as text after the generation prompt, with the token that ends it where `end`.
+        end: whether the end token is scored too.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    end: bool = False
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of all but the name for people."""
+        values = asdict(self)
+        del values["id"]
+        return digest_of(values)
+
+
 class Generator(Protocol):
     """A language model that answers requests."""
 
     @property
     def name(self) -> str:
         """The model, as recorded in every row."""
+
+    @property
+    def identity(self) -> str:
+        """What tells this model from every other in `generator.cache`: same identity, same answers."""
 
     def generate(
         self, requests: Sequence[Request], *, finished: Collection[str]
@@ -96,6 +155,17 @@ class Generator(Protocol):
             finished: digests of calls already stored. They may be answered again, equally.
         """
 
+    def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
+        """Which dialogues go on together, as consecutive ranges; a function of their first requests alone."""
+
+
+@runtime_checkable
+class TextScorer(Protocol):
+    """A model that also gives log-probs of text that it is shown."""
+
+    def log_probs(self, texts: Sequence[ScoredText]) -> Iterator[tuple[ScoredText, list[float]]]:
+        """Natural log-probs of each answer's tokens, fp32, in the order of `texts`; nothing is divided."""
+
 
 class GeneratorSettings(Protocol):
     """What the group `generator` instantiates: settings, from which the generator is made."""
@@ -105,6 +175,11 @@ class GeneratorSettings(Protocol):
 
     def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The generator; the model itself may be loaded as late as the first call."""
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def derive_seed(seed: int, *names: str) -> int:

@@ -4,57 +4,101 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from align.errors import UserError
-from align.synthesis.generators import Completion, Request
+from align.synthesis.generators import Completion
+
+Value = TypeVar("Value")
 
 
-class Ledger:
-    """One JSON Lines file of a stage: request digest, id for people, completion.
+class Call(Protocol):
+    """What is recorded: a request, or a text to score."""
+
+    @property
+    def id(self) -> str:
+        """For people."""
+
+    @property
+    def digest(self) -> str:
+        """By which it is recognised."""
+
+
+class LinesFile(Generic[Value]):
+    """One JSON Lines file of a stage: digest of the call, its id for people, and what came of it.
 
     A line that was being written when the process died has no line break; it is cut off on opening.
 
     Raises:
-        UserError: a whole line is no completion.
+        UserError: a whole line cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.finished: dict[str, Completion] = {}
+        self.finished: dict[str, Value] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             _cut_torn_line(path)
             self._read()
 
-    def append(self, group: Iterable[tuple[Request, Completion]]) -> None:
+    def append(self, group: Iterable[tuple[Call, Value]]) -> None:
         """Stores a group; it is on the disk when this returns. Calls already stored are left as they are."""
-        new = [(request, completion) for request, completion in group if request.digest not in self.finished]
+        new = {call.digest: (call, value) for call, value in group if call.digest not in self.finished}
         lines = [
-            json.dumps(
-                {"request": request.digest, "id": request.id, **asdict(completion)}, ensure_ascii=False
-            )
-            for request, completion in new
+            json.dumps({"request": digest, "id": call.id, **self.fields(value)}, ensure_ascii=False)
+            for digest, (call, value) in new.items()
         ]
         with self.path.open("a", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
             file.write("".join(f"{line}\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
-        self.finished.update((request.digest, completion) for request, completion in new)
+        self.finished.update((digest, value) for digest, (_, value) in new.items())
+
+    def fields(self, value: Value) -> Mapping[str, Any]:
+        """The value as plain values of a line."""
+        raise NotImplementedError
+
+    def value(self, fields: Mapping[str, Any]) -> Value:
+        """The value of a line; ValueError, KeyError or TypeError where it is none."""
+        raise NotImplementedError
 
     def _read(self) -> None:
         text = self.path.read_bytes().decode("utf-8", "surrogatepass")
         for number, line in enumerate(text.split("\n")[:-1], start=1):
             try:
-                values = json.loads(line)
-                completion = Completion(values["text"], values["tokens"], values["finish"])
-                self.finished[values["request"]] = completion
+                fields = json.loads(line)
+                self.finished[fields["request"]] = self.value(fields)
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{self.path}:{number} is no stored answer: remove that line, and its call is made again."
                 ) from error
+
+
+class Ledger(LinesFile[Completion]):
+    """Completions."""
+
+    def fields(self, value: Completion) -> Mapping[str, Any]:
+        """Text, tokens, finish."""
+        return asdict(value)
+
+    def value(self, fields: Mapping[str, Any]) -> Completion:
+        """The completion of a line."""
+        return Completion(fields["text"], fields["tokens"], fields["finish"])
+
+
+class LogProbLedger(LinesFile[list[float]]):
+    """Log-probs of given texts."""
+
+    def fields(self, value: list[float]) -> Mapping[str, Any]:
+        """One list."""
+        return {"log_probs": value}
+
+    def value(self, fields: Mapping[str, Any]) -> list[float]:
+        """The list of a line."""
+        return [float(number) for number in fields["log_probs"]]
 
 
 def _cut_torn_line(path: Path) -> None:

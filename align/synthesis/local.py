@@ -7,12 +7,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from align.errors import UserError
-from align.model import ModelSettings, load_causal_lm, load_config
-from align.synthesis.generators import Completion, Request, Sampling
+from align.model import ModelSettings, cache_folder, load_causal_lm, load_config
+from align.reference_key import Identity
+from align.synthesis.cache import cached
+from align.synthesis.generators import Completion, Generator, Request, Sampling, ScoredText, digest_of
 from align.synthesis.prompt import PromptEncoder
 from align.synthesis.sampling import RowSampler
 
@@ -24,6 +27,7 @@ class LocalSettings:
     batch_tokens: int = 8192
     batch_size: int = 16
     device: str = "auto"
+    cache: str | None = None
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -46,16 +50,25 @@ class LocalSettings:
             raise UserError(f"generator.device={self.device}: torch sees no GPU here, use auto or cpu.")
         return device
 
-    def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> LocalGenerator:
+    def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The generator of `model`; weights are loaded by the first call that is not finished yet."""
-        return LocalGenerator(
+        generator = LocalGenerator(
             load=lambda: load_causal_lm(model, device=self.resolve_device()),
             tokenizer=tokenizer,
             name=model.path,
             window=getattr(load_config(model), "max_position_embeddings", None),
             batch_tokens=self.batch_tokens,
             batch_size=self.batch_size,
+            identify=lambda: local_identity(model, tokenizer),
         )
+        return cached(generator, self.cache)
+
+
+def local_identity(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of weights, configuration, dtype, tokenizer and chat template; reads the weight files once."""
+    identity = Identity.of(model, autocast=None, cache=cache_folder(), key="generator.cache")
+    vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+    return digest_of([identity.digest, vocabulary, tokenizer.chat_template])
 
 
 class LocalGenerator:
@@ -68,6 +81,7 @@ class LocalGenerator:
         window: most positions the model has; None is unlimited.
         batch_tokens: most padded tokens of a batch, prompts and answers together.
         batch_size: most rows of a batch.
+        identify: gives the identity; called once, and only if it is asked for. None: the name.
     """
 
     def __init__(
@@ -79,6 +93,7 @@ class LocalGenerator:
         window: int | None,
         batch_tokens: int,
         batch_size: int,
+        identify: Callable[[], str] | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
@@ -87,6 +102,31 @@ class LocalGenerator:
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
         self._load = load
+        self._identify = identify or (lambda: name)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """See `Generator.identity`."""
+        return self._identify()
+
+    def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
+        """One dialogue after the other, so that what it has read is still at hand for its next round."""
+        return [range(place, place + 1) for place in range(len(openings))]
+
+    def log_probs(self, texts: Sequence[ScoredText]) -> Iterator[tuple[ScoredText, list[float]]]:
+        """One forward a text."""
+        for text in texts:
+            yield text, self._log_probs(text)
+
+    @torch.inference_mode()
+    def _log_probs(self, text: ScoredText) -> list[float]:
+        prompt, answer = self.encode.scored(text)
+        if not len(answer):
+            return []
+        ids = torch.tensor(np.concatenate([prompt, answer])[None], device=self._model.device)
+        logits = self._model(ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
+        chosen = torch.tensor(answer, device=logits.device)[:, None]
+        return logits.float().log_softmax(-1).gather(1, chosen)[:, 0].tolist()
 
     def generate(
         self, requests: Sequence[Request], *, finished: Collection[str]

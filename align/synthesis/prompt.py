@@ -9,10 +9,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from align.data.encoding import Encoder
-from align.data.template import ChatTemplate, Fragment
+from align.data.template import ChatTemplate, Fragment, Rendering
 from align.data.template import Message as TemplateMessage
 from align.errors import UserError
-from align.synthesis.generators import Request
+from align.synthesis.generators import Message, Request, ScoredText
 
 
 class PromptEncoder:
@@ -39,10 +39,20 @@ class PromptEncoder:
         """Ids of the answer's lead alone."""
         return self.encoder.encode([Fragment(request.lead, "text")], continues=True).ids
 
+    def scored(self, text: ScoredText) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the prompt and of the answer to score, as a training row would have them."""
+        rendering = self._rendering(text.id, text.messages, text.answer)
+        parts = [Fragment(rendering.answers[0][0], "text")]
+        parts += [Fragment(rendering.end, "template")] if text.end else []
+        prompt = self.encoder.encode(rendering.prompt).ids
+        return prompt, self.encoder.encode(parts, continues=True).ids
+
     def _prompt(self, request: Request) -> np.ndarray:
-        messages = [TemplateMessage(m.role, (Fragment(m.content, "text"),)) for m in request.messages]
-        rendering = self.template.render(request.id, messages, [], [[request.lead]])
-        return self.encoder.encode(rendering.prompt).ids
+        return self.encoder.encode(self._rendering(request.id, request.messages, request.lead).prompt).ids
+
+    def _rendering(self, name: str, messages: Sequence[Message], answer: str) -> Rendering:
+        parts = [TemplateMessage(m.role, (Fragment(m.content, "text"),)) for m in messages]
+        return self.template.render(name, parts, [], [[answer]])
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Generator as Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,9 +19,12 @@ from rich.progress import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from align.synthesis.generators import Completion, Generator, Request
-from align.synthesis.ledger import Ledger
+from align.errors import UserError
+from align.synthesis.generators import Completion, Generator, Request, ScoredText, TextScorer
+from align.synthesis.ledger import Ledger, LogProbLedger
 
+Result = TypeVar("Result")
+Dialogue = Coroutine[list[Request], list[Completion], Result]
 WORK = "work"  # folder of unfinished and finished calls below the output folder
 
 
@@ -49,11 +54,78 @@ def run_stage(name: str, requests: Sequence[Request], workspace: Workspace) -> l
     if pending:
         with progress_bar(workspace.console) as progress:
             task = progress.add_task(name, total=len(requests), completed=len(requests) - pending)
-            for group in workspace.generator.generate(requests, finished=ledger.finished.keys()):
-                new = sum(request.digest not in ledger.finished for request, _ in group)
-                ledger.append(group)
-                progress.advance(task, new)
+            _answer(requests, ledger, workspace, lambda new: progress.advance(task, new))
     return [ledger.finished[request.digest] for request in requests]
+
+
+def run_dialogues(name: str, dialogues: Sequence[Dialogue[Result]], workspace: Workspace) -> list[Result]:
+    """What each dialogue returns, in their order; calls of an earlier start are read from the disk.
+
+    Dialogues go on together in waves that the generator chooses, one round of requests after the other.
+
+    Args:
+        name: of the stage; all calls are in one ledger.
+        dialogues: Python generators that yield requests and are sent completions, see `generators`.
+        workspace: the run's.
+    """
+    ledger = Ledger(workspace.output / WORK / f"{name}.jsonl")
+    results: dict[int, Result] = {}
+    with progress_bar(workspace.console) as progress:
+        task = progress.add_task(name, total=len(dialogues))
+
+        def advance(place: int, completions: list[Completion] | None) -> list[Request] | None:
+            try:
+                if completions is None:
+                    return next(dialogues[place])
+                return dialogues[place].send(completions)
+            except StopIteration as end:
+                results[place] = end.value
+                progress.advance(task)
+                return None
+
+        openings = [advance(place, None) for place in range(len(dialogues))]
+        for wave in workspace.generator.waves([opening or [] for opening in openings]):
+            asked = [(place, opening) for place in wave if (opening := openings[place]) is not None]
+            while asked:
+                _answer([request for _, own in asked for request in own], ledger, workspace, lambda _: None)
+                asked = [
+                    (place, following)
+                    for place, own in asked
+                    if (following := advance(place, [ledger.finished[request.digest] for request in own]))
+                    is not None
+                ]
+    return [results[place] for place in range(len(dialogues))]
+
+
+def run_scores(name: str, texts: Sequence[ScoredText], workspace: Workspace) -> list[list[float]]:
+    """Log-probs of every text's answer, one a token; those of an earlier start are read from the disk.
+
+    Raises:
+        UserError: the generator is a server, which gives none.
+    """
+    if not isinstance(workspace.generator, TextScorer):
+        raise UserError(f"{name} needs log-probs of given texts, which only generator=local gives.")
+    ledger = LogProbLedger(workspace.output / WORK / f"{name}.jsonl")
+    pending = [text for text in texts if text.digest not in ledger.finished]
+    if pending:
+        with progress_bar(workspace.console) as progress:
+            task = progress.add_task(name, total=len(texts), completed=len(texts) - len(pending))
+            for item in workspace.generator.log_probs(pending):
+                ledger.append([item])
+                progress.advance(task)
+    return [ledger.finished[text.digest] for text in texts]
+
+
+def _answer(
+    requests: Sequence[Request], ledger: Ledger, workspace: Workspace, advance: Callable[[int], None]
+) -> None:
+    """Has every request answered and stored; `advance` learns how many new answers a group has brought."""
+    if all(request.digest in ledger.finished for request in requests):
+        return
+    for group in workspace.generator.generate(requests, finished=ledger.finished.keys()):
+        new = sum(request.digest not in ledger.finished for request, _ in group)
+        ledger.append(group)
+        advance(new)
 
 
 def progress_bar(console: Console) -> Progress:

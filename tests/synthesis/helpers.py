@@ -37,8 +37,11 @@ class Scripted:
 
     def __init__(self, local: LocalGenerator, *, groups: int | None = None) -> None:
         self.local = local
-        self.name = "tiny"
+        self.name = self.identity = "tiny"
         self.left = groups
+
+    def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
+        return self.local.waves(openings)
 
     def generate(
         self, requests: Sequence[Request], *, finished: Collection[str]
