@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -52,13 +53,23 @@ def claim_output(
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a UTF-8 file that is either whole or absent, whenever the process dies."""
+    with writing_atomically(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def writing_atomically(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file to write to, which takes its name when the block ends; after an exception it never does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    with staging.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staging, path)
+    try:
+        with staging.open("w", encoding="utf-8", newline="\n", errors="surrogatepass") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _as_yaml(config: DictConfig | Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from align.runfolder import write_atomically
+from align.errors import UserError
+from align.runfolder import write_atomically, writing_atomically
 from align.synthesis.documents import Document
 from align.synthesis.stage import Workspace
 
@@ -49,11 +50,25 @@ class Pipeline(Protocol):
         """Makes the rows; continues what is in `workspace.output`."""
 
 
-def write_rows(output: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """`train.jsonl`, whole or not at all."""
+def write_rows(output: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """`train.jsonl`, whole or not at all; rows are written as they come, so that one at a time is held."""
     path = output / ROWS
-    write_atomically(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    with writing_atomically(path) as file:
+        for row in rows:
+            file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
     return path
+
+
+def at_least(key: str, value: float, least: float) -> None:
+    """Refuses a value of `pipeline.<key>` below `least`."""
+    if value < least:
+        raise UserError(f"pipeline.{key}={value} is too small: give {least} or more.")
+
+
+def check_share(key: str, value: float) -> None:
+    """Refuses a value of `pipeline.<key>` outside (0, 1]."""
+    if not 0 < value <= 1:
+        raise UserError(f"pipeline.{key}={value} must lie in (0, 1].")
 
 
 def report(summary: Summary, console: Console, *, seconds: float) -> None:

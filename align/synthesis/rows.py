@@ -121,8 +121,8 @@ def build_row(
         "chunks": _describe_chunks(item.contexts, documents),
         "chosen_chunks": [chunk.id for chunk in item.contexts.critical],
         "rejected_chunks": [[chunk.id for chunk in item.contexts.rejected[j - 1][1]] for j in kept],
-        "chosen_call": _describe_call(*calls[0]),
-        "rejected_calls": [_describe_call(*calls[j]) for j in kept],
+        "chosen_call": describe_call(*calls[0]),
+        "rejected_calls": [describe_call(*calls[j]) for j in kept],
         "settings": dict(settings),
     }
 
@@ -160,6 +160,6 @@ def _describe_chunks(contexts: Contexts, documents: Sequence[Document]) -> list[
     ]
 
 
-def _describe_call(request: Request, completion: Completion) -> dict[str, Any]:
+def describe_call(request: Request, completion: Completion) -> dict[str, Any]:
     """`seed` draws the answer again; `finish` is `length` where it was cut and trimmed to a sentence."""
     return {"seed": request.seed, "tokens": completion.tokens, "finish": completion.finish}
