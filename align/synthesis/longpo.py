@@ -19,21 +19,15 @@ from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 from align.synthesis.prompt import PromptEncoder, check_places, fill
 from align.synthesis.questions import parse_numbered
 from align.synthesis.rows import describe_call, normalise, trim_cut
-from align.synthesis.stage import Workspace, run_stage
+from align.synthesis.stage import Dialogue, Workspace, run_dialogues
 from align.synthesis.windows import Window, WindowSizes, cut_windows
 
 QUESTIONS = 4  # asked for of each chunk, one of which is picked (paper)
 TURN_ROOM = 160  # tokens of a row kept for each turn's question and template
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One chunk of a window with the question that was picked."""
-
-    window: Window
-    chunk: Chunk
-    question: str
-    picked: int  # 1 … 4
+# Of one context: how many chunks were asked about, an entry for each turn that is kept, why others are not.
+Outcome = tuple[int, list[dict[str, Any]], Counter[str]]
 
 
 @dataclass(frozen=True)
@@ -113,14 +107,15 @@ class LongPOPipeline:
     ) -> Iterator[dict[str, Any]]:
         number = 0
         while block := list(islice(windows, self.block_rows)):
-            asked = [(window, chunk) for window in block for chunk in self._asked(window, workspace)]
-            counts["contexts"] += len(block)
-            counts["chunks asked about"] += len(asked)
-            turns = self._ask(asked, number, workspace, dropped)
-            for row in self._answer(turns, number, workspace, dropped):
-                counts["rows"] += 1
-                counts["turns"] += len(row["questions"])
-                yield row
+            dialogues = [self._dialogue(window, workspace) for window in block]
+            for window, (asked, turns, lost) in zip(
+                block, run_dialogues(f"contexts-{number:04}", dialogues, workspace), strict=True
+            ):
+                counts.update({"contexts": 1, "chunks asked about": asked, "turns": len(turns)})
+                dropped.update(lost)
+                if turns:
+                    counts["rows"] += 1
+                    yield self._row(window, turns, workspace)
             number += 1
         if not counts["contexts"]:
             raise UserError(
@@ -150,71 +145,46 @@ class LongPOPipeline:
             return documents
         return random.Random(derive_seed(seed, "documents")).sample(documents, len(documents))
 
-    def _asked(self, window: Window, workspace: Workspace) -> list[Chunk]:
-        """The chunks that become turns, in document order."""
+    def _dialogue(self, window: Window, workspace: Workspace) -> Dialogue[Outcome]:
+        """The calls of one context: its chunks' questions, then all answers; each chunk and the whole are read once."""
         rng = random.Random(derive_seed(workspace.seed, window.id, "turns"))
         drawn = rng.sample(window.chunks, min(self.turns, len(window.chunks)))
-        return sorted(drawn, key=lambda chunk: chunk.index)
-
-    def _ask(
-        self,
-        asked: Sequence[tuple[Window, Chunk]],
-        number: int,
-        workspace: Workspace,
-        dropped: Counter[str],
-    ) -> list[Turn]:
-        """One question a chunk: four are asked for, one of them is picked and given a lead-in."""
-        sampling = Sampling(self.question_temperature, self.question_top_p, 1, self.max_question_tokens)
-        requests = [
-            self._request(
-                f"{chunk.id}/questions",
-                fill(self.question_prompt, {"chunk": chunk.text}),
-                sampling,
-                workspace.seed,
-                lead=self.question_start,
-            )
-            for _, chunk in asked
+        asked = sorted(drawn, key=lambda chunk: chunk.index)
+        dropped: Counter[str] = Counter()
+        texts = yield [self._question_call(chunk, workspace.seed) for chunk in asked]
+        picked = [
+            (chunk, self._pick(chunk, completion.text, workspace.seed))
+            for chunk, completion in zip(asked, texts, strict=True)
         ]
-        completions = run_stage(f"questions-{number:04}", requests, workspace)
-        turns = []
-        for (window, chunk), completion in zip(asked, completions, strict=True):
-            found = parse_numbered(completion.text, QUESTIONS)
-            if found is None:
-                dropped[f"no {QUESTIONS} numbered questions"] += 1
-                continue
-            rng = random.Random(derive_seed(workspace.seed, chunk.id, "question"))
-            asking = [i for i, question in enumerate(found) if re.search("[?？]", question)]
-            picked = rng.choice(asking or range(QUESTIONS))
-            question = f"{rng.choice(self.lead_ins)} {found[picked]}".strip()
-            turns.append(Turn(window, chunk, question, picked + 1))
-        return turns
-
-    def _answer(
-        self, turns: Sequence[Turn], number: int, workspace: Workspace, dropped: Counter[str]
-    ) -> Iterator[dict[str, Any]]:
-        """The row of each context that keeps a turn; all answers of a block are one stage."""
-        sampling = Sampling(self.answer_temperature, self.answer_top_p, 1, self.max_new_tokens)
-        calls: list[Request] = []
-        for turn in turns:
-            whole = self.chunk_separator.join(chunk.text for chunk in turn.window.chunks)
-            for name, context in (("chosen", turn.chunk.text), ("rejected", whole)):
-                prompt = fill(self.answer_prompt, {"context": context, "question": turn.question})
-                calls.append(self._request(f"{turn.chunk.id}/{name}", prompt, sampling, workspace.seed))
-        completions = iter(run_stage(f"answers-{number:04}", calls, workspace))
+        turns = [(chunk, question) for chunk, question in picked if question is not None]
+        dropped[f"no {QUESTIONS} numbered questions"] += len(picked) - len(turns)
+        whole = self.chunk_separator.join(chunk.text for chunk in window.chunks)
+        calls = [
+            self._answer_call(f"{chunk.id}/{name}", context, question, workspace.seed)
+            for chunk, question in turns
+            for name, context in (("chosen", chunk.text), ("rejected", whole))
+        ]
+        answers = yield calls
         encode = PromptEncoder(workspace.tokenizer)
-        kept: dict[str, list[dict[str, Any]]] = {}
-        windows: dict[str, Window] = {}
-        for turn, (chosen, rejected) in zip(turns, zip(calls[::2], calls[1::2], strict=True), strict=True):
-            answers = tuple(islice(completions, 2))
-            problem = self._problem(len(encode(chosen)), *answers)
-            if problem is not None:
+        kept = []
+        for place, (chunk, question) in enumerate(turns):
+            pair = slice(2 * place, 2 * place + 2)
+            problem = self._problem(len(encode(calls[pair][0])), *answers[pair])
+            if problem is None:
+                kept.append(_describe_turn(chunk, question, calls[pair], answers[pair]))
+            else:
                 dropped[problem] += 1
-                continue
-            windows[turn.window.id] = turn.window
-            entry = _describe_turn(turn, (chosen, rejected), answers)
-            kept.setdefault(turn.window.id, []).append(entry)
-        for name, entries in kept.items():
-            yield self._row(windows[name], entries, workspace)
+        return len(asked), kept, dropped
+
+    def _pick(self, chunk: Chunk, text: str, seed: int) -> str | None:
+        """One of the four questions, behind a lead-in; None where there are no four."""
+        found = parse_numbered(text, QUESTIONS)
+        if found is None:
+            return None
+        rng = random.Random(derive_seed(seed, chunk.id, "question"))
+        asking = [question for question in found if re.search("[?？]", question)]
+        picked = rng.choice(asking or found)
+        return f"{rng.choice(self.lead_ins)} {picked}".strip()
 
     def _problem(self, short_prompt: int, chosen: Completion, rejected: Completion) -> str | None:
         """Why a turn is left out, or None."""
@@ -255,20 +225,31 @@ class LongPOPipeline:
             },
         }
 
-    def _request(self, name: str, prompt: str, sampling: Sampling, seed: int, lead: str = "") -> Request:
-        return Request(name, (Message("user", prompt),), sampling, derive_seed(seed, name), lead)
+    def _question_call(self, chunk: Chunk, seed: int) -> Request:
+        sampling = Sampling(self.question_temperature, self.question_top_p, 1, self.max_question_tokens)
+        prompt = fill(self.question_prompt, {"chunk": chunk.text})
+        name = f"{chunk.id}/questions"
+        return Request(
+            name, (Message("user", prompt),), sampling, derive_seed(seed, name), self.question_start
+        )
+
+    def _answer_call(self, name: str, context: str, question: str, seed: int) -> Request:
+        sampling = Sampling(self.answer_temperature, self.answer_top_p, 1, self.max_new_tokens)
+        prompt = fill(self.answer_prompt, {"context": context, "question": question})
+        return Request(name, (Message("user", prompt),), sampling, derive_seed(seed, name))
 
 
-def _describe_turn(turn: Turn, calls: Sequence[Request], answers: Sequence[Completion]) -> dict[str, Any]:
+def _describe_turn(
+    chunk: Chunk, question: str, calls: Sequence[Request], answers: Sequence[Completion]
+) -> dict[str, Any]:
     """One entry of each of the row's lists."""
     return {
-        "questions": turn.question,
+        "questions": question,
         "chosens": trim_cut(answers[0]),
         "rejecteds": trim_cut(answers[1]),
-        "short_prompts": turn.chunk.text,
-        "asked_of": turn.chunk.id,
+        "short_prompts": chunk.text,
+        "asked_of": chunk.id,
         "calls": {
-            "picked": turn.picked,
             "chosen": describe_call(calls[0], answers[0]),
             "rejected": describe_call(calls[1], answers[1]),
         },

@@ -84,9 +84,12 @@ class Scripted:
 
     def __init__(self, local: Generator, *, groups: int | None = None, pause: float = 0.0) -> None:
         self.local = local
-        self.name = "tiny"
+        self.name = self.identity = "tiny"
         self.left = groups
         self.pause = pause
+
+    def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
+        return self.local.waves(openings)
 
     def generate(
         self, requests: Sequence[Request], *, finished: Collection[str]
