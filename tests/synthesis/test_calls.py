@@ -26,7 +26,7 @@ class Counted:
         self.asked = []
 
     def waves(self, openings):
-        return [range(0, 2), range(2, len(openings))] if len(openings) > 2 else [range(len(openings))]
+        return [range(2), range(2, len(openings))] if len(openings) > 2 else [range(len(openings))]
 
     def generate(self, requests, *, finished):
         for request in requests:
