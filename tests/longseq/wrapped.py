@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from align.longseq import ATTENTION, pair_logps
 from align.longseq.memory import apply_checkpointing
-from align.longseq.parallel import SequenceParallel
+from align.longseq.parallel import SequenceParallel, start_parallel
 from align.longseq.support import find_causal_lm
 from losses.types import PairLogps
 from tests.longseq.plain import relative_error
@@ -25,6 +25,22 @@ LEARNING_RATE = 0.01
 # Far below the norms that these cases have, so that every step is clipped.
 MAX_NORM = 0.5
 STEPS = 3
+
+KINDS = ("ulysses", "gather")
+# Rounding of fp32 weights (2⁻²⁴ of 0.2) beside updates of about 1e-4 each; a wrong factor gives 1.
+TOLERANCES = {"loss": 1e-5, "gradient": 1e-5, "weights": 1e-5, "update": 1e-3}
+# Several rows a step, scored tokens spread unequally, so that ranks own unequal numbers of head chunks.
+ROWS = ((40, (7, 3, 5)), (9, (2, 8, 1)))
+CASES = {
+    "full": Case(heads=(3, 1), rows=ROWS, tokens_per_row=60, nll_scope="sequence", checkpointing="full"),
+    "LoRA": Case(heads=(3, 1), rows=ROWS, tokens_per_row=60, lora=True, checkpointing="keep_attention"),
+}
+# Two data-parallel groups of two prompts each: the first packs both into one row, the second needs two.
+UNEQUAL = ((20, (7, 3)), (40, (5, 6)), (18, (2, 4)), (30, (8, 2)))
+GROUPS = {
+    "full": Case(rows=UNEQUAL, tokens_per_row=60, checkpointing="full"),
+    "LoRA": Case(rows=UNEQUAL, tokens_per_row=60, checkpointing="full", lora=True),
+}
 
 # A step: `(loss of a forward) -> its value, every gradient before clipping`; it also updates the weights.
 Step = Callable[[Callable[[nn.Module], Tensor]], tuple[float, dict[str, Tensor]]]
@@ -201,3 +217,22 @@ def wrapped_errors(
 def _worst(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     assert actual.keys() == expected.keys()
     return max(relative_error(actual[name], expected[name]) for name in expected)
+
+
+def worker(
+    rank: int,
+    size: int,
+    wrappers: Sequence[str],
+    cases: dict[str, Case],
+    degree: int,
+    kinds: Sequence[str] = KINDS,
+) -> dict[tuple[str, str, str], dict[str, float]]:
+    """Every (wrapper, case, exchange) on `size // degree` data-parallel groups."""
+    expected = {name: plain_training(case) for name, case in cases.items()}
+    return {
+        (wrapper, name, kind): wrapped_errors(wrapper, case, parallel, expected[name], size // degree)
+        for kind in kinds
+        for parallel in [start_parallel(kind, degree)]
+        for name, case in cases.items()
+        for wrapper in wrappers
+    }
