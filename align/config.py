@@ -39,7 +39,7 @@ def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
             raise UserError(f"{key} is not set: give it a value, {key}=….")
         return typing.cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise UserError(_type_sentence(error, group)) from error
+        raise UserError(_type_sentence(error, group, schema)) from error
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
@@ -109,10 +109,16 @@ def _set_writable(node: DictConfig) -> None:
             _set_writable(child)
 
 
-def _type_sentence(error: OmegaConfBaseException, group: str) -> str:
+def _type_sentence(error: OmegaConfBaseException, group: str, schema: type) -> str:
     """OmegaConf's complaint as one sentence with the full key."""
     message = str(error).splitlines()[0].rstrip(".")
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    entry = getattr(error, "object_type", None)
+    for name, hint in typing.get_type_hints(schema).items():
+        if entry is not None and entry in typing.get_args(
+            hint
+        ):  # in a list, OmegaConf names the entry's key alone
+            key = f"{name}[…].{key}"
     return f"{_full_key(group, key)}: {message}."
 
 

@@ -108,6 +108,7 @@ def print_counts(console: Console, data: PreferenceData) -> None:
         f"{counts['largest_position']}",
         f"cut: {counts['cut_tokens']} context tokens in {counts['cut_rows']} rows",
     ]
+    lines += [f"mixed in: {part.rows} of {part.available} rows of {part.path}" for part in data.parts[1:]]
     console.print("\n".join(lines), highlight=False)
 
 

@@ -72,6 +72,23 @@ def test_packing_batch_and_accumulation_give_one_trajectory(tmp_path):
         assert_same_run(run(make_trainer(tmp_path, tokens_per_row=tokens_per_row, **ROWS, **cut)), plain)
 
 
+@pytest.mark.parametrize("tokens_per_row", [None, 1, 40, 90])
+def test_packing_drops_nothing(tmp_path, tokens_per_row):
+    """Every token of every row, in order, in exactly one pack; the last, partial one is trained on like the others."""
+    examples = Rows(7).examples
+    packed = pack(examples, tokens_per_row=tokens_per_row)
+    read = [token for row in packed.rows for token in row.input_ids[0].tolist()]
+    expected = [
+        part.tolist() for row in examples for part in (row.prompt_ids, *(a.input_ids for a in row.answers))
+    ]
+    assert read == [token for part in expected for token in part]
+    assert len(packed) == 7
+    trainer = make_trainer(tmp_path, tokens_per_row=tokens_per_row, **(ROWS | {"num_train_epochs": 1}))
+    trainer.train()
+    assert trainer.state.log_history[-2]["num_tokens"] == len(read)
+    assert trainer.state.global_step == 2
+
+
 def test_the_two_weightings_differ(tmp_path):
     one, other = (run(make_trainer(tmp_path, **(ROWS | {"method": kind}))) for kind in (TOKENS, PROMPTS))
     with pytest.raises(AssertionError):

@@ -29,7 +29,7 @@ from align.model import cache_folder
 VERSION = 1
 WRITER_BATCH = 32  # rows held in memory before they are written; rows may be megabytes
 # Settings that do not change a stored row: they say which rows, or what happens to them afterwards.
-NOT_STORED = ("path", "eval_path", "eval_size", "tokens_per_row", "num_proc")
+NOT_STORED = ("path", "eval_path", "eval_size", "mix", "tokens_per_row", "num_proc")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Finding:
 
 
 def unusable_rows(settings: DataSettings, *, require_rejected: bool = False) -> list[Finding]:
-    """Every row of `data.path` and `data.eval_path` that has no known layout, no answer or no negative.
+    """Every row of `data.path`, `data.mix` and `data.eval_path` that has no known layout, no answer or no negative.
 
     Raises:
         UserError: a path or a whole file cannot be read.
@@ -40,6 +40,8 @@ def unusable_rows(settings: DataSettings, *, require_rejected: bool = False) -> 
     parts = [*sources.train, *sources.held_out]
     if settings.eval_path is not None:
         parts = [*sources.train, *open_sources(settings.eval_path, key="data.eval_path").train]
+    for i, entry in enumerate(settings.mix):
+        parts += open_sources(entry.path, key=f"data.mix[{i}].path").train
     return [finding for part in parts for finding in _unusable(part, settings.limit, require_rejected)]
 
 

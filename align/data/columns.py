@@ -39,14 +39,18 @@ class Columns:
         return self.error(f"column {name} must be {wanted}, not {kind}.")
 
     def get(self, *names: str) -> Any:
-        """The first column of `names` that is there.
+        """The first column of `names` that is there; errors as `first`."""
+        return self.values[self.first(*names)]
+
+    def first(self, *names: str) -> str:
+        """The name of the first column of `names` that is there.
 
         Raises:
             UserError: none is there.
         """
         for name in names:
             if name in self.values:
-                return self.values[name]
+                return name
         raise self.error(f"column {' or '.join(names)} is missing.")
 
     def text(self, name: str) -> str:

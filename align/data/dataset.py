@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.build import build_dataset
 from align.data.examples import TokenizedExample
+from align.data.mixture import Part, mix
 from align.data.rows import to_example, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
@@ -46,11 +47,13 @@ class PreferenceData:
         counts: over both: `rows`, `train_rows`, `eval_rows`, `tokens` (each prompt once), `padded_tokens`
             (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
             `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer).
+        parts: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
     """
 
     train: Dataset
     eval: Dataset | None
     counts: dict[str, int]
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def load_preference_data(
         settings: group `data`.
         tokenizer: a fast tokenizer; part of the cache's key by its content.
         positions: group `positions`; row i draws from (seed, i).
-        seed: of the held-out split and of position synthesis.
+        seed: of the held-out split, of what `data.mix` draws and of position synthesis.
         require_rejected: rows without a rejected answer are an error.
         require_short: rows without a short context are an error.
 
@@ -126,7 +129,15 @@ def load_preference_data(
         held = build(held_out, key, str(settings.eval_path or settings.path))
     else:
         train, held = split_held_out(train, settings.eval_size, seed=seed)
-    return PreferenceData(train, held, _counts(train, held))
+    parts: tuple[Part, ...] = ()
+    if settings.mix:
+        keys = [f"data.mix[{i}].path" for i in range(len(settings.mix))]
+        others = [
+            build(open_sources(entry.path, key=key).train, key, entry.path)
+            for entry, key in zip(settings.mix, keys, strict=True)
+        ]
+        train, parts = mix(train, str(settings.path), list(zip(settings.mix, others, strict=True)), seed=seed)
+    return PreferenceData(train, held, _counts(train, held), parts)
 
 
 def _check_short(dataset: Dataset) -> None:

@@ -14,8 +14,12 @@ from align.data.sources import RawRow, open_sources, read_rows
 LAYOUTS = (
     "prompt + chosen + rejected, chosen + rejected (prompt in both), "
     "context + question + chosen + rejected, context + questions + chosens + rejecteds, "
-    "conversations + chosen + rejected, prompt + completion, messages"
+    "conversations + chosen + rejected, prompt + completion, messages, "
+    "context + query + win_response + lose_response (LongReward), instruction + chosen + rejected (LongDPO)"
 )
+# Question, chosen and rejected of rows with a context: our names, and LongReward's (pairs, then SFT rows).
+OURS = (("question",), ("chosen", "completion"), ("rejected",))
+LONGREWARD = (("query",), ("win_response", "answer"), ("lose_response",))
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ def _read_layout(columns: Columns) -> Example:
         return _conversation_row(columns, "conversations")
     if "prompt" in columns:
         return _prompt_row(columns)
+    if "instruction" in columns:
+        return _instruction_row(columns)
     if "messages" in columns:
         return _conversation_row(columns, "messages")
     if "chosen" in columns:
@@ -82,16 +88,22 @@ def _read_layout(columns: Columns) -> Example:
 
 
 def _context_row(columns: Columns) -> Example:
-    """`context` with `question` (one turn) or `questions` (several turns over one context)."""
+    """`context` with `question` (one turn) or `questions` (several turns over one context); LongReward's rows too."""
     chunks = columns.chunks("context")
     if "questions" in columns:
         turns = _several_turns(columns)
     else:
-        chosen = _single(columns, "chosen", columns.branch("chosen", columns.get("chosen", "completion")))
-        rejected = [_single(columns, "rejected", branch) for branch in columns.branches("rejected")]
-        turns = (
-            Turn(columns.text("question"), chosen, tuple(rejected), columns.optional_text("short_prompt")),
+        released = "question" not in columns and any(
+            name in columns for name in ("query", "win_response", "lose_response")
         )
+        names = LONGREWARD if released else OURS
+        name, other = columns.first(*names[1]), names[2][0]
+        chosen = _single(columns, name, columns.branch(name, columns.get(name)))
+        if name == "win_response" and other not in columns:
+            raise columns.error("column lose_response is missing beside win_response.")
+        rejected = [_single(columns, other, branch) for branch in columns.branches(other)]
+        question = columns.text(columns.first(*names[0]))
+        turns = (Turn(question, chosen, tuple(rejected), columns.optional_text("short_prompt")),)
     return Example(columns.source, turns, chunks=chunks, system=columns.optional_text("system"))
 
 
@@ -159,6 +171,17 @@ def _prompt_row(columns: Columns) -> Example:
         return _chat_example(columns, [{"role": "user", "content": prompt}], branches)
     turns = _turns(columns, branches)
     return Example(columns.source, turns, text=prompt, system=columns.optional_text("system"))
+
+
+def _instruction_row(columns: Columns) -> Example:
+    """LongDPO's steps: `instruction` is the whole prompt as text, with its markers and the text so far."""
+    if columns.optional_text("input") is not None:
+        raise columns.error(
+            "column input beside instruction is not read: put both into prompt, as the model is to see them."
+        )
+    prompt = columns.text("instruction")
+    branches = [columns.branch("chosen", columns.get("chosen")), *columns.branches("rejected")]
+    return Example(columns.source, _turns(columns, branches), text=prompt)
 
 
 def _implicit_row(columns: Columns) -> Example:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from align.errors import UserError
 
 CUTS = ("middle", "end", "start")
 CHATS = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class MixedSettings:
+    """An entry of `data.mix`: rows from elsewhere, `ratio` of them for each training row of `data.path`."""
+
+    path: str
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class DataSettings:
     keep_tail: int = 128
     tokens_per_row: int | None = None
     num_proc: int = 1
+    mix: list[MixedSettings] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         _check_choice("data.cut", self.cut, CUTS)
@@ -46,6 +55,12 @@ class DataSettings:
             raise UserError(
                 f"data.eval_size={self.eval_size} is neither a share below 1 nor a whole number of rows."
             )
+        for i, entry in enumerate(self.mix):
+            if not entry.ratio > 0:
+                raise UserError(
+                    f"data.mix[{i}].ratio={entry.ratio:g} must be above 0: it is the number of rows of "
+                    f"{entry.path} for each training row of data.path."
+                )
         for place in ("{context}", "{question}"):
             if self.template.count(place) != 1:
                 raise UserError(f"data.template={self.template!r} must contain {place} exactly once.")

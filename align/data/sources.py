@@ -1,52 +1,21 @@
-"""Raw rows out of files, folders and the Hub, each with the place it stands in: `train.jsonl:17`."""
+"""What stands behind a path: raw rows of files, folders and the Hub, each with its place: `train.jsonl:17`."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
 
-import pyarrow
-import pyarrow.parquet
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from align.data.files import JsonLines, JsonList, Parquet, Saved
+from align.data.files import RawRow as RawRow
+from align.data.files import Source as Source
 from align.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
-PARQUET_BATCH = 16  # rows decoded at once: long rows are megabytes
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """One row as it was read.
-
-    Attributes:
-        index: its place in the whole source, from 0; fixed whatever process reads it.
-        source: for messages to people, 1-based: `train.jsonl:17` (line), `train.parquet:17` (row).
-        values: column → value.
-    """
-
-    index: int
-    source: str
-    values: dict[str, Any]
-
-
-class Source(Protocol):
-    """Something that holds rows; small to pickle, so that any process can read its share."""
-
-    def count(self) -> int:
-        """Places for rows, blank lines included."""
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """`(place, name, values)` of the rows at places start … stop − 1."""
-
-    def identity(self) -> list[Any]:
-        """What changes when the rows change; plain JSON values."""
 
 
 @dataclass(frozen=True)
@@ -57,121 +26,11 @@ class Sources:
     held_out: tuple[Source, ...] = ()
 
 
-@dataclass(frozen=True)
-class JsonLines:
-    """One JSON object a line; blank lines are skipped."""
-
-    path: Path
-
-    def count(self) -> int:
-        """Lines of the file."""
-        with self.path.open("rb") as file:
-            return sum(1 for _ in file)
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """See `Source.read`."""
-        with self.path.open("rb") as file:
-            for place, line in enumerate(islice(file, start, stop), start):
-                if line.strip():
-                    where = f"{self.path.name}:{place + 1}"
-                    yield place, where, _as_object(_parse_json(line.rstrip(), self.path.name, place), where)
-
-    def identity(self) -> list[Any]:
-        """Path, size and time of change."""
-        return _file_identity(self.path)
-
-
-@dataclass(frozen=True)
-class JsonList:
-    """One JSON list of objects."""
-
-    path: Path
-
-    def _rows(self) -> list[Any]:
-        rows = _parse_json(self.path.read_bytes(), self.path.name, 0)
-        if not isinstance(rows, list):
-            raise UserError(
-                f"{self.path.name}: a .json file must hold a list of rows, not one {_kind(rows)}."
-            )
-        return rows
-
-    def count(self) -> int:
-        """Entries of the list."""
-        return len(self._rows())
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """See `Source.read`."""
-        for place, row in enumerate(self._rows()[start:stop], start):
-            where = f"{self.path.name}:{place + 1}"
-            yield place, where, _as_object(row, where)
-
-    def identity(self) -> list[Any]:
-        """Path, size and time of change."""
-        return _file_identity(self.path)
-
-
-@dataclass(frozen=True)
-class Parquet:
-    """A Parquet file, decoded a few rows at a time."""
-
-    path: Path
-
-    def _open(self) -> pyarrow.parquet.ParquetFile:
-        try:
-            return pyarrow.parquet.ParquetFile(self.path)
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise UserError(f"{self.path.name} cannot be read as Parquet: {error}.") from error
-
-    def count(self) -> int:
-        """Rows of the file."""
-        return self._open().metadata.num_rows
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """See `Source.read`."""
-        file = self._open()
-        place = 0
-        for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if place + rows <= start or place >= stop:
-                place += rows
-                continue
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH, row_groups=[group]):
-                for offset, values in enumerate(batch.to_pylist()):
-                    if start <= place + offset < stop:
-                        yield place + offset, f"{self.path.name}:{place + offset + 1}", values
-                place += batch.num_rows
-
-    def identity(self) -> list[Any]:
-        """Path, size and time of change."""
-        return _file_identity(self.path)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A split of a `datasets` data set, from a folder or the Hub."""
-
-    name: str
-    dataset: Dataset
-
-    def count(self) -> int:
-        """Rows of the split."""
-        return len(self.dataset)
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """See `Source.read`."""
-        for place in range(start, min(stop, len(self.dataset))):
-            yield place, f"{self.name}:{place + 1}", self.dataset[place]
-
-    def identity(self) -> list[Any]:
-        """Name and the fingerprint that `datasets` keeps."""
-        return [self.name, self.dataset._fingerprint, len(self.dataset)]
-
-
 def open_sources(path: str | None, *, key: str = "data.path") -> Sources:
     """What stands behind `data.path`: a file, a folder of files, a saved `datasets` folder or a Hub id.
 
     A split or a file named test, validation, valid, val, dev or eval holds held-out rows where there are
-    others beside it.
+    others beside it. `FOLDER:SPLIT` and `HUB_ID:SPLIT` take one split of a data set and nothing else.
 
     Raises:
         UserError: nothing is there, or nothing that can be read; `key` names the setting.
@@ -183,8 +42,11 @@ def open_sources(path: str | None, *, key: str = "data.path") -> Sources:
         return Sources((_file_source(place, key),))
     if place.is_dir():
         return _folder_sources(place, key)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and place.suffix not in SUFFIXES:
-        return _hub_sources(path, key)
+    name, _, split = path.partition(":")
+    if split and Path(name).expanduser().is_dir():
+        return _saved_sources(Path(name).expanduser(), split, key)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and Path(name).suffix not in SUFFIXES:
+        return _hub_sources(name, split, key)
     raise UserError(f"{key}={path} does not exist.")
 
 
@@ -216,8 +78,8 @@ def _file_source(path: Path, key: str) -> Source:
 
 
 def _folder_sources(folder: Path, key: str) -> Sources:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _dataset_sources(load_from_disk(str(folder)), folder.name, key)
+    if _is_saved(folder):
+        return _saved_sources(folder, "", key)
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -235,7 +97,18 @@ def _folder_sources(folder: Path, key: str) -> Sources:
     )
 
 
-def _hub_sources(name: str, key: str) -> Sources:
+def _is_saved(folder: Path) -> bool:
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _saved_sources(folder: Path, split: str, key: str) -> Sources:
+    """A folder that `datasets` has saved; `split` may be empty."""
+    if not _is_saved(folder):
+        raise UserError(f"{key}={folder}:{split} names a split, but {folder} is no saved data set.")
+    return _dataset_sources(load_from_disk(str(folder)), folder.name, split, key)
+
+
+def _hub_sources(name: str, split: str, key: str) -> Sources:
     try:
         data = load_dataset(name)
     except Exception as error:  # network, authorisation, name, layout: each library layer has its own class
@@ -245,47 +118,24 @@ def _hub_sources(name: str, key: str) -> Sources:
         raise UserError(
             f"{key}={name} is no file or folder here, and the Hub did not give it ({reason})."
         ) from error
-    return _dataset_sources(data, name, key)
+    return _dataset_sources(data, name, split, key)
 
 
-def _dataset_sources(data: Dataset | DatasetDict, name: str, key: str) -> Sources:
+def _dataset_sources(data: Dataset | DatasetDict, name: str, split: str, key: str) -> Sources:
+    splits = ", ".join(data) if isinstance(data, DatasetDict) else "none"
+    if split and (isinstance(data, Dataset) or split not in data):
+        raise UserError(f"{key}={name}:{split}: there is no split {split}; the data set has: {splits}.")
     if isinstance(data, Dataset):
         return Sources((Saved(name, data),))
+    if split:
+        return Sources((Saved(f"{name}/{split}", data[split]),))
     if "train" not in data and len(data) != 1:
-        raise UserError(f"{key}={name} has the splits {', '.join(data)} and none is called train.")
+        raise UserError(
+            f"{key}={name} has the splits {splits} and none is called train: name one, {key}={name}:SPLIT."
+        )
     train = "train" if "train" in data else next(iter(data))
-    held_out = next((split for split in HELD_OUT_SPLITS if split in data and split != train), None)
+    held_out = next((found for found in HELD_OUT_SPLITS if found in data and found != train), None)
     return Sources(
         (Saved(f"{name}/{train}", data[train]),),
         () if held_out is None else (Saved(f"{name}/{held_out}", data[held_out]),),
     )
-
-
-def _parse_json(text: bytes, name: str, line: int) -> Any:
-    """`text`, which begins at the file's 0-based `line`, as JSON; complaints name the line."""
-    try:
-        return json.loads(text.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{name}:{line + error.lineno}: malformed JSON ({error.msg} at column {error.colno})."
-        ) from error
-    except UnicodeDecodeError as error:
-        at = line + 1 + text[: error.start].count(b"\n")
-        raise UserError(f"{name}:{at}: not UTF-8 text (byte {text[error.start]:#04x}).") from error
-
-
-def _as_object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: a row must be an object with named columns, not a {_kind(value)}.")
-    return value
-
-
-def _kind(value: Any) -> str:
-    """A JSON value's kind, for messages."""
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null" if value is None else type(value).__name__)
-
-
-def _file_identity(path: Path) -> list[Any]:
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]

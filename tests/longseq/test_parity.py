@@ -80,6 +80,15 @@ def test_answers_of_one_token():
     assert_parity("llama", [make_example(rng, prompt=5, answers=[1, 1, 1])])
 
 
+def test_answers_of_very_different_lengths():
+    """A long text against a short one (LongWriter's pairs): exact, and not a token of padding is read."""
+    rng = np.random.default_rng(11)
+    shapes = [(9, [400, 12]), (5, [7, 250, 90])]
+    examples = [make_example(rng, prompt=prompt, answers=answers) for prompt, answers in shapes]
+    assert pack(examples).num_tokens == sum(prompt + sum(answers) for prompt, answers in shapes)
+    assert_parity("llama", examples, lora=True, chunk_size=64)
+
+
 def test_prompt_of_one_token():
     rng = np.random.default_rng(2)
     assert_parity("llama", [make_example(rng, prompt=1, answers=[3, 2])])

@@ -1,0 +1,163 @@
+"""Every method by one override on the embedded model: does held-out data say that its own objective improved?
+
+    python benchmarks/smoke.py                       # all methods, about a minute each on two cores
+    python benchmarks/smoke.py --methods dpo logo    # some of them
+
+The rows need no model: a context of sections of Python's language reference, a question that asks for the first
+sentence of one of them, that sentence as the chosen answer, another section's as the rejected one, and the section
+alone as the short prompt. Each method is the real `align train experiment=smoke method=NAME` in a process of its own.
+Exit code 1 where a method did not improve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import hydra_conf
+from align.results import write_json
+
+HERE = Path(__file__).parent
+METHODS = sorted(path.stem for path in (Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
+SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
+SENTENCE_CHARACTERS = (40, 160)
+SECTIONS = 2  # of a row's context: the gold one and another
+HELD_OUT = 8
+TRAINED = 20
+
+
+def main() -> None:
+    """Writes the rows, trains each method, prints one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--output", type=Path, default=HERE.parent / "outputs" / "smoke")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "smoke.json")
+    arguments = parser.parse_args()
+    write_rows(arguments.output)
+    known = json.loads(arguments.results.read_text())["methods"] if arguments.results.is_file() else {}
+    for name in arguments.methods:
+        known[name] = run(name, arguments.output, threads=arguments.threads)
+        arguments.results.parent.mkdir(exist_ok=True)
+        write_json(arguments.results, {"threads": arguments.threads, "methods": known})
+    Console(width=110).print(table({name: known[name] for name in arguments.methods}))
+    failed = [name for name in arguments.methods if not improved(known[name])]
+    if failed:
+        sys.exit(f"smoke: not improved on held-out rows: {', '.join(failed)}")
+
+
+def write_rows(folder: Path) -> None:
+    """`train.jsonl` and `held_out.jsonl`: the same rows every time, from sections that no two rows share."""
+    rows = list(make_rows())[: TRAINED + HELD_OUT]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in (("held_out", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in part))
+
+
+def make_rows() -> Iterator[dict[str, Any]]:
+    """Rows of `SECTIONS` sections each; the gold one takes each place in turn."""
+    pool = list(sections())
+    for number, start in enumerate(range(0, len(pool) - SECTIONS + 1, SECTIONS)):
+        part = pool[start : start + SECTIONS]
+        place = number % SECTIONS
+        name, gold, sentence = part[place]
+        yield {
+            "context": [f'Section "{title}"\n{text}' for title, text, _ in part],
+            "question": f'Quote the first sentence of the section "{name}".',
+            "short_prompt": f'Section "{name}"\n{gold}',
+            "chosen": sentence,
+            "rejected": [answer for title, _, answer in part if title != name],
+        }
+
+
+def sections() -> Iterator[tuple[str, str, str]]:
+    """(topic, paragraph, its first sentence): the first paragraph of prose of each topic that fits."""
+    for name in sorted(topics):
+        for block in re.split(r"\n\s*\n", topics[name]):
+            text = " ".join(block.split())
+            sentence, stop, _ = text.partition(". ")
+            fits = SECTION_CHARACTERS[0] <= len(text) <= SECTION_CHARACTERS[1] and text.endswith(".")
+            quotable = SENTENCE_CHARACTERS[0] <= len(sentence) <= SENTENCE_CHARACTERS[1]
+            if fits and stop and quotable and text[0].isupper() and "::" not in text:
+                yield name, text, f"{sentence}."
+                break
+
+
+def run(name: str, folder: Path, *, threads: int) -> dict[str, float]:
+    """Trains one method; what its results.json says, and the seconds from start to end."""
+    output = folder / name
+    command = [
+        *(sys.executable, "-m", "align.train", "experiment=smoke", f"method={name}", "resume=never"),
+        *(f"data.path={folder / 'train.jsonl'}", f"data.eval_path={folder / 'held_out.jsonl'}"),
+        f"output={output}",
+    ]
+    start = time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    results = json.loads((output / "results.json").read_text())
+    return {
+        "loss_before": results["before"]["eval_loss"],
+        "loss_after": results["after"]["eval_loss"],
+        "accuracy_before": results["before"]["eval_rewards/accuracies"],
+        "accuracy_after": results["after"]["eval_rewards/accuracies"],
+        "tokens": results["training"]["num_tokens"],
+        "reference_tokens": results["training"].get("reference/tokens", 0.0),
+        "peak_gb": results["training"]["memory/peak_gb"],
+        "seconds": seconds,
+    }
+
+
+def improved(found: dict[str, float]) -> bool:
+    """Whether the method's own loss fell on the held-out rows."""
+    return found["loss_after"] < found["loss_before"]
+
+
+def table(found: dict[str, dict[str, float]]) -> Table:
+    """One line a method."""
+    columns: Sequence[str] = (
+        "held-out loss",
+        "after",
+        "accuracy",
+        "after",
+        "tokens",
+        "reference",
+        "GB",
+        "seconds",
+    )
+    result = Table(title=f"{HELD_OUT} held-out rows, {TRAINED} trained on", title_justify="left")
+    result.add_column("method")
+    for column in (*columns, "improved"):
+        result.add_column(column, justify="right", no_wrap=True)
+    for name, values in found.items():
+        result.add_row(
+            name,
+            f"{values['loss_before']:.4f}",
+            f"{values['loss_after']:.4f}",
+            f"{values['accuracy_before']:.0%}",
+            f"{values['accuracy_after']:.0%}",
+            f"{values['tokens']:.0f}",
+            f"{values['reference_tokens']:.0f}",
+            f"{values['peak_gb']:.2f}",
+            f"{values['seconds']:.0f}",
+            "yes" if improved(values) else "NO",
+        )
+    return result
+
+
+if __name__ == "__main__":
+    main()
