@@ -175,7 +175,7 @@ def test_extras_of_the_readme_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = re.findall(r"\.\[([\w,]+)\]", README)
     assert {extra for names in named for extra in names.split(",")} <= set(extras)
-    assert {f"`{name}`" for name in extras} <= set(re.findall(r"`[\w]+`", section("Installation")))
+    assert {f"`{name}`" for name in extras} <= set(re.findall(r"`[\w-]+`", section("Installation")))
 
 
 # ---- code

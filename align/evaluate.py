@@ -1,0 +1,74 @@
+"""`align evaluate`: what a model can do; one Hydra main that reads as its table of contents."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+
+from align import settings
+from align.cli import hydra_entry
+from align.config import check_choice, typed
+from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
+from align.model import ModelSettings, load_tokenizer, resolve_dtype
+from align.runfolder import claim_output
+from align.synthesis.generators import GeneratorSettings
+from align.synthesis.stage import WORK, Workspace
+from align.synthesize import RESUME, build
+
+
+@hydra_entry("evaluate")
+def main(config: DictConfig) -> None:
+    """Checks everything, runs the suite or goes on running it, and shows scores with their intervals."""
+    suite, generator, model = check(config)
+    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    output = claim(config)
+    opened = generator.open(model, tokenizer)
+    workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
+    result = suite.run(Evaluation(model, workspace, partial(score_pairs, config)))
+    if PartialState().is_main_process:
+        write_result(result, output)
+        show_result(result, output, Console(), title=f"{type(suite).__name__}: {model.path}")
+
+
+def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
+    """Every setting as its type, contradictions refused; reads no weights."""
+    model = typed(ModelSettings, config, "model")
+    resolve_dtype(model.dtype)
+    check_choice("resume", str(config.resume), RESUME)
+    return build(config, "suite"), build(config, "generator"), model
+
+
+def claim(config: DictConfig) -> Path:
+    """The output folder as this configuration's own; `resume=never` empties it of earlier answers."""
+    output = Path(config.output)
+    claim_output(output, config, ignore=("resume", "trainer"))
+    if config.resume == "never" and PartialState().is_main_process:
+        shutil.rmtree(output / WORK, ignore_errors=True)
+    PartialState().wait_for_everyone()
+    return output
+
+
+def score_pairs(config: DictConfig) -> ScoredPairs:
+    """Every row of `data.path` through the training forward, wrapped and sharded as training would be."""
+    from align.train import build_trainer, read_data
+
+    whole = config.copy()
+    with open_dict(whole):
+        whole.data.eval_size = 0
+    run = settings.check(whole)
+    tokenizer = load_tokenizer(run.model.path, trust_remote_code=run.model.trust_remote_code)
+    data = read_data(run, tokenizer)
+    trainer = build_trainer(run, tokenizer, data)
+    found = trainer.predict(data.train)
+    rows = data.train.select_columns(["source", "longest_sequence"])
+    return ScoredPairs(np.asarray(found.predictions), [dict(row) for row in rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Short answers: normalised as in SQuAD's token F1, and found in a prediction as a substring."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Lower case, ASCII punctuation out, the articles a, an, the out, white space folded; in this order."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def token_f1(prediction: Sequence[str], reference: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of two bags of tokens; 0 where they share none."""
+    common = (Counter(prediction) & Counter(reference)).total()
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(prediction), common / len(reference)
+    return 2 * precision * recall / (precision + recall)
+
+
+def contains_answer(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether any accepted answer, normalised, is a substring of the normalised prediction.
+
+    The accuracy of multi-document question answering (Liu et al. 2023, "Lost in the Middle", section 2.2).
+    An answer of which nothing is left by the normalisation counts as not found.
+    """
+    said = normalise(prediction)
+    return any(wanted in said for wanted in map(normalise, answers) if wanted)

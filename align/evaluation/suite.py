@@ -1,0 +1,132 @@
+"""What a suite is to `align evaluate`: settings that check themselves and run; what it found, on disk and shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from align.errors import UserError
+from align.evaluation.statistics import Interval, mean_interval
+from align.model import ModelSettings
+from align.runfolder import write_atomically
+from align.synthesis.stage import Workspace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLES = "samples.jsonl"
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """Preference rows as the training forward sees them.
+
+    Attributes:
+        metrics: `[N, len(METRICS)]`, NaN where a row has nothing to compare.
+        rows: `[N]` with `source` and `longest_sequence`, in the same order.
+    """
+
+    metrics: np.ndarray
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every suite is given.
+
+    Attributes:
+        model: whose abilities are measured.
+        workspace: folder, seed, tokenizer, generator and console, as a data pipeline has them.
+        score_pairs: measures the rows of the group `data` with the group `method`; see `ScoredPairs`.
+    """
+
+    model: ModelSettings
+    workspace: Workspace
+    score_pairs: Callable[[], ScoredPairs]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a suite has found.
+
+    Attributes:
+        records: one a sample, plain JSON values: its id, what it was and each of its scores.
+        scores: name → mean with interval and number of samples, in the order to show them.
+        details: further plain JSON values of the summary: tables by length, settings, failures.
+        pictures: file name → figure.
+    """
+
+    records: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, Interval]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+class Suite(Protocol):
+    """What the group `suite` instantiates: a dataclass whose fields are the group's keys."""
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range or a missing file; loads no model."""
+
+    def run(self, evaluation: Evaluation) -> Result:
+        """Asks and scores; what an earlier start has finished is read from the disk."""
+
+
+def grouped(
+    records: Sequence[Mapping[str, Any]], score: str, by: str, *, seed: int = 0
+) -> dict[str, Interval]:
+    """The mean of `score` for each value of `by`, in the order in which the values appear."""
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        groups.setdefault(str(record[by]), []).append(float(record[score]))
+    return {name: mean_interval(values, seed=seed) for name, values in groups.items()}
+
+
+def plain(intervals: Mapping[str, Interval]) -> dict[str, Any]:
+    """Intervals as JSON values."""
+    return {name: asdict(interval) for name, interval in intervals.items()}
+
+
+def write_result(result: Result, output: Path) -> None:
+    """`samples.jsonl`, `summary.json` and the pictures, each whole or not at all."""
+    lines = "".join(f"{json.dumps(dict(record), ensure_ascii=False)}\n" for record in result.records)
+    write_atomically(output / SAMPLES, lines)
+    for name, figure in result.pictures.items():
+        figure.savefig(output / name, dpi=130)
+    summary = {"samples": len(result.records), "scores": plain(result.scores), **result.details}
+    summary["pictures"] = list(result.pictures)
+    write_atomically(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def show_result(result: Result, output: Path, console: Console, *, title: str) -> None:
+    """The scores as a table, and where everything lies."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for column in ("mean", "95% interval", "samples"):
+        table.add_column(column, justify="right")
+    for name, interval in result.scores.items():
+        table.add_row(
+            name, f"{interval.mean:.3f}", f"{interval.low:.3f} … {interval.high:.3f}", str(interval.n)
+        )
+    console.print(table)
+    for label, name in (
+        ("samples", SAMPLES),
+        ("summary", SUMMARY),
+        *(("picture", p) for p in result.pictures),
+    ):
+        console.print(f"{label:<9} {output / name}", soft_wrap=True, highlight=False)
+
+
+def at_least(values: Mapping[str, float], least: float) -> None:
+    """Refuses values of the group `suite` below `least`, naming the key."""
+    for key, value in values.items():
+        if value < least:
+            raise UserError(f"suite.{key}={value} is too small: give {least:g} or more.")

@@ -1,0 +1,134 @@
+"""`align evaluate` as a user meets it: suites on a tiny model, a second start that asks nothing, bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from align import cli
+from align.errors import UserError
+from align.evaluation.preference import Preference
+from align.evaluation.suite import ScoredPairs
+from tests.test_cli import make_rows
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(initializer_range=0.1).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, model_folder, tmp_path):
+    def call(*overrides: str) -> tuple[int, str, str]:
+        base = [f"model.path={model_folder}", f"output={tmp_path / 'out'}"]
+        monkeypatch.setattr(sys, "argv", ["align", "evaluate", *base, *overrides])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_retrieval(run, tmp_path):
+    (tmp_path / "hay.txt").write_text(" ".join(f"w{i % 100 + 8} w9 w10 w11." for i in range(200)))
+    settings = [
+        f"suite.documents={tmp_path / 'hay.txt'}",
+        "suite.lengths=[200]",
+        "suite.depths=[0.5]",
+        "suite.samples=1",
+        "suite.max_new_tokens=4",
+    ]
+    code, out, err = run(*settings)
+    assert (code, "Retrieval" in out) == (0, True), err
+    first = (tmp_path / "out" / "samples.jsonl").read_text()
+    assert json.loads(first)["found"] in (0.0, 1.0)
+    assert run(*settings)[0] == 0
+    assert (tmp_path / "out" / "samples.jsonl").read_text() == first
+    code, _, err = run(*settings, "suite.samples=2")
+    assert (code, "suite.samples (1 → 2)" in err) == (2, True), err
+
+
+def test_preference(run, tmp_path):
+    """Every row of the data is measured, with the training forward; here with SimPO's reward, no reference."""
+    rows = make_rows(tmp_path / "rows.jsonl", count=7)
+    code, _, err = run("suite=preference", "method=simpo", f"data.path={rows}", "trainer.use_cpu=true")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["scores"]["rewards/accuracies"]["n"] == 7
+    records = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert [record["id"] for record in records] == [f"rows.jsonl:{i}" for i in range(1, 8)]
+    margins = [record["rewards/margins"] for record in records]
+    assert summary["scores"]["rewards/margins"]["mean"] == pytest.approx(np.mean(margins))
+
+
+def test_preference_by_length():
+    """Two rows of 100 and one of 600 tokens; the row that compares nothing takes no part."""
+    metrics = np.full((4, 7), np.nan)
+    metrics[:3, 3], metrics[:3, 4] = [1.0, 3.0, 5.0], [1.0, 0.0, 1.0]
+    lengths = (100, 100, 600, 100)
+    rows = [{"source": f"r:{i}", "longest_sequence": length} for i, length in enumerate(lengths, start=1)]
+    result = Preference().result(ScoredPairs(metrics, rows), seed=0)
+    assert result.scores["rewards/margins"].mean == 3.0
+    assert result.details["by_length"]["rewards/accuracies"]["0"]["mean"] == 0.5
+    assert result.details["by_length"]["rewards/accuracies"]["512"]["n"] == 1
+    with pytest.raises(UserError, match="nothing to prefer"):
+        Preference().result(ScoredPairs(metrics[3:], rows[3:]), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["suite=novel"], "suite=novel is not known: use"),
+        (["suite.samples=0"], "suite.samples=0 is too small"),
+        (["suite.samples=two"], "suite.samples=two has to be a number"),
+        (["suite=longwrite"], "suite.path is not set"),
+        (["suite=longbench"], "has to name .jsonl files"),
+        (["suite=preference", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        (["suite=short"], "suite.tasks is empty"),
+        (["suite.documents=nowhere"], "nowhere does not exist"),
+        (["model.path=nowhere/at/all"], "is no model folder"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, overrides, message):
+    code, _, err = run(*overrides)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_short_tasks_of_ones_own(run, tmp_path):
+    """lm-eval reads a local task: the continuation with the higher log-prob is the answer."""
+    pytest.importorskip("lm_eval", reason="needs the extra `lm-eval`")
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    rows = [{"question": f"w{i} w9", "choices": ["w20", "w30"], "answer": i % 2} for i in range(8, 14)]
+    (tasks / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tasks / "mine.yaml").write_text(
+        "task: mine\n"
+        "dataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tasks / 'rows.jsonl'}}}}}\n"
+        "output_type: multiple_choice\n"
+        "test_split: test\n"
+        "doc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\n"
+        "doc_to_target: answer\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    code, _, err = run("suite=short", "suite.tasks=[mine]", f"suite.include_path={tasks}")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["scores"]["mine/acc"]["n"] == 6
+    assert summary["scores"]["mine/acc"]["mean"] == pytest.approx(
+        summary["lm_eval"]["mine"]["mine"]["acc,none"]
+    )

@@ -1,0 +1,78 @@
+"""Perplexity: every token scored once, with the context that it should have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import log_softmax
+
+from align.errors import UserError
+from align.evaluation.perplexity import Perplexity, sequence_logps, sliding_logps
+from tests.evaluation.helpers import Answers, evaluation
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@torch.inference_mode()
+def plain_logps(model, ids):
+    """The library's logits, shifted, one log-softmax."""
+    logits = model(input_ids=ids[None]).logits[0, :-1]
+    return log_softmax(logits, -1).gather(1, ids[1:, None])[:, 0]
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(8, 128, (23,), generator=torch.Generator().manual_seed(0))
+
+
+def test_equals_the_librarys_logits(model, ids):
+    with torch.inference_mode():
+        torch.testing.assert_close(sequence_logps(model, ids), plain_logps(model, ids))
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, 3), (8, 7), (5, 1), (23, 4), (40, 9)])
+def test_sliding_windows_score_every_token_once(model, ids, window, stride):
+    """Token t of the k-th window is given everything from that window's start on, and no more."""
+    expected, scored, start = [], 1, 0
+    while scored < len(ids):
+        stop = min(start + window, len(ids))
+        expected.append(plain_logps(model, ids[start:stop])[scored - start - 1 :])
+        scored, start = stop, start + stride
+    with torch.inference_mode():
+        found = torch.cat(list(sliding_logps(model, ids, window=window, stride=stride)))
+    assert len(found) == len(ids) - 1
+    torch.testing.assert_close(found, torch.cat(expected))
+
+
+def test_suite(model, tmp_path):
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (tmp_path / "texts").mkdir()
+    for i in range(3):
+        (tmp_path / "texts" / f"{i}.txt").write_text(
+            " ".join(f"w{(7 * j + i) % 120 + 8}" for j in range(30 + i))
+        )
+    suite = Perplexity(
+        documents=str(tmp_path / "texts"), length=31, window=8, stride=4, edges=[0, 10, 20], max_documents=2
+    )
+    result = suite.run(evaluation(tmp_path / "out", Answers(str), model=str(folder)))
+    assert [record["tokens"] for record in result.records] == [31, 31]
+    for record in result.records:
+        parts = record["by_position"]
+        # 9, 10 and 11 tokens lie in the three ranges; their means add up to the document's.
+        total = 9 * parts["0"] + 10 * parts["10"] + 11 * parts["20"]
+        assert record["nll"] == pytest.approx(total / 30, rel=1e-5)
+    again = suite.run(evaluation(tmp_path / "out", Answers(str), model="gone"))
+    assert again.records == result.records
+
+
+def test_refusals():
+    with pytest.raises(UserError, match=r"must be below suite\.window"):
+        Perplexity(window=8, stride=8).check()
+    with pytest.raises(UserError, match="rise from 0"):
+        Perplexity(edges=[5, 2]).check()

@@ -1,0 +1,156 @@
+"""Needles, key-value pairs and passages: prompts of the right length, the thing at its depth, found or not."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from align.errors import UserError
+from align.evaluation.haystacks import NEEDLE, fit, token_counter
+from align.evaluation.retrieval import TEMPLATE_MARGIN, Retrieval
+from align.evaluation.suite import write_result
+from tests.evaluation.helpers import Answers, evaluation
+from tests.tiny import tiny_tokenizer
+
+NUMBER = re.compile(re.escape(NEEDLE).replace(r"\{city\}", r"[A-Z]\w+").replace(r"\{number\}", r"(\d+)"))
+
+
+@pytest.fixture(scope="module")
+def hay(tmp_path_factory) -> str:
+    """Text of 400 sentences of six words."""
+    path = tmp_path_factory.mktemp("hay") / "hay.txt"
+    path.write_text(" ".join(f"w{i % 100 + 8} w9 w10 w11 w12 w{i % 90 + 9}." for i in range(400)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    rows = [
+        {
+            "question": f"what is thing {i}",
+            "answers": [f"answer{i}x"],
+            "ctxs": [{"title": f"thing {i}", "text": f"The thing is answer{i}x among w{i + 8} w9 w10."}],
+        }
+        for i in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def suite(hay: str, questions: str, **changes) -> Retrieval:
+    settings = {
+        "tasks": ["needles", "key_value", "multi_document"],
+        "lengths": [200, 400],
+        "depths": [0.0, 0.5, 1.0],
+        "samples": 2,
+        "documents": hay,
+        "multi_document_path": questions,
+        "max_new_tokens": 8,
+    }
+    return Retrieval(**(settings | changes))
+
+
+def test_prompts_fill_their_length(hay, questions, tmp_path):
+    """At most the budget, and less than one more unit of hay (a sentence, pair or passage) below it."""
+    count = token_counter(tiny_tokenizer())
+    for sample in suite(hay, questions).make_samples(evaluation(tmp_path, Answers(str))):
+        tokens = count(sample.request.messages[0].content)
+        budget = sample.facts["length"] - 8 - TEMPLATE_MARGIN
+        assert tokens == sample.facts["tokens"]
+        assert budget - 40 < tokens <= budget
+
+
+def test_the_needle_stands_at_its_depth(hay, questions, tmp_path):
+    samples = suite(hay, questions, tasks=["needles"], lengths=[2000]).make_samples(
+        evaluation(tmp_path, Answers(str))
+    )
+    for sample in samples:
+        text = sample.request.messages[0].content
+        match = NUMBER.search(text)
+        assert match is not None
+        assert match[1] == sample.facts["answers"][0]
+        assert match.start() / len(text) == pytest.approx(sample.facts["depth"], abs=0.08)
+
+
+def test_prompts_of_a_depth_share_their_beginning(hay, questions, tmp_path):
+    """Up to the needle, which stands in the middle of the hay."""
+    samples = suite(hay, questions, tasks=["needles"], lengths=[2000], depths=[0.5]).make_samples(
+        evaluation(tmp_path, Answers(str))
+    )
+    first, second = (sample.request.messages[0].content for sample in samples)
+    shared = next(i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
+    assert shared > 0.4 * len(first)
+
+
+def test_a_passage_stands_at_its_depth(hay, questions, tmp_path):
+    samples = suite(hay, questions, tasks=["multi_document"]).make_samples(evaluation(tmp_path, Answers(str)))
+    for sample in samples:
+        text = sample.request.messages[0].content
+        numbers = [int(n) for n in re.findall(r"Document \[(\d+)\]", text)]
+        gold = int(re.findall(rf"Document \[(\d+)\] [^\n]*{sample.facts['answers'][0]}", text)[0])
+        assert gold == 1 + round(sample.facts["depth"] * (len(numbers) - 1))
+
+
+def test_scores_and_pictures(hay, questions, tmp_path):
+    """A model that reads numbers finds every needle and no passage; the summary says how sure that is."""
+
+    def say(prompt: str) -> str:
+        match = NUMBER.search(prompt)
+        return match[1] if match else "nothing"
+
+    model = Answers(say)
+    result = suite(hay, questions, tasks=["needles", "multi_document"]).run(evaluation(tmp_path, model))
+    assert result.scores["needles"].mean == 1.0
+    assert result.scores["multi_document"].mean == 0.0
+    assert result.scores["needles"].n == 2 * 3 * 2
+    assert result.scores["needles"].low < 1.0
+    write_result(result, tmp_path)
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 24
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["by_depth"]["needles"]["0.5"]["n"] == 4
+    assert (tmp_path / "needles.png").stat().st_size > 5000
+    assert model.asked == 24
+    suite(hay, questions, tasks=["needles", "multi_document"]).run(evaluation(tmp_path, model))
+    assert model.asked == 24  # all of it came from the ledger
+
+
+def test_key_value_from_a_file(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pairs = [[f"k{i}", f"v{i}"] for i in range(30)]
+    path.write_text(json.dumps({"ordered_kv_records": pairs, "key": "k7", "value": "v7"}) + "\n")
+    made = Retrieval(tasks=["key_value"], lengths=[300], depths=[0.5], samples=1, key_value_path=str(path))
+    (sample,) = made.make_samples(evaluation(tmp_path, Answers(str)))
+    assert sample.facts["answers"] == ["v7"]
+    assert sample.request.messages[0].content.count('"k7"') == 2  # its pair, and the question
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["haystack"]}, "name some of needles"),
+        ({"tasks": []}, "name some of"),
+        ({"lengths": [64]}, "name lengths above"),
+        ({"depths": [1.5]}, "from 0"),
+        ({"samples": 0}, "suite.samples=0 is too small"),
+        ({"multi_document_path": None}, "multi_document_path is not set"),
+        ({"multi_document_path": "nowhere.jsonl"}, "nowhere.jsonl does not exist"),
+    ],
+)
+def test_refusals(hay, questions, changes, message):
+    with pytest.raises(UserError, match=message):
+        suite(hay, questions, **changes).check()
+
+
+def test_what_never_fits_is_refused():
+    with pytest.raises(UserError, match="nothing to find fits into 3 tokens"):
+        fit(
+            lambda size: type("F", (), {"content": "a b c d"})(),
+            lambda text: len(text.split()),
+            budget=3,
+            least=0,
+            most=5,
+            where="here",
+        )
