@@ -6,18 +6,30 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 from pathlib import Path
+
+import torch
+from transformers.trainer_pt_utils import safe_globals
 
 from align.errors import UserError
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
+_PICKLED = {".pt", ".pth", ".bin"}
+# Classes of DeepSpeed's own that its checkpoints name.
+_DEEPSPEED_STATE = {
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+}
 logger = logging.getLogger(__name__)
 
 
 def seal(folder: Path) -> None:
     """Writes the size and SHA-256 of every file in `folder` to its seal, by a rename, as the last act of a save."""
-    files = {str(path.relative_to(folder)): _digest(path) for path in _files(folder)}
+    files = {str(path.relative_to(folder)): _digest(_flushed(path)) for path in _files(folder)}
     staging = folder / f".{SEAL}.tmp"
     with staging.open("w") as stream:
         json.dump(files, stream, indent=1, sort_keys=True)
@@ -40,6 +52,10 @@ def defect(folder: Path) -> str | None:
             return f"{name} is missing"
         if _digest(path) != expected:
             return f"{name} is damaged"
+    for path in _files(folder):
+        code = foreign_code(path) if path.suffix in _PICKLED else None
+        if code is not None:
+            return f"{path.relative_to(folder)} is refused, because it names {code}"
     return None
 
 
@@ -95,3 +111,25 @@ def _files(folder: Path) -> list[Path]:
 def _digest(path: Path) -> dict[str, str | int]:
     with path.open("rb") as stream:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _flushed(path: Path) -> Path:
+    """The file, on the disk itself and not only in memory."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return path
+
+
+def foreign_code(path: Path) -> str | None:
+    """What a pickled file names that torch would not load as plain data; None where there is nothing.
+
+    Resuming reads these files with `weights_only=True`, except DeepSpeed, which unpickles its own: its classes
+    may be named, others not. The pickle is taken apart and never run.
+    """
+    try:
+        with safe_globals():
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except (ValueError, RuntimeError, pickle.UnpicklingError):
+        return "something other than tensors"
+    foreign = sorted(name for name in named if name not in _DEEPSPEED_STATE)
+    return ", ".join(foreign) or None

@@ -89,6 +89,7 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | None]], Cal
 
 def _end(command: str, error: Exception) -> NoReturn:
     """Ends with one sentence and exit code 2 where the user can put it right; re-raises a defect."""
+    _tell_launcher(error)
     sentence = _sentence(error)
     if sentence is None:
         raise error
@@ -96,12 +97,20 @@ def _end(command: str, error: Exception) -> NoReturn:
     sys.exit(USAGE_EXIT_CODE)
 
 
+def _tell_launcher(error: Exception) -> None:
+    """Leaves the error where torch's launcher looks for it: its report names the first process that failed, and why."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+
+
 def _sentence(error: BaseException) -> str | None:
     """One sentence for an error that the user can put right; None for a defect."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    from align.errors import UserError
+    from align.errors import UserError, shortage
 
     seen: BaseException | None = error
     while seen is not None:  # libraries that call ours wrap what we raise
@@ -111,6 +120,8 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name} is not known: use {', '.join(error.options)}."
+    if isinstance(error, OSError) and shortage(error) is not None:
+        return f"{error.filename or 'a file'} could not be written: {shortage(error)}; make room and run it again."
     override = re.match(r"Could not override '([^']+)'", str(error))
     if override:
         key = override[1]

@@ -26,12 +26,14 @@ from transformers import (
 
 from align import checkpoints, results
 from align.cli import hydra_entry
+from align.continuation import FREE_KEYS, StepShape, check_continuation
 from align.data.dataset import Collator, PreferenceData, load_preference_data
 from align.longseq import ATTENTION, pair_logps
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
 from align.model import add_lora, load_causal_lm, load_config, load_tokenizer, native_window
+from align.preemption import EXIT_CODE, Preemption
 from align.progress import ProgressDisplay
 from align.reference import AdapterOff, Frozen, Itself, Reference, autocast_forward, reference_model
 from align.reference_cache import open_cache
@@ -45,7 +47,7 @@ BEFORE = "before.json"  # in the output folder: held-out metrics of the untraine
 
 
 @hydra_entry("train")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> int | None:
     """Checks everything, reads the data, loads the model, trains, and shows what changed."""
     run = check(config)
     tokenizer = load_tokenizer(
@@ -54,12 +56,21 @@ def main(config: DictConfig) -> None:
     data = read_data(run, tokenizer)
     if run.reference.fill_only:
         fill_cache(build_trainer(run, tokenizer, data), run, data)
-        return
-    claim_output(run.output, config, ignore=("resume", "hydra", "reference.cache", "reference.fill_only"))
+        return None
+    claim_output(run.output, config, ignore=FREE_KEYS)
     checkpoint = checkpoints.find_resume(run.output, run.resume)
+    shape = StepShape.of(run.arguments, run.parallel.degree)
+    if checkpoint is not None:
+        check_continuation(checkpoint, shape)
     trainer = build_trainer(run, tokenizer, data)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.add_callback(shape)
+    with Preemption() as preemption:
+        trainer.add_callback(preemption)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if preemption.stopped:
+        return say_stopped(trainer)
     finish(trainer, run, data)
+    return None
 
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
@@ -182,6 +193,17 @@ class MetricsBefore(TrainerCallback):
         """Writes them, once."""
         if state.is_world_process_zero and state.global_step == 0 and not self.path.exists():
             results.write_json(self.path, kwargs["metrics"])
+
+
+def say_stopped(trainer: PreferenceTrainer) -> int:
+    """Says where a run that SIGTERM ended goes on from; returns the exit code."""
+    if trainer.is_world_process_zero():
+        Console(stderr=True).print(
+            f"stopped by SIGTERM; step {trainer.state.global_step} is saved, and the same command goes on from it",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return EXIT_CODE
 
 
 def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:

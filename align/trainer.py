@@ -6,16 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, rotate_checkpoints
+from transformers import TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
-from align import checkpoints
 from align.data.distribution import EpochSampler, MarkedCollator, MarkedRows
 from align.longseq.forward import DEFAULT_CHUNK, pair_logps
 from align.longseq.parallel import SequenceParallel
@@ -23,13 +21,14 @@ from align.longseq.shared_prefix import SharedPrefixBatch
 from align.methods import Method
 from align.metrics import METRICS, MeanMeter, means, prompt_metrics
 from align.reference import Reference, sum_turns
+from align.sealed import SealedCheckpoints
 from align.training_log import TrainingLog
 from align.weighting import prompt_weights
 from align.wrappers import WrapperCheck
 from losses.types import PairLogps
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(SealedCheckpoints):
     """Trains on `{"batch": SharedPrefixBatch, …}` micro-batches with any `Method`.
 
     The loss of a step is the mean over the prompts of the global step (over tokens, where the method's
@@ -70,7 +69,7 @@ class PreferenceTrainer(Trainer):
         self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
         self._evaluation_only = False
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
-        self._checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(model=model, args=args, **kwargs)
         self.data_collator = MarkedCollator(self.data_collator)
         self.add_callback(WrapperCheck(self))
@@ -236,7 +235,7 @@ class PreferenceTrainer(Trainer):
             )
         return super().train(*args, **kwargs)
 
-    # ---- logs and checkpoints
+    # ---- logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the training metrics since the last log to a training log."""
@@ -256,17 +255,3 @@ class PreferenceTrainer(Trainer):
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums, reduction="sum") / self.degree
         return sums.tolist()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Saves, seals, and only then lets go of older checkpoints."""
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial))
-            checkpoints.seal(folder / f"{checkpoints.PREFIX}{self.state.global_step}")
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self._checkpoint_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )

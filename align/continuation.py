@@ -1,0 +1,91 @@
+"""What may differ between two starts of one run: the number of processes and how a step's prompts are spread."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from align.errors import UserError
+from align.wrappers import expected_wrapper
+
+# Keys that leave the trajectory as it is, as long as a step has as many prompts.
+FREE_KEYS = (
+    "resume",
+    "hydra",
+    "launch",
+    "parallel",
+    "memory",
+    "reference.cache",
+    "reference.fill_only",
+    "trainer.per_device_train_batch_size",
+    "trainer.per_device_eval_batch_size",
+    "trainer.gradient_accumulation_steps",
+    "trainer.save_steps",
+    "trainer.save_total_limit",
+    "trainer.use_cpu",
+)
+
+
+class StepShape(TrainerCallback, ExportableState):
+    """Writes into every checkpoint how its steps were made: processes, wrapper, prompts a step."""
+
+    def __init__(self, processes: int, wrapper: str, prompts_per_step: int) -> None:
+        self.processes = processes
+        self.wrapper = wrapper
+        self.prompts_per_step = prompts_per_step
+
+    @classmethod
+    def of(cls, args: TrainingArguments, degree: int) -> StepShape:
+        """This start's.
+
+        Args:
+            args: the Trainer's arguments.
+            degree: processes that share a row.
+        """
+        groups = args.world_size // degree
+        prompts = args.per_device_train_batch_size * args.gradient_accumulation_steps * groups
+        return cls(args.world_size, expected_wrapper(args), prompts)
+
+    def state(self) -> dict[str, Any]:
+        """What trainer_state.json keeps."""
+        return {"args": dict(vars(self)), "attributes": {}}
+
+
+def check_continuation(checkpoint: Path, now: StepShape) -> None:
+    """Refuses to go on where the trajectory would change or a library could not read the optimizer's state.
+
+    Raises:
+        UserError: another number of prompts a step, another kind of wrapper, or another number of processes
+            under DeepSpeed, whose optimizer state is cut to the number of processes that wrote it.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    saved = state.get("stateful_callbacks", {}).get(StepShape.__name__)
+    if saved is None:  # written before this was kept
+        return
+    then = StepShape(**saved["args"])
+    if then.prompts_per_step != now.prompts_per_step:
+        raise UserError(
+            f"{checkpoint} was made with {then.prompts_per_step} prompts a step, this start has "
+            f"{now.prompts_per_step}: set trainer.per_device_train_batch_size or gradient_accumulation_steps so "
+            "that their product with the number of data-parallel groups is the same."
+        )
+    if _family(then.wrapper) != _family(now.wrapper):
+        raise UserError(
+            f"{checkpoint} holds the optimizer state of {then.wrapper}, which {now.wrapper} cannot read: go on "
+            "with the launch configuration that the run began with."
+        )
+    if now.wrapper == "DeepSpeed" and then.processes != now.processes:
+        raise UserError(
+            f"{checkpoint} holds DeepSpeed's optimizer state cut for {then.processes} processes, and this start "
+            f"has {now.processes}: start {then.processes} (parallel.degree may differ), or begin a new run with "
+            f"model.path={checkpoint} and another output."
+        )
+
+
+def _family(wrapper: str) -> str:
+    """DDP and no wrapper keep the optimizer's state alike."""
+    return "plain" if wrapper in ("none", "DDP") else wrapper

@@ -1,0 +1,71 @@
+"""SIGTERM, as schedulers send it before they take a machine away: save at the next step and leave."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+# What a shell reports for a process that SIGTERM ended: not finished, and not a failure of its own.
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+class Preemption(TrainerCallback):
+    """Within its `with` block SIGTERM asks for a checkpoint at the end of the running step, and then for the end.
+
+    Launchers pass the signal to every process, but not at the same moment: after each step the processes agree,
+    so that all of them save the same one. Outside the block SIGTERM ends a process at once, as it always does:
+    there is nothing to save that the last checkpoint does not have.
+
+    Attributes:
+        stopped: whether training was ended by the signal.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Preemption:
+        """Takes the signal over."""
+        self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gives the signal back."""
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Has this step saved and training ended, on all processes or on none."""
+        if self._agreed(args.device):
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves the evaluation before the first step at once: there is nothing to save yet.
+
+        Raises:
+            SystemExit: with `EXIT_CODE`, on all processes.
+        """
+        if state.global_step == 0 and self._agreed(args.device):
+            raise SystemExit(EXIT_CODE)
+
+    def _agreed(self, device: torch.device) -> bool:
+        """Whether any process was asked."""
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+            return self._asked
+        flag = torch.tensor(int(self._asked), device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)

@@ -1,0 +1,71 @@
+"""What a trainer leaves on disk: checkpoints that appear whole, and nothing that only unpickling could read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import rotate_checkpoints
+
+from align import checkpoints
+from align.errors import UserError, shortage
+
+
+class SealedCheckpoints(Trainer):
+    """A Trainer whose checkpoints count once they are sealed; older ones go only after that."""
+
+    checkpoint_limit: int | None = None
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Saves, seals, and only then lets go of older checkpoints.
+
+        Raises:
+            UserError: the disk or the quota is full; what was begun is removed, the last checkpoint stays.
+        """
+        output = Path(self._get_output_dir(trial=trial))
+        folder = output / f"{checkpoints.PREFIX}{self.state.global_step}"
+        if self.args.should_save:
+            # A torn one of the same step: its files would be sealed with the new ones.
+            shutil.rmtree(folder, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        with _room_for(folder):
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            with _room_for(folder):
+                checkpoints.seal(folder)
+            rotate_checkpoints(
+                output_dir=str(output),
+                save_total_limit=self.checkpoint_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As `Trainer._save`, without the pickled arguments, which nobody reads and which may hold a token."""
+        super()._save(output_dir, state_dict)
+        Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+@contextmanager
+def _room_for(folder: Path) -> Iterator[None]:
+    """Turns a full disk into one sentence and takes the half-written checkpoint away."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = shortage(error)
+        if reason is None:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        kept = checkpoints.checkpoints(folder.parent)
+        last = f"the last checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
+        raise UserError(
+            f"{folder} could not be written: {reason}; {last}: make room, and the same command goes on from it."
+        ) from error
