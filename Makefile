@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow test-parity check bench clean
+.PHONY: help demo test test-slow test-parity test-survival check bench clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -56,9 +56,14 @@ test: $(VENV)/.installed          ## environment + lint, types and the tests
 test-slow: $(VENV)/.installed     ## the longer checks
 	$(BIN)/python -m pytest -m slow
 
+<<<<<<< HEAD
 test-parity: $(VENV)/.installed   ## every exchange x degree x wrapper against one process; writes the README's table
 	$(BIN)/python -W ignore -m benchmarks.parity
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_distributed_train.py tests/test_verify.py
+=======
+test-survival: $(VENV)/.installed ## runs killed at forty random moments end with the same weights
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_survival.py
+>>>>>>> c487442 (Runs that are moved, told to go, out of disk or damaged: tests; a resumed epoch keeps its order on several processes)
 
 check: $(VENV)/.installed         ## lint + types
 	$(BIN)/ruff check .

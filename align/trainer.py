@@ -155,11 +155,13 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's loader over marked rows, dealt out to data-parallel groups rather than processes."""
-        loader = super()._get_dataloader(MarkedRows(dataset), *args, **kwargs)
+        marked = MarkedRows(dataset)
+        loader = super()._get_dataloader(marked, *args, **kwargs)
         shard = loader.batch_sampler
         if isinstance(shard, BatchSamplerShard):
             shard.num_processes = self.args.world_size // self.degree
             shard.process_index = self.args.process_index // self.degree
+            marked.sampler = shard.batch_sampler.sampler
         return loader
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:

@@ -55,6 +55,12 @@ class MarkedRows(Dataset):
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
+        self.sampler: EpochSampler | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passed on to the sampler, which accelerate no longer reaches once it skips a resumed epoch's batches."""
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
