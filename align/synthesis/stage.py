@@ -58,7 +58,13 @@ def run_stage(name: str, requests: Sequence[Request], workspace: Workspace) -> l
     return [ledger.finished[request.digest] for request in requests]
 
 
-def run_dialogues(name: str, dialogues: Sequence[Dialogue[Result]], workspace: Workspace) -> list[Result]:
+def run_dialogues(
+    name: str,
+    dialogues: Sequence[Dialogue[Result]],
+    workspace: Workspace,
+    *,
+    together: int | None = None,
+) -> list[Result]:
     """What each dialogue returns, in their order; calls of an earlier start are read from the disk.
 
     Dialogues go on together in waves that the generator chooses, one round of requests after the other.
@@ -67,6 +73,8 @@ def run_dialogues(name: str, dialogues: Sequence[Dialogue[Result]], workspace: W
         name: of the stage; all calls are in one ledger.
         dialogues: Python generators that yield requests and are sent completions, see `generators`.
         workspace: the run's.
+        together: dialogues a wave; None leaves it to the generator. Many together fill batches where each
+            round of a dialogue has few calls, a generator's own choice keeps long beginnings at hand.
     """
     ledger = Ledger(workspace.output / WORK / f"{name}.jsonl")
     results: dict[int, Result] = {}
@@ -84,7 +92,12 @@ def run_dialogues(name: str, dialogues: Sequence[Dialogue[Result]], workspace: W
                 return None
 
         openings = [advance(place, None) for place in range(len(dialogues))]
-        for wave in workspace.generator.waves([opening or [] for opening in openings]):
+        if together is None:
+            waves = workspace.generator.waves([opening or [] for opening in openings])
+        else:
+            count = len(dialogues)
+            waves = [range(i, min(i + together, count)) for i in range(0, count, max(1, together))]
+        for wave in waves:
             asked = [(place, opening) for place in wave if (opening := openings[place]) is not None]
             while asked:
                 _answer([request for _, own in asked for request in own], ledger, workspace, lambda _: None)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import hydra_conf
 from align.model import ModelSettings
+from align.scores.judge import DIMENSIONS
 from align.synthesis.generators import Completion, Generator, Request
 from align.synthesis.local import LocalSettings
 from align.synthesis.stage import Workspace
@@ -105,13 +106,13 @@ class Scripted:
     def _groups(
         self, requests: Sequence[Request], finished: Collection[str]
     ) -> Iterator[Sequence[tuple[Request, Completion]]]:
-        if requests and script(requests[0]) is None:
-            yield from self.local.generate(requests, finished=finished)
-            return
-        for start in range(0, len(requests), 2):
-            group = requests[start : start + 2]
+        scripted = [request for request in requests if script(request) is not None]
+        for start in range(0, len(scripted), 2):
+            group = scripted[start : start + 2]
             if any(request.digest not in finished for request in group):
                 yield [(request, Completion(script(request) or "", 9, "stop")) for request in group]
+        if prose := [request for request in requests if script(request) is None]:
+            yield from self.local.generate(prose, finished=finished)
 
 
 def script(request: Request) -> str | None:
@@ -124,6 +125,15 @@ def script(request: Request) -> str | None:
             return "no questions today"
         lines = [f"{k}. What is {rng.choice(found)} or {rng.choice(found)}?" for k in range(1, 5)]
         return "Here you are:\n" + "\n".join(lines)
+    if kind.startswith("plan"):
+        count = rng.randint(0, 3)
+        return "\n".join(
+            f"Paragraph {k} - Main Point: {rng.choice(WORDS)} - Word Count: {rng.randint(4, 12)} words"
+            for k in range(1, count + 1)
+        )
+    if kind.startswith("judge"):
+        marks = {name: rng.randint(1, 5) for name in DIMENSIONS}
+        return f"Well.\n{json.dumps(marks)}" if rng.random() < 0.6 else "It is good."
     return None
 
 
