@@ -9,13 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from align.errors import UserError
 from align.model import ModelSettings, cache_folder, load_causal_lm, load_config
 from align.reference_key import Identity
+from align.synthesis.batches import fixed_batches
+from align.synthesis.beginnings import Beginnings, Family, can_share, find_families, join
 from align.synthesis.cache import cached
-from align.synthesis.generators import Completion, Generator, Request, Sampling, ScoredText, digest_of
+from align.synthesis.generators import Completion, Generator, Request, ScoredText, digest_of
 from align.synthesis.prompt import PromptEncoder
 from align.synthesis.sampling import RowSampler
 
@@ -26,6 +34,7 @@ class LocalSettings:
 
     batch_tokens: int = 8192
     batch_size: int = 16
+    keep_tokens: int = 32768
     device: str = "auto"
     cache: str | None = None
 
@@ -36,6 +45,8 @@ class LocalSettings:
                 raise UserError(
                     f"generator.{key}={getattr(self, key)} is too small: give a number from 1 on."
                 )
+        if self.keep_tokens < 0:
+            raise UserError(f"generator.keep_tokens={self.keep_tokens} must be 0 or more.")
         self.resolve_device()
 
     def resolve_device(self) -> torch.device:
@@ -52,13 +63,16 @@ class LocalSettings:
 
     def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The generator of `model`; weights are loaded by the first call that is not finished yet."""
+        config = load_config(model)
         generator = LocalGenerator(
             load=lambda: load_causal_lm(model, device=self.resolve_device()),
             tokenizer=tokenizer,
             name=model.path,
-            window=getattr(load_config(model), "max_position_embeddings", None),
+            window=getattr(config, "max_position_embeddings", None),
             batch_tokens=self.batch_tokens,
             batch_size=self.batch_size,
+            keep_tokens=self.keep_tokens,
+            share_beginnings=can_share(config),
             identify=lambda: local_identity(model, tokenizer),
         )
         return cached(generator, self.cache)
@@ -81,6 +95,8 @@ class LocalGenerator:
         window: most positions the model has; None is unlimited.
         batch_tokens: most padded tokens of a batch, prompts and answers together.
         batch_size: most rows of a batch.
+        keep_tokens: most tokens of beginnings kept for the next round of a dialogue.
+        share_beginnings: False for a model that does not keep keys and values of all tokens (`can_share`).
         identify: gives the identity; called once, and only if it is asked for. None: the name.
     """
 
@@ -93,6 +109,8 @@ class LocalGenerator:
         window: int | None,
         batch_tokens: int,
         batch_size: int,
+        keep_tokens: int = 32768,
+        share_beginnings: bool = True,
         identify: Callable[[], str] | None = None,
     ) -> None:
         self.name = name
@@ -101,8 +119,10 @@ class LocalGenerator:
         self.window = window
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
+        self.keep_tokens = keep_tokens
         self._load = load
         self._identify = identify or (lambda: name)
+        self._shares = share_beginnings
 
     @functools.cached_property
     def identity(self) -> str:
@@ -110,8 +130,17 @@ class LocalGenerator:
         return self._identify()
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
-        """One dialogue after the other, so that what it has read is still at hand for its next round."""
-        return [range(place, place + 1) for place in range(len(openings))]
+        """As many dialogues as their beginnings can be kept of, and as a batch has rows; one at least."""
+        waves: list[range] = []
+        start = used = 0
+        for place, opening in enumerate(openings):
+            longest = max((len(self.encode(request)) for request in opening), default=0)
+            full = used + longest > self.keep_tokens or place - start >= self.batch_size
+            if place > start and full:
+                waves.append(range(start, place))
+                start, used = place, 0
+            used += longest
+        return [*waves, range(start, len(openings))] if openings else waves
 
     def log_probs(self, texts: Sequence[ScoredText]) -> Iterator[tuple[ScoredText, list[float]]]:
         """One forward a text."""
@@ -132,24 +161,35 @@ class LocalGenerator:
         self, requests: Sequence[Request], *, finished: Collection[str]
     ) -> Iterator[Sequence[tuple[Request, Completion]]]:
         """One batch after the other; a batch of which nothing is missing is passed over."""
-        lengths = [self._checked_length(request) for request in requests]
-        for members in fixed_batches(
-            requests, lengths, batch_tokens=self.batch_tokens, batch_size=self.batch_size
+        prompts = [self._checked_prompt(request) for request in requests]
+        families = (
+            find_families(prompts, [request.sampling for request in requests])
+            if self._shares
+            else [Family((i,), 0) for i in range(len(requests))]
+        )
+        for batch in fixed_batches(
+            requests,
+            [len(prompt) for prompt in prompts],
+            families,
+            batch_tokens=self.batch_tokens,
+            batch_size=self.batch_size,
         ):
-            batch = [requests[i] for i in members]
-            if any(request.digest not in finished for request in batch):
-                yield list(zip(batch, self._complete(batch), strict=True))
+            members = [i for family in batch for i in family.members]
+            calls = [requests[i] for i in members]
+            if any(call.digest not in finished for call in calls):
+                yield list(zip(calls, self._complete(calls, prompts, batch), strict=True))
 
-    def _checked_length(self, request: Request) -> int:
-        """Tokens of the prompt; raises UserError where prompt and answer exceed the model's window."""
-        length = len(self.encode(request))
-        wanted = length + request.sampling.max_new_tokens
+    def _checked_prompt(self, request: Request) -> np.ndarray:
+        """Ids of the prompt; raises UserError where prompt and answer exceed the model's window."""
+        prompt = self.encode(request)
+        wanted = len(prompt) + request.sampling.max_new_tokens
         if self.window is not None and wanted > self.window:
             raise UserError(
-                f"{request.id}: its prompt of {length} tokens and {request.sampling.max_new_tokens} new ones exceed "
-                f"the model's window of {self.window}: lower pipeline.chunk_tokens or pipeline.max_new_tokens."
+                f"{request.id}: its prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
+                f"exceed the model's window of {self.window}: lower pipeline.chunk_tokens or "
+                "pipeline.max_new_tokens."
             )
-        return length
+        return prompt
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -174,26 +214,56 @@ class LocalGenerator:
         ids = own if isinstance(own, list) else [own]
         return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
 
+    @functools.cached_property
+    def _beginnings(self) -> Beginnings:
+        return Beginnings(self._model, keep_tokens=self.keep_tokens)
+
     @torch.inference_mode()
-    def _complete(self, batch: Sequence[Request]) -> list[Completion]:
-        """One padded forward for the prompts, one a step for the answers. All rows share their sampling."""
-        sampling = batch[0].sampling
-        prompts = [self.encode(request).tolist() for request in batch]
-        longest = max(map(len, prompts))
-        device = self._model.device
-        ids = torch.tensor([[self._pad_id] * (longest - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    def _complete(
+        self, calls: Sequence[Request], prompts: Sequence[np.ndarray], batch: Sequence[Family]
+    ) -> list[Completion]:
+        """The beginnings, one padded forward for what follows them, one a step for the answers.
+
+        Rows are `[padding, beginning, padding, rest of the prompt]`; positions skip the padding. All rows
+        share their sampling.
+        """
+        sampling = calls[0].sampling
+        begun = max(family.shared for family in batch)
+        rest = max(len(prompts[i]) - family.shared for family in batch for i in family.members)
+        ids = torch.full((len(calls), begun + rest), self._pad_id)
+        mask = torch.zeros_like(ids)
+        row = 0
+        for family in batch:
+            for i in family.members:
+                prompt = torch.from_numpy(prompts[i])
+                own = len(prompt) - family.shared
+                for place, part in (
+                    (begun - family.shared, prompt[: family.shared]),
+                    (begun + rest - own, prompt[family.shared :]),
+                ):
+                    ids[row, place : place + len(part)] = part
+                    mask[row, place : place + len(part)] = 1
+                row += 1
         sampler = RowSampler(
-            [request.seed for request in batch], temperature=sampling.temperature, top_p=sampling.top_p
+            [call.seed for call in calls], temperature=sampling.temperature, top_p=sampling.top_p
         )
         output = self._model.generate(
-            ids,
-            attention_mask=mask,
+            ids.to(self._model.device),
+            attention_mask=mask.to(self._model.device),
+            past_key_values=self._read(prompts, batch) if begun else None,
             max_new_tokens=sampling.max_new_tokens,
             min_new_tokens=sampling.min_new_tokens,
             logits_processor=LogitsProcessorList([sampler]),
         )
-        return [self._completion(*pair) for pair in zip(batch, output[:, longest:].tolist(), strict=True)]
+        answers = output[:, begun + rest :].tolist()
+        return [self._completion(*pair) for pair in zip(calls, answers, strict=True)]
+
+    def _read(self, prompts: Sequence[np.ndarray], batch: Sequence[Family]) -> DynamicCache:
+        parts = [
+            (self._beginnings.read(prompts[family.members[0]][: family.shared]), len(family.members))
+            for family in batch
+        ]
+        return join(parts, self._model.config)
 
     def _completion(self, request: Request, ids: list[int]) -> Completion:
         """The lead and what was generated up to the first end token."""
@@ -203,34 +273,3 @@ class LocalGenerator:
             self.tokenizer.decode(self.encode.lead(request).tolist() + ids[:length], skip_special_tokens=True)
         )
         return Completion(text=text.strip(), tokens=length, finish="stop" if length < len(ids) else "length")
-
-
-def fixed_batches(
-    requests: Sequence[Request], lengths: Sequence[int], *, batch_tokens: int, batch_size: int
-) -> list[list[int]]:
-    """Places of the requests of each batch: like lengths together, the longest first.
-
-    A pure function of its arguments, so that a resumed run computes in the same batches. Requests of one
-    batch share their sampling. A request over the budget has a batch of its own.
-
-    Args:
-        requests: all requests of a stage.
-        lengths: `[len(requests)]` their prompts' tokens.
-        batch_tokens: most of (longest prompt + new tokens) × rows.
-        batch_size: most rows.
-    """
-
-    def key(i: int) -> tuple[str, int, str]:
-        return (repr(requests[i].sampling), -lengths[i], requests[i].id)
-
-    batches: list[list[int]] = []
-    room = 0
-    sampling: Sampling | None = None
-    for i in sorted(range(len(requests)), key=key):
-        if room == 0 or requests[i].sampling != sampling:
-            sampling = requests[i].sampling
-            batches.append([])
-            room = max(1, min(batch_size, batch_tokens // (lengths[i] + sampling.max_new_tokens)))
-        batches[-1].append(i)
-        room -= 1
-    return batches

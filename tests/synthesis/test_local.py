@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.errors import UserError
+from align.synthesis.batches import fixed_batches
+from align.synthesis.beginnings import Family
 from align.synthesis.generators import Message, Request, Sampling, derive_seed
-from align.synthesis.local import LocalSettings, fixed_batches
+from align.synthesis.local import LocalSettings
 from align.synthesis.prompt import PromptEncoder, fill
 from tests.data.helpers import byte_tokenizer
 from tests.synthesis.helpers import SAMPLING, local_generator
@@ -80,21 +82,31 @@ def test_a_finished_stage_loads_no_model():
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 60), st.booleans()), max_size=30),
+    st.lists(st.tuples(st.integers(1, 60), st.booleans(), st.integers(0, 3)), max_size=30),
     st.integers(1, 200),
     st.integers(1, 5),
 )
 def test_batches_hold_every_request_once_within_the_budget(drawn, batch_tokens, batch_size):
+    """Requests with the same last number are a family; its beginning is half of the shortest, 0 for number 0."""
     other = Sampling(0.0, 1.0, 0, 4)
-    calls = [request(f"r{i}", "x", other if flag else SAMPLING) for i, (_, flag) in enumerate(drawn)]
-    lengths = [length for length, _ in drawn]
-    batches = fixed_batches(calls, lengths, batch_tokens=batch_tokens, batch_size=batch_size)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(calls)))
-    for batch in batches:
-        assert len({calls[i].sampling for i in batch}) == 1
-        new = calls[batch[0]].sampling.max_new_tokens
-        cost = (max(lengths[i] for i in batch) + new) * len(batch)
-        assert len(batch) <= batch_size and (cost <= batch_tokens or len(batch) == 1)
+    calls = [request(f"r{i}", "x", other if flag else SAMPLING) for i, (_, flag, _) in enumerate(drawn)]
+    lengths = [length for length, _, _ in drawn]
+    by_family = {}
+    for i, (_, flag, number) in enumerate(drawn):
+        by_family.setdefault((flag, number) if number else i, []).append(i)
+    families = [
+        Family(tuple(own), 0 if isinstance(name, int) else min(lengths[i] for i in own) // 2)
+        for name, own in by_family.items()
+    ]
+    batches = fixed_batches(calls, lengths, families, batch_tokens=batch_tokens, batch_size=batch_size)
+    members = [[i for family in batch for i in family.members] for batch in batches]
+    assert sorted(i for own in members for i in own) == list(range(len(calls)))
+    for batch, own in zip(batches, members, strict=True):
+        assert len({calls[i].sampling for i in own}) == 1
+        assert len({family.shared > 0 for family in batch}) == 1
+        rest = max(lengths[i] - family.shared for family in batch for i in family.members)
+        cost = max(f.shared for f in batch) + rest + calls[own[0]].sampling.max_new_tokens
+        assert len(own) <= batch_size and (cost * len(own) <= batch_tokens or len(own) == 1)
 
 
 def test_temperature_0_is_the_models_greedy_answer():
