@@ -22,6 +22,17 @@ from align.synthesis.pipeline import Pipeline, report
 from align.synthesis.stage import WORK, Workspace
 
 RESUME = ("auto", "never")
+# Keys that change no answer: how fast a server is asked, and where it stands.
+_PACE = (
+    "concurrency",
+    "timeout",
+    "retries",
+    "backoff",
+    "patience",
+    "requests_per_minute",
+    "tokens_per_minute",
+)
+MAY_CHANGE = ("resume", *(f"generator.{key}" for key in ("base_url", "api_key_env", "cache", *_PACE)))
 
 
 @hydra_entry("synthesize")
@@ -59,7 +70,7 @@ def claim(config: DictConfig, *, documents_sha256: str) -> Path:
     """The output folder as this configuration's own; `resume=never` empties it of earlier calls."""
     output = Path(config.output)
     known = OmegaConf.to_container(config, resolve=True)
-    claim_output(output, {**known, "documents_sha256": documents_sha256}, ignore=("resume",))  # type: ignore[dict-item]
+    claim_output(output, {**known, "documents_sha256": documents_sha256}, ignore=MAY_CHANGE)  # type: ignore[dict-item]
     if config.resume == "never":
         shutil.rmtree(output / WORK, ignore_errors=True)
     return output

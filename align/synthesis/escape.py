@@ -1,0 +1,53 @@
+"""Documents on their way to a server: what looks like a chat template's token is made plain text.
+
+A server renders the chat template and tokenises the result, special tokens included, so that a document
+which holds `<|im_end|>` would end its own message. A zero-width space after the first character of every such
+marker takes the marker apart for any tokenizer, and stays invisible to a reader. It is taken out again where
+an answer quotes it. In this process nothing is escaped: `prompt.PromptEncoder` tokenises contents as text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+BREAK = "\u200b"  # zero-width space: no normalisation form of Unicode removes it
+_LONGEST = 80  # characters looked at behind a break
+
+# Markers of the widespread templates: ChatML, Llama 2 to 4, Mistral, GLM, Gemma, Phi, DeepSeek, T5.
+_MISTRAL = "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|IMG"
+_KNOWN = (
+    r"<\|[^<>|\n]{1,60}\|>",
+    r"<｜[^<>｜\n]{1,60}｜>",
+    r"<</?SYS>>",
+    rf"\[/?(?:{_MISTRAL}|gMASK|sMASK|MASK|PREFIX|MIDDLE|SUFFIX|CLS|SEP|PAD|UNK|BOS|EOS)\]",
+    r"</?(?:s|sop|eop|unk|pad|bos|eos|mask|think|tools?|tool_call|tool_response|start_of_turn|end_of_turn)>",
+    r"<(?:unused|extra_id_|reserved_?)\d+>",
+)
+
+
+class Escaper:
+    """Takes markers apart and puts them together again.
+
+    Args:
+        markers: further ones, such as a tokenizer's special tokens.
+    """
+
+    def __init__(self, markers: Iterable[str] = ()) -> None:
+        named = [re.escape(marker) for marker in sorted(set(markers), key=len, reverse=True) if marker]
+        self.markers = re.compile("|".join([*named, *_KNOWN]))
+        # Looking ahead from every character finds markers that overlap too.
+        self._starts = re.compile(rf"(?=(?:{self.markers.pattern}))(.)", re.DOTALL)
+
+    def escape(self, text: str) -> str:
+        """The text without a marker: none of its substrings is one."""
+        return self._starts.sub(rf"\1{BREAK}", text)
+
+    def restore(self, text: str) -> str:
+        """The text with the breaks inside markers taken out; other zero-width spaces stay."""
+        parts = text.split(BREAK)
+        whole = parts[-1]
+        for part in reversed(parts[:-1]):
+            inside = part and self.markers.match(part[-1] + whole[:_LONGEST])
+            whole = part + ("" if inside else BREAK) + whole
+        return whole

@@ -1,0 +1,249 @@
+"""Any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a hosted one) as a generator. Needs the extra `openai`."""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from transformers import PreTrainedTokenizerBase
+
+from align.errors import UserError
+from align.model import EMBEDDED, ModelSettings
+from align.synthesis.cache import cached
+from align.synthesis.escape import Escaper
+from align.synthesis.generators import Completion, Generator, Request, digest_of
+from align.synthesis.pool import Pace, Pool, RetryError
+
+DIALECTS = ("openai", "vllm")
+LIMIT_KEYS = ("max_tokens", "max_completion_tokens")
+RETRIED = (408, 409, 425, 429)  # and all from 500 on
+
+
+@dataclass(frozen=True)
+class OpenAISettings:
+    """Group `generator`; see hydra_conf/generator/openai.yaml."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    model: str | None = None
+    api_key_env: str | None = None
+    dialect: str = "openai"
+    limit_key: str = "max_tokens"
+    concurrency: int = 64
+    timeout: float = 600.0
+    retries: int = 8
+    backoff: float = 0.5
+    patience: float = 600.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    cache: str | None = None
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raises UserError for a value out of range, a missing package or a missing key."""
+        if importlib.util.find_spec("openai") is None:
+            raise UserError("generator=openai needs its client: `pip install 'long-preference[openai]'`.")
+        self._check_url()
+        for key, value, least in (
+            ("concurrency", self.concurrency, 1),
+            ("retries", self.retries, 0),
+            ("backoff", self.backoff, 0),
+            ("patience", self.patience, 0),
+        ):
+            if value < least:
+                raise UserError(f"generator.{key}={value} is too small: give {least} or more.")
+        for key in ("timeout", "requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise UserError(f"generator.{key}={value} must be greater than 0.")
+        for key, choices in (("dialect", DIALECTS), ("limit_key", LIMIT_KEYS)):
+            if getattr(self, key) not in choices:
+                raise UserError(f"generator.{key}={getattr(self, key)}: use {' or '.join(choices)}.")
+        self.api_key()
+
+    def _check_url(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError("generator.base_url must be an address like http://127.0.0.1:8000/v1.")
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                "generator.base_url holds a user, a password or a query, which would be written to logs: "
+                "put the key in an environment variable and name that in generator.api_key_env."
+            )
+
+    def api_key(self) -> str:
+        """The key, from the environment alone; a placeholder where the server wants none."""
+        if self.api_key_env is None:
+            return "none"
+        key = os.environ.get(self.api_key_env, "")
+        if not key:
+            raise UserError(
+                f"generator.api_key_env={self.api_key_env}: this environment variable is not set. Set it, or "
+                "set generator.api_key_env=null for a server without keys."
+            )
+        return key
+
+    def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
+        """The generator; `model.path` gives the tokenizer for budgets, and the name where `model` is null."""
+        name = self.model or model.path
+        if name == EMBEDDED:
+            raise UserError("generator.model is not set: name the model as the server does.")
+        return cached(OpenAIGenerator(self, name, tokenizer), self.cache)
+
+
+class OpenAIGenerator:
+    """Sends requests to a server, many at once.
+
+    Args:
+        settings: the group.
+        name: of the model, as the server knows it.
+        tokenizer: counts tokens for `tokens_per_minute`, and names markers to escape.
+    """
+
+    def __init__(self, settings: OpenAISettings, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.settings = settings
+        self.name = name
+        self.tokenizer = tokenizer
+        self._one_at_a_time = threading.Lock()
+        special = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        self.escaper = Escaper([*special, *tokenizer.all_special_tokens])
+
+    @property
+    def identity(self) -> str:
+        """Address, name, and what is sent beside the requests."""
+        own = self.settings
+        return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.extra_body])
+
+    def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
+        """All dialogues together: servers keep what they have read themselves."""
+        return [range(len(openings))] if openings else []
+
+    def generate(
+        self, requests: Sequence[Request], *, finished: Collection[str]
+    ) -> Iterator[Sequence[tuple[Request, Completion]]]:
+        """Each answer as it comes, in a group of its own."""
+        jobs = list({r.digest: r for r in requests if r.digest not in finished}.values())
+        own = self.settings
+        pace = Pace(
+            own.concurrency,
+            own.retries,
+            own.backoff,
+            own.patience,
+            own.requests_per_minute,
+            own.tokens_per_minute,
+        )
+        for pair in Pool(self._call, self._tokens, pace).run(jobs):
+            yield [pair]
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        """Retries nothing itself: the pool does, since a waiting call must not hold a place."""
+        from openai import OpenAI
+
+        own = self.settings
+        return OpenAI(
+            base_url=own.base_url, api_key=own.api_key(), timeout=own.timeout, max_retries=0, organization=""
+        )
+
+    def _tokens(self, request: Request) -> int:
+        prompt = sum(self._count(message.content) for message in request.messages)
+        return prompt + request.sampling.max_new_tokens
+
+    def _count(self, text: str) -> int:
+        with self._one_at_a_time:  # a fast tokenizer does not like two threads
+            return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def _call(self, request: Request) -> Completion:
+        """One attempt."""
+        import openai
+
+        try:
+            answer = self._client.chat.completions.create(**self._arguments(request))
+            return self._completion(request, answer)
+        except openai.APITimeoutError as error:
+            raise RetryError(f"no answer within generator.timeout={self.settings.timeout:g} s") from error
+        except openai.APIStatusError as error:
+            raise self._status_error(request, error) from error
+        except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
+            reason = self._redacted(str(error.__cause__ or error)) or "connection lost"
+            raise RetryError(f"{self.settings.base_url}: {reason}") from error
+        except ValueError as error:  # a body that was cut short is no JSON
+            raise RetryError("the answer's body was cut short or is no JSON") from error
+
+    def _arguments(self, request: Request) -> dict[str, Any]:
+        """The call's body. What OpenAI's own API lacks is sent to servers that know it (`dialect: vllm`)."""
+        sampling, vllm = request.sampling, self.settings.dialect == "vllm"
+        messages = [{"role": m.role, "content": self.escaper.escape(m.content)} for m in request.messages]
+        extra = dict(self.settings.extra_body)
+        lead = self.escaper.escape(request.lead)
+        if vllm:
+            extra["min_tokens"] = sampling.min_new_tokens
+        if lead and vllm:
+            messages.append({"role": "assistant", "content": lead})
+            extra |= {"continue_final_message": True, "add_generation_prompt": False}
+        elif lead:
+            messages[-1]["content"] += f'\n\nBegin your answer with "{lead}".'
+        return {
+            "model": self.name,
+            "messages": messages,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed,
+            self.settings.limit_key: sampling.max_new_tokens,
+            "extra_body": extra,
+        }
+
+    def _completion(self, request: Request, answer: Any) -> Completion:
+        """What the server said; RetryError where that is no answer."""
+        choices = getattr(answer, "choices", None)
+        if not choices or choices[0].message is None:
+            raise RetryError("the answer holds no choice")
+        text = self.escaper.restore(choices[0].message.content or "")
+        if request.lead and self.settings.dialect == "vllm":
+            text = request.lead + text
+        usage = getattr(answer, "usage", None)
+        tokens = usage.completion_tokens if usage is not None else self._count(text)
+        cut = choices[0].finish_reason == "length"
+        return Completion(text=text.strip(), tokens=tokens, finish="length" if cut else "stop")
+
+    def _status_error(self, request: Request, error: Any) -> Exception:
+        """Whether to try again, or the one sentence that ends the run."""
+        status, reason = error.status_code, self._redacted(str(error.message))
+        if status in RETRIED or status >= 500:
+            after = retry_after(error.response.headers)
+            turned_away = status == 429 or (status == 503 and after is not None)
+            return RetryError(f"status {status}: {reason}", after=after, everybody=turned_away)
+        if status in (401, 403):
+            variable = self.settings.api_key_env or "none, since generator.api_key_env=null"
+            return UserError(
+                f"generator.base_url={self.settings.base_url} refuses the key (status {status}; the key is "
+                f"that of the environment variable: {variable}). Nothing that it answered is lost."
+            )
+        return UserError(
+            f"{request.id}: generator.base_url={self.settings.base_url} refuses this call (status {status}: "
+            f"{reason}). Nothing that it answered is lost."
+        )
+
+    def _redacted(self, text: str) -> str:
+        """The first line of a message without the key, which servers like to repeat."""
+        line = (text.strip().splitlines() or [""])[0][:300]
+        key = self.settings.api_key()
+        return line if self.settings.api_key_env is None else line.replace(key, "***")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: OpenAI's milliseconds, seconds, or a date (RFC 9110, 10.2.3)."""
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * scale)
+        except (KeyError, ValueError):
+            continue
+    parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
