@@ -13,7 +13,7 @@ from align.config import check_arguments, check_choice, typed
 from align.data.settings import DataSettings, PositionSettings
 from align.errors import UserError
 from align.longseq.forward import DEFAULT_CHUNK
-from align.longseq.memory import CHECKPOINTING
+from align.longseq.memory import check_memory
 from align.longseq.support import check_config
 from align.methods import Method, load_method
 from align.model import ModelSettings, check_model, load_config
@@ -40,6 +40,23 @@ class MemorySettings:
 
     checkpointing: str = "keep_attention"
     logits_chunk: int = DEFAULT_CHUNK
+    mlp_chunk: int | None = None
+    offload: str = "none"
+    offload_folder: str | None = None
+
+    def levers(self) -> dict[str, Any]:
+        """What `apply_checkpointing` takes beside the mode."""
+        return {
+            "mlp_chunk": self.mlp_chunk,
+            "offload": self.offload,
+            "offload_folder": self.offload_folder,
+        }
+
+    def check(self, *, accelerator: bool) -> None:
+        """Refuses what contradicts itself; `accelerator` says whether the model will be on one."""
+        if self.logits_chunk < 1:
+            raise UserError(f"memory.logits_chunk={self.logits_chunk} must be a number of tokens, from 1 on.")
+        check_memory(self.checkpointing, **self.levers(), accelerator=accelerator)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,8 @@ def check(config: DictConfig) -> Run:
     model = typed(ModelSettings, config, "model")
     memory = typed(MemorySettings, config, "memory")
     reference = typed(ReferenceSettings, config, "reference")
-    check_choice("memory.checkpointing", memory.checkpointing, CHECKPOINTING)
+    arguments = training_arguments(config)
+    memory.check(accelerator=arguments.device.type != "cpu")
     check_choice("model.attention", model.attention, ("sdpa",))
     check_model(model)
     if reference.fill_only and model.quantization != "none":
@@ -110,7 +128,7 @@ def check(config: DictConfig) -> Run:
         parallel=typed(ParallelSettings, config, "parallel"),
         reference=reference,
         reference_source=source,
-        arguments=training_arguments(config),
+        arguments=arguments,
     )
 
 

@@ -99,7 +99,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     check_supported(base)
     parallel = start_sequence_parallel(run, base.config, data)
     policy = add_lora(base, settings.lora)
-    apply_checkpointing(policy, run.memory.checkpointing)
+    apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
     trainer = PreferenceTrainer(
         model=policy,
         args=run.arguments,

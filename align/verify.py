@@ -52,6 +52,7 @@ def main(config: DictConfig) -> int:
     check_numbers(config)
     model = typed(ModelSettings, config, "model")
     memory = typed(MemorySettings, config, "memory")
+    memory.check(accelerator=torch.accelerator.is_available())
     parallel_settings = typed(ParallelSettings, config, "parallel")
     # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
     plain, shared, launched = (
@@ -59,7 +60,7 @@ def main(config: DictConfig) -> int:
         for attention in ("sdpa", ATTENTION, ATTENTION)
     )
     for copied in (shared, launched):
-        apply_checkpointing(copied, memory.checkpointing)
+        apply_checkpointing(copied, memory.checkpointing, **memory.levers())
     accelerator = start_accelerator()
     try:
         parallel = form_groups(parallel_settings, plain.config, config, accelerator)

@@ -37,8 +37,8 @@ def verify(folder: Path, *overrides: str, launch: tuple[str, ...] = (), **enviro
     return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=240)
 
 
-def test_one_process_is_exact(folder):
-    done = verify(folder, "model.lora.r=4")
+def test_one_process_is_exact_with_every_memory_lever(folder):
+    done = verify(folder, "model.lora.r=4", "memory.mlp_chunk=50", "memory.offload=disk")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "shared prefix" in done.stdout and "yes" in done.stdout
     # q, k, v, o of two layers, A and B each.
@@ -56,6 +56,7 @@ def test_an_error_above_the_tolerance_gives_exit_code_one(folder):
     ("override", "sentence"),
     [
         ("prompt_tokens=1", "prompt_tokens=1 must be a whole number from 2 on."),
+        ("memory.offload=host", "memory.offload=host moves activations off an accelerator"),
         ("tolerance=0", "tolerance=0 must be a positive number."),
         ("parallel=gather", "parallel.degree=2 does not divide the 1 processes"),
     ],

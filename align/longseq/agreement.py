@@ -16,7 +16,7 @@ from align.longseq.shared_prefix import SharedPrefixBatch
 
 
 def agree_on_calls(model: nn.Module, head_calls: list[int], device: torch.device) -> list[int]:
-    """How often every process calls the model, and the head within each call.
+    """How often every process calls the model, and the head (or a layer's tiles) within each call.
 
     Where a forward call runs collectives across the world, processes whose rows are packed differently would
     call the model or its head unequally often, and the one with more calls would wait for ever.

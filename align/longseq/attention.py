@@ -85,11 +85,14 @@ class PreparedLayout:
         branches: of the queries that are attended from here, in their order.
         longest_sequence: the most tokens that one answer sees, in the whole row.
         exchange: how keys and values come here; `local` for one process.
+        most_tokens: that any process reads in this forward, where all have to call its modules equally often;
+            None is this one's own.
     """
 
     branches: tuple[Branch, ...]
     longest_sequence: int
     exchange: Exchange = local
+    most_tokens: int | None = None
 
 
 def prepare(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,6 +66,13 @@ def pair_logps(
     for _ in range(len(head_calls) - len(placed)):
         placed.append(place_row(empty_row(batch), parallel))
         scored.append(_scored_tokens(placed[-1][0], nll_scope))
+    # Tiles of a layer are calls too: processes count them by the longest row of all.
+    most = agree_on_calls(
+        model, [row.input_ids.shape[1] for row, _ in placed], batch.rows[0].input_ids.device
+    )
+    placed = [
+        (row, replace(layout, most_tokens=tokens)) for (row, layout), tokens in zip(placed, most, strict=True)
+    ]
     totals = torch.cat(
         [
             _row_logps(model, lm, row, layout, source, target, chunks=chunks)

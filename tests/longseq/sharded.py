@@ -38,10 +38,16 @@ class Case:
     rows: Sequence[tuple[int, Sequence[int]]] = ((21, (7, 3, 5)), (9, (2, 8, 1)))
     lora: bool = False
     checkpointing: str = "none"
+    mlp_chunk: int | None = None
+    offload: str = "none"
     tokens_per_row: int | None = None
     jump: int = 0
     nll_scope: str = "none"
     model: dict[str, Any] = field(default_factory=dict)
+
+    def apply_memory(self, model: nn.Module) -> None:
+        """The memory levers of the case."""
+        apply_checkpointing(model, self.checkpointing, mlp_chunk=self.mlp_chunk, offload=self.offload)
 
     def examples(self) -> list[TokenizedExample]:
         """The same rows on every rank."""
@@ -92,7 +98,7 @@ def plain_step(case: Case) -> tuple[float, dict[str, Tensor], nn.Module]:
 def sharded_step(case: Case, parallel: SequenceParallel | None) -> tuple[float, dict[str, Tensor]]:
     """Loss and the world's mean gradient, as any averaging wrapper makes it."""
     model = case.build(ATTENTION)
-    apply_checkpointing(model, case.checkpointing)
+    case.apply_memory(model)
     logps = pair_logps(model, case.batch(), parallel=parallel, nll_scope=case.nll_scope, chunk_size=8)
     loss = loss_of(logps)
     return loss.item(), mean_over_world(gradients(model, loss))

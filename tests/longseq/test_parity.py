@@ -41,11 +41,20 @@ def loss_of(logps) -> torch.Tensor:
 
 
 def assert_parity(
-    kind, examples, *, lora=False, checkpointing="none", tokens_per_row=None, chunk_size=8, **overrides
+    kind,
+    examples,
+    *,
+    lora=False,
+    checkpointing="none",
+    mlp_chunk=None,
+    offload="none",
+    tokens_per_row=None,
+    chunk_size=8,
+    **overrides,
 ):
     plain = build(kind, lora=lora, attention="sdpa", **overrides)
     shared = build(kind, lora=lora, attention=ATTENTION, **overrides)
-    apply_checkpointing(shared, checkpointing)
+    apply_checkpointing(shared, checkpointing, mlp_chunk=mlp_chunk, offload=offload)
     expected = plain_pair_logps(plain, examples)
     actual = pair_logps(shared, pack(examples, tokens_per_row=tokens_per_row), chunk_size=chunk_size)
     torch.testing.assert_close(actual.chosen, expected.chosen, rtol=1e-5, atol=1e-5)
@@ -66,6 +75,32 @@ def test_every_architecture(kind, lora, checkpointing):
         make_example(rng, prompt=9, answers=[2, 8, 1]),
     ]
     assert_parity(kind, examples, lora=lora, checkpointing=checkpointing)
+
+
+# Tiles of 7 tokens do not divide the 55 tokens of a row; 100 are more than there are.
+LEVERS = {
+    "tiles": {"mlp_chunk": 7},
+    "one tile": {"mlp_chunk": 100},
+    "disk": {"offload": "disk"},
+    "both": {"mlp_chunk": 7, "offload": "disk"},
+}
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+@pytest.mark.parametrize("checkpointing", ["full", "keep_attention"])
+@pytest.mark.parametrize(
+    ("kind", "lora"), [*((kind, False) for kind in KINDS), ("llama", True), ("phi3", True)]
+)
+def test_memory_levers(kind, lora, checkpointing, lever):
+    """Tiled layers and offloaded inputs give what padded rows give, packed or one prompt a row."""
+    rng = np.random.default_rng(0)
+    examples = [
+        make_example(rng, prompt=21, answers=[7, 3, 5]),
+        make_example(rng, prompt=9, answers=[2, 8, 1]),
+    ]
+    for tokens_per_row in (None, 1):
+        settings = LEVERS[lever] | {"checkpointing": checkpointing, "tokens_per_row": tokens_per_row}
+        assert_parity(kind, examples, lora=lora, **settings)
 
 
 @pytest.mark.parametrize("rejected", range(5))

@@ -11,7 +11,7 @@ import pytest
 from align.longseq import ATTENTION
 from tests.distributed import HangError, run_distributed
 from tests.longseq.sharded import Case
-from tests.longseq.wrapped import CASES, GROUPS, KINDS, TOLERANCES, WRAPPERS, worker
+from tests.longseq.wrapped import CASES, GROUPS, KINDS, TILED, TOLERANCES, WRAPPERS, worker
 
 
 def assert_table(wrappers: list[str], cases: dict[str, Case], *, degree: int, size: int) -> None:
@@ -34,6 +34,25 @@ def test_every_wrapper_at_every_degree(degree):
     """The whole table, as `benchmarks/parity.py` prints it."""
     pytest.importorskip("deepspeed")
     assert_table(list(WRAPPERS), CASES, degree=degree, size=degree)
+
+
+def test_tiles_and_offload():
+    assert_table(["fsdp2"], TILED, degree=2, size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degree", [2, 4])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_tiles_and_offload_in_every_wrapper(wrapper, degree):
+    skip_without_library(wrapper)
+    assert_table([wrapper], TILED, degree=degree, size=degree)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_tiles_and_offload_with_data_parallel_in_every_wrapper(wrapper):
+    skip_without_library(wrapper)
+    assert_table([wrapper], TILED, degree=2, size=4)
 
 
 @pytest.mark.parametrize("wrapper", ["fsdp2"])

@@ -1,0 +1,218 @@
+"""Checkpointed layer inputs out of the way until the backward pass needs them: to host memory or to disk.
+
+A tensor is handed to a thread that copies or writes it while the next layer computes (write-behind, at most one
+at a time, so that no more than one waits in memory). The backward pass takes tensors in the opposite order;
+while it works on one, the thread fetches the one before it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import weakref
+from abc import ABC, abstractmethod
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from align.errors import UserError
+
+# Bytes: what is smaller stays where it is.
+SMALLEST = 4096
+
+
+class Stored:
+    """A tensor that has left; dropping the last reference to this gives its room back."""
+
+    def __init__(self, tensor: Tensor, previous: Stored | None) -> None:
+        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
+        # Until it is written the tensor stays here, and reading it costs nothing.
+        self.tensor: Tensor | None = tensor
+        self.writing: Future[Any] | None = None
+        self.reading: Future[Tensor] | None = None
+        self.previous = None if previous is None else weakref.ref(previous)
+
+
+class Store(ABC):
+    """Keeps tensors elsewhere; `hooks` makes autograd use it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
+        self._last: weakref.ref[Stored] | None = None
+        self._streams: dict[torch.device, Any] = {}
+
+    def hooks(self) -> saved_tensors_hooks:
+        """Within this context what autograd saves goes through the store."""
+        return saved_tensors_hooks(self.pack, self.unpack)
+
+    def pack(self, tensor: Tensor) -> Stored | Tensor:
+        """Sends a tensor away; a small one is returned as it is.
+
+        Raises:
+            UserError: an earlier tensor did not fit.
+        """
+        if tensor.numel() * tensor.element_size() < SMALLEST:
+            return tensor
+        previous = None if self._last is None else self._last()
+        if previous is not None and previous.writing is not None:
+            previous.writing.result()
+        stored = Stored(tensor.detach(), previous)
+        module, event = _device_module(tensor.device), None
+        if module is not None:
+            event = module.current_stream(tensor.device).record_event()
+        stored.writing = self._thread.submit(self._write, stored, event)
+        self._last = weakref.ref(stored)
+        return stored
+
+    def unpack(self, stored: Stored | Tensor) -> Tensor:
+        """Brings a tensor back to its device, and starts to fetch the one that was sent before it."""
+        if isinstance(stored, Tensor):
+            return stored
+        tensor = stored.tensor
+        if tensor is None:
+            self._start_reading(stored)
+            assert stored.reading is not None
+            tensor = stored.reading.result().to(stored.device, non_blocking=True)
+            stored.reading = None
+        elif stored.writing is not None and stored.writing.done():
+            stored.writing.result()  # where writing failed, say so
+        previous = None if stored.previous is None else stored.previous()
+        if previous is not None:
+            self._start_reading(previous)
+        return tensor
+
+    def _start_reading(self, stored: Stored) -> None:
+        if stored.reading is None:
+            if stored.writing is not None:
+                stored.writing.result()
+            stored.reading = self._thread.submit(self._get, stored)
+
+    def _write(self, stored: Stored, event: Any) -> None:
+        """In the thread: what was computed until `event` is copied to the host and put away."""
+        tensor = stored.tensor
+        assert tensor is not None
+        version = tensor._version
+        self._put(stored, self._to_host(tensor, event))
+        if tensor._version != version:
+            raise RuntimeError("a layer's input was changed in place while it was being offloaded")
+        stored.tensor = None
+
+    def _to_host(self, tensor: Tensor, event: Any) -> Tensor:
+        """Contiguous, in host memory; from a GPU over pinned memory and a stream of its own."""
+        module = _device_module(tensor.device)
+        if module is None:
+            return tensor.contiguous()
+        if tensor.device not in self._streams:
+            self._streams[tensor.device] = module.Stream(tensor.device)
+        stream = self._streams[tensor.device]
+        with module.stream(stream):
+            stream.wait_event(event)
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+            stream.synchronize()
+        return host
+
+    @abstractmethod
+    def _put(self, stored: Stored, host: Tensor) -> None:
+        """In the thread: keeps a contiguous host tensor."""
+
+    @abstractmethod
+    def _get(self, stored: Stored) -> Tensor:
+        """In the thread: the same values in host memory."""
+
+
+def _device_module(device: torch.device) -> Any:
+    """`torch.cuda` and the like; None for the CPU."""
+    return None if device.type == "cpu" else torch.get_device_module(device)
+
+
+class HostStore(Store):
+    """Pinned host memory, for tensors of a GPU."""
+
+    def _put(self, stored: Stored, host: Tensor) -> None:
+        # A CPU tensor is its own host copy: only tests come with one.
+        stored.host = host.clone() if stored.device.type == "cpu" else host  # type: ignore[attr-defined]
+
+    def _get(self, stored: Stored) -> Tensor:
+        return stored.host  # type: ignore[attr-defined]
+
+
+class DiskStore(Store):
+    """One file without a name: the system removes it with the process, however that ends.
+
+    Args:
+        folder: on the disk to use; None is Python's temporary folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.gettempdir()) if folder is None else folder
+        try:
+            self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115 - lives as long as we do
+        except OSError as error:
+            raise UserError(
+                f"memory.offload_folder={self.folder} cannot be written ({error.strerror}): name another folder."
+            ) from error
+        self._lock = RLock()
+        self._used: dict[int, int] = {}  # offset → bytes
+
+    def _put(self, stored: Stored, host: Tensor) -> None:
+        data = _bytes(host)
+        offset = self._reserve(len(data))
+        weakref.finalize(stored, self._release, offset)
+        stored.offset = offset  # type: ignore[attr-defined]
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._file.fileno(), data[written:], offset + written)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(
+                f"memory.offload_folder={self.folder} is full: the checkpoints of a step need more than the "
+                f"{(offset + written) / 1e9:.1f} GB that were free; name a folder with more room."
+            ) from error
+
+    def _get(self, stored: Stored) -> Tensor:
+        host = torch.empty(stored.shape, dtype=stored.dtype, pin_memory=stored.device.type != "cpu")
+        data, offset = _bytes(host), stored.offset  # type: ignore[attr-defined]
+        read = 0
+        while read < len(data):
+            count = os.preadv(self._file.fileno(), [data[read:]], offset + read)
+            if count == 0:
+                raise RuntimeError("the file of offloaded checkpoints has become shorter")
+            read += count
+        return host
+
+    def _reserve(self, size: int) -> int:
+        """Where the next tensor goes: behind all that are there, which leave in the opposite order."""
+        with self._lock:
+            offset = max((start + length for start, length in self._used.items()), default=0)
+            self._used[offset] = size
+            return offset
+
+    def _release(self, offset: int) -> None:
+        with self._lock:
+            del self._used[offset]
+            if not self._used:
+                os.ftruncate(self._file.fileno(), 0)
+
+
+def _bytes(host: Tensor) -> memoryview:
+    """The memory of a contiguous host tensor of any type."""
+    return host.reshape(-1).view(torch.uint8).numpy().data
+
+
+def make_store(offload: str, folder: str | None) -> Store | None:
+    """What `memory.offload` names: `none`, `host` or `disk`."""
+    if offload == "none":
+        return None
+    if offload == "host":
+        return HostStore()
+    return DiskStore(None if folder is None else Path(folder))
