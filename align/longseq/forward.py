@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,26 +59,8 @@ def pair_logps(
         )
     if parallel is not None:
         check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
-    placed = [place_row(row, parallel) for row in batch.rows]
-    scored = [_scored_tokens(row, nll_scope) for row, _ in placed]
-    own_calls = [max(1, math.ceil(len(target) / chunk_size)) for _, target in scored]
-    head_calls = agree_on_calls(model, own_calls, batch.rows[0].input_ids.device)
-    for _ in range(len(head_calls) - len(placed)):
-        placed.append(place_row(empty_row(batch), parallel))
-        scored.append(_scored_tokens(placed[-1][0], nll_scope))
-    # Tiles of a layer are calls too: processes count them by the longest row of all.
-    most = agree_on_calls(
-        model, [row.input_ids.shape[1] for row, _ in placed], batch.rows[0].input_ids.device
-    )
-    placed = [
-        (row, replace(layout, most_tokens=tokens)) for (row, layout), tokens in zip(placed, most, strict=True)
-    ]
-    totals = torch.cat(
-        [
-            _row_logps(model, lm, row, layout, source, target, chunks=chunks)
-            for (row, layout), (source, target), chunks in zip(placed, scored, head_calls, strict=True)
-        ]
-    )
+    calls = _calls(model, batch, parallel, nll_scope=nll_scope, chunk_size=chunk_size)
+    totals = torch.cat([_row_logps(model, lm, call) for call in calls])
     if parallel is not None:
         totals = all_reduce_sum(totals, parallel.group)
     sums, context = totals[:, :-1], totals[:, -1]
@@ -92,6 +74,44 @@ def pair_logps(
     )
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One call of the model: a row, who sees whom in it, `[S]` sources and targets, and calls of the head."""
+
+    row: SharedPrefixRow
+    layout: PreparedLayout
+    source: Tensor
+    target: Tensor
+    chunks: int
+
+
+def _calls(
+    model: nn.Module,
+    batch: SharedPrefixBatch,
+    parallel: SequenceParallel | None,
+    *,
+    nll_scope: str,
+    chunk_size: int,
+) -> list[_Call]:
+    """The calls of this process: equally many as of every other, of equally many parts, where that matters."""
+    device = batch.rows[0].input_ids.device
+    placed = [place_row(row, parallel) for row in batch.rows]
+    scored = [_scored_tokens(row, nll_scope) for row, _ in placed]
+    own_calls = [max(1, math.ceil(len(target) / chunk_size)) for _, target in scored]
+    head_calls = agree_on_calls(model, own_calls, device)
+    for _ in range(len(head_calls) - len(placed)):
+        placed.append(place_row(empty_row(batch), parallel))
+        scored.append(_scored_tokens(placed[-1][0], nll_scope))
+    # Tiles of a layer are calls too: processes count them by the longest row of all.
+    most_tokens = agree_on_calls(model, [row.input_ids.shape[1] for row, _ in placed], device)
+    return [
+        _Call(row, replace(layout, most_tokens=tokens), source, target, chunks)
+        for (row, layout), (source, target), chunks, tokens in zip(
+            placed, scored, head_calls, most_tokens, strict=True
+        )
+    ]
+
+
 def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor]:
     """`[S]` sources and targets: the answers' tokens, then the context's where the NLL covers it."""
     if nll_scope != "sequence":
@@ -99,27 +119,18 @@ def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor
     return torch.cat([row.source, row.context_source]), torch.cat([row.target, row.context_target])
 
 
-def _row_logps(
-    model: nn.Module,
-    lm: PreTrainedModel,
-    row: SharedPrefixRow,
-    layout: PreparedLayout,
-    source: Tensor,
-    target: Tensor,
-    *,
-    chunks: int,
-) -> Tensor:
+def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
     """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
-    head = lm.get_output_embeddings()
+    head, row = lm.get_output_embeddings(), call.row
 
     def score(hidden: Tensor) -> Tensor:
-        return token_logps(head, hidden[0, source], target, chunks=chunks)
+        return token_logps(head, hidden[0, call.source], call.target, chunks=call.chunks)
 
     with _scoring(lm, score):
         output = model(
             input_ids=row.input_ids,
             position_ids=row.position_ids,
-            layout=layout,
+            layout=call.layout,
             use_cache=False,
             # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),

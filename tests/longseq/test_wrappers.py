@@ -44,14 +44,14 @@ def test_tiles_and_offload():
 @pytest.mark.parametrize("degree", [2, 4])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_tiles_and_offload_in_every_wrapper(wrapper, degree):
-    skip_without_library(wrapper)
+    pytest.importorskip("deepspeed")
     assert_table([wrapper], TILED, degree=degree, size=degree)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_tiles_and_offload_with_data_parallel_in_every_wrapper(wrapper):
-    skip_without_library(wrapper)
+    pytest.importorskip("deepspeed")
     assert_table([wrapper], TILED, degree=2, size=4)
 
 
