@@ -56,14 +56,12 @@ test: $(VENV)/.installed          ## environment + lint, types and the tests
 test-slow: $(VENV)/.installed     ## the longer checks
 	$(BIN)/python -m pytest -m slow
 
-<<<<<<< HEAD
 test-parity: $(VENV)/.installed   ## every exchange x degree x wrapper against one process; writes the README's table
 	$(BIN)/python -W ignore -m benchmarks.parity
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_distributed_train.py tests/test_verify.py
-=======
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_distributed_train.py tests/test_verify.py tests/test_launch_failures.py
+
 test-survival: $(VENV)/.installed ## runs killed at forty random moments end with the same weights
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_survival.py
->>>>>>> c487442 (Runs that are moved, told to go, out of disk or damaged: tests; a resumed epoch keeps its order on several processes)
 
 check: $(VENV)/.installed         ## lint + types
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import TrainingArguments
 
@@ -144,6 +145,9 @@ def training_arguments(config: DictConfig) -> TrainingArguments:
     """The group `trainer` as TrainingArguments, with what this toolkit sets itself."""
     values: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
     check_arguments(values, TrainingArguments, group="trainer", reserved=RESERVED)
+    if not torch.accelerator.is_available():
+        # Untold, accelerate would make every process of a launch on CPU believe that it is alone.
+        values["use_cpu"] = True
     try:
         return TrainingArguments(
             output_dir=str(config.output),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import (
     PreTrainedConfig,
@@ -24,11 +25,13 @@ from transformers import (
     set_seed,
 )
 
+import align
 from align import checkpoints, results
 from align.cli import hydra_entry
 from align.continuation import FREE_KEYS, StepShape, check_continuation
 from align.data.dataset import Collator, PreferenceData, load_preference_data
 from align.longseq import ATTENTION, pair_logps
+from align.longseq.agreement import check_agreement, check_same_settings
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
@@ -42,6 +45,7 @@ from align.reference_key import Identity
 from align.runfolder import claim_output
 from align.settings import Run, check
 from align.trainer import PreferenceTrainer
+from align.wrappers import check_launch, expected_wrapper
 
 BEFORE = "before.json"  # in the output folder: held-out metrics of the untrained policy
 
@@ -50,10 +54,13 @@ BEFORE = "before.json"  # in the output folder: held-out metrics of the untraine
 def main(config: DictConfig) -> int | None:
     """Checks everything, reads the data, loads the model, trains, and shows what changed."""
     run = check(config)
+    check_launch(run.arguments)
+    check_same_settings(launched_settings(config, run), device=run.arguments.device)
     tokenizer = load_tokenizer(
         run.model.path, trust_remote_code=run.model.trust_remote_code, revision=run.model.revision
     )
     data = read_data(run, tokenizer)
+    check_same_data(data, run)
     if run.reference.fill_only:
         fill_cache(build_trainer(run, tokenizer, data), run, data)
         return None
@@ -71,6 +78,18 @@ def main(config: DictConfig) -> int | None:
         return say_stopped(trainer)
     finish(trainer, run, data)
     return None
+
+
+def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
+    """What every process has to have been started with: the configuration and the launcher's wrapper."""
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return {**settings, "wrapper": expected_wrapper(run.arguments), "align version": align.__version__}
+
+
+def check_same_data(data: PreferenceData, run: Run) -> None:
+    """Processes with unlike numbers of rows would make unlike numbers of steps, and wait for each other."""
+    if run.arguments.world_size > 1:
+        check_agreement(data.counts, dist.group.WORLD, what="data", device=run.arguments.device)
 
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:

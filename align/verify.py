@@ -22,6 +22,7 @@ from align.cli import hydra_entry
 from align.config import typed
 from align.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq.agreement import check_same_settings
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.model import ModelSettings
@@ -63,6 +64,7 @@ def main(config: DictConfig) -> int:
         apply_checkpointing(copied, memory.checkpointing, **memory.levers())
     accelerator = start_accelerator()
     try:
+        check_same_settings(dict(config), device=accelerator.device)
         parallel = form_groups(parallel_settings, plain.config, config, accelerator)
         outcomes = run_all(config, memory, (plain, shared, launched), accelerator, parallel)
         passed = report(outcomes, model, config.tolerance, show=accelerator.is_main_process)

@@ -34,6 +34,35 @@ def expected_wrapper(args: TrainingArguments, environment: Mapping[str, str] = o
     return "DDP" if args.world_size > 1 else "none"
 
 
+def check_launch(args: TrainingArguments, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses a launch that accelerate would quietly turn into another one, before anything is loaded.
+
+    `WrapperCheck` looks at what the policy was wrapped in; this knows the cases of accelerate 1.15 on CPU.
+
+    Raises:
+        UserError: FSDP on CPU, DeepSpeed under ACCELERATE_USE_CPU (both end in DDP), or processes that each
+            believe they are alone.
+    """
+    expected = expected_wrapper(args, environment)
+    forced = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if expected == "FSDP" and args.device.type == "cpu":
+        raise UserError(
+            "FSDP was asked for, which accelerate leaves out on CPU without a word and wraps in DDP: "
+            "choose the launch configuration ddp, or one of DeepSpeed."
+        )
+    if expected == "DeepSpeed" and forced:
+        raise UserError(
+            "DeepSpeed was asked for, which accelerate leaves out without a word where ACCELERATE_USE_CPU is set: "
+            "unset it; trainer.use_cpu=true is enough, and set by itself where there is no GPU."
+        )
+    started = int(environment.get("WORLD_SIZE", "1"))
+    if started != args.world_size:
+        raise UserError(
+            f"The launcher started {started} processes, but accelerate counts {args.world_size}, so that each would "
+            "train by itself: check the launch configuration (without a GPU trainer.use_cpu=true)."
+        )
+
+
 def check_wrapper(model: nn.Module, args: TrainingArguments) -> None:
     """Refuses to train in another wrapper than the one asked for (accelerate on CPU ignores FSDP silently).
 

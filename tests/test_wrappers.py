@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from align.errors import UserError
-from align.wrappers import actual_wrapper, check_wrapper, expected_wrapper
+from align.wrappers import actual_wrapper, check_launch, check_wrapper, expected_wrapper
 
 
 @pytest.fixture
@@ -30,3 +30,24 @@ def test_silent_substitute_is_refused(arguments, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP was asked for, but the policy is wrapped in none"):
         check_wrapper(model, arguments)
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP was asked for, which accelerate leaves out on CPU"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "true"},
+            "DeepSpeed was asked for, .* where ACCELERATE_USE_CPU is set",
+        ),
+        ({"WORLD_SIZE": "2"}, "The launcher started 2 processes, but accelerate counts 1"),
+    ],
+)
+def test_a_launch_that_accelerate_would_change_is_refused(arguments, environment, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check_launch(arguments, environment)
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1"}, {"ACCELERATE_USE_DEEPSPEED": "true"}])
+def test_other_launches_are_not(arguments, environment):
+    check_launch(arguments, environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -69,34 +70,84 @@ def check_same_rows(batch: SharedPrefixBatch, group: dist.ProcessGroup, *, setti
     check_agreement(digest.hexdigest()[:16], group, what="rows", device=batch.rows[0].input_ids.device)
 
 
+def check_same_settings(settings: Mapping[str, Any], *, device: torch.device | str) -> None:
+    """Compares settings over all processes: different ones would hang them, or spoil what they train.
+
+    Args:
+        settings: a configuration as nested mappings.
+        device: where the compared tensors live.
+
+    Raises:
+        UserError: on every process, naming two of them and the keys in which they differ.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    own = _flat(settings)
+    differing = _differing(dict(sorted(own.items())), dist.group.WORLD, device)
+    if differing is None:
+        return
+    other, everyone = differing
+    first, second = everyone[0], everyone[other]
+    keys = [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
+    shown = [f"{key}={first.get(key)} against {key}={second.get(key)}" for key in keys[:3]]
+    more = f" and {len(keys) - 3} keys more" if len(keys) > 3 else ""
+    raise UserError(
+        f"Processes 0 and {other} were started with different settings ({', '.join(shown)}{more}): "
+        "start every process with the same command."
+    )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{"a": {"b": 1}}` as `{"a.b": "1"}`."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
 def check_agreement(
     value: Any, group: dist.ProcessGroup | None, *, what: str, device: torch.device | str | None = None
 ) -> None:
     """Every process of the group has to come with the same `value`, compared by its text.
 
     Args:
-        value: settings, or a hash of rows.
+        value: settings, a hash of rows, or what the data count.
         group: the processes that compare.
-        what: `settings` or `rows`, for the message.
+        what: `settings`, `rows` or `data`, for the message.
         device: where the compared tensor lives; needed where the backend takes no CPU tensors.
 
     Raises:
         UserError: on every process of the group, naming two that differ.
     """
-    text = str(value)
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+    differing = _differing(str(value), group, device)
+    if differing is None:
+        return
+    other, texts = differing
+    first, second = (dist.get_global_rank(group, rank) if group else rank for rank in (0, other))
+    raise UserError(
+        f"Processes {first} and {second} came with different {what} ({texts[0]} against {texts[other]}): "
+        f"all processes that compute together need the same {what}, in the same order."
+    )
+
+
+def _differing(
+    value: Any, group: dist.ProcessGroup | None, device: torch.device | str | None
+) -> tuple[int, list[Any]] | None:
+    """The first rank of the group whose value is not rank 0's, and every rank's; None where all agree.
+
+    Hashes are compared first, so that agreement costs one small all-gather.
+    """
+    number = int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=7).digest(), "big")
     own = torch.tensor([number], device=device)
     gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(gathered, own, group=group)
     table = torch.cat(gathered)
     differing = (table != table[0]).nonzero()
     if not len(differing):
-        return
-    texts: list[Any] = [None] * len(table)
-    dist.all_gather_object(texts, text, group=group)
-    other = int(differing[0])
-    first, second = (dist.get_global_rank(group, rank) if group else rank for rank in (0, other))
-    raise UserError(
-        f"Processes {first} and {second} came with different {what} ({texts[0]} against {texts[other]}): "
-        f"all processes of a sequence-parallel group need the same {what}, in the same order."
-    )
+        return None
+    values: list[Any] = [None] * len(table)
+    dist.all_gather_object(values, value, group=group)
+    return int(differing[0]), values
