@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "preference training: LOGO, LongPO, LongWriter and relatives",
     "synthesize": "preference data from documents",
     "evaluate": "what a model can do: retrieval, LongBench, long writing, preference, perplexity, short tasks",
+    "rounds": "data and training in turns, each round on longer contexts (LongPO)",
     "inspect": "rows as the model will see them, and checks of the data",
     "verify": "proof that loss and gradients are exact for a model, its wrapper and degree",
     "export": "a trained policy as an ordinary model folder, with a model card",

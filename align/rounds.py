@@ -1,0 +1,232 @@
+"""`align rounds`: make data, train on it, make the next, longer data with the result, train on (LongPO's rounds)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from align.cli import hydra_entry
+from align.config import typed
+from align.errors import UserError
+from align.runfolder import write_atomically
+
+TRAINED = "train.jsonl"  # what `align synthesize` leaves in its output folder
+
+
+@dataclass(frozen=True)
+class ModelKeys:
+    """Group key `model`."""
+
+    path: str = "embedded"
+
+
+@dataclass(frozen=True)
+class ReferenceKeys:
+    """Group key `reference`."""
+
+    model: str = "first"
+
+
+@dataclass(frozen=True)
+class DataKeys:
+    """Group key `data`."""
+
+    paths: list[str | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SynthesizeKeys:
+    """Group key `synthesize`."""
+
+    pipeline: str = "longpo"
+    overrides: list[str] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainKeys:
+    """Group key `train`."""
+
+    method: str = "longpo"
+    overrides: list[str] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)
+    launch: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RoundsSettings:
+    """Top-level keys; see hydra_conf/rounds.yaml."""
+
+    lengths: list[int]
+    model: ModelKeys = field(default_factory=ModelKeys)
+    reference: ReferenceKeys = field(default_factory=ReferenceKeys)
+    data: DataKeys = field(default_factory=DataKeys)
+    synthesize: SynthesizeKeys = field(default_factory=SynthesizeKeys)
+    train: TrainKeys = field(default_factory=TrainKeys)
+    seed: int = 42
+    output: str = "outputs/rounds"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a round.
+
+    Attributes:
+        round: from 1 on.
+        name: `data`, `train` or `model`: what it makes, and its folder within the round's.
+        command: the words of the command.
+        record: file that holds the command once it has ended well.
+    """
+
+    round: int
+    name: str
+    command: tuple[str, ...]
+    record: Path
+
+
+@hydra_entry("rounds")
+def main(config: DictConfig) -> None:
+    """Checks everything, then runs the steps that have not ended yet."""
+    settings = typed(RoundsSettings, config, "")
+    steps = plan(settings)
+    console = Console(stderr=True)
+    for step in steps:
+        if not finished(step):
+            run(step, console)
+    last = Path(settings.output) / f"round-{len(settings.lengths)}" / "model"
+    Console().print(f"model {last}", soft_wrap=True, highlight=False)
+
+
+def plan(settings: RoundsSettings) -> list[Step]:
+    """Every step of every round, in order; runs and reads nothing.
+
+    Raises:
+        UserError: no lengths, lengths that do not grow, or data for more rounds than there are.
+    """
+    _check(settings)
+    steps: list[Step] = []
+    model = settings.model.path
+    for number, length in enumerate(settings.lengths, start=1):
+        folder = Path(settings.output) / f"round-{number}"
+        given = settings.data.paths[number - 1] if number <= len(settings.data.paths) else None
+        commands = {
+            "train": _train(settings, number, length, model, given or str(folder / "data" / TRAINED), folder),
+            "model": _align("export", _set("path", folder / "train"), _set("output", folder / "model")),
+        }
+        if given is None:
+            commands = {"data": _synthesize(settings, number, length, model, folder), **commands}
+        steps += [Step(number, name, command, folder / f"{name}.json") for name, command in commands.items()]
+        model = str(folder / "model")
+    return steps
+
+
+def finished(step: Step) -> bool:
+    """Whether the step has ended well before, by the same command.
+
+    Raises:
+        UserError: it has, by another command.
+    """
+    if not step.record.is_file():
+        return False
+    known = json.loads(step.record.read_text())["command"]
+    if known[1:] != list(step.command[1:]):  # the first word is Python, which may have moved
+        changed = sorted(set(step.command[1:]) ^ set(known[1:]))
+        raise UserError(
+            f"round {step.round} has made its {step.name} with other settings ({', '.join(changed)}): set them back, "
+            f"remove {step.record.parent} and the rounds after it, or name another output folder."
+        )
+    return True
+
+
+def run(step: Step, console: Console) -> None:
+    """Runs the step and records that it has ended.
+
+    Raises:
+        UserError: it ended with an error, whose own message stands above.
+    """
+    console.print(f"round {step.round}: {step.name}", style="bold", highlight=False)
+    step.record.parent.mkdir(parents=True, exist_ok=True)
+    code = subprocess.run(step.command, check=False).returncode
+    if code:
+        raise UserError(
+            f"round {step.round}: making its {step.name} ended with exit code {code}, see above; what is finished "
+            "stays, and the same command goes on."
+        )
+    write_atomically(step.record, json.dumps({"command": step.command}, indent=1) + "\n")
+
+
+def _check(settings: RoundsSettings) -> None:
+    lengths = settings.lengths
+    if not lengths or min(lengths) < 1:
+        raise UserError(
+            f"lengths={lengths} needs a number of tokens from 1 on for each round, [131072, 262144]."
+        )
+    if any(later < earlier for earlier, later in pairwise(lengths)):
+        raise UserError(f"lengths={lengths} must not shrink from round to round.")
+    if len(settings.data.paths) > len(lengths):
+        raise UserError(
+            f"data.paths names rows for {len(settings.data.paths)} rounds, lengths only {len(lengths)} rounds."
+        )
+
+
+def _synthesize(
+    settings: RoundsSettings, number: int, length: int, model: str, folder: Path
+) -> tuple[str, ...]:
+    more = [*settings.synthesize.overrides, *(settings.synthesize.later if number > 1 else [])]
+    return _align(
+        "synthesize",
+        f"pipeline={settings.synthesize.pipeline}",
+        f"pipeline.target_length={length}",
+        _set("model.path", model),
+        f"seed={settings.seed}",
+        *_filled(more, number, length),
+        _set("output", folder / "data"),
+    )
+
+
+def _train(
+    settings: RoundsSettings, number: int, length: int, model: str, data: str, folder: Path
+) -> tuple[str, ...]:
+    more = [*settings.train.overrides, *(settings.train.later if number > 1 else [])]
+    reference = {"first": settings.model.path if number > 1 else None, "previous": None}.get(
+        settings.reference.model, settings.reference.model
+    )
+    return _align(
+        "train",
+        f"method={settings.train.method}",
+        _set("model.path", model),
+        _set("data.path", data),
+        f"data.max_length={length}",
+        *([] if reference is None else [_set("reference.model", reference)]),
+        f"seed={settings.seed}",
+        *_filled(more, number, length),
+        _set("output", folder / "train"),
+        launch=settings.train.launch,
+    )
+
+
+def _filled(overrides: Sequence[str], number: int, length: int) -> list[str]:
+    return [text.replace("{length}", str(length)).replace("{round}", str(number)) for text in overrides]
+
+
+def _align(command: str, *overrides: str, launch: Sequence[str] = ()) -> tuple[str, ...]:
+    """`align COMMAND` by this Python, or by a launcher, which starts one of its own."""
+    return (*(launch or (sys.executable,)), "-m", f"align.{command}", *overrides)
+
+
+def _set(key: str, value: str | Path) -> str:
+    """An override whose value Hydra takes as it is, whatever characters a path has."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{text}'"
+
+
+if __name__ == "__main__":
+    main()
