@@ -14,7 +14,11 @@ from align.evaluation.pictures import curve
 from align.evaluation.statistics import Interval, mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
 from align.scores.length import count_words, length_score
+from align.synthesis.candidates import Candidate
+from align.synthesis.filters import repeated_ngrams
 from align.synthesis.generators import Completion
+from align.synthesis.instructions import Instruction
+from align.synthesis.quality import QualityScorer
 
 NGRAM = 8  # words; one that comes again within an answer is repetition
 
@@ -28,6 +32,7 @@ class LongWrite:
     max_new_tokens: int = 32768
     temperature: float = 0.5
     top_p: float = 1.0
+    quality: QualityScorer | None = None
 
     def check(self) -> None:
         """Raises UserError for a value out of range or a missing file."""
@@ -40,21 +45,22 @@ class LongWrite:
             raise UserError(f"suite.path={self.path} does not exist: name a .jsonl file.")
         at_least({"max_new_tokens": self.max_new_tokens, "limit": self.limit or 1}, 1)
         at_least({"temperature": self.temperature}, 0)
+        if self.quality is not None:
+            self.quality.check()
 
     def run(self, evaluation: Evaluation) -> Result:
         """Writes, counts words, scores lengths; draws required against written words."""
         samples = self._samples(evaluation.workspace.seed)
         completions = answer("longwrite", samples, evaluation)
         records = [_record(*pair) for pair in zip(samples, completions, strict=True)]
+        failed = self._judge(records, evaluation)
         seed = evaluation.workspace.seed
         written = ruler(records)
         return Result(
             records=records,
-            scores={
-                name: mean_interval([record[name] for record in records], seed=seed)
-                for name in ("length_score", "written_words", "repetition")
-            },
+            scores=_means(records, seed=seed),
             details={
+                "judgements_failed": failed,
                 "cut_at_the_limit": sum(record["cut"] for record in records),
                 "by_required_words": plain(grouped(records, "length_score", "bucket", seed=seed)),
                 "written_by_required": plain({str(length): value for length, value in written.items()}),
@@ -88,6 +94,40 @@ class LongWrite:
             samples.append(Sample(request, facts))
         return samples
 
+    def _judge(self, records: Sequence[dict[str, Any]], evaluation: Evaluation) -> int:
+        """Adds S_q to the records of written answers; returns how many judgements could not be had.
+
+        An empty answer has no judge: it scores 0, as LongBench-Write's S_l does for it.
+        """
+        if self.quality is None:
+            return 0
+        written = [record for record in records if record["text"].strip()]
+        items = [
+            (
+                record["id"],
+                Instruction(record["id"], record["id"], record["prompt"], record["required_words"]),
+                Candidate(record["text"], "sampled", not record["cut"]),
+            )
+            for record in written
+        ]
+        for record in records:
+            record["quality_score"] = 0.0
+        for record, quality in zip(
+            written, self.quality.score("longwrite", items, evaluation.workspace), strict=True
+        ):
+            record |= {"quality_score": quality.score, "quality_by": quality.by, **quality.details}
+        return sum(record["quality_score"] is None for record in records)
+
+
+def _means(records: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Interval]:
+    """Of every score that the records have; S_q over the judgements that could be had."""
+    found = {}
+    for name in ("length_score", "quality_score", "written_words", "repetition"):
+        values = [record[name] for record in records if record.get(name) is not None]
+        if values:
+            found[name] = mean_interval(values, seed=seed)
+    return found
+
 
 def ruler(records: Sequence[Mapping[str, Any]]) -> dict[float, Interval]:
     """Words written for each number of words required."""
@@ -95,13 +135,6 @@ def ruler(records: Sequence[Mapping[str, Any]]) -> dict[float, Interval]:
     for record in records:
         groups.setdefault(float(record["required_words"]), []).append(float(record["written_words"]))
     return {length: mean_interval(groups[length]) for length in sorted(groups)}
-
-
-def repetition(text: str, *, n: int = NGRAM) -> float:
-    """Share of the text's n-grams of words that have occurred before in it; 0 for shorter texts."""
-    words = text.split()
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def required_bucket(words: int) -> str:
@@ -121,7 +154,7 @@ def _record(sample: Sample, completion: Completion) -> dict[str, Any]:
         "bucket": required_bucket(required),
         "written_words": written,
         "length_score": length_score(required, written),
-        "repetition": repetition(completion.text),
+        "repetition": repeated_ngrams(completion.text, size=NGRAM),
         "cut": completion.finish == "length",
         "tokens": completion.tokens,
         "text": completion.text,

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from hydra import compose, initialize_config_module
 
 from align.errors import UserError
-from align.evaluation.longwrite import LongWrite, repetition, required_bucket
+from align.evaluation.longwrite import LongWrite, required_bucket
+from align.scores.judge import DIMENSIONS
+from align.synthesis.generators import Completion
+from align.synthesis.quality import Judge
 from tests.evaluation.helpers import Answers, evaluation
 
 
@@ -31,11 +35,11 @@ def test_scores(prompts, tmp_path):
     assert list(result.details["by_required_words"]) == ["0-500", "500-2k"]
 
 
-def test_repetition():
-    """Ten words twice: of 13 8-grams three come again (those that lie whole in the second half)."""
+def test_repetition(prompts, tmp_path):
+    """Ten words twice: of 13 8-grams the six that lie whole in either half occur twice."""
     words = [f"w{i}" for i in range(10)]
-    assert repetition(" ".join(words + words)) == pytest.approx(3 / 13)
-    assert repetition("too short") == 0.0
+    result = LongWrite(path=prompts).run(evaluation(tmp_path, Answers(lambda _: " ".join(words + words))))
+    assert result.scores["repetition"].mean == pytest.approx(6 / 13)
 
 
 def test_buckets():
@@ -58,3 +62,64 @@ def test_refusals(tmp_path):
     path.write_text('{"prompt": "x", "length": "long"}\n')
     with pytest.raises(UserError, match=r"prompts.jsonl:1: `length`"):
         LongWrite(path=str(path)).run(evaluation(tmp_path, Answers(str)))
+
+
+MARKS = dict.fromkeys(DIMENSIONS, 3)
+
+
+class Writer:
+    """Writes, and judges what it has written: broken JSON first, refusing altogether one of the three."""
+
+    name = "scripted"
+
+    def __init__(self):
+        self.judgements = 0
+
+    def generate(self, requests, *, finished):
+        for request in requests:
+            if request.digest in finished:
+                continue
+            text = "a text of mine"
+            if "/judge" in request.id:
+                self.judgements += 1
+                text = (
+                    f"Good. {json.dumps(MARKS)}"
+                    if request.id.endswith("judge1")
+                    else '{"Relevance": 3, "Accu'
+                )
+                if request.id.startswith("longwrite/2/"):
+                    text = "I cannot judge this."
+            yield [(request, Completion(text, 4, "stop"))]
+
+
+def test_a_judge_is_asked_again_and_its_failures_are_reported(prompts, tmp_path):
+    """Marks of 3 are S_q = 50. The third answer's judge refuses three times: failed, counted, not dropped."""
+    model = Writer()
+    result = LongWrite(path=prompts, quality=Judge(tries=3)).run(evaluation(tmp_path, model))
+    assert result.scores["quality_score"].mean == 50.0
+    assert result.scores["quality_score"].n == 2
+    assert result.details["judgements_failed"] == 1
+    assert [record["quality_score"] for record in result.records] == [50.0, 50.0, None]
+    assert result.records[2]["tries"] == 3
+    assert model.judgements == 2 + 2 + 3
+
+
+def test_an_empty_answer_has_no_quality(prompts, tmp_path):
+    result = LongWrite(path=prompts, quality=Judge()).run(evaluation(tmp_path, Answers(lambda _: "")))
+    assert result.scores["quality_score"].mean == 0.0
+    assert result.scores["length_score"].mean == 0.0
+
+
+def test_the_judge_is_one_override():
+    with initialize_config_module("hydra_conf", version_base="1.3"):
+        config = compose(
+            "evaluate",
+            [
+                "suite=longwrite",
+                "suite.path=rows.jsonl",
+                "+pipeline/quality@suite.quality=judge",
+                "suite.quality.tries=2",
+            ],
+        )
+    assert config.suite.quality.tries == 2
+    assert config.suite.quality._target_ == "align.synthesis.quality.Judge"
