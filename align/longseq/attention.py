@@ -1,8 +1,7 @@
-"""Shared-prefix attention behind transformers' AttentionInterface, under a name of its own.
+"""Shared-prefix attention behind transformers' AttentionInterface, under names of its own.
 
 A prompt's queries attend causally to the prompt. Answer i's queries attend to the whole prompt and causally
-to answer i, which is a bottom-right-aligned causal mask over `prompt + answer i`. Nothing else is computed,
-so siblings and other groups of the row cannot be seen.
+to answer i. Nothing else is computed, so siblings and other groups of the row cannot be seen.
 
 The batch's layout reaches the function as the forward keyword `layout`; the mask interface under the same
 name returns None, so that no library mask is built and a jump in `position_ids` (synthesised positions) is
@@ -10,26 +9,36 @@ not taken for a document boundary.
 
 One process and sequence parallelism share `attend`: it takes any ascending subset of the row's queries, cut
 into pieces that each lie within one prompt or answer. One process owns every piece whole.
+
+There are two ways to the same result. `attend` reads keys and values where they lie and needs no mask
+(merge.py). `attend_plain` copies the prompt's keys and values for every answer but the first and masks; it is
+what `attend` is tested against, and what takes over where no kernel gives its log-sum-exp: with dropout, and
+on devices other than CPU and CUDA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from align.errors import UserError
+from align.longseq.kernels import sdpa_kernel
+from align.longseq.merge import MergedAttention
+from align.longseq.parts import flatten, intersect, parts_of
 from align.longseq.shared_prefix import Group, Layout, Span
 
 ATTENTION = "align_sdpa"
+# `model.attention` → the name that transformers knows it by. A name with "flash" in it would make
+# transformers look for the package itself and prepare masks of its own.
+ATTENTIONS = {"sdpa": ATTENTION, "flash2": "align_fa2", "flash3": "align_fa3"}
 
 # Keywords that models hand to every attention function and that change nothing here.
 _HARMLESS = {
@@ -60,13 +69,10 @@ class Piece:
     Attributes:
         queries: their span in the tensor of queries that are attended from here.
         keys: how many of the branch's keys the last of them sees; each query before sees one fewer.
-        mask: `[queries, keys]`, bottom-right-aligned causal (`is_causal=True` with fewer queries than keys
-            would align it to the upper left); None where the queries are as many as the keys, or only one.
     """
 
     queries: Span
     keys: int
-    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -82,46 +88,42 @@ class PreparedLayout:
     """What attention needs to know of the row: made once a forward, used by every layer.
 
     Attributes:
-        branches: of the queries that are attended from here, in their order.
+        branches: of the queries that are attended from here, in their order, for `attend_plain`.
+        parts: the same as calls without masks, flattened (parts.py), for `attend`.
         longest_sequence: the most tokens that one answer sees, in the whole row.
         exchange: how keys and values come here; `local` for one process.
         most_tokens: that any process reads in this forward, where all have to call its modules equally often;
             None is this one's own.
+        calls: grows by one a layer that asked for attention, so that a model that goes its own way is found.
     """
 
     branches: tuple[Branch, ...]
+    parts: list[int]
     longest_sequence: int
     exchange: Exchange = local
     most_tokens: int | None = None
+    calls: list[str] = field(default_factory=list, compare=False)
 
 
 def prepare(
-    layout: Layout,
-    device: torch.device,
-    *,
-    queries: tuple[Span, ...] | None = None,
-    exchange: Exchange = local,
+    layout: Layout, *, queries: tuple[Span, ...] | None = None, exchange: Exchange = local
 ) -> PreparedLayout:
-    """The layout as the attention function takes it; masks cannot be made inside a checkpointed layer.
+    """The layout as the attention function takes it.
 
     Args:
         layout: of the whole row.
-        device: where the masks go.
         queries: ascending, disjoint spans of the row whose queries are attended from here; None is all.
         exchange: how keys and values come here.
     """
-    make = cache(_causal_mask if device.type == "cpu" else causal_lower_right)
     own = ((0, layout.length),) if queries is None else queries
     branches = []
     for keys, span in _spans(layout.groups):
         before = sum(stop - start for start, stop in keys) - (span[1] - span[0])
-        pieces = tuple(
-            Piece(place, before + stop - span[0], _mask(make, stop - start, before + stop - span[0]))
-            for (start, stop), place in _intersect(span, own)
-        )
+        pieces = tuple(Piece(place, before + stop - span[0]) for (start, stop), place in intersect(span, own))
         if pieces:
             branches.append(Branch(keys, pieces))
-    return PreparedLayout(tuple(branches), layout.longest_sequence, exchange)
+    parts = flatten(parts_of(layout.groups, own))
+    return PreparedLayout(tuple(branches), parts, layout.longest_sequence, exchange)
 
 
 def _spans(groups: tuple[Group, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:
@@ -129,28 +131,7 @@ def _spans(groups: tuple[Group, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]
     for group in groups:
         yield (group.prompt,), group.prompt
         for answer in group.answers:
-            # The first answer follows its prompt: one span, which needs no copy.
-            adjacent = answer[0] == group.prompt[1]
-            yield ((group.prompt[0], answer[1]),) if adjacent else (group.prompt, answer), answer
-
-
-def _intersect(span: Span, own: tuple[Span, ...]) -> Iterator[tuple[Span, Span]]:
-    """The parts of `own` inside `span`, each with its place among the own queries."""
-    offset = 0
-    for start, stop in own:
-        low, high = max(start, span[0]), min(stop, span[1])
-        if low < high:
-            yield (low, high), (offset + low - start, offset + high - start)
-        offset += stop - start
-
-
-def _mask(make: Callable[[int, int], Any], queries: int, keys: int) -> Tensor | None:
-    return None if queries in (1, keys) else make(queries, keys)
-
-
-def _causal_mask(queries: int, keys: int) -> Tensor:
-    """What `causal_lower_right` stands for, as a bool tensor: the CPU kernel would rebuild it at every call."""
-    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            yield (group.prompt, answer), answer
 
 
 def attend(
@@ -158,50 +139,94 @@ def attend(
     key: Tensor,
     value: Tensor,
     *,
-    branches: tuple[Branch, ...],
-    scaling: float | None,
-    dropout: float,
+    layout: PreparedLayout,
+    kernel: str,
+    scaling: float | None = None,
 ) -> Tensor:
-    """Attention of some of a row's queries to all of its keys.
+    """Attention of some of a row's queries to all of its keys, without copies and without masks.
 
     Args:
-        query: `[1, h, Q, D]`, the queries that `branches` names, in row order.
+        query: `[1, h, Q, D]`, the queries that `layout` was prepared for, in row order.
         key: `[1, k, T, D]`, h a multiple of k.
         value: `[1, k, T, D]`.
-        branches: which queries attend which keys.
+        layout: which queries attend which keys.
+        kernel: its name in kernels.py.
         scaling: factor on the scores; None is `D ** -0.5`.
-        dropout: probability of dropping a weight.
 
     Returns:
         `[1, h, Q, D]`.
     """
+    if not layout.parts:
+        return _nothing(query, key, value)
+    factor = query.shape[3] ** -0.5 if scaling is None else scaling
+    output: Tensor = MergedAttention.apply(query, key, value, layout.parts, factor, kernel)
+    return output
+
+
+def attend_plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: PreparedLayout,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The same by `scaled_dot_product_attention` alone: copies and masks, and any device and dropout.
+
+    Args:
+        query: `[1, h, Q, D]`, the queries that `layout` was prepared for, in row order.
+        key: `[1, k, T, D]`, h a multiple of k.
+        value: `[1, k, T, E]`.
+        layout: which queries attend which keys.
+        scaling: factor on the scores; None is `D ** -0.5`.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        `[1, h, Q, E]`.
+    """
     outputs = []
-    for branch in branches:
-        branch_key, branch_value = _take(key, branch.keys), _take(value, branch.keys)
+    for branch in layout.branches:
+        branch_key, branch_value = (
+            torch.cat([states[:, :, start:stop] for start, stop in branch.keys], dim=2)
+            for states in (key, value)
+        )
         for piece in branch.pieces:
             start, stop = piece.queries
+            # `is_causal` with fewer queries than keys would align the mask to the upper left.
+            square = stop - start == piece.keys
             outputs.append(
                 scaled_dot_product_attention(
                     query[:, :, start:stop],
                     branch_key[:, :, : piece.keys],
                     branch_value[:, :, : piece.keys],
-                    attn_mask=piece.mask,
-                    is_causal=stop - start == piece.keys,
+                    attn_mask=None if square else _lower_right(stop - start, piece.keys, query.device),
+                    is_causal=square,
                     scale=scaling,
                     dropout_p=dropout,
                     enable_gqa=query.shape[1] != key.shape[1],
                 )
             )
-    if not outputs:
-        # Keys and values stay in the graph: the other processes wait for this one's part of their gradient.
-        return query[:, :, :0] + key[:, :, :0].sum() + value[:, :, :0].sum()
-    return torch.cat(outputs, dim=2)
+    return torch.cat(outputs, dim=2) if outputs else _nothing(query, key, value)
 
 
-def _take(states: Tensor, spans: tuple[Span, ...]) -> Tensor:
-    """`[1, k, n, D]` of `[1, k, T, D]`: a view for one span, a copy for two."""
-    parts = [states[:, :, start:stop] for start, stop in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
+    """`[queries, keys]` causal mask aligned to the lower right: the last query sees every key."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _nothing(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`[1, h, 0, D]` of no queries, whose graph holds keys and values: others wait for their gradient."""
+    return query[:, :, :0] + key[:, :, :0].sum() + value[:, :, :0].sum()
+
+
+def _lower_precision(states: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values in autocast's precision, as it would hand them to torch's own function."""
+    kind = states[0].device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return states
+    query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in states)
+    return query, key, value
 
 
 def shared_prefix_attention(
@@ -215,12 +240,13 @@ def shared_prefix_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    flash: str | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over one row of shared prompts, or over this process's shard of it (T tokens here).
 
     Args:
-        module: the attention layer, unused.
+        module: the attention layer.
         query: `[1, H, T, D]`.
         key: `[1, H_kv, T, D]`, H a multiple of H_kv.
         value: `[1, H_kv, T, D]`.
@@ -229,6 +255,7 @@ def shared_prefix_attention(
         scaling: factor on the scores; None is `D ** -0.5`.
         dropout: probability of dropping a weight.
         sliding_window: accepted where it covers the longest prompt + answer, which makes it void.
+        flash: `flash2` or `flash3`; None takes torch's kernels.
 
     Returns:
         `[1, T, H, D]` and None (no weights).
@@ -237,11 +264,18 @@ def shared_prefix_attention(
         UserError: the model asks for attention that this function does not compute.
     """
     if layout is None:
-        raise ValueError(
-            f"attention '{ATTENTION}' needs the keyword `layout`: call the model through pair_logps"
+        raise UserError(
+            f"{type(module).__name__} was not handed the row's layout: either the model does not pass forward "
+            "keywords on to its attention, and is not supported, or it was called other than through pair_logps."
         )
     _refuse_unsupported(layout, sliding_window, kwargs)
-    here = partial(attend, branches=layout.branches, scaling=scaling, dropout=dropout)
+    layout.calls.append(type(module).__name__)
+    query, key, value = _lower_precision((query, key, value))
+    kernel = None if dropout else flash or sdpa_kernel(query, value)
+    if kernel is None:
+        here: Attend = partial(attend_plain, layout=layout, scaling=scaling, dropout=dropout)
+    else:
+        here = partial(attend, layout=layout, scaling=scaling, kernel=kernel)
     return layout.exchange(query, key, value, here).transpose(1, 2), None
 
 
@@ -264,5 +298,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
     return
 
 
-AttentionInterface.register(ATTENTION, shared_prefix_attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)
+for _choice, _name in ATTENTIONS.items():
+    _flash = None if _choice == "sdpa" else _choice
+    AttentionInterface.register(_name, partial(shared_prefix_attention, flash=_flash))
+    AttentionMaskInterface.register(_name, _no_mask)

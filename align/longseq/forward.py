@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.longseq.agreement import agree_on_calls, check_same_rows
-from align.longseq.attention import ATTENTION, PreparedLayout
+from align.longseq.attention import ATTENTIONS, PreparedLayout
 from align.longseq.exchange import all_reduce_sum
 from align.longseq.logps import sum_by_index, token_logps
 from align.longseq.parallel import SequenceParallel, place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
-from align.longseq.support import find_causal_lm
+from align.longseq.support import check_every_layer_called, find_causal_lm
 from losses.types import PairLogps
 
 DEFAULT_CHUNK = 1024
@@ -37,8 +37,8 @@ def pair_logps(
     Equal to a padded row for each answer through the library's own attention: same sums, same gradients.
 
     Args:
-        model: a causal language model loaded with `attn_implementation="align_sdpa"`, bare or inside PEFT,
-            DDP, FSDP or DeepSpeed. Its mode (`training`) only decides about dropout and checkpointing.
+        model: a causal language model loaded with one of `attention.ATTENTIONS`, bare or inside PEFT, DDP,
+            FSDP or DeepSpeed. Its mode (`training`) only decides about dropout and checkpointing.
         batch: B prompts with at most A = 1 + M answers each, packed in rows.
         parallel: this process's place in the group that shares every row; None runs whole rows here. All
             ranks of the group get the same result, and gradients whose mean over the world is the true one.
@@ -50,12 +50,14 @@ def pair_logps(
         PairLogps of `[B]` and `[B, M]`, in the order of the prompts.
 
     Raises:
-        UserError: the ranks of the group came with different rows.
+        UserError: the ranks of the group came with different rows, or a layer of the model has attention of
+            its own.
     """
     lm = find_causal_lm(model)
-    if lm.config._attn_implementation != ATTENTION:
+    if lm.config._attn_implementation not in ATTENTIONS.values():
+        names = ", ".join(ATTENTIONS.values())
         raise ValueError(
-            f"pair_logps needs attn_implementation='{ATTENTION}', not '{lm.config._attn_implementation}'"
+            f"pair_logps needs attn_implementation {names}, not '{lm.config._attn_implementation}'"
         )
     if parallel is not None:
         check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
@@ -135,6 +137,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
             # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
         )
+    check_every_layer_called(lm, layout.calls)
     logps = output.logits
     prompts, answers = row.lengths.shape
     sums = sum_by_index(logps[: len(row.source)], row.answer, prompts * answers).view(prompts, answers)

@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-# Kernels whose outputs (attention and log-sum-exp) are kept; anything else in a layer is recomputed.
-ATTENTION_OPS = frozenset(
+from align.longseq.merge import attention_parts
+
+# Operators whose outputs (attention and log-sum-exp) are kept; anything else in a layer is recomputed. Ours is
+# one for all calls of a layer; the kernels by themselves are those of the plain path.
+ATTENTION_OPS = frozenset({attention_parts._opoverload}) | frozenset(
     getattr(torch.ops.aten, name).default
     for name in (
         "_scaled_dot_product_flash_attention_for_cpu",

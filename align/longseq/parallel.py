@@ -144,7 +144,7 @@ def place_row(
 ) -> tuple[SharedPrefixRow, PreparedLayout]:
     """What this process reads of a row, and how its attention reaches the rest."""
     if parallel is None:
-        return row, prepare(row.layout, row.input_ids.device)
+        return row, prepare(row.layout)
     return _PLACE[parallel.kind](row, parallel)
 
 
@@ -157,7 +157,7 @@ def _place_ulysses(
     exchange = Ulysses(parallel.group, parallel.rank, tokens)
     return (
         shard_row(row, shards[parallel.rank]),
-        prepare(row.layout, row.input_ids.device, exchange=exchange),
+        prepare(row.layout, exchange=exchange),
     )
 
 
@@ -173,7 +173,7 @@ def _place_gather(row: SharedPrefixRow, parallel: SequenceParallel) -> tuple[Sha
         order[token_index(spans, device)] = torch.arange(start, start + count, device=device)
     own = shards[parallel.rank]
     exchange = Gather(parallel.group, tokens[parallel.rank], longest, order)
-    return shard_row(row, own), prepare(row.layout, device, queries=own, exchange=exchange)
+    return shard_row(row, own), prepare(row.layout, queries=own, exchange=exchange)
 
 
 _PLACE: dict[str, Callable[..., tuple[SharedPrefixRow, PreparedLayout]]] = {

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.keep_attention import ATTENTION_OPS
+from align.longseq.kernels import CpuKernel, kernel_named, register_kernel
 from align.longseq.memory import apply_checkpointing
+from align.longseq.parallel import SequenceParallel, start_parallel
+from tests.distributed import run_distributed
 from tests.longseq.plain import make_example
 from tests.tiny import tiny_model
 
 
-class CountAttention(TorchDispatchMode):
-    """Counts the attention kernels that really run."""
+class Counting(CpuKernel):
+    """Counts how often the kernel really runs forward."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    runs = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in ATTENTION_OPS
-        return func(*args, **(kwargs or {}))
+    def forward(self, *arguments: Any) -> Any:
+        self.runs += 1
+        return super().forward(*arguments)
+
+
+def kernel_runs(step: Callable[[], None]) -> int:
+    """Runs of the forward kernel in `step`."""
+    usual, counting = kernel_named("cpu"), Counting()
+    register_kernel("cpu", counting)
+    try:
+        step()
+    finally:
+        register_kernel("cpu", usual)
+    return counting.runs
 
 
 def build(mode: str) -> torch.nn.Module:
@@ -36,19 +47,35 @@ def build(mode: str) -> torch.nn.Module:
     return model.train()
 
 
-def chosen_sum(model: torch.nn.Module) -> torch.Tensor:
-    """One prompt and two answers: three attention calls a layer."""
-    return pair_logps(
-        model, pack([make_example(np.random.default_rng(0), prompt=9, answers=[4, 3])])
-    ).chosen.sum()
+def chosen_sum(model: torch.nn.Module, parallel: SequenceParallel | None = None) -> torch.Tensor:
+    """One prompt and two answers."""
+    batch = pack([make_example(np.random.default_rng(0), prompt=9, answers=[4, 3])])
+    return pair_logps(model, batch, parallel=parallel).chosen.sum()
 
 
-@pytest.mark.parametrize(("mode", "runs"), [("none", 6), ("full", 12), ("keep_attention", 6)])
+@pytest.mark.parametrize(("mode", "runs"), [("none", 8), ("full", 16), ("keep_attention", 8)])
 def test_attention_runs_forward(mode, runs):
-    """2 layers × 3 calls; `full` runs all of them again before the backward pass, `keep_attention` none."""
-    with CountAttention() as counter:
-        chosen_sum(build(mode)).backward()
-    assert counter.count == runs
+    """2 layers × (3 squares + the rectangle of both answers over the prompt); `full` runs all of them again."""
+    assert kernel_runs(lambda: chosen_sum(build(mode)).backward()) == runs
+
+
+def sharded_runs(rank: int, size: int) -> dict[tuple[str, str], int]:
+    """The same for one rank's shard under both exchanges."""
+    found = {}
+    for kind in ("ulysses", "gather"):
+        parallel = start_parallel(kind, size)
+        for mode in ("none", "full", "keep_attention"):
+            model = build(mode)
+            found[kind, mode] = kernel_runs(lambda: chosen_sum(model, parallel).backward())  # noqa: B023
+    return found
+
+
+def test_attention_is_not_run_again_on_shards():
+    """Every rank: recomputation doubles the kernel's runs, keeping attention takes them away."""
+    for found in run_distributed(sharded_runs, 2):
+        for kind in ("ulysses", "gather"):
+            assert found[kind, "keep_attention"] == found[kind, "none"] > 0
+            assert found[kind, "full"] == 2 * found[kind, "none"]
 
 
 def test_nothing_outlives_the_backward_pass():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from align.errors import UserError
 from align.longseq import Group, Layout, pack
-from align.longseq.attention import attend, prepare
+from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.exchange import share_heads
 from align.longseq.parallel import choose_exchange, make_groups, start_parallel
 from align.longseq.sharding import (
@@ -96,9 +96,10 @@ def test_balance_of_a_divisible_row_is_exact_and_contiguous_shards_are_not():
     assert last / (sum(range(1, 1025)) / 4) == pytest.approx(7 / 4, rel=1e-3)
 
 
-@given(ROWS, DEGREES, st.integers(0, 2**31))
+@pytest.mark.parametrize("way", [attend_plain, partial(attend, kernel="cpu")], ids=["plain", "merged"])
+@given(rows=ROWS, degree=DEGREES, seed=st.integers(0, 2**31))
 @settings(max_examples=30, deadline=None)
-def test_shards_of_queries_attend_what_the_definition_says(rows, degree, seed):
+def test_shards_of_queries_attend_what_the_definition_says(way, rows, degree, seed):
     """Each rank's output, put back in row order, equals softmax attention with the mask written out."""
     layout = layout_of(rows)
     generator = torch.Generator().manual_seed(seed)
@@ -113,8 +114,7 @@ def test_shards_of_queries_attend_what_the_definition_says(rows, degree, seed):
     output = torch.full_like(expected, torch.nan)
     for spans in balanced_shards(layout, degree):
         own = token_index(spans, CPU)
-        branches = prepare(layout, CPU, queries=spans).branches
-        run = partial(attend, branches=branches, scaling=None, dropout=0.0)
+        run = partial(way, layout=prepare(layout, queries=spans))
         output[:, :, own] = run(query[:, :, own], key, value)
     torch.testing.assert_close(output, expected)
 

@@ -1,0 +1,183 @@
+"""FlashAttention 2 and 3 by their packages, imported when first used.
+
+Both take sequences of unlike length one after the other, `[total, heads, D]`, with cumulative lengths from 0,
+int32, on the device. Their differentiable functions (`flash_attn_varlen_func`) hide the log-sum-exp's place in
+the backward, so the pair below them is called: FlashAttention 2.8's `_flash_attn_varlen_forward`, `…_backward`,
+and FlashAttention 3's `_flash_attn_forward`, `_flash_attn_backward`, by position, which its versions share.
+With `causal=True` the mask is aligned to the bottom right; the squares here have as many queries as keys.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from align.errors import UserError
+
+# `model.attention` → the module that has to be there, and where it comes from.
+FLASH_MODULES = {
+    "flash2": ("flash_attn.flash_attn_interface", "the extra `flash` (pip install -e '.[flash]')"),
+    "flash3": (
+        "flash_attn_interface",
+        "FlashAttention 3, which the extra `flash` does not bring: build it in the folder hopper of flash-attn",
+    ),
+}
+
+# `(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal) -> (output, log-sum-exp [h, total])`
+Forward = Callable[..., tuple[Tensor, Tensor]]
+# `(gradient, q, k, v, output, lse, dq, dk, dv, cu_q, cu_k, max_q, max_k, scaling, causal)`, into dq, dk, dv
+Backward = Callable[..., None]
+
+
+def check_flash(name: str, *, dtype: torch.dtype) -> None:
+    """Refuses `flash2` and `flash3` where they cannot run, before any weights are read.
+
+    Args:
+        name: `model.attention`.
+        dtype: in which the model computes.
+
+    Raises:
+        UserError: the package, the GPU or the precision is missing.
+    """
+    module, source = FLASH_MODULES[name]
+    if importlib.util.find_spec(module.split(".")[0]) is None:
+        raise UserError(f"model.attention={name} needs {source}, or set model.attention=sdpa.")
+    if not torch.cuda.is_available():
+        raise UserError(f"model.attention={name} needs a CUDA GPU: set model.attention=sdpa.")
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise UserError(
+            f"model.attention={name} computes in bfloat16 or float16 only: set model.dtype=bfloat16 or "
+            "trainer.bf16=true, or model.attention=sdpa."
+        )
+
+
+def load_flash(name: str, *, module: Any = None) -> FlashKernel:
+    """The kernel behind `model.attention=flash2` or `flash3`.
+
+    Args:
+        name: a key of `FLASH_MODULES`.
+        module: stands in for the package's module; None imports it.
+
+    Raises:
+        UserError: the package cannot be imported.
+    """
+    path, source = FLASH_MODULES[name]
+    if module is None:
+        try:
+            module = importlib.import_module(path)
+        except ImportError as error:
+            raise UserError(f"model.attention={name} needs {source} ({error}).") from error
+    return _ADAPTERS[name](module)
+
+
+class FlashKernel:
+    """A flash-attn package as a `kernels.Kernel`: all squares of a part in one call, nothing copied."""
+
+    varlen = True
+
+    def __init__(self, forward: Forward, backward: Backward) -> None:
+        self._forward, self._backward = forward, backward
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, squares: tuple[int, ...], scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `kernels.Kernel`."""
+        width = query.shape[3]
+        states = [_token_rows(one) for one in (query, key, value)]
+        output, lse = self._forward(*states, *_lengths(query, key, squares), scaling, bool(squares))
+        return output[..., :width].transpose(0, 1)[None], lse[None]
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        squares: tuple[int, ...],
+        scaling: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `kernels.Kernel`."""
+        width = query.shape[3]
+        states = [_token_rows(one) for one in (gradient, query, key, value, output)]
+        gradients = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in states[1:4]]
+        # Its kernels read the log-sum-exp as a dense [h, total], whatever the strides say.
+        dense = lse[0].contiguous()
+        lengths = _lengths(query, key, squares)
+        self._backward(*states, dense, *gradients, *lengths, scaling, bool(squares))
+        grad_query, grad_key, grad_value = (one[..., :width].transpose(0, 1)[None] for one in gradients)
+        return grad_query, grad_key, grad_value
+
+
+def _token_rows(states: Tensor) -> Tensor:
+    """`[1, h, n, D]` → `[n, h, D]`, D padded with zeros to a multiple of 8 and dense."""
+    rows = pad(states, (0, -states.shape[3] % 8)) if states.shape[3] % 8 else states
+    rows = rows[0].transpose(0, 1)
+    return rows if rows.stride(2) == 1 else rows.contiguous()
+
+
+def _lengths(query: Tensor, key: Tensor, squares: tuple[int, ...]) -> tuple[Tensor, Tensor, int, int]:
+    """Cumulative lengths of the queries' and the keys' sequences, and the longest of each."""
+    queries = squares or (query.shape[2],)
+    keys = squares or (key.shape[2],)
+    device = query.device
+    return _cumulative(queries, device), _cumulative(keys, device), max(queries), max(keys)
+
+
+@lru_cache(maxsize=256)  # every layer asks for the same ones, and a copy to the GPU would wait for it
+def _cumulative(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """`[len + 1]`, int32, from 0."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+
+def _flash2(module: Any) -> FlashKernel:
+    """flash-attn 2.8: `flash_attn.flash_attn_interface`."""
+
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *tensors, scaling, causal = arguments
+        output, lse, _, _ = module._flash_attn_varlen_forward(*tensors, 0.0, scaling, causal)
+        return output, lse
+
+    def backward(*arguments: Any) -> None:
+        *tensors, scaling, causal = arguments
+        window, softcap, alibi = (-1, -1), 0.0, None
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        module._flash_attn_varlen_backward(
+            *tensors, 0.0, scaling, causal, *window, softcap, alibi, deterministic
+        )
+
+    return FlashKernel(forward, backward)
+
+
+def _flash3(module: Any) -> FlashKernel:
+    """FlashAttention 3: `flash_attn_interface`."""
+
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal = arguments
+        new = (None,) * 4  # k_new, v_new, qv, out
+        used = (None,) * 3  # cu_seqlens_k_new, seqused_q, seqused_k
+        paged = (None,) * 9  # page table, batch index, left padding, rotary (3), descaling (3)
+        output, lse, *_ = module._flash_attn_forward(
+            q, k, v, *new, cu_q, cu_k, *used, max_q, max_k, *paged, scaling, causal
+        )
+        return output, lse
+
+    def backward(*arguments: Any) -> None:
+        *states, dq, dk, dv, cu_q, cu_k, max_q, max_k, scaling, causal = arguments
+        module._flash_attn_backward(
+            *states, cu_q, cu_k, None, None, max_q, max_k, dq, dk, dv, scaling, causal,
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )  # fmt: skip
+
+    return FlashKernel(forward, backward)
+
+
+_ADAPTERS: dict[str, Callable[[Any], FlashKernel]] = {"flash2": _flash2, "flash3": _flash3}

@@ -1,0 +1,201 @@
+"""Attention kernels that return their log-sum-exp and take a merged one back: torch's own, flash-attn's by name.
+
+They are the ones behind `scaled_dot_product_attention`, called by their operators because the function hides
+the log-sum-exp. torch's context parallelism calls them the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from align.longseq.flash import load_flash
+
+_aten = torch.ops.aten
+
+# A causal square of a part, or none for a rectangle; see parts.Part.
+Squares = tuple[int, ...]
+
+
+class Kernel(Protocol):
+    """Forward and backward of one attention call; h query heads are a multiple of k key-value heads."""
+
+    varlen: bool  # whether one call takes several squares; else each square is a call
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """`[1, h, q, D]`, `[1, k, n, D]` twice → output `[1, h, q, D]` and log-sum-exp `[1, h, q]`."""
+        ...
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        squares: Squares,
+        scaling: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of query, key and value; output and log-sum-exp are the merged ones."""
+        ...
+
+
+class CpuKernel:
+    """torch's flash attention for CPU: fp64, fp32, fp16, bf16, strided, grouped heads unexpanded."""
+
+    varlen = False
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Kernel`."""
+        return _aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, bool(squares), scale=scaling
+        )
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        squares: Squares,
+        scaling: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Kernel`."""
+        return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, query, key, value, output, lse, 0.0, bool(squares), scale=scaling
+        )
+
+
+class CudaFlashKernel:
+    """torch's FlashAttention for CUDA: fp16 and bf16, grouped heads unexpanded; widths padded to 8."""
+
+    varlen = False
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Kernel`."""
+        width = query.shape[3]
+        query, key, value = (_pad_width(states) for states in (query, key, value))
+        output, lse, *_ = _aten._scaled_dot_product_flash_attention(
+            query, key, value, 0.0, bool(squares), scale=scaling
+        )
+        return output[..., :width], lse
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        squares: Squares,
+        scaling: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Kernel`."""
+        width = query.shape[3]
+        states = [_pad_width(one) for one in (gradient, query, key, value, output)]
+        # What a forward without dropout leaves there: nothing in the random state is read.
+        random = torch.empty(2, dtype=torch.uint64, device=query.device)
+        unused = torch.empty((), dtype=torch.uint64, device=query.device)
+        lengths = (query.shape[2], key.shape[2])
+        gradients = _aten._scaled_dot_product_flash_attention_backward(
+            *states, lse.contiguous(), None, None, *lengths, 0.0, bool(squares), random, unused, scale=scaling
+        )
+        return tuple(one[..., :width] for one in gradients)  # type: ignore[return-value]
+
+
+class CudaEfficientKernel:
+    """torch's memory-efficient attention for CUDA: fp32; grouped heads are expanded a call at a time."""
+
+    varlen = False
+    _ALIGNED = 32  # its log-sum-exp is padded to a multiple of this
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Kernel`."""
+        shared = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
+        output, lse, *_ = _aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, 0.0, bool(squares), scale=scaling
+        )
+        return output, lse[..., : query.shape[2]]
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        squares: Squares,
+        scaling: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Kernel`."""
+        heads, length, width = key.shape[1:]
+        shared = query.shape[1] // heads
+        expanded = [states.repeat_interleave(shared, dim=1) for states in (key, value)]
+        # Infinity makes the padding's weights exp(−∞) = 0.
+        lse = pad(lse, (0, -lse.shape[2] % self._ALIGNED), value=torch.inf)
+        random = torch.empty((), dtype=torch.long, device=query.device)
+        wanted = (True, True, True, False)
+        grad_query, *grads, _ = _aten._scaled_dot_product_efficient_attention_backward(
+            gradient, query, *expanded, None, output, lse, random, random, 0.0, wanted, bool(squares),
+            scale=scaling,
+        )  # fmt: skip
+        grad_key, grad_value = (one.view(1, heads, shared, length, width).sum(2) for one in grads)
+        return grad_query, grad_key, grad_value
+
+
+def _pad_width(states: Tensor) -> Tensor:
+    """`[…, D]` with zeros up to a multiple of 8, which changes no score."""
+    missing = -states.shape[-1] % 8
+    return pad(states, (0, missing)) if missing else states
+
+
+_KERNELS: dict[str, Kernel] = {
+    "cpu": CpuKernel(),
+    "cuda_flash": CudaFlashKernel(),
+    "cuda_efficient": CudaEfficientKernel(),
+}
+
+
+def kernel_named(name: str) -> Kernel:
+    """A kernel of torch's, or `flash2` or `flash3`, whose package is imported here and not before."""
+    if name not in _KERNELS:
+        register_kernel(name, load_flash(name))
+    return _KERNELS[name]
+
+
+def register_kernel(name: str, kernel: Kernel) -> None:
+    """Makes a kernel known by a name, which is what an operator can carry."""
+    _KERNELS[name] = kernel
+
+
+def sdpa_kernel(query: Tensor, value: Tensor) -> str | None:
+    """The kernel that `scaled_dot_product_attention` takes for such tensors; None where none has a merge.
+
+    Args:
+        query: `[1, h, Q, D]`.
+        value: `[1, k, T, E]`.
+    """
+    if query.shape[3] != value.shape[3]:
+        return None
+    if query.device.type == "cpu":
+        return "cpu"
+    if query.device.type == "cuda":
+        return "cuda_flash" if query.dtype in (torch.float16, torch.bfloat16) else "cuda_efficient"
+    return None

@@ -1,0 +1,105 @@
+"""A row's attention as calls that need no mask: causal squares, and full rectangles of what came before.
+
+Query t of an answer sees the whole prompt and its answer up to itself. That is a rectangle (the answer's
+queries × the prompt's keys, nothing masked) and a causal square (the answer with itself). A shard of a span
+adds the rectangle of the span's earlier keys. The rectangles over the prompt of all answers are one call, as
+siblings follow each other in the row. `merge.py` adds the calls' softmaxes up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from align.longseq.shared_prefix import Group, Span
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of an attention kernel.
+
+    Attributes:
+        queries: their span among the queries that are attended from here.
+        keys: their span of the row.
+        squares: sizes of the consecutive causal squares into which queries and keys fall alike; empty where
+            every query sees every key.
+    """
+
+    queries: Span
+    keys: Span
+    squares: tuple[int, ...] = ()
+
+    def each(self) -> Iterator[Part]:
+        """One part for each square, for kernels that take one sequence a call; itself for a rectangle."""
+        if len(self.squares) < 2:
+            yield self
+            return
+        query, key = self.queries[0], self.keys[0]
+        for size in self.squares:
+            yield Part((query, query + size), (key, key + size), (size,))
+            query, key = query + size, key + size
+
+
+def intersect(span: Span, own: tuple[Span, ...]) -> Iterator[tuple[Span, Span]]:
+    """The parts of `own` inside `span`, each with its place among the own queries."""
+    offset = 0
+    for start, stop in own:
+        low, high = max(start, span[0]), min(stop, span[1])
+        if low < high:
+            yield (low, high), (offset + low - start, offset + high - start)
+        offset += stop - start
+
+
+def parts_of(groups: tuple[Group, ...], own: tuple[Span, ...]) -> tuple[Part, ...]:
+    """What the queries in `own` attend: first the squares, which hold every query once, then the rectangles.
+
+    Args:
+        groups: of the whole row.
+        own: ascending, disjoint spans of the row.
+    """
+    squares: list[Part] = []
+    rectangles: list[Part] = []
+    for group in groups:
+        answers = []
+        for span in (group.prompt, *group.answers):
+            for (start, stop), place in intersect(span, own):
+                _append_square(squares, Part(place, (start, stop), (stop - start,)))
+                if start > span[0]:
+                    rectangles.append(Part(place, (span[0], start)))
+                if span != group.prompt:
+                    answers.append(place)
+        if answers:
+            rectangles.append(Part((answers[0][0], answers[-1][1]), group.prompt))
+    return (*squares, *rectangles)
+
+
+def _append_square(squares: list[Part], part: Part) -> None:
+    """Adds a square; one that goes on where the last one ends, in queries and in keys, joins its call."""
+    last = squares[-1] if squares else None
+    if last is not None and last.queries[1] == part.queries[0] and last.keys[1] == part.keys[0]:
+        squares[-1] = replace(
+            last,
+            queries=(last.queries[0], part.queries[1]),
+            keys=(last.keys[0], part.keys[1]),
+            squares=last.squares + part.squares,
+        )
+    else:
+        squares.append(part)
+
+
+def flatten(parts: Iterable[Part]) -> list[int]:
+    """Parts as the whole numbers that an operator of torch takes; `unflatten` reads them back."""
+    return [
+        number for part in parts for number in (*part.queries, *part.keys, len(part.squares), *part.squares)
+    ]
+
+
+def unflatten(numbers: list[int]) -> list[Part]:
+    """The parts that `flatten` wrote."""
+    parts, at = [], 0
+    while at < len(numbers):
+        count = numbers[at + 4]
+        sizes = tuple(numbers[at + 5 : at + 5 + count])
+        parts.append(Part((numbers[at], numbers[at + 1]), (numbers[at + 2], numbers[at + 3]), sizes))
+        at += 5 + count
+    return parts

@@ -1,0 +1,191 @@
+"""Attention in parts, merged by log-sum-exp, against the plain path with its copies and masks."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from align.longseq import ATTENTION, Group, Layout, pack, pair_logps
+from align.longseq.attention import attend, attend_plain, prepare
+from align.longseq.kernels import kernel_named, sdpa_kernel
+from align.longseq.merge import _run
+from align.longseq.parts import Part, flatten, parts_of, unflatten
+from align.longseq.sharding import balanced_shards, count_tokens, token_index
+from tests.longseq.plain import make_example, relative_error
+from tests.tiny import tiny_model
+
+ROWS = st.lists(
+    st.tuples(st.integers(1, 40), st.lists(st.integers(1, 30), min_size=0, max_size=5)),
+    min_size=1,
+    max_size=3,
+)
+HEADS = st.sampled_from([(1, 1), (4, 2), (9, 3), (5, 5), (6, 1)])
+merged = partial(attend, kernel="cpu")
+
+
+def layout_of(rows) -> Layout:
+    """Prompts with their answers, one after the other."""
+    groups, offset = [], 0
+    for prompt, answers in rows:
+        spans = list(pairwise(np.cumsum([offset, prompt, *answers]).tolist()))
+        groups.append(Group(spans[0], tuple(spans[1:])))
+        offset = groups[-1].stop
+    return Layout(tuple(groups))
+
+
+def states(heads, queries, keys, *, seed=0, dtype=torch.float64, width=8):
+    """Query, key, value as leaves, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(heads[0], queries), (heads[1], keys), (heads[1], keys), (heads[0], queries)]
+    drawn = [
+        torch.randn(1, h, n, width, generator=generator, dtype=torch.float64).to(dtype) for h, n in shapes
+    ]
+    return [one.requires_grad_() for one in drawn[:3]], drawn[3]
+
+
+def outcome(way, leaves, gradient, layout):
+    """Output and the three gradients."""
+    output = way(*leaves, layout=layout)
+    return (output.detach(), *torch.autograd.grad(output, leaves, gradient))
+
+
+@given(ROWS, HEADS, st.integers(1, 5), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_output_and_gradients_are_the_plain_ones(rows, heads, degree, seed):
+    """fp64, whole rows (degree 1) and every rank's shard; packed prompts with 0 to 5 answers, some of one token."""
+    layout = layout_of(rows)
+    for spans in balanced_shards(layout, degree):
+        prepared = prepare(layout, queries=spans)
+        leaves, gradient = states(heads, count_tokens(spans), layout.length, seed=seed)
+        for actual, expected in zip(
+            outcome(merged, leaves, gradient, prepared),
+            outcome(attend_plain, leaves, gradient, prepared),
+            strict=True,
+        ):
+            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_lower_precision(dtype, tolerance):
+    """Against fp64 on the same rounded states: fp32 to 1e-6; bf16, whose unit is 2⁻⁸, to 1e-2."""
+    layout = layout_of([(300, [130, 70, 1]), (90, [200])])
+    prepared = prepare(layout)
+    leaves, gradient = states((4, 2), layout.length, layout.length, dtype=dtype, width=16)
+    exact = [one.detach().double().requires_grad_() for one in leaves]
+    expected = outcome(attend_plain, exact, gradient.double(), prepared)
+    for actual, wanted in zip(outcome(merged, leaves, gradient, prepared), expected, strict=True):
+        assert actual.dtype == dtype
+        assert relative_error(actual.double(), wanted) <= tolerance
+
+
+def test_gradients_of_shards_add_up():
+    """Keys' and values' gradients, summed over the ranks, are those of the whole row."""
+    layout = layout_of([(37, [11, 6]), (5, [9])])
+    leaves, gradient = states((4, 2), layout.length, layout.length)
+    whole = outcome(attend_plain, leaves, gradient, prepare(layout))
+    totals = [torch.zeros_like(one) for one in leaves[1:]]
+    query = leaves[0].detach()
+    for spans in balanced_shards(layout, 3):
+        own = token_index(spans, torch.device("cpu"))
+        part = [query[:, :, own].requires_grad_(), *leaves[1:]]
+        _, _, *grads = outcome(merged, part, gradient[:, :, own], prepare(layout, queries=spans))
+        totals = [total + one for total, one in zip(totals, grads, strict=True)]
+    for total, expected in zip(totals, whole[2:], strict=True):
+        torch.testing.assert_close(total, expected)
+
+
+def test_parts_of_a_row():
+    """One call for all squares, one for both answers over their prompt; a shard adds its spans' earlier keys."""
+    groups = layout_of([(10, [4, 3]), (5, [2])]).groups
+    assert parts_of(groups, ((0, 24),)) == (
+        Part((0, 24), (0, 24), (10, 4, 3, 5, 2)),
+        Part((10, 17), (0, 10)),
+        Part((22, 24), (17, 22)),
+    )
+    shard = parts_of(groups, ((6, 8), (12, 15)))
+    assert shard == (
+        Part((0, 2), (6, 8), (2,)),
+        Part((2, 5), (12, 15), (2, 1)),
+        Part((0, 2), (0, 6)),
+        Part((2, 4), (10, 12)),
+        Part((2, 5), (0, 10)),
+    )
+    assert unflatten(flatten(shard)) == list(shard)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returns, and whether anything is joined or masked."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.names = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.names.add(func.name().partition(".")[0])
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+def test_nothing_grows_with_queries_times_keys_and_nothing_is_copied():
+    """No tensor is larger than the output, and neither keys are joined nor a mask is made."""
+    layout = layout_of([(20, [400, 300])])
+    leaves, _ = states((2, 1), layout.length, layout.length)
+    parts = parts_of(layout.groups, ((0, layout.length),))
+    with Largest() as seen, torch.no_grad():
+        output, _ = _run(*leaves, parts, 1.0, kernel_named("cpu"))
+    assert seen.elements == output.numel() < 400 * 420
+    assert not seen.names & {"aten::cat", "aten::ones", "aten::tril", "aten::repeat_interleave"}
+
+
+def test_an_empty_shard_stays_in_the_graph():
+    layout = layout_of([(3, [2])])
+    leaves, _ = states((2, 1), 0, layout.length)
+    output = merged(*leaves, layout=prepare(layout, queries=()))
+    assert output.shape == (1, 2, 0, 8)
+    assert all(not one.any() for one in torch.autograd.grad(output.sum(), leaves))
+
+
+def test_which_kernel():
+    """Widths that differ, and devices without a kernel of ours, take the plain path."""
+    narrow, wide = torch.empty(1, 1, 2, 8), torch.empty(1, 1, 2, 16)
+    assert sdpa_kernel(narrow, narrow) == "cpu"
+    assert sdpa_kernel(narrow, wide) is None
+    assert sdpa_kernel(narrow.to("meta"), narrow.to("meta")) is None
+
+
+def test_autocast_lowers_the_precision_as_for_torchs_own_function():
+    """RoPE leaves queries and keys in fp32; without a cast of ours they would meet bf16 values."""
+    rng = np.random.default_rng(0)
+    batch = pack([make_example(rng, prompt=40, answers=[20, 9])])
+    model = tiny_model()
+    model.set_attn_implementation(ATTENTION)
+    with torch.no_grad():
+        exact = pair_logps(model, batch).chosen
+        with torch.autocast("cpu", torch.bfloat16):
+            lowered = pair_logps(model, batch).chosen
+    assert 0 < relative_error(lowered, exact) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cuda_kernels_against_fp64_on_cpu(dtype):
+    """torch's CUDA kernels with a merged log-sum-exp: bf16 to 1e-2, fp32 (TF32 off) to 1e-5."""
+    layout = layout_of([(300, [130, 70, 1]), (90, [200])])
+    leaves, gradient = states((4, 2), layout.length, layout.length, dtype=dtype, width=20)
+    exact = [one.detach().double().requires_grad_() for one in leaves]
+    expected = outcome(attend_plain, exact, gradient.double(), prepare(layout))
+    there = [one.detach().cuda().requires_grad_() for one in leaves]
+    way = partial(attend, kernel=sdpa_kernel(there[0], there[2]))
+    for actual, wanted in zip(outcome(way, there, gradient.cuda(), prepare(layout)), expected, strict=True):
+        assert relative_error(actual.double().cpu(), wanted) <= (1e-5 if dtype == torch.float32 else 1e-2)
