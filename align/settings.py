@@ -13,11 +13,13 @@ from transformers import TrainingArguments
 from align.config import check_arguments, check_choice, typed
 from align.data.settings import DataSettings, PositionSettings
 from align.errors import UserError
+from align.longseq.attention import ATTENTIONS
+from align.longseq.flash import FLASH_MODULES, check_flash
 from align.longseq.forward import DEFAULT_CHUNK
 from align.longseq.memory import check_memory
 from align.longseq.support import check_config
 from align.methods import Method, load_method
-from align.model import ModelSettings, check_model, load_config
+from align.model import ModelSettings, check_model, load_config, resolve_dtype
 from align.reference import ReferenceSettings, reference_model, resolve_source
 from align.reference_cache import check_folder
 
@@ -105,8 +107,8 @@ def check(config: DictConfig) -> Run:
     reference = typed(ReferenceSettings, config, "reference")
     arguments = training_arguments(config)
     memory.check(accelerator=arguments.device.type != "cpu")
-    check_choice("model.attention", model.attention, ("sdpa",))
     check_model(model)
+    check_attention(model, arguments)
     if reference.fill_only and model.quantization != "none":
         raise UserError(
             "reference.fill_only has no adapter, which model.quantization needs: fill the cache while training."
@@ -131,6 +133,14 @@ def check(config: DictConfig) -> Run:
         reference_source=source,
         arguments=arguments,
     )
+
+
+def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
+    """Refuses `model.attention` where it is unknown, or where its kernels cannot run."""
+    check_choice("model.attention", model.attention, ATTENTIONS)
+    if model.attention in FLASH_MODULES:
+        lowered = arguments.bf16 or arguments.fp16
+        check_flash(model.attention, dtype=torch.bfloat16 if lowered else resolve_dtype(model.dtype))
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:

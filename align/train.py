@@ -30,8 +30,9 @@ from align import checkpoints, results
 from align.cli import hydra_entry
 from align.continuation import FREE_KEYS, StepShape, check_continuation
 from align.data.dataset import Collator, PreferenceData, load_preference_data
-from align.longseq import ATTENTION, pair_logps
+from align.longseq import pair_logps
 from align.longseq.agreement import check_agreement, check_same_settings
+from align.longseq.attention import ATTENTIONS
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
@@ -114,7 +115,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     set_seed(run.seed)  # adapters draw their weights
     # A cache is filled by the reference alone, which then stands in the policy's place.
     settings = reference_model(run.reference, run.model) if run.reference.fill_only else run.model
-    base = load_causal_lm(settings, attention=ATTENTION)
+    base = load_causal_lm(settings, attention=ATTENTIONS[settings.attention])
     check_supported(base)
     parallel = start_sequence_parallel(run, base.config, data)
     policy = add_lora(base, settings.lora)
@@ -183,7 +184,7 @@ def build_reference(run: Run, policy: Any, parallel: SequenceParallel | None) ->
 def _frozen_model(run: Run) -> PreTrainedModel:
     """The reference model in evaluation mode, on the training device."""
     settings = reference_model(run.reference, run.model)
-    model = load_causal_lm(settings, attention=ATTENTION, device=run.arguments.device)
+    model = load_causal_lm(settings, attention=ATTENTIONS[settings.attention], device=run.arguments.device)
     check_supported(model)
     return model.eval().requires_grad_(False)
 

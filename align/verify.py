@@ -19,10 +19,11 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from align.cli import hydra_entry
-from align.config import typed
+from align.config import check_choice, typed
 from align.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.agreement import check_same_settings
+from align.longseq.attention import ATTENTIONS
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.model import ModelSettings
@@ -52,6 +53,12 @@ def main(config: DictConfig) -> int:
     """Prints the table of relative errors; 1 where one exceeds the tolerance."""
     check_numbers(config)
     model = typed(ModelSettings, config, "model")
+    check_choice("model.attention", model.attention, ATTENTIONS)
+    if model.attention != "sdpa":
+        raise UserError(
+            f"align verify compares gradients in float32, which model.attention={model.attention} does not take: "
+            "set model.attention=sdpa here; the tests of the kernels are `pytest -m gpu`."
+        )
     memory = typed(MemorySettings, config, "memory")
     memory.check(accelerator=torch.accelerator.is_available())
     parallel_settings = typed(ParallelSettings, config, "parallel")

@@ -58,6 +58,7 @@ def test_an_error_above_the_tolerance_gives_exit_code_one(folder):
         ("prompt_tokens=1", "prompt_tokens=1 must be a whole number from 2 on."),
         ("memory.offload=host", "memory.offload=host moves activations off an accelerator"),
         ("tolerance=0", "tolerance=0 must be a positive number."),
+        ("model.attention=flash2", "which model.attention=flash2 does not take"),
         ("parallel=gather", "parallel.degree=2 does not divide the 1 processes"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from align.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
@@ -70,3 +72,42 @@ def test_attention_dropout_is_no_secret():
     model.set_attn_implementation(ATTENTION)
     batch = pack([make_example(rng, prompt=12, answers=[5, 3])])
     assert pair_logps(model.train(), batch).chosen.item() != pair_logps(model.eval(), batch).chosen.item()
+
+
+class OwnAttention(LlamaAttention):
+    """Llama's attention computed by code of its own, as models from repositories do."""
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        heads = [
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        ]
+        mixed = scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+class DropsKeywords(LlamaAttention):
+    """Llama's attention that keeps the forward's keywords to itself."""
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        return super().forward(hidden_states, position_embeddings, attention_mask)
+
+
+@pytest.mark.parametrize(
+    ("attention", "layers", "sentence"),
+    [
+        (OwnAttention, [0], "LlamaForCausalLM has 2 layers, but its attention was asked for 1 times"),
+        (OwnAttention, [0, 1], "was asked for 0 times: it computes attention by code of its own"),
+        (DropsKeywords, [1], "DropsKeywords was not handed the row's layout"),
+    ],
+)
+def test_attention_that_a_model_overrides_is_found_in_its_first_forward(attention, layers, sentence):
+    """It would see siblings, and nothing that the model says of itself tells: `check_supported` passes."""
+    model = tiny_model()
+    for layer in layers:
+        model.model.layers[layer].self_attn = attention(model.config, layer)
+    model.set_attn_implementation(ATTENTION)
+    check_supported(model)
+    with pytest.raises(UserError, match=sentence):
+        pair_logps(model, pack([make_example(np.random.default_rng(0), prompt=8, answers=[4, 2])]))
