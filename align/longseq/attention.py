@@ -18,8 +18,6 @@ on devices other than CPU and CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,8 +30,9 @@ from transformers.masking_utils import AttentionMaskInterface
 from align.errors import UserError
 from align.longseq.kernels import sdpa_kernel
 from align.longseq.merge import MergedAttention
-from align.longseq.parts import flatten, intersect, parts_of
-from align.longseq.shared_prefix import Group, Layout, Span
+from align.longseq.prepared import Attend as Attend
+from align.longseq.prepared import PreparedLayout as PreparedLayout
+from align.longseq.prepared import prepare as prepare
 
 ATTENTION = "align_sdpa"
 # `model.attention` → the name that transformers knows it by. A name with "flash" in it would make
@@ -49,89 +48,6 @@ _HARMLESS = {
     "is_causal",
     "cache_position",
 }
-
-# `(query [1, h, Q, D], key [1, k, T, D], value [1, k, T, D]) -> [1, h, Q, D]`, h a multiple of k.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-# Brings the keys and values that some queries need to them: `(query, key, value, attend) -> output`, all of
-# this process's own tokens; see exchange.py.
-Exchange = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]
-
-
-def local(query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-    """The exchange of one process: everything is here already."""
-    return attend(query, key, value)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive queries within one prompt or answer.
-
-    Attributes:
-        queries: their span in the tensor of queries that are attended from here.
-        keys: how many of the branch's keys the last of them sees; each query before sees one fewer.
-    """
-
-    queries: Span
-    keys: int
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A prompt, or a prompt with one of its answers: spans of the row's keys and the pieces that attend them."""
-
-    keys: tuple[Span, ...]
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True)
-class PreparedLayout:
-    """What attention needs to know of the row: made once a forward, used by every layer.
-
-    Attributes:
-        branches: of the queries that are attended from here, in their order, for `attend_plain`.
-        parts: the same as calls without masks, flattened (parts.py), for `attend`.
-        longest_sequence: the most tokens that one answer sees, in the whole row.
-        exchange: how keys and values come here; `local` for one process.
-        most_tokens: that any process reads in this forward, where all have to call its modules equally often;
-            None is this one's own.
-        calls: grows by one a layer that asked for attention, so that a model that goes its own way is found.
-    """
-
-    branches: tuple[Branch, ...]
-    parts: list[int]
-    longest_sequence: int
-    exchange: Exchange = local
-    most_tokens: int | None = None
-    calls: list[str] = field(default_factory=list, compare=False)
-
-
-def prepare(
-    layout: Layout, *, queries: tuple[Span, ...] | None = None, exchange: Exchange = local
-) -> PreparedLayout:
-    """The layout as the attention function takes it.
-
-    Args:
-        layout: of the whole row.
-        queries: ascending, disjoint spans of the row whose queries are attended from here; None is all.
-        exchange: how keys and values come here.
-    """
-    own = ((0, layout.length),) if queries is None else queries
-    branches = []
-    for keys, span in _spans(layout.groups):
-        before = sum(stop - start for start, stop in keys) - (span[1] - span[0])
-        pieces = tuple(Piece(place, before + stop - span[0]) for (start, stop), place in intersect(span, own))
-        if pieces:
-            branches.append(Branch(keys, pieces))
-    parts = flatten(parts_of(layout.groups, own))
-    return PreparedLayout(tuple(branches), parts, layout.longest_sequence, exchange)
-
-
-def _spans(groups: tuple[Group, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:
-    """Of each prompt and each answer, in row order: the keys that its last query sees, and its own span."""
-    for group in groups:
-        yield (group.prompt,), group.prompt
-        for answer in group.answers:
-            yield (group.prompt, answer), answer
 
 
 def attend(

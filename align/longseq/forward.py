@@ -54,11 +54,7 @@ def pair_logps(
             its own.
     """
     lm = find_causal_lm(model)
-    if lm.config._attn_implementation not in ATTENTIONS.values():
-        names = ", ".join(ATTENTIONS.values())
-        raise ValueError(
-            f"pair_logps needs attn_implementation {names}, not '{lm.config._attn_implementation}'"
-        )
+    _check_attention(lm)
     if parallel is not None:
         check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
     calls = _calls(model, batch, parallel, nll_scope=nll_scope, chunk_size=chunk_size)
@@ -114,6 +110,13 @@ def _calls(
     ]
 
 
+def _check_attention(lm: PreTrainedModel) -> None:
+    """A programmer's mistake, not a user's: commands load the model with the right name."""
+    name, known = lm.config._attn_implementation, ATTENTIONS.values()
+    if name not in known:
+        raise ValueError(f"pair_logps needs attn_implementation {' or '.join(known)}, not '{name}'")
+
+
 def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor]:
     """`[S]` sources and targets: the answers' tokens, then the context's where the NLL covers it."""
     if nll_scope != "sequence":
@@ -137,7 +140,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
             # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
         )
-    check_every_layer_called(lm, layout.calls)
+    check_every_layer_called(lm, call.layout.calls)
     logps = output.logits
     prompts, answers = row.lengths.shape
     sums = sum_by_index(logps[: len(row.source)], row.answer, prompts * answers).view(prompts, answers)
