@@ -185,7 +185,7 @@ def shared_prefix_attention(
             "keywords on to its attention, and is not supported, or it was called other than through pair_logps."
         )
     _refuse_unsupported(layout, sliding_window, kwargs)
-    layout.calls.append(type(module).__name__)
+    layout.callers.add(module)
     query, key, value = _lower_precision((query, key, value))
     kernel = None if dropout else flash or sdpa_kernel(query, value)
     if kernel is None:

@@ -140,7 +140,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
             # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
         )
-    check_every_layer_called(lm, call.layout.calls)
+    check_every_layer_called(lm, len(call.layout.callers))
     logps = output.logits
     prompts, answers = row.lengths.shape
     sums = sum_by_index(logps[: len(row.source)], row.answer, prompts * answers).view(prompts, answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.longseq.parts import flatten, intersect, parts_of
 from align.longseq.shared_prefix import Group, Layout, Span
@@ -54,7 +54,7 @@ class PreparedLayout:
         exchange: how keys and values come here; `local` for one process.
         most_tokens: that any process reads in this forward, where all have to call its modules equally often;
             None is this one's own.
-        calls: grows by one a layer that asked for attention, so that a model that goes its own way is found.
+        callers: the layers that asked for attention, so that a model that goes its own way is found.
     """
 
     branches: tuple[Branch, ...]
@@ -62,7 +62,7 @@ class PreparedLayout:
     longest_sequence: int
     exchange: Exchange = local
     most_tokens: int | None = None
-    calls: list[str] = field(default_factory=list, compare=False)
+    callers: set[nn.Module] = field(default_factory=set, compare=False)
 
 
 def prepare(

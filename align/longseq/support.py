@@ -44,23 +44,23 @@ def check_supported(model: nn.Module) -> None:
     check_config(lm.config)
 
 
-def check_every_layer_called(model: PreTrainedModel, calls: list[str]) -> None:
+def check_every_layer_called(model: PreTrainedModel, callers: int) -> None:
     """Refuses a model whose layers, some or all, attend by code of their own: they would see siblings.
 
     The first forward shows it, whatever the model says of itself.
 
     Args:
         model: the causal language model, after a forward.
-        calls: an entry for each time that a layer asked for our attention in that forward.
+        callers: how many of its layers asked for our attention in that forward.
 
     Raises:
-        UserError: not every layer asked once.
+        UserError: not every layer asked.
     """
     layers = model.config.get_text_config().num_hidden_layers
-    if len(calls) != layers:
+    if callers != layers:
         raise UserError(
-            f"{type(model).__name__} has {layers} layers, but its attention was asked for {len(calls)} times: it "
-            "computes attention by code of its own, which the shared-prefix forward cannot reach."
+            f"{type(model).__name__} computes attention by code of its own in {layers - callers} of its {layers} "
+            "layers, which the shared-prefix forward cannot reach: use a model class that does not."
         )
 
 

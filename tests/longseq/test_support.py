@@ -97,8 +97,8 @@ class DropsKeywords(LlamaAttention):
 @pytest.mark.parametrize(
     ("attention", "layers", "sentence"),
     [
-        (OwnAttention, [0], "LlamaForCausalLM has 2 layers, but its attention was asked for 1 times"),
-        (OwnAttention, [0, 1], "was asked for 0 times: it computes attention by code of its own"),
+        (OwnAttention, [0], "LlamaForCausalLM computes attention by code of its own in 1 of its 2 layers"),
+        (OwnAttention, [0, 1], "in 2 of its 2 layers"),
         (DropsKeywords, [1], "DropsKeywords was not handed the row's layout"),
     ],
 )
