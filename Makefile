@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow test-parity test-survival check bench clean
+.PHONY: help demo test test-slow test-parity test-survival check smoke bench clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -67,6 +67,9 @@ check: $(VENV)/.installed         ## lint + types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+smoke: $(VENV)/.installed         ## every method by one override on the embedded model; one table
+	$(BIN)/python benchmarks/smoke.py
 
 bench: $(VENV)/.installed         ## speed and memory against TRL and padded rows
 	$(BIN)/python benchmarks/forward.py

@@ -36,8 +36,8 @@ METHODS = sorted(path.stem for path in (Path(hydra_conf.__file__).parent / "meth
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
 SECTIONS = 2  # of a row's context: the gold one and another
-HELD_OUT = 8
-TRAINED = 20
+HELD_OUT = 6
+TRAINED = 12
 
 
 def main() -> None:
