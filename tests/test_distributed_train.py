@@ -32,19 +32,21 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(folder: Path, name: str, processes: int, *overrides: str) -> tuple[dict, dict]:
+def train(
+    folder: Path, name: str, processes: int, *overrides: str, flags: tuple[str, ...] = ("--multi_gpu",)
+) -> tuple[dict, dict]:
     """Runs the command; returns the final weights and the contents of results.json."""
     launch = [sys.executable, "-m", "align.train"]
     if processes > 1:
         launch = [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+            *(sys.executable, "-m", "accelerate.commands.launch", *flags),
             *("--num_processes", str(processes), "--main_process_port", "0", "-m", "align.train"),
         ]
     command = [
         *(*launch, f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}"),
         *(f"output={folder / name}", *COMMON, *overrides),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / name / "results.json").read_text())
@@ -86,3 +88,19 @@ def test_weights_equal_one_process(folder, one_process, processes, batch, parall
     expected = held_out(one_process[1])
     assert len(expected) == 2 * len(ROWS)
     assert held_out(results) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_under_deepspeed_equal_one_process(folder, one_process, stage):
+    """The product's own way into ZeRO at degree 2, with SGD, clipping and a ragged end of the epoch."""
+    pytest.importorskip("deepspeed")
+    weights, results = train(
+        folder,
+        f"zero{stage}",
+        2,
+        *("parallel=gather", "trainer.per_device_train_batch_size=4"),
+        flags=("--use_deepspeed", "--zero_stage", str(stage), "--zero3_save_16bit_model", "true"),
+    )
+    assert_close(weights, one_process[0], tolerance=1e-5)
+    assert held_out(results) == pytest.approx(held_out(one_process[1]), rel=1e-4, abs=1e-4)

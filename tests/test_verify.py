@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
-from align.longseq import pack
+from align.config import typed
+from align.longseq import ATTENTION, pack
+from align.longseq.parallel import SequenceParallel, start_parallel
 from align.model import ModelSettings
 from align.plain_rows import plain_pair_logps
+from align.settings import MemorySettings
 from align.small_copy import build_small_copy, random_examples
+from align.verify import report, run_all, start_accelerator
+from tests.distributed import run_distributed
 from tests.longseq import plain
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -121,3 +128,45 @@ def test_random_examples_repeat_and_differ():
         assert np.array_equal(one.prompt_ids, other.prompt_ids)
     assert len({len(example.prompt_ids) for example in first}) > 1
     assert pack(first).num_tokens == sum(example.num_tokens for example in first)
+
+
+def without_gradient_of_others(parallel: SequenceParallel) -> SequenceParallel:
+    """The exchange with the classic wrong backward: keys get no gradient from other ranks' queries."""
+
+    def place(row, own):
+        shard, layout = parallel.place(row, own)
+
+        def exchange(query, key, value, attend):
+            return layout.exchange(query, key.detach(), value, attend)
+
+        return shard, dataclasses.replace(layout, exchange=exchange)
+
+    return dataclasses.replace(parallel, place=place)
+
+
+def verdicts(rank: int, size: int, folder: str) -> dict[str, bool]:
+    """What `align verify` finds of each exchange as it is, and of the same with a wrong backward."""
+    with initialize_config_module("hydra_conf", version_base="1.3"):
+        config = compose("verify", [f"model.path={folder}"])
+    model, memory = typed(ModelSettings, config, "model"), typed(MemorySettings, config, "memory")
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    accelerator = start_accelerator()
+    found = {}
+    for kind in ("ulysses", "gather"):
+        right = start_parallel(kind, size)
+        for name, parallel in ((kind, right), (f"broken {kind}", without_gradient_of_others(right))):
+            copies = [
+                build_small_copy(model, attention=attention, seed=config.seed)
+                for attention in ("sdpa", ATTENTION, ATTENTION)
+            ]
+            outcomes = run_all(config, memory, tuple(copies), accelerator, parallel)
+            losses = [outcome.loss for outcome in outcomes]
+            assert max(losses) - min(losses) < 1e-4, "a wrong backward does not show in the loss"
+            found[name] = report(outcomes, model, config.tolerance, show=rank == 0)
+    return found
+
+
+def test_a_wrong_backward_is_found(folder):
+    """The loss is exact then; only a gradient above the tolerance tells, and gives exit code 1."""
+    for found in run_distributed(verdicts, 2, str(folder), timeout=120):
+        assert found == {"ulysses": True, "broken ulysses": False, "gather": True, "broken gather": False}

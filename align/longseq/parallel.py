@@ -37,13 +37,15 @@ class SequenceParallel:
         group: the processes that share a row.
         degree: n, how many they are.
         rank: this process's rank among them.
-        kind: the exchange, `ulysses` or `gather`.
+        kind: the exchange's name, `ulysses` or `gather`.
+        place: makes of a whole row this process's shard, and the layout whose exchange reaches the rest.
     """
 
     group: dist.ProcessGroup
     degree: int
     rank: int
     kind: str
+    place: Callable[[SharedPrefixRow, SequenceParallel], tuple[SharedPrefixRow, PreparedLayout]]
 
 
 def make_groups(world_size: int, degree: int) -> tuple[tuple[int, ...], ...]:
@@ -88,7 +90,7 @@ def start_parallel(kind: str, degree: int) -> SequenceParallel | None:
     rank = dist.get_rank()
     # new_group is collective: every process makes every group and keeps its own.
     made = [dist.new_group(list(ranks)) for ranks in groups]
-    return SequenceParallel(made[rank // degree], degree, rank % degree, kind)
+    return SequenceParallel(made[rank // degree], degree, rank % degree, kind, _PLACE[kind])
 
 
 # ---- which exchange
@@ -145,7 +147,7 @@ def place_row(
     """What this process reads of a row, and how its attention reaches the rest."""
     if parallel is None:
         return row, prepare(row.layout)
-    return _PLACE[parallel.kind](row, parallel)
+    return parallel.place(row, parallel)
 
 
 def _place_ulysses(

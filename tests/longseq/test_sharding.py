@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import align.longseq
 from align.errors import UserError
 from align.longseq import Group, Layout, pack
 from align.longseq.attention import attend, attend_plain, prepare
@@ -176,6 +179,24 @@ def test_head_shares_of_known_models():
     assert [share.kv for share in share_heads(9, 3, 2)] == [(0, 2), (1, 3)]
     assert {share.query[1] - share.query[0] for share in share_heads(28, 4, 8)} == {3, 4}
     assert [share.query[1] - share.query[0] for share in share_heads(3, 3, 4)] == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "degree", "ratio"), [(9, 3, 2, 1.11), (28, 4, 8, 1.14), (7, 1, 4, 1.14)]
+)
+def test_ulysses_is_as_unbalanced_as_its_docstring_says(heads, kv_heads, degree, ratio):
+    """Every head has the same causal work, so a rank's work is its number of heads times one head's."""
+    layout = layout_of([(64, [16, 32]), (9, [5])])
+    of_a_head = sum(len(keys) for keys in keys_seen(layout))
+    work = [of_a_head * (share.query[1] - share.query[0]) for share in share_heads(heads, kv_heads, degree)]
+    assert max(work) / (sum(work) / degree) == pytest.approx(ratio, abs=0.005)
+
+
+def test_nothing_here_reads_the_training_mode():
+    """accelerate's own sequence parallelism switches itself off in evaluation mode, and is silently wrong then."""
+    for path in sorted(Path(align.longseq.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.Attribute) and node.attr == "training"), f"{path}:{node.lineno}"
 
 
 def test_groups_are_consecutive_ranks():
