@@ -409,6 +409,8 @@ def test_a_sweep_after_filling_loads_no_reference(align_train, monkeypatch, tmp_
     code, out, err = align_train(*common, f"output={tmp_path / '0'}", "reference.fill_only=true")
     assert code == 0, err
     assert "6 prompts" in out
+    assert "filling the reference cache" in err
+    assert "6/6" in err
     assert not (tmp_path / "0" / "config.yaml").exists()
     monkeypatch.setattr(train, "_frozen_model", lambda run: refuse())
     other = ["model.lora.r=4", "data.tokens_per_row=60", "reference.source=frozen", "method.loss.beta=0.3"]

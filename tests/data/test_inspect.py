@@ -53,6 +53,22 @@ def test_good_data_is_shown_and_passes(
     assert "Nothing wrong was found." in shown
 
 
+def test_a_mix_is_shown_and_its_rows_are_checked(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counts of each place; a mixed-in row of a held-out prompt is a leak, one without an answer is named."""
+    path = write_lines(tmp_path / "rows.jsonl", *(row(question=f"q{i}?") for i in range(4)))
+    more = write_lines(tmp_path / "more.jsonl", *(row(question=f"q{i}?", rejected="never") for i in range(6)))
+    settings = (f"data.path={path}", f"model.path={model}", "data.eval_size=1", "rows=0")
+    assert run(monkeypatch, *settings, f"data.mix=[{{path: '{more}', ratio: 2}}]") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"mixed in: 6 of 6 rows of {more}" in shown
+    assert "leak: 1" in shown
+    write_lines(tmp_path / "more.jsonl", row(chosen=None))
+    assert run(monkeypatch, *settings, f"data.mix=[{{path: '{more}', ratio: 0.4}}]") == 1
+    assert "more.jsonl:1: column chosen or completion is missing" in capsys.readouterr().out
+
+
 def test_positions_and_jumps_are_shown(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
