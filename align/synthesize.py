@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from align.config import check_arguments, check_choice, typed
 from align.instantiate import instantiate
 from align.model import ModelSettings, load_tokenizer, resolve_dtype
 from align.runfolder import claim_output
-from align.synthesis.documents import fingerprint
+from align.synthesis.card import write_card
+from align.synthesis.documents import Document, fingerprint
 from align.synthesis.generators import GeneratorSettings
-from align.synthesis.pipeline import Pipeline, report
+from align.synthesis.pipeline import ROWS, Pipeline, Summary, report
+from align.synthesis.select import Selector, select_rows
 from align.synthesis.stage import WORK, Workspace
 
 RESUME = ("auto", "never")
@@ -33,6 +36,7 @@ _PACE = (
     "tokens_per_minute",
 )
 MAY_CHANGE = ("resume", *(f"generator.{key}" for key in ("base_url", "api_key_env", "cache", *_PACE)))
+UNSELECTED = "unselected"  # folder of a pipeline's rows and calls where `select` keeps some of them
 
 
 @hydra_entry("synthesize")
@@ -40,13 +44,32 @@ def main(config: DictConfig) -> None:
     """Checks everything, reads the documents, makes the rows or goes on making them, and shows counts."""
     start = time.monotonic()
     pipeline, generator, model = check(config)
+    selector: Selector = build(config, "select")
     documents = pipeline.read()
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     opened = generator.open(model, tokenizer)
     output = claim(config, documents_sha256=fingerprint(documents))
     workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
-    summary = pipeline.run(documents, workspace)
+    summary = select(selector, pipeline, documents, workspace)
+    write_card(summary, config, workspace)
     report(summary, Console(), seconds=time.monotonic() - start)
+
+
+def select(
+    selector: Selector, pipeline: Pipeline, documents: Sequence[Document], workspace: Workspace
+) -> Summary:
+    """The pipeline's rows; with a selector, those it keeps, the others staying below `unselected/`."""
+    if selector.name is None:
+        return pipeline.run(documents, workspace)
+    inner = dataclasses.replace(workspace, output=workspace.output / UNSELECTED)
+    made = pipeline.run(documents, inner)
+    kept, lost = select_rows(selector, made.path, workspace.output / ROWS, workspace)
+    return Summary(
+        path=workspace.output / ROWS,
+        rows=kept,
+        counts={**made.counts, "rows before selection": made.rows},
+        dropped={**made.dropped, f"not selected by {selector.name}": lost},
+    )
 
 
 def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSettings]:
@@ -72,7 +95,8 @@ def claim(config: DictConfig, *, documents_sha256: str) -> Path:
     known = OmegaConf.to_container(config, resolve=True)
     claim_output(output, {**known, "documents_sha256": documents_sha256}, ignore=MAY_CHANGE)  # type: ignore[dict-item]
     if config.resume == "never":
-        shutil.rmtree(output / WORK, ignore_errors=True)
+        for folder in (WORK, UNSELECTED):
+            shutil.rmtree(output / folder, ignore_errors=True)
     return output
 
 

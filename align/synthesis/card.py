@@ -1,0 +1,221 @@
+"""The data card: README.md beside the rows, with counts, settings, samples to read and two histograms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.data.examples import TokenizedExample
+from align.runfolder import write_atomically
+from align.synthesis.pipeline import Summary
+from align.synthesis.select import tokenized
+from align.synthesis.stage import Workspace
+
+CARD = "README.md"
+LENGTHS, MARGINS = "lengths.png", "margins.png"
+SAMPLES = 3  # rows shown
+CHARACTERS = 600  # of each text shown, half from either end
+PARTS = ("prompt", "chosen", "rejected")
+
+
+@dataclass
+class Measured:
+    """What the histograms show, over all rows.
+
+    Attributes:
+        lengths: part → tokens, one entry a row; `rejected` one an answer.
+        margins: chosen minus rejected, one entry a row.
+        of: what the margins are of: `score`, where answers were scored, else `length`.
+    """
+
+    lengths: dict[str, list[int]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    margins: list[float] = field(default_factory=list)
+    of: str = "length"
+
+
+def write_card(summary: Summary, config: DictConfig, workspace: Workspace) -> Path:
+    """Writes the card and its pictures beside the rows; the same rows give the same card."""
+    folder = summary.path.parent
+    samples: list[Mapping[str, Any]] = []
+    measured = Measured()
+    places = _sample_places(summary.rows)
+    for place, (row, example) in enumerate(tokenized(summary.path, workspace) if summary.rows else ()):
+        _measure(row.values, example, measured)
+        if place in places:
+            samples.append(row.values)
+    pictures = []
+    if summary.rows:
+        draw_lengths(measured, folder / LENGTHS)
+        pictures.append(("Tokens of the rows", LENGTHS))
+    if measured.margins:
+        draw_margins(measured, folder / MARGINS)
+        pictures.append((f"Margins ({_margin_label(measured)})", MARGINS))
+    parts = [
+        *_head(summary, workspace),
+        *_table(summary, measured),
+        *(line for title, name in pictures for line in (f"![{title}]({name})", "")),
+        *_samples(samples, summary.rows),
+        *_settings(config),
+    ]
+    write_atomically(folder / CARD, "\n".join(parts) + "\n")
+    return folder / CARD
+
+
+def _sample_places(rows: int) -> set[int]:
+    """The first row, the middle one, the last."""
+    return {i * (rows - 1) // (SAMPLES - 1) for i in range(SAMPLES)} if rows else set()
+
+
+def _measure(values: Mapping[str, Any], example: TokenizedExample, measured: Measured) -> None:
+    chosen, *rejected = (int(answer.scored.sum()) for answer in example.answers)
+    measured.lengths["prompt"].append(len(example.prompt_ids))
+    measured.lengths["chosen"].append(chosen)
+    measured.lengths["rejected"].extend(rejected)
+    margin = values.get("margin")
+    if isinstance(margin, int | float) and not isinstance(margin, bool):
+        measured.of = "score"
+        measured.margins.append(float(margin))
+    elif rejected and measured.of == "length":
+        measured.margins.append(chosen - sum(rejected) / len(rejected))
+
+
+def _margin_label(measured: Measured) -> str:
+    if measured.of == "score":
+        return "score of the chosen answer minus that of the rejected one"
+    return "tokens of the chosen answer minus those of the rejected ones; these answers have no scores"
+
+
+def draw_lengths(measured: Measured, path: Path) -> None:
+    """One histogram a part of the rows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    for axes, part in zip(figure.subplots(1, len(PARTS)), PARTS, strict=True):
+        values = measured.lengths[part]
+        if values:
+            axes.hist(values, bins=min(40, max(5, len(set(values)))), color="#1f5a92")
+        axes.set_title(f"{part}: {len(values)}", loc="left", fontsize=11)
+        axes.set_xlabel("tokens")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_margins(measured: Measured, path: Path) -> None:
+    """One histogram, with a line at 0."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(measured.margins, bins=min(40, max(5, len(set(measured.margins)))), color="#1f5a92")
+    axes.axvline(0, color="#c8502d", linewidth=1)
+    axes.set_title("chosen minus rejected", loc="left", fontsize=11)
+    axes.set_xlabel("score" if measured.of == "score" else "tokens")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _head(summary: Summary, workspace: Workspace) -> Iterator[str]:
+    yield f"# {summary.rows:,} rows"
+    yield ""
+    yield (
+        f"Made by `align synthesize` with {workspace.generator.name}, seed {workspace.seed}. "
+        f"The rows are in [`{summary.path.name}`]({summary.path.name})."
+    )
+    yield ""
+
+
+def _table(summary: Summary, measured: Measured) -> Iterator[str]:
+    yield "| what | number |"
+    yield "|---|---|"
+    for name, number in summary.counts.items():
+        yield f"| {name} | {number:,} |"
+    for name, number in summary.dropped.items():
+        yield f"| dropped: {name} | {number:,} |"
+    yield f"| **rows** | **{summary.rows:,}** |"
+    for part, values in measured.lengths.items():
+        if values:
+            middle = sorted(values)[len(values) // 2]
+            yield f"| {part}: tokens, least / median / most | {min(values):,} / {middle:,} / {max(values):,} |"
+    yield ""
+
+
+def _samples(samples: Sequence[Mapping[str, Any]], rows: int) -> Iterator[str]:
+    if samples:
+        yield "## Samples"
+        yield ""
+        yield f"{len(samples)} of {rows:,} rows: the first, the middle one, the last. Long texts are cut in the middle."
+        yield ""
+    for row in samples:
+        yield f"### {_inline(str(row.get('id', 'row')))}"
+        yield ""
+        for label, text in _texts(row):
+            yield f"**{label}**"
+            yield ""
+            yield _fenced(_cut(text))
+            yield ""
+        if isinstance(row.get("selection"), dict):
+            yield f"Kept: {_inline(str(row['selection'].get('why')))}"
+            yield ""
+
+
+def _texts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a person reads of a row, whatever its layout, with a label each."""
+    context = row.get("context")
+    if context is not None:
+        chunks = [context] if isinstance(context, str) else list(context)
+        yield f"context, {len(chunks)} chunks", "\n\n".join(map(str, chunks))
+    turns = row.get("questions")
+    if isinstance(turns, list):
+        for i, question in enumerate(turns):
+            yield f"question {i + 1}", str(question)
+            yield f"chosen {i + 1}", str(row["chosens"][i])
+            yield from _rejected(row.get("rejecteds", [[]] * len(turns))[i], f"rejected {i + 1}")
+        return
+    for column in ("prompt", "question", "messages", "chosen", "completion"):
+        if row.get(column) is not None:
+            yield column, _plain(row[column])
+    yield from _rejected(row.get("rejected"), "rejected")
+
+
+def _rejected(value: Any, label: str) -> Iterator[tuple[str, str]]:
+    """One answer, a list of answers, or an answer as messages."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        for j, item in enumerate(value):
+            yield f"{label}.{j + 1}", item
+    elif value is not None:
+        yield label, _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return "\n\n".join(f"[{item.get('role', '?')}] {item.get('content', '')}" for item in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _settings(config: DictConfig) -> Iterator[str]:
+    yield "## Settings"
+    yield ""
+    yield _fenced(OmegaConf.to_yaml(config, resolve=True).strip(), "yaml")
+
+
+def _cut(text: str) -> str:
+    half = CHARACTERS // 2
+    return text if len(text) <= CHARACTERS else f"{text[:half]}\n[…]\n{text[-half:]}"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A block that no back quote inside can end."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _inline(text: str) -> str:
+    """Text that stays text in a line of Markdown."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
