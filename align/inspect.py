@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.cli import hydra_entry
 from align.config import typed
-from align.data.checks import Finding, check_rows, unusable_rows
+from align.data.checks import Finding, check_rows, context_leaks, unusable_rows
 from align.data.dataset import (
     DataSettings,
     PositionSettings,
@@ -58,7 +58,7 @@ def main(config: DictConfig) -> int:
         print_counts(console, data)
         # Rows that data.max_length has cut fit by themselves.
         window = native_window(model) if data_settings.max_length is None else None
-        findings = check_rows(data, window=window)
+        findings = [*check_rows(data, window=window), *context_leaks(data_settings)]
     print_findings(console, findings)
     return 1 if findings else 0
 

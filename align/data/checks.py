@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from align.data.dataset import PreferenceData
 from align.data.formats import parse_row
+from align.data.provenance import leaks
 from align.data.released import is_released, read_released
 from align.data.rows import hash_ids
 from align.data.settings import DataSettings
@@ -36,13 +37,29 @@ def unusable_rows(settings: DataSettings, *, require_rejected: bool = False) -> 
     Raises:
         UserError: a path or a whole file cannot be read.
     """
+    parts = _parts(settings)
+    return [finding for part in parts for finding in _unusable(part, settings.limit, require_rejected)]
+
+
+def context_leaks(settings: DataSettings) -> list[Finding]:
+    """Rows whose prompt lacks what their chosen answer was made from; see `provenance.leaks`."""
+    return [
+        Finding("leak", f"{row.source}: {sentence}.")
+        for part in _parts(settings)
+        for row in read_rows([part], 0, settings.limit)
+        for sentence in leaks(row.values)
+    ]
+
+
+def _parts(settings: DataSettings) -> list[Source]:
+    """Everything that is read: training rows, what is mixed in, held-out rows."""
     sources = open_sources(settings.path)
     parts = [*sources.train, *sources.held_out]
     if settings.eval_path is not None:
         parts = [*sources.train, *open_sources(settings.eval_path, key="data.eval_path").train]
     for i, entry in enumerate(settings.mix):
         parts += open_sources(entry.path, key=f"data.mix[{i}].path").train
-    return [finding for part in parts for finding in _unusable(part, settings.limit, require_rejected)]
+    return parts
 
 
 def _unusable(source: Source, limit: int | None, require_rejected: bool) -> Iterator[Finding]:

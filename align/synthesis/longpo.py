@@ -57,14 +57,13 @@ class LongPOPipeline:
     max_repetition_chosen: float = 0.90
     max_repetition_rejected: float = 0.95
     chunk_separator: str = "\n\n"
-    contexts_together: int | None = None
     block_rows: int = 256
 
     def check(self) -> None:
         """Raises UserError for a value out of range or a contradiction, naming the key; reads nothing."""
         for key in ("chunk_min_tokens", "turns", "max_question_tokens", "max_new_tokens", "block_rows"):
             at_least(key, getattr(self, key), 1)
-        for key in ("max_documents", "contexts_per_document", "short_window", "contexts_together"):
+        for key in ("max_documents", "contexts_per_document", "short_window"):
             at_least(key, 1 if getattr(self, key) is None else getattr(self, key), 1)
         at_least("max_chunks", 2 if self.max_chunks is None else self.max_chunks, 2)
         at_least("chunk_max_tokens", self.chunk_max_tokens, self.chunk_min_tokens)
@@ -109,9 +108,7 @@ class LongPOPipeline:
         number = 0
         while block := list(islice(windows, self.block_rows)):
             dialogues = [self._dialogue(window, workspace) for window in block]
-            outcomes = run_dialogues(
-                f"contexts-{number:04}", dialogues, workspace, together=self.contexts_together
-            )
+            outcomes = run_dialogues(f"contexts-{number:04}", dialogues, workspace)
             for window, (asked, turns, lost) in zip(block, outcomes, strict=True):
                 counts.update({"contexts": 1, "chunks asked about": asked, "turns": len(turns)})
                 dropped.update(lost)

@@ -138,17 +138,13 @@ def script(request: Request) -> str | None:
 
 
 @dataclass(frozen=True)
-class ScriptedSettings:
+class ScriptedSettings(LocalSettings):
     """Group `generator` of a run on a tiny model; see `Scripted`."""
 
     pause: float = 0.0
-    batch_size: int = 3
 
-    def check(self) -> None:
-        """Nothing can be out of range."""
-
-    def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Scripted:
-        return Scripted(LocalSettings(batch_size=self.batch_size).open(model, tokenizer), pause=self.pause)
+    def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Scripted:  # type: ignore[override]
+        return Scripted(super().open(model, tokenizer), pause=self.pause)
 
 
 def settings_of(name: str) -> dict[str, object]:

@@ -1,0 +1,216 @@
+"""Selection: simple rankings, GATEAU's numbers by hand, and its readings against a model run in full."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from align.data.examples import Answer, TokenizedExample
+from align.errors import UserError
+from align.synthesis.context_use import answer_nll, segment_attention, segment_nlls, segments
+from align.synthesis.gateau import Gateau, guidance_scores, misalignment
+from align.synthesis.select import ByLength, ByMargin, Score, kept_places, select_rows
+from tests.synthesis.scripted import WORDS, save_model, workspace
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def context_rows(count=6):
+    return [
+        {
+            "id": f"r{i}",
+            "context": [" ".join(WORDS[i : i + 9]), " ".join(WORDS[i + 20 : i + 30 + i])],
+            "question": " ".join(WORDS[i : i + 3]),
+            "chosen": " ".join(WORDS[i + 5 : i + 9]),
+            "rejected": WORDS[50 + i],
+        }
+        for i in range(count)
+    ]
+
+
+# ---- simple rankings
+
+
+def test_places_by_rank_with_a_share_or_a_number():
+    """Of five rows one has no score; 0.4 is a share of all five; equal scores keep the earlier row first."""
+    scores = [Score(value, "") for value in (1.0, 3.0, None, 3.0, 2.0)]
+    assert kept_places(scores, None) == {1: 1, 3: 2, 4: 3, 0: 4}
+    assert kept_places(scores, 0.4) == {1: 1, 3: 2}
+    assert kept_places(scores, 3) == {1: 1, 3: 2, 4: 3}
+    assert kept_places(scores, 0.01) == {1: 1}
+
+
+def test_length_keeps_rows_within_bounds_and_says_why(model, tmp_path):
+    source = write(tmp_path / "rows.jsonl", context_rows())
+    here = workspace(tmp_path, model)
+    lengths = [int(score.value) for score in ByLength(of="prompt").scores(source, here)]
+    assert [b - a for a, b in pairwise(lengths)] == [1] * 5  # a word more each
+    selector = ByLength(of="prompt", least=lengths[1], most=lengths[4], keep=2)
+    selector.check()
+    assert select_rows(selector, source, tmp_path / "train.jsonl", here) == (2, 4)
+    kept = read(tmp_path / "train.jsonl")
+    assert [row["id"] for row in kept] == ["r3", "r4"]  # the longest two within bounds, in file order
+    assert kept[1]["selection"]["rank"] == 1 and kept[1]["selection"]["by"].startswith("length(")
+    assert kept[1]["selection"]["why"] == (
+        f"prompt of {lengths[4]} tokens, within {lengths[1]} … {lengths[4]}; rank 1 of 6"
+    )
+    scores = read(tmp_path / "selection.jsonl")
+    assert [entry["kept"] for entry in scores] == [False, False, False, True, True, False]
+    assert "outside" in scores[0]["why"] and scores[0]["score"] is None
+
+
+def test_margin_reads_the_column_or_names_the_row(model, tmp_path):
+    rows = [row | {"margin": margin} for row, margin in zip(context_rows(3), (5.0, 20.0, 1), strict=True)]
+    source = write(tmp_path / "rows.jsonl", rows)
+    here = workspace(tmp_path, model)
+    assert select_rows(ByMargin(least=2.0), source, tmp_path / "train.jsonl", here) == (2, 1)
+    assert [row["id"] for row in read(tmp_path / "train.jsonl")] == ["r0", "r1"]
+    with pytest.raises(UserError, match=r"bare\.jsonl:1: select=margin needs a column margin"):
+        ByMargin().scores(write(tmp_path / "bare.jsonl", context_rows(1)), here)
+
+
+@pytest.mark.parametrize(
+    ("selector", "sentence"),
+    [
+        (ByLength(of="answer"), r"select\.of=answer"),
+        (ByLength(least=5, most=4), r"select\.least=5 and select\.most=4"),
+        (ByLength(keep=0), r"select\.keep=0"),
+        (ByMargin(keep=2.5), r"select\.keep=2\.5"),
+        (Gateau(), r"select\.short_model is not set"),
+        (Gateau("a", "b", alpha=2), r"select\.alpha=2"),
+        (
+            Gateau("a", "b", short_rope={"kind": "yarn"}),
+            r"select\.short_rope takes the keys of model\.rope, not kind",
+        ),
+    ],
+)
+def test_bad_values_are_named(selector, sentence):
+    with pytest.raises(UserError, match=sentence):
+        selector.check()
+
+
+# ---- GATEAU
+
+
+def test_guidance_by_hand():
+    """PPL_short (2, 4, 6) → (0, ½, 1), PPL_long (1, 3, 2) → (0, 1, ½): differences (0, −½, ½), then softmax."""
+    raised = [1.0, math.exp(-0.5), math.exp(0.5)]
+    expected = [value / sum(raised) for value in raised]
+    found = guidance_scores(np.array([2.0, 4.0, 6.0]), np.array([1.0, 3.0, 2.0]))
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert guidance_scores(np.array([3.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx([0.5, 0.5])
+
+
+def test_misalignment_by_hand():
+    """Attention where perplexity is low is no misalignment; (¾, ¼) against (¼, ¾) is 1 − 6/10."""
+    aligned = [0.3, 0.1]
+    assert misalignment(aligned, [0.0, math.log(3)]) == pytest.approx(0.0, abs=1e-12)
+    assert misalignment(aligned, [math.log(3), 0.0]) == pytest.approx(0.4)
+    assert misalignment([0.0, 0.0], [1.0, 2.0]) == 1.0
+
+
+def example(prompt=23, context=(3, 17), answer=5):
+    rng = np.random.default_rng(0)
+    return TokenizedExample(
+        source="r:1",
+        prompt_ids=rng.integers(8, 120, prompt),
+        position_ids=np.arange(prompt),
+        answers=(Answer(rng.integers(8, 120, answer), np.array([True] * (answer - 1) + [False])),),
+        chunk_spans=((context[0], 9), (10, context[1])),
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_attention_by_segments_equals_that_of_the_whole_row(kind, monkeypatch):
+    """Answer tokens in blocks behind a cache against one eager forward of prompt and answer."""
+    monkeypatch.setattr(
+        "align.synthesis.context_use.ATTENTION_BYTES", 4 * 2 * 4 * 28 * 2
+    )  # two tokens a block
+    network, row = tiny_model(kind), example()
+    spans = segments(row, 4)
+    assert spans == [(3, 7), (7, 11), (11, 15), (15, 17)]
+    found = segment_attention(network, row, segment_tokens=4)
+    assert network.config._attn_implementation == "sdpa"
+    whole = tiny_model(kind)
+    whole.set_attn_implementation("eager")
+    ids = torch.tensor(np.concatenate([row.prompt_ids, row.answers[0].input_ids])[None])
+    with torch.inference_mode():
+        layers = torch.stack(whole(ids, output_attentions=True).attentions)[:, 0].double()  # [L, H, n, n]
+    expected = [layers[:, :, 23:, slice(*span)].mean().item() for span in spans]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_perplexities_of_the_row_and_of_single_segments():
+    """Each against a plain forward of exactly these tokens; the unscored last token does not count."""
+    network, row = tiny_model(), example()
+    answer = row.answers[0].input_ids
+
+    def plain(prompt):
+        ids = torch.tensor(np.concatenate([prompt, answer])[None])
+        with torch.inference_mode():
+            logs = network(ids).logits[0].log_softmax(-1)
+        picked = [logs[len(prompt) - 1 + k, token].item() for k, token in enumerate(answer)]
+        return -sum(picked[:4]) / 4
+
+    assert answer_nll(network, row) == pytest.approx(plain(row.prompt_ids), rel=1e-5)
+    found = segment_nlls(network, row, segment_tokens=4, batch=2)
+    ids = row.prompt_ids
+    expected = [plain(np.concatenate([ids[:3], ids[a:b], ids[17:]])) for a, b in segments(row, 4)]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_gateau_ranks_rows_and_goes_on_where_it_was_killed(model, tmp_path, monkeypatch):
+    """α = 1 ranks by guidance alone, α = 0 by misalignment alone; finished rows are not read again."""
+    other = tmp_path / "short"
+    save_model(other)
+    tiny_model(seed=3).save_pretrained(other)
+    source = write(tmp_path / "rows.jsonl", context_rows())
+    here = workspace(tmp_path, model)
+
+    def ranked(alpha):
+        selector = Gateau(str(other), str(model), alpha=alpha, segment_tokens=4, keep=3)
+        selector.check()
+        return selector.scores(source, here)
+
+    by_guidance, by_misalignment = ranked(1.0), ranked(0.0)
+    monkeypatch.setattr("align.synthesis.gateau.load_causal_lm", lambda *_, **__: pytest.fail("read again"))
+    both = ranked(0.8)
+    assert len({round(score.value, 12) for score in both}) == 6
+    for one, two, score in zip(by_guidance, by_misalignment, both, strict=True):
+        assert one.value == pytest.approx(one.details["guidance"])
+        assert score.value == pytest.approx(0.8 * one.value + 0.2 * two.value)
+    order = np.argsort([score.value for score in by_misalignment])
+    assert (order == np.argsort([score.details["misalignment"] for score in by_misalignment])).all()
+    kept, left = select_rows(
+        Gateau(str(other), str(model), alpha=0.8, segment_tokens=4, keep=3),
+        source,
+        tmp_path / "train.jsonl",
+        here,
+    )
+    assert (kept, left) == (3, 3)
+    assert all("perplexity" in row["selection"]["why"] for row in read(tmp_path / "train.jsonl"))
+
+
+def test_gateau_wants_a_context(model, tmp_path):
+    source = write(tmp_path / "rows.jsonl", [{"prompt": WORDS[0], "chosen": WORDS[1], "rejected": WORDS[2]}])
+    # A bare prompt shorter than data.keep_tail is all question.
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: select=gateau needs rows with a context"):
+        Gateau("a", "b").scores(source, workspace(tmp_path, model))
