@@ -135,15 +135,19 @@ def ours(setting: Setting, *, checkpointing: str) -> Contestant:
     return Contestant(trainer, policy, partial(_shared_inputs, trainer), _shared_sequences, frozen)
 
 
-def _shared_inputs(trainer: PreferenceTrainer, row: Row) -> dict[str, Any]:
-    example = TokenizedExample(
+def shared_example(row: Row) -> TokenizedExample:
+    """The row as the shared-prefix forward packs it."""
+    return TokenizedExample(
         source="benchmark",
         prompt_ids=np.array(row.prompt),
         position_ids=np.arange(len(row.prompt)),
         answers=tuple(Answer(np.array(ids), np.ones(len(ids), dtype=bool)) for ids in row.answers),
     )
+
+
+def _shared_inputs(trainer: PreferenceTrainer, row: Row) -> dict[str, Any]:
     collate: Any = trainer.data_collator  # takes each row with whether it is real, a placeholder otherwise
-    return collate([(example, True)])
+    return collate([(shared_example(row), True)])
 
 
 def _shared_sequences(inputs: dict[str, Any]) -> list[list[int]]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -19,7 +22,8 @@ def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor
         hidden: `[S, H]` the hidden states that predict the targets; S = 0 still calls the head, so that this
             process takes part in the backward pass.
         target: `[S]` token ids.
-        chunks: how often the head is called; a chunk's memory is `⌈S / chunks⌉ · V · 4` bytes, a few times.
+        chunks: how often the head is called; a chunk's memory is `⌈S / chunks⌉ · V · 4` bytes, twice in the
+            forward pass (the exponentials beside the logits), once in the backward pass.
 
     Returns:
         `[S]`, fp32 (fp64 for an fp64 model).
@@ -37,10 +41,31 @@ def sum_by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def _chunk_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor) -> Tensor:
-    """`[n]` log-probs of one chunk: logit of the target minus the log-sum-exp of the row."""
+    """`[n]` log-probs of one chunk."""
     logits = head(hidden)
-    logits = logits.to(_at_least_fp32(logits.dtype))
-    return logits.gather(-1, target[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return _TargetLogps.apply(logits.to(_at_least_fp32(logits.dtype)), target)
+
+
+class _TargetLogps(Function):
+    """The logit of the target minus the log-sum-exp of its row.
+
+    As autograd would have it, but for memory: the backward pass turns the logits into their gradient where they
+    are, `g · (onehot(target) − softmax(logits))`, while autograd would make three more tensors of that size.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        normaliser = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, target, normaliser)
+        return logits.gather(-1, target[:, None]).squeeze(-1) - normaliser
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        logits, target, normaliser = ctx.saved_tensors
+        # Nothing else reads these logits: the checkpoint around the chunk makes new ones for every backward pass.
+        logits.sub_(normaliser[:, None]).exp_().mul_(-gradient[:, None])
+        return logits.scatter_add_(-1, target[:, None], gradient[:, None]), None
 
 
 def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
