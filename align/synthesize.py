@@ -69,6 +69,7 @@ def select(
         rows=kept,
         counts={**made.counts, "rows before selection": made.rows},
         dropped={**made.dropped, f"not selected by {selector.name}": lost},
+        method=made.method,
     )
 
 

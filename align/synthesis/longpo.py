@@ -100,7 +100,7 @@ class LongPOPipeline:
         )
         path = write_rows(workspace.output, self._rows(windows, workspace, counts, dropped))
         rows = counts.pop("rows")
-        return Summary(path=path, rows=rows, counts=dict(counts), dropped=dict(dropped))
+        return Summary(path=path, rows=rows, counts=dict(counts), dropped=dict(dropped), method="longpo")
 
     def _rows(
         self, windows: Iterator[Window], workspace: Workspace, counts: Counter[str], dropped: Counter[str]

@@ -108,7 +108,8 @@ class LongWriterPipeline:
         dropped: Counter[str] = Counter()
         path = write_rows(workspace.output, self._rows(items, workspace, counts, dropped))
         rows = counts.pop("rows")
-        return Summary(path=path, rows=rows, counts=dict(counts), dropped=dict(dropped))
+        method = f"longwriter_{self.rows}"
+        return Summary(path=path, rows=rows, counts=dict(counts), dropped=dict(dropped), method=method)
 
     def _rows(
         self,

@@ -29,12 +29,14 @@ class Summary:
         rows: how many.
         counts: what went in, by name.
         dropped: what the filters took out, by reason.
+        method: `method=` that the rows are made for; None is the default one.
     """
 
     path: Path
     rows: int
     counts: Mapping[str, int]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    method: str | None = None
 
 
 class Pipeline(Protocol):
@@ -89,6 +91,9 @@ def report(summary: Summary, console: Console, *, seconds: float) -> None:
     console.print(f"rows      {summary.path}", soft_wrap=True, highlight=False)
     if summary.rows:
         console.print(f"look      align inspect data.path={summary.path}", soft_wrap=True, highlight=False)
-        console.print(f"train     align train data.path={summary.path}", soft_wrap=True, highlight=False)
+        method = f"method={summary.method} " if summary.method else ""
+        console.print(
+            f"train     align train {method}data.path={summary.path}", soft_wrap=True, highlight=False
+        )
     else:
         console.print("no row is left: try a larger model, or more questions.", highlight=False)
