@@ -17,6 +17,7 @@ COMMANDS = {
     "rounds": "data and training in turns, each round on longer contexts (LongPO)",
     "inspect": "rows as the model will see them, and checks of the data",
     "verify": "proof that loss and gradients are exact for a model, its wrapper and degree",
+    "plan": "memory per GPU and seconds a step before it runs, and the cheapest settings that fit",
     "export": "a trained policy as an ordinary model folder, with a model card",
 }
 USAGE_EXIT_CODE = 2

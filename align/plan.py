@@ -1,0 +1,189 @@
+"""`align plan`: what a run will need per GPU and step, and the cheapest settings that fit; no GPU, no weights."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from align.cli import hydra_entry
+from align.config import check_choice, typed
+from align.data.dataset import load_preference_data
+from align.data.settings import DataSettings, PositionSettings
+from align.errors import UserError
+from align.longseq.parallel import choose_exchange, make_groups
+from align.methods import Method
+from align.model import ModelSettings, load_tokenizer
+from align.planning import report
+from align.planning.architecture import Architecture, measure, read_config
+from align.planning.here import available_memory, resident_memory
+from align.planning.job import Job, Machine, Rows, Strategy
+from align.planning.request import (
+    GpuSettings,
+    data_lengths,
+    describe,
+    levers_of,
+    machine_of,
+    make_job,
+    precision_of,
+    read_method,
+    row_lengths,
+)
+from align.planning.search import Priced, cheapest, price, smallest
+from align.planning.states import WRAPPERS
+from align.reference import ReferenceSettings
+from align.results import write_json
+from align.settings import MemorySettings, ParallelSettings
+
+# Keys of `align plan` alone, which `align train` does not have.
+_OWN = ("rows", "gpus", "wrapper", "json")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is printed: the given settings, and the cheapest that fit (None where none do)."""
+
+    sizes: Architecture
+    source: str
+    job: Job
+    machine: Machine
+    given: Priced
+    best: Priced | None
+    prompts: int
+
+
+@hydra_entry("plan")
+def main(config: DictConfig) -> int:
+    """Prints the plan; 1 where nothing fits."""
+    plan = make_plan(config)
+    show(plan, own_overrides(sys.argv[1:]))
+    if config.json is not None:
+        write_json(Path(config.json), to_json(plan))
+    return 0 if plan.best is not None else 1
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """The plan of a composed configuration; reads config.json, and a tokenizer where data.path is set.
+
+    Raises:
+        UserError: what `align train` would refuse too, and lengths or machines that make no sense.
+    """
+    method = read_method(config)
+    model = typed(ModelSettings, config, "model")
+    gpus = typed(GpuSettings, config, "gpus")
+    check_choice("wrapper", config.wrapper, WRAPPERS)
+    architecture, source = read_config(model)
+    sizes = measure(architecture, model)
+    rows = read_rows(config, model, method)
+    job = make_job(
+        method,
+        model,
+        typed(ReferenceSettings, config, "reference"),
+        config.trainer,
+        rows,
+        device=gpus.device,
+    )
+    machine = machine_of(
+        gpus,
+        memory=available_memory(),
+        runtime=resident_memory(),
+        products=precision_of(model, config.trainer, device=gpus.device).products,
+    )
+    strategy = given_strategy(config, sizes, job, machine)
+    given = price(sizes, job, strategy, machine)
+    prompts = given.time.prompts
+    best = cheapest(sizes, job, machine, prompts=prompts)
+    return Plan(sizes, source, job, machine, given, best, prompts)
+
+
+def read_rows(config: DictConfig, model: ModelSettings, method: Method) -> Rows:
+    """Lengths of the data, or of the key `rows`."""
+    if config.data.path is None:
+        return row_lengths(config, method)
+    data = load_preference_data(
+        typed(DataSettings, config, "data"),
+        load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision),
+        positions=typed(PositionSettings, config, "positions"),
+        seed=config.seed,
+        require_rejected=method.uses_rejected(),
+        require_short=method.needs.short,
+    )
+    return data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))
+
+
+def given_strategy(config: DictConfig, sizes: Architecture, job: Job, machine: Machine) -> Strategy:
+    """Wrapper, exchange, degree and levers as they are set.
+
+    Raises:
+        UserError: a degree that does not divide the GPUs.
+    """
+    parallel = typed(ParallelSettings, config, "parallel")
+    memory = typed(MemorySettings, config, "memory")
+    make_groups(machine.count, parallel.degree)
+    exchange = "none" if parallel.degree == 1 else parallel.kind
+    if exchange == "auto":
+        exchange, _ = choose_exchange(
+            heads=sizes.heads, kv_heads=sizes.kv_heads, degree=parallel.degree, length=job.rows.tokens
+        )
+    wrapper = "none" if machine.count == 1 else config.wrapper
+    if machine.count > 1 and wrapper == "none":
+        raise UserError(f"wrapper=none is for one process, and gpus.count={machine.count}: name a wrapper.")
+    return Strategy(wrapper, exchange, parallel.degree, levers_of(memory))
+
+
+def own_overrides(arguments: list[str]) -> list[str]:
+    """The user's overrides that `align train` takes too, without those that the plan sets."""
+    replaced = (*_OWN, "memory", "parallel", "trainer.gradient_accumulation_steps")
+    kept = []
+    for word in arguments:
+        key = word.lstrip("+~").partition("=")[0]
+        if "=" in word and not any(key == name or key.startswith(f"{name}.") for name in replaced):
+            kept.append(word)
+    return kept
+
+
+def show(plan: Plan, own: list[str]) -> None:
+    """The tables, then the command to paste or the sentence that nothing fits."""
+    console = Console()
+    report.show([describe(plan.sizes, plan.job), f"sizes from {plan.source}"], console=console)
+    columns = {"given": plan.given}
+    if plan.best is not None:
+        columns["cheapest that fits"] = plan.best
+    console.print(report.memory_table(columns, plan.machine))
+    if plan.best is None:
+        report.show([nothing_fits(plan)], console=console)
+    else:
+        report.show(["", report.command(plan.best, plan.machine, rest=own)], console=console)
+
+
+def nothing_fits(plan: Plan) -> str:
+    """One sentence: what would be needed."""
+    least = smallest(plan.sizes, plan.job, plan.machine, prompts=plan.prompts)
+    need, have = report.gigabytes(least.memory.total), report.gigabytes(plan.machine.memory)
+    host = ""
+    if least.memory.host > 0:
+        host = f" and {report.gigabytes(least.memory.host)} of host memory a machine"
+    levers = " ".join(report.lever_overrides(least.strategy.levers))
+    return (
+        f"Nothing fits {plan.machine.count} × {have}: the least is {need} per GPU{host} "
+        f"({least.strategy.wrapper}, degree {least.strategy.degree}, {levers}); "
+        "take more or larger GPUs, or shorter rows."
+    )
+
+
+def to_json(plan: Plan) -> dict[str, object]:
+    """The plan as JSON: bytes and seconds."""
+    return {
+        "model": vars(plan.sizes),
+        "rows": vars(plan.job.rows),
+        "machine": vars(plan.machine),
+        "given": report.to_json(plan.given, plan.machine),
+        "cheapest": report.to_json(plan.best, plan.machine),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Bytes per process of what one micro-batch needs: checkpoints of layers, and the transient peaks beside them.
+
+Derived from what autograd saves in a Llama-like layer and from what is alive when a gradient is computed; checked
+against torch's own count of live memory (tests/test_planning.py). Per token of the process (t of T tokens at degree n),
+in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_heads·D:
+
+- **kept by a checkpointed layer**: its input H; with `keep_attention` also attention's output Q and log-sum-exp.
+  Without checkpointing all that is saved: I·(3 + 1 where down_proj trains) + what the next line lists.
+- **saved by a layer beside its input**: q, k, v after RoPE: Q + 2K; attention's output Q; the second residual H;
+  where the layer's weights train, both norms' normalised input and output, 4H; with LoRA on attention, the first norm's
+  output H (its input to A), and with LoRA on the MLP the second's. In bf16 each norm adds its fp32 input, 2H·4 bytes.
+- **MLP's backward**: that, and 6I: gate, up and silu(gate) saved, and the gradients of the product, of silu and of up;
+  and the gradient of the layer's output H.
+- **attention's backward**: that without the MLP's part, the gradients of output Q, of q, k, v, and copies that the
+  exchange sends.
+- **tiled** (`mlp_chunk` = c): over all tokens q, k, v, attention's output and its gradient, the gradients of the
+  layer's input and output; the two lines above for c tokens only.
+- **head**: 4 · ⌈chunk⌉ · V numbers in fp32 (logits, their exponential, two gradients), and in bf16 the logits before;
+  where the head trains, its gradient: one from the chunks, one being added, one from the call that keeps the head in
+  the graph of ranks without scored tokens.
+- **reference**: a forward without a graph, which is not tiled: 3I + 3H + 2Q + 2K.
+
+Exchanges add a second copy of attention's output Q (before and after it), and:
+
+- *ulysses*: K' in K's place, the KV heads of the rank with the most, times n (a head that two ranks read is copied);
+- *gather*: n·K in K's place: keys and values of the whole row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from align.longseq.exchange import share_heads
+from align.planning.architecture import Architecture
+from align.planning.job import Job, Levers, Precision, Rows, Strategy
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes per process.
+
+    Attributes:
+        checkpoints: kept by all layers from the forward to the backward pass.
+        last_checkpoint: of the last layer that goes backward, when the others' are gone.
+        offloaded: what waits on host or disk instead.
+        mlp, attention, head, reference: the transient peaks of these phases; they do not meet.
+    """
+
+    checkpoints: float
+    last_checkpoint: float
+    offloaded: float
+    mlp: float
+    attention: float
+    head: float
+    reference: float
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """Bytes per token: `stream` and `products` times H, I, Q; keys (or values) of the row as this rank holds them."""
+
+    stream: float
+    inner: float
+    query: float
+    keys: float
+    normed: float
+    norm_copy: float
+
+
+def activations(model: Architecture, job: Job, strategy: Strategy) -> Activations:
+    """What one micro-batch needs; with `policy_short` the graph of the short context stays alive beside it."""
+    long = _of_rows(model, job, strategy, job.rows, scored=_scored(job))
+    if not job.policy_short:
+        return long
+    short = _of_rows(model, job, strategy, job.rows.short(), scored=job.rows.scored)
+    return Activations(
+        checkpoints=long.checkpoints + short.checkpoints,
+        last_checkpoint=long.last_checkpoint,
+        offloaded=long.offloaded + short.offloaded,
+        mlp=max(long.mlp, short.mlp),
+        attention=max(long.attention, short.attention),
+        head=max(long.head, short.head),
+        reference=long.reference,
+    )
+
+
+def own_tokens(tokens: int, degree: int) -> int:
+    """t: tokens of the largest shard, and the one that nobody sees."""
+    return tokens if degree == 1 else math.ceil(tokens / degree) + 1
+
+
+def _scored(job: Job) -> int:
+    """Tokens that the head scores in the whole row; LongPO's NLL reads the prompt too."""
+    return job.rows.scored + (job.rows.prompts * job.rows.prompt if job.nll_scope == "sequence" else 0)
+
+
+def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, scored: int) -> Activations:
+    levers, precision = strategy.levers, job.precision.under(strategy.wrapper)
+    tokens = own_tokens(rows.tokens, strategy.degree)
+    width = _widths(model, precision, strategy)
+    saved = _saved(model, width, strategy.degree)
+    kept_output = width.query + model.heads * 4
+    layer = {"full": width.stream, "keep_attention": width.stream + kept_output}
+    unchecked = width.stream + saved + width.inner * (3 + (not model.lora or model.lora_mlp))
+    each = layer.get(levers.checkpointing, unchecked) * tokens
+    layers, offloaded = model.layers * each, 0.0
+    if levers.offload != "none":
+        # On its way out or in: the layer's own input and the one that is fetched meanwhile.
+        offloaded = max(0, model.layers - 2) * width.stream * tokens
+        layers -= offloaded
+    # What is kept is not made again, and without checkpointing nothing is.
+    again = {"full": saved, "keep_attention": saved - width.query, "none": 0.0}[levers.checkpointing]
+    mlp, attention = _layer_peaks(model, width, strategy, levers, tokens, again)
+    return Activations(
+        checkpoints=layers,
+        last_checkpoint=each,
+        offloaded=offloaded,
+        mlp=mlp,
+        attention=attention,
+        head=_head(model, precision, levers, width, tokens, math.ceil(_on_rank(scored, tokens, strategy))),
+        reference=_reference(model, job, strategy, width),
+    )
+
+
+def _on_rank(scored: int, tokens: int, strategy: Strategy) -> float:
+    """The most scored tokens on a rank: balanced under gather; under ulysses the last shard has the answers."""
+    if strategy.gather > 1:
+        return min(scored / strategy.gather, tokens)
+    return min(scored, tokens)
+
+
+def _widths(model: Architecture, precision: Precision, strategy: Strategy) -> _Widths:
+    products = precision.products
+    keys = model.kv_width
+    if strategy.ulysses > 1:
+        shares = share_heads(model.heads, model.kv_heads, strategy.ulysses)
+        keys = max(share.kv[1] - share.kv[0] for share in shares) * model.head_dim * strategy.ulysses
+    keys *= strategy.gather
+    return _Widths(
+        stream=model.hidden * precision.stream,
+        inner=model.intermediate * products,
+        query=model.query_width * products,
+        keys=keys * products,
+        normed=model.hidden * products,
+        norm_copy=model.hidden * precision.norm_copy,
+    )
+
+
+def _saved(model: Architecture, width: _Widths, degree: int) -> float:
+    """Bytes per token that a layer's forward saves beside its input and the MLP's part."""
+    attention = width.query * (2 if degree == 1 else 3) + 2 * width.keys
+    if not model.lora:
+        norms = 2 * (width.stream + width.normed)
+    else:
+        norms = width.normed * (2 if model.lora_mlp else 1)
+    return attention + width.stream + norms + 2 * width.norm_copy
+
+
+def _layer_peaks(
+    model: Architecture, width: _Widths, strategy: Strategy, levers: Levers, tokens: int, again: float
+) -> tuple[float, float]:
+    """Bytes at the MLP's and at attention's backward pass."""
+    none = levers.checkpointing == "none"
+    # Without checkpointing the three inputs are among what the layers keep; only gradients are new.
+    inner = width.inner * (3 if none else 6)
+    gradients = 2 * width.query + 2 * width.keys
+    if strategy.ulysses > 1:
+        gradients += 2 * width.query + 2 * width.keys
+    if strategy.gather > 1:
+        gradients += width.query + 4 * width.keys
+    if levers.mlp_chunk is None or none:
+        mlp = inner + again + width.stream
+        attention = again + width.stream + gradients - (0.0 if none else width.stream)
+        return mlp * tokens, attention * tokens
+    tile = min(levers.mlp_chunk, tokens)
+    kept = 0.0 if levers.checkpointing == "full" else width.query
+    whole = width.query * (2 if strategy.degree == 1 else 3) + 2 * width.keys - kept
+    norms = 5 * width.stream + 2 * width.norm_copy
+    mlp = (whole + 2 * width.stream + width.query) * tokens + (inner + norms) * tile
+    attention = (whole + width.stream + gradients) * tokens
+    return mlp, attention
+
+
+def _head(
+    model: Architecture, precision: Precision, levers: Levers, width: _Widths, tokens: int, scored: int
+) -> float:
+    """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient."""
+    chunk = math.ceil(scored / max(1, math.ceil(scored / levers.logits_chunk)))
+    logits = chunk * model.vocabulary * (16 + (0 if precision.products == 4 else precision.products))
+    norm = tokens * (3 * width.stream + (0 if model.lora else width.stream) + width.norm_copy)
+    gradient = model.head_parameters * precision.weights if model.head_trains else 0.0
+    return norm + max(logits + gradient, 3 * gradient)
+
+
+def _reference(model: Architecture, job: Job, strategy: Strategy, width: _Widths) -> float:
+    """Bytes of a reference's forward, and of the head's logits in it."""
+    if job.reference == "none":
+        return 0.0
+    both = job.policy_short or not job.reference_short
+    rows = job.rows if both else job.rows.short()
+    tokens = own_tokens(rows.tokens, strategy.degree)
+    layer = 3 * width.inner + 3 * width.stream + 2 * width.query + 2 * width.keys + width.norm_copy
+    scored = math.ceil(_on_rank(rows.scored, tokens, strategy))
+    chunk = min(scored, strategy.levers.logits_chunk)
+    return max(layer * tokens, chunk * model.vocabulary * 12 + 2 * width.stream * tokens)

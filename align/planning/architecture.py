@@ -1,0 +1,152 @@
+"""A model's sizes, counted on the meta device: exact parameter counts, and no weights are read or made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from align.errors import UserError
+from align.longseq.support import find_causal_lm
+from align.lora import add_lora
+from align.model import ModelSettings, load_config, resolve_path
+from align.planning.known import KNOWN
+from align.rope import override_rope
+
+_MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes that memory and time follow from; counts are of single numbers, not bytes.
+
+    Attributes:
+        layers: L, decoder layers.
+        hidden: H, width of the residual stream.
+        intermediate: I, width of the MLP.
+        heads: query heads.
+        kv_heads: key-value heads (grouped-query attention).
+        head_dim: D, width of a head.
+        vocabulary: V.
+        tied: whether the output head is the token embedding; it is then counted once.
+        parameters: all, adapters included.
+        trainable: of them those that train.
+        layer_parameters: of the largest decoder layer, adapters included.
+        layer_trainable: of them those that train.
+        projections: query, key and value projections of one layer.
+        head_parameters: of the output head (the tied embedding too).
+        linear_parameters: of all linear layers but the head: what `model.quantization` packs.
+        lora: whether an adapter trains on frozen weights.
+        lora_mlp: whether the adapter reaches into the MLP.
+        embedding_trains: whether the token embedding does.
+        head_trains: whether the output head does.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    parameters: int
+    trainable: int
+    layer_parameters: int
+    layer_trainable: int
+    projections: int
+    head_parameters: int
+    linear_parameters: int
+    lora: bool
+    lora_mlp: bool
+    embedding_trains: bool
+    head_trains: bool
+
+    @property
+    def query_width(self) -> int:
+        """heads · D."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """kv_heads · D, of keys alone."""
+        return self.kv_heads * self.head_dim
+
+
+def read_config(settings: ModelSettings) -> tuple[PreTrainedConfig, str]:
+    """The model's configuration and where it is from; the recipes' models need no Hub.
+
+    Args:
+        settings: group `model`.
+
+    Raises:
+        UserError: no folder, and neither the Hub nor the table of known models has it.
+    """
+    facts = KNOWN.get(settings.path)
+    if facts is None:
+        return load_config(settings), resolve_path(settings.path)
+    config = AutoConfig.for_model(**facts)
+    override_rope(config, settings.rope)
+    return config, "the published sizes (align/planning/known.py)"
+
+
+def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
+    """Builds the model and its adapters on the meta device and counts.
+
+    Raises:
+        UserError: a mixture of experts, whose memory and time these formulas do not know.
+    """
+    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
+        if (getattr(config, key, None) or 0) > 1:
+            raise UserError(
+                f"{config.model_type} models are mixtures of experts ({key}), which align plan does not know."
+            )
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
+        )
+        model = add_lora(base, settings.lora)
+    lm = find_causal_lm(model)
+    head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
+    layers = list(_decoder_layers(lm))
+    largest = max(layers, key=_count)
+    linear = sum(m.weight.numel() for m in lm.modules() if isinstance(m, nn.Linear) and m is not head)
+    heads = config.num_attention_heads
+    return Architecture(
+        layers=len(layers),
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocabulary=config.vocab_size,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        parameters=_count(model),
+        trainable=_count(model, trainable=True),
+        layer_parameters=_count(largest),
+        layer_trainable=_count(largest, trainable=True),
+        projections=_projections(largest),
+        head_parameters=_count(head),
+        linear_parameters=linear,
+        lora=settings.lora.r > 0,
+        lora_mlp=bool(_MLP & set(settings.lora.target_modules)) and settings.lora.r > 0,
+        embedding_trains=_count(embedding, trainable=True) > 0,
+        head_trains=_count(head, trainable=True) > 0,
+    )
+
+
+def _decoder_layers(lm: nn.Module) -> nn.ModuleList:
+    """The longest list of modules: a decoder's layers."""
+    return max((m for m in lm.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
+def _count(module: nn.Module, *, trainable: bool = False) -> int:
+    """Distinct parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def _projections(layer: nn.Module) -> int:
+    names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value")
+    return sum(_count(m) for name, m in layer.named_modules() if name.rsplit(".", 1)[-1] in names)

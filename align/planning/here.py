@@ -1,0 +1,171 @@
+"""This machine: what memory a process has here, the warning before `align train`, and `memory=auto`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import TrainingArguments
+
+from align.methods import Method
+from align.model import ModelSettings, load_config
+from align.planning.architecture import Architecture, measure
+from align.planning.job import Job, Levers, Machine, Rows, Strategy
+from align.planning.memory import predict
+from align.planning.report import gigabytes, lever_overrides, overrides
+from align.planning.request import GpuSettings, machine_of, make_job
+from align.planning.search import HEADROOM, LAUNCHED, Priced, cheapest, cheapest_levers, lever_sets, price
+from align.reference import ReferenceSettings
+
+CUDA_RUNTIME = (
+    1.0e9  # bytes beside what torch.cuda.mem_get_info counts already: NCCL, fragments; not measured here
+)
+
+
+def available_memory() -> float:
+    """Bytes that processes can still have: Linux's estimate, within the control group's limit."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    limits = [float(free[0])] if free else [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        limits.append(float(limit.read_text()) - float(used.read_text()))
+    return max(0.0, min(limits))
+
+
+def resident_memory() -> float:
+    """Bytes of this process that are in memory now: Python and what it has imported."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return 0.6e9
+    return float(int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+
+def machine_here(device: torch.device, processes: int, *, products: int) -> Machine:
+    """The device that this process runs on, and those beside it; speeds are those of `gpus`' defaults."""
+    environment = os.environ
+    local = int(environment.get("LOCAL_WORLD_SIZE", processes))
+    runtime = resident_memory()
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        host = available_memory()
+        settings = GpuSettings(
+            count=processes, nodes=max(1, processes // local), memory_gb=None, host_gb=host / 1e9
+        )
+        return replace(
+            machine_of(settings, memory=0.0, runtime=0.0, products=products),
+            memory=float(free),
+            runtime=CUDA_RUNTIME,
+        )
+    settings = GpuSettings(
+        device="cpu",
+        count=processes,
+        memory_gb=None,
+        peak_tflops=0.05,
+        mfu=0.8,
+        intra_gb_per_s=1.0,
+        disk_gb_per_s=1.0,
+        runtime_gb=None,
+        host_gb=0.0,
+    )
+    machine = machine_of(settings, memory=0.0, runtime=runtime, products=products)
+    # What processes have already is no longer available, but counted in what each needs.
+    return replace(machine, memory=available_memory() / local + runtime)
+
+
+def launched_wrapper(arguments: TrainingArguments, environment: Mapping[str, str] = os.environ) -> str:
+    """The wrapper that the launch configuration asks for, by its name in `align plan`."""
+    if arguments.deepspeed or environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        plugin = getattr(arguments, "deepspeed_plugin", None)
+        config = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+        stage = int(config.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 0)))
+        offload = config.get("offload_param", {}).get("device", "none")
+        return {0: "ddp", 3: "zero3_offload" if offload == "cpu" else "zero3"}.get(stage, f"zero{stage}")
+    if arguments.fsdp or environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp2"
+    return "ddp" if arguments.world_size > 1 else "none"
+
+
+def job_here(
+    method: Method,
+    model: ModelSettings,
+    reference: ReferenceSettings,
+    arguments: TrainingArguments,
+    rows: Rows,
+) -> tuple[Architecture, Job, Machine]:
+    """Sizes, job and machine of the run that starts here."""
+    job = make_job(method, model, reference, arguments, rows, device=arguments.device.type)
+    sizes = measure(load_config(model), model)
+    machine = machine_here(arguments.device, arguments.world_size, products=job.precision.products)
+    return sizes, job, machine
+
+
+def warning(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> str | None:
+    """A sentence where the run will not fit this machine; None where it will.
+
+    Args:
+        sizes, job, strategy, machine: of the run.
+    """
+    memory = predict(sizes, job, strategy, machine)
+    if memory.total <= machine.memory:
+        return None
+    prompts = machine.count // strategy.degree * job.rows.prompts * job.accumulation
+    wrappers = ("none",) if machine.count == 1 else LAUNCHED
+    if machine.device == "cpu":
+        wrappers = (strategy.wrapper,)
+    better = cheapest(sizes, job, machine, prompts=prompts, wrappers=wrappers)
+    said = (
+        f"This run is predicted to need {gigabytes(memory.total)} per process at its peak ({memory.phase}), and "
+        f"{gigabytes(machine.memory)} are free here"
+    )
+    if better is None:
+        return (
+            f"{said}: no levers make it fit; shorten data.max_length or see `align plan` for what it needs."
+        )
+    launch = "" if better.strategy.wrapper == strategy.wrapper else f" under {better.strategy.wrapper}"
+    return f"{said}; it fits{launch} with {' '.join(overrides(better, given=strategy, accumulation=job.accumulation))}"
+
+
+def choose_levers(
+    sizes: Architecture, job: Job, strategy: Strategy, machine: Machine, *, agree: bool = True
+) -> tuple[Levers, str]:
+    """`memory=auto`: the fastest set of levers that fits here, and why, as a sentence.
+
+    Args:
+        sizes, job, machine: of the run.
+        strategy: its wrapper and degree; its levers are not read.
+        agree: all processes take the least memory that one of them has, so that they choose alike.
+
+    Returns:
+        The levers; where none fits those that need the least, and the sentence says so.
+    """
+    if agree and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        found: list[tuple[float, float]] = [(0.0, 0.0)] * dist.get_world_size()
+        dist.all_gather_object(found, (machine.memory, machine.runtime))
+        machine = replace(machine, memory=min(one[0] for one in found), runtime=max(one[1] for one in found))
+    best = cheapest_levers(sizes, job, strategy, machine)
+    room = gigabytes(machine.memory)
+    if best is None:
+        best = _least(sizes, job, strategy, machine)
+        said = ", ".join(lever_overrides(best.strategy.levers))
+        return best.strategy.levers, (
+            f"memory=auto: no set of levers fits the {room} that are free here; {said} needs the least, "
+            f"{gigabytes(best.memory.total)} per process."
+        )
+    said = ", ".join(lever_overrides(best.strategy.levers))
+    plain = predict(sizes, job, replace(strategy, levers=Levers(checkpointing="none")), machine)
+    return best.strategy.levers, (
+        f"memory=auto: {said}, because it is the fastest set that fits {HEADROOM:.0%} of the {room} free here: "
+        f"{gigabytes(best.memory.total)} per process against {gigabytes(plain.total)} without levers."
+    )
+
+
+def _least(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced:
+    sets = [
+        price(sizes, job, replace(strategy, levers=levers), machine) for levers in lever_sets(machine.device)
+    ]
+    return min(sets, key=lambda one: (one.memory.total, one.time.total))

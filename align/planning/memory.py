@@ -1,0 +1,119 @@
+"""Memory per process, by part, and its peak over the phases of a step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from align.planning.activations import Activations, activations
+from align.planning.architecture import Architecture
+from align.planning.job import Job, Machine, Strategy
+from align.planning.states import SHARDED, States, states
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per process at the peak of a step.
+
+    Attributes:
+        weights, gradients, optimizer, reference: at the peak; gradients that come later are not counted.
+        checkpoints: kept from the forward to the backward pass, at the peak.
+        transient: of the phase that makes the peak: `phase` names it (mlp, attention, head, reference, embedding
+            or optimizer); wrapper's buffers are in `buffers`.
+        buffers: gradient buckets and gathered weights of the wrapper.
+        runtime: a process before it has a model.
+        phase: see `transient`.
+        host: bytes in the node's memory, of all its processes: offloaded states and checkpoints.
+        disk: bytes on the node's disk.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    reference: float
+    checkpoints: float
+    transient: float
+    buffers: float
+    runtime: float
+    phase: str
+    host: float = 0.0
+    disk: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Bytes at the peak."""
+        parts = (self.weights, self.gradients, self.optimizer, self.reference)
+        return sum(parts) + self.checkpoints + self.transient + self.buffers + self.runtime
+
+    def to_json(self) -> dict[str, float | str]:
+        """Every part, and the total."""
+        return asdict(self) | {"total": self.total}
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What differs between the moments that can be the peak."""
+
+    phase: str
+    gradients: float
+    checkpoints: float
+    transient: float
+
+
+def predict(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Memory:
+    """The largest of these moments; weights, optimizer state, reference and buffers are there in all of them:
+
+    - the head's chunk, the first layer that goes backward (the model's last), the reference's forward: all
+      checkpoints are there, and of the gradients none, with accumulation all;
+    - the last layer that goes backward: all gradients, one checkpoint;
+    - the token embedding's gradient, dense, beside the tied head's;
+    - the optimizer's step: all gradients, and what it computes with: on a GPU (`foreach`) one more copy of what
+      trains, on a CPU three of the largest weight.
+    """
+    fixed = states(model, job, strategy.wrapper, machine.count)
+    acts = activations(model, job, strategy)
+    moments = _moments(model, job, strategy, machine, fixed, acts)
+    peak = max(moments, key=lambda moment: moment.gradients + moment.checkpoints + moment.transient)
+    per_node = machine.per_node
+    return Memory(
+        weights=fixed.weights,
+        gradients=peak.gradients,
+        optimizer=fixed.optimizer,
+        reference=fixed.reference,
+        checkpoints=peak.checkpoints,
+        transient=peak.transient,
+        buffers=fixed.buffers,
+        runtime=machine.runtime,
+        phase=peak.phase,
+        host=per_node * (fixed.host + (acts.offloaded if strategy.levers.offload == "host" else 0.0)),
+        disk=per_node * acts.offloaded if strategy.levers.offload == "disk" else 0.0,
+    )
+
+
+def _moments(
+    model: Architecture, job: Job, strategy: Strategy, machine: Machine, fixed: States, acts: Activations
+) -> list[_Moment]:
+    before = fixed.gradients if job.accumulation > 1 else 0.0
+    each = fixed.gradients / max(1, model.trainable)
+    # Before the head's gradient is a tensor of its own it is the sum that autograd holds.
+    whole = strategy.wrapper not in SHARDED
+    precision = job.precision.under(strategy.wrapper)
+    each_head = precision.weights if whole else precision.products
+    head = float(model.head_parameters * each_head) if model.head_trains else 0.0
+    first = before if before and whole else before + head
+    cast = 2.0 * model.trainable if job.precision.autocast and strategy.wrapper in ("none", "ddp") else 0.0
+    tied = head if model.tied and model.embedding_trains else 0.0
+    later = fixed.gradients + tied * bool(before)
+    moments = [
+        _Moment("head", before, acts.checkpoints, acts.head + cast),
+        _Moment("mlp", first, acts.checkpoints, acts.mlp),
+        _Moment("attention", first, acts.checkpoints, acts.attention),
+        _Moment("mlp", later, acts.last_checkpoint, acts.mlp),
+        _Moment("attention", later, acts.last_checkpoint, acts.attention),
+        _Moment("reference", before, acts.checkpoints, acts.reference + cast),
+        _Moment("embedding", later, 0.0, tied),
+    ]
+    if machine.device == "cuda":
+        step = fixed.optimizer / max(1, job.optimizer_slots)
+    else:
+        step = 3 * each * max(model.head_parameters * model.head_trains, model.layer_trainable / 4)
+    return [*moments, _Moment("optimizer", fixed.gradients, 0.0, step if job.optimizer_slots else 0.0)]

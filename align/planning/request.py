@@ -1,0 +1,226 @@
+"""What the configuration of a run asks for, as a `Job`: the same settings as `align train`, without its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+from omegaconf import DictConfig
+
+from align.config import check_choice, typed
+from align.data.dataset import PreferenceData
+from align.errors import UserError
+from align.methods import Method, Needs, load_method
+from align.model import ModelSettings, resolve_dtype
+from align.planning.architecture import Architecture
+from align.planning.job import GB, Job, Levers, Machine, Precision, Rows
+from align.quantization import QUANTIZATIONS
+from align.reference import ReferenceSettings, resolve_source
+from align.settings import MemorySettings
+
+# Optimizers of transformers → numbers kept for each that trains, and bytes of one (None: the weight's).
+_OPTIMIZERS: dict[str, tuple[int, int | None]] = {
+    "adamw_torch": (2, None),
+    "adamw_torch_fused": (2, None),
+    "adamw_hf": (2, None),
+    "adamw_bnb_8bit": (2, 1),
+    "adamw_8bit": (2, 1),
+    "paged_adamw_8bit": (2, 1),
+    "lion_32bit": (1, 4),
+    "rmsprop": (1, None),
+    "adagrad": (1, None),
+    "sgd": (0, None),
+}
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """Key `rows`; see hydra_conf/plan.yaml."""
+
+    prompt: int | None = None
+    mean_prompt: int | None = None
+    answer: int = 512
+    rejected: int = 1
+    short_prompt: int = 1024
+
+
+@dataclass(frozen=True)
+class GpuSettings:
+    """Group `gpus`; see hydra_conf/gpus/a100_80gb.yaml."""
+
+    device: str = "cuda"
+    count: int = 8
+    nodes: int = 1
+    memory_gb: float | None = 80.0
+    peak_tflops: float = 312.0
+    mfu: float = 0.4
+    intra_gb_per_s: float = 250.0
+    inter_gb_per_s: float = 25.0
+    host_gb: float = 1000.0
+    host_gb_per_s: float = 20.0
+    disk_gb_per_s: float = 3.0
+    runtime_gb: float | None = 1.5
+
+    def check(self) -> None:
+        """Refuses numbers that describe no machine."""
+        check_choice("gpus.device", self.device, ("cuda", "cpu"))
+        for name, value in vars(self).items():
+            least = 0 if name.startswith(("host", "disk", "runtime")) else 1e-9
+            if isinstance(value, int | float) and value < least:
+                raise UserError(f"gpus.{name}={value} is too small.")
+        if self.count % self.nodes:
+            raise UserError(
+                f"gpus.count={self.count} is not divisible by gpus.nodes={self.nodes}: give the GPUs of all machines."
+            )
+
+
+@dataclass(frozen=True)
+class Request:
+    """The job, and the model's settings that it is about."""
+
+    job: Job
+    method: Method
+    model: ModelSettings
+    prompts: int
+
+
+def row_lengths(config: DictConfig, method: Method) -> Rows:
+    """Rows by the numbers of the key `rows`.
+
+    Raises:
+        UserError: no length is given, or one is too small.
+    """
+    settings = typed(RowSettings, config, "rows")
+    rejected = settings.rejected if method.uses_rejected() else 0
+    prompt = settings.prompt
+    if prompt is None:
+        if config.data.max_length is None:
+            raise UserError("rows.prompt is not set: give it, data.max_length or data.path.")
+        prompt = int(config.data.max_length) - settings.answer
+    for key, value, least in (
+        ("prompt", prompt, 1),
+        ("answer", settings.answer, 1),
+        ("rejected", rejected, 0),
+        ("short_prompt", settings.short_prompt, 1),
+    ):
+        if value < least:
+            raise UserError(f"rows.{key}={value} is too small: give a number from {least} on.")
+    return Rows(
+        prompt=prompt,
+        answers=(settings.answer,) * (1 + rejected),
+        short_prompt=settings.short_prompt if method.needs.short else 0,
+        prompts=int(config.trainer.per_device_train_batch_size),
+        mean_prompt=settings.mean_prompt,
+    )
+
+
+def data_lengths(data: PreferenceData, needs: Needs, *, prompts: int) -> Rows:
+    """The longest row of the data, prompt and answers, and the mean prompt."""
+    table = data.train.with_format("arrow")[:]
+    tokens = pc.max(table["num_tokens"]).as_py()
+    longest = table.slice(pc.index(table["num_tokens"], tokens).as_py(), 1)
+    answers = tuple(longest["answer_lengths"][0].as_py())
+    mean = pc.mean(pc.list_value_length(table["prompt_ids"])).as_py()
+    short = 0
+    if needs.short:
+        short = int(pc.max(pc.list_value_length(table["short_prompt_ids"])).as_py())
+    return Rows(tokens - sum(answers), answers, short, prompts, round(mean))
+
+
+def precision_of(model: ModelSettings, trainer: Any, *, device: str) -> Precision:
+    """Bytes of weights and products; `dtype=auto` is bfloat16 on a GPU."""
+    check_choice("model.quantization", model.quantization, QUANTIZATIONS)
+    dtype = model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    weights = resolve_dtype(dtype).itemsize
+    autocast = bool(trainer.bf16 or trainer.fp16) and weights == 4
+    return Precision(weights, autocast, model.quantization != "none")
+
+
+def make_job(
+    method: Method,
+    model: ModelSettings,
+    reference: ReferenceSettings,
+    trainer: Any,
+    rows: Rows,
+    *,
+    device: str,
+) -> Job:
+    """The job of a training run.
+
+    Args:
+        method: what it needs.
+        model: dtype and LoRA.
+        reference: its source.
+        trainer: `optim`, `bf16`, `fp16`, `gradient_accumulation_steps`.
+        rows: of a micro-batch.
+        device: `cuda` or `cpu`.
+    """
+    source = resolve_source(
+        reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
+    )
+    slots, each = _OPTIMIZERS.get(str(getattr(trainer.optim, "value", trainer.optim)), (2, None))
+    return Job(
+        rows=rows,
+        precision=precision_of(model, trainer, device=device),
+        optimizer_slots=slots,
+        slot_bytes=each,
+        reference=source,
+        reference_short=method.needs.reference == "short",
+        policy_short=method.needs.policy_short,
+        nll_scope=method.needs.nll_scope,
+        accumulation=int(trainer.gradient_accumulation_steps),
+    )
+
+
+def read_method(config: DictConfig) -> Method:
+    """Group `method`."""
+    return load_method(config.method, allow_targets=list(config.allow_targets))
+
+
+def levers_of(memory: MemorySettings) -> Levers:
+    """Group `memory` as the predictor takes it."""
+    return Levers(memory.checkpointing, memory.logits_chunk, memory.offload, memory.mlp_chunk)
+
+
+def machine_of(settings: GpuSettings, *, memory: float, runtime: float, products: int) -> Machine:
+    """Group `gpus` in bytes and seconds.
+
+    Args:
+        settings: the group.
+        memory: bytes for the CPU where `memory_gb` is null.
+        runtime: the same where `runtime_gb` is null.
+        products: bytes of a number in products; in fp32 a GPU is planned at half of its bf16 peak.
+    """
+    settings.check()
+    share = settings.count if settings.device == "cpu" else 1
+    halved = 2 if settings.device == "cuda" and products == 4 else 1
+    return Machine(
+        device=settings.device,
+        count=settings.count,
+        nodes=settings.nodes,
+        memory=memory / share if settings.memory_gb is None else settings.memory_gb * GB / share,
+        flops=settings.peak_tflops * 1e12 / halved,
+        mfu=settings.mfu,
+        intra_bandwidth=settings.intra_gb_per_s * GB,
+        inter_bandwidth=settings.inter_gb_per_s * GB,
+        host_memory=settings.host_gb * GB,
+        host_bandwidth=settings.host_gb_per_s * GB,
+        disk_bandwidth=settings.disk_gb_per_s * GB,
+        runtime=runtime if settings.runtime_gb is None else settings.runtime_gb * GB,
+    )
+
+
+def describe(model: Architecture, job: Job) -> str:
+    """One line: what is planned."""
+    rows = job.rows
+    trains = "LoRA" if model.lora else "all parameters"
+    types = {4: "float32", 2: "bfloat16"}[job.precision.weights]
+    types += " under bf16 products" if job.precision.autocast else ""
+    types = "nf4" if job.precision.quantised else types
+    return (
+        f"{model.parameters / 1e9:.2f}B parameters, {model.trainable / 1e9:.3g}B train ({trains}, {types}); "
+        f"prompt {rows.prompt}, answers {' + '.join(map(str, rows.answers))} tokens, reference {job.reference}"
+    )

@@ -1,0 +1,98 @@
+"""Bytes per process of what lives as long as the run: weights, gradients, optimizer, reference.
+
+P parameters of which G train, N processes, w bytes a weight (`model.dtype`), s optimizer slots:
+
+| wrapper | weights | gradients | optimizer | beside them |
+|---|---|---|---|---|
+| none | P·w | G·w | s·G·w | |
+| DDP | P·w | G·w | s·G·w | G·w buckets (gradients are copied, `gradient_as_bucket_view` is off) |
+| FSDP2 | P·w/N | G·w/N | s·G·w/N | gathered: embedding, head and two layers; one layer's whole gradients |
+| ZeRO-1 | P·w | G·w | (s+1)·4·G/N | a bucket of 5e8 gradients |
+| ZeRO-2 | P·w | G·w/N | (s+1)·4·G/N | two such buckets |
+| ZeRO-3 | P·w/N | G·w/N | (s+1)·4·G/N | up to 1e9 gathered weights, a bucket |
+| ZeRO-3 offload | on the host | on the host | on the host | up to 1e9 gathered weights, a bucket |
+
+(ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054, section 3: 2P + 2P + 12P bytes for Adam in mixed precision; bucket
+and live parameters are DeepSpeed's defaults.) Under DeepSpeed with `trainer.bf16` weights and gradients are bf16 and
+the 4 bytes of the master copy are counted with the optimizer; in fp32 there is no second copy. Under autocast without
+DeepSpeed torch keeps a bf16 copy of every weight that trains until the forward pass ends (2·G), counted as
+transient.
+QLoRA packs linear layers at 4.127 bits a weight (arXiv:2305.14314, section 3, double quantisation). LoRA's own weights
+are fp32 (PEFT's `autocast_adapter_dtype`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from align.planning.architecture import Architecture
+from align.planning.job import Job, Precision
+
+NF4_BYTES = 4.127 / 8
+BUCKET = 5e8  # DeepSpeed's reduce_bucket_size, elements
+LIVE = 1e9  # DeepSpeed's stage3_max_live_parameters, elements
+DEEPSPEED = {"zero1", "zero2", "zero3", "zero3_offload"}
+SHARDED = {"fsdp2", "zero3", "zero3_offload"}
+WRAPPERS = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes per process; `host` is what offload puts into the node's memory, per process."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    reference: float
+    buffers: float
+    host: float = 0.0
+
+
+def states(model: Architecture, job: Job, wrapper: str, processes: int) -> States:
+    """The table above for one process."""
+    precision = job.precision
+    low = wrapper in DEEPSPEED and precision.autocast
+    weights = _weights(model, precision, low=low)
+    trained = 2.0 if low else (4.0 if model.lora else float(precision.weights))
+    gradients = model.trainable * trained
+    slot = 4.0 if low else (job.slot_bytes or trained)
+    optimizer = model.trainable * (job.optimizer_slots * slot + (4.0 if low else 0.0))
+    reference = _reference(model, precision, low=low) if job.reference == "frozen" else 0.0
+    bucket = min(model.trainable, BUCKET) * trained
+    live = min(model.parameters, LIVE) * (2.0 if low else precision.weights)
+    if wrapper in ("none", "ddp"):
+        return States(weights, gradients, optimizer, reference, gradients if wrapper == "ddp" else 0.0)
+    if wrapper == "zero1":
+        return States(weights, gradients, optimizer / processes, reference, bucket)
+    if wrapper == "zero2":
+        return States(weights, gradients / processes, optimizer / processes, reference, 2 * bucket)
+    shares = (weights / processes, gradients / processes, optimizer / processes)
+    if wrapper == "zero3":
+        return States(*shares, reference, live + bucket)
+    if wrapper == "zero3_offload":
+        return States(0.0, 0.0, 0.0, reference, live + bucket, host=sum(shares))
+    gathered = model.parameters - (model.layers - 2) * model.layer_parameters
+    return States(
+        *shares, reference, gathered * precision.products + model.layer_trainable * precision.products
+    )
+
+
+def _weights(model: Architecture, precision: Precision, *, low: bool) -> float:
+    """Bytes of the whole policy; adapters are fp32."""
+    adapters = model.trainable if model.lora else 0
+    base = model.parameters - adapters
+    each = 2 if low else precision.weights
+    if not precision.quantised:
+        return base * each + adapters * (2 if low else 4)
+    linear = model.linear_parameters - adapters
+    return linear * NF4_BYTES + (base - linear) * each + adapters * 4
+
+
+def _reference(model: Architecture, precision: Precision, *, low: bool) -> float:
+    """A frozen copy of the starting model: whole on every process, in the type that it is loaded in."""
+    adapters = model.trainable if model.lora else 0
+    base = model.parameters - adapters
+    if precision.quantised:
+        linear = model.linear_parameters - adapters
+        return linear * NF4_BYTES + (base - linear) * precision.weights
+    return base * float(precision.weights)

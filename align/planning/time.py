@@ -1,0 +1,219 @@
+"""Seconds of an optimizer step: floating-point work, and the bytes that processes exchange.
+
+**Work** of a row of T = P + Σa tokens, M parameters in the layers' matrices, V·H in the head, A = pairs of attention:
+
+- forward of the layers 2·M·T, attention 4·Q·A a layer (two products over heads·D; A = P²/2 + Σ a·(P + a/2), since the
+  prompt is shared: P²/2 once and not for each answer), head 2·V·H·S for S scored tokens;
+- backward of the layers 2 × the forward, with frozen weights under LoRA 1 × (no weight gradients), attention 2.5 × (the
+  scores are computed again: five products), head 2 × and its logits once more;
+- checkpointing adds a forward of the layers, `full` one of attention too; `mlp_chunk` the projections twice more;
+- a reference or the policy's short context adds its forward (the latter with its backward).
+
+A GPU does 1/n of it at degree n; under ulysses the rank with the most heads has ⌈heads/n⌉·n/heads of the mean
+attention. Seconds = work / (peak · MFU).
+
+**Exchange** a layer and pass, bytes sent by a GPU with t tokens: ulysses t·(2Q + 2K')·b·(n−1)/n (q, k, v there, the
+output back; as many again in the backward pass and in the recomputation), gather 2·K·t·(n−1)·b (forward,
+recomputation; the backward reduce-scatters as much). Groups are consecutive ranks: to the n − p ranks outside
+a node of p GPUs goes the share (n − p)/(n − 1), over the slower network. The mix of both (simulated only): ulysses
+among u ranks, then each gathers the keys and values of its heads from n/u groups.
+
+**Wrapper** a step, bytes by a GPU over N: DDP 2·G·(N−1)/N once a step; ZeRO-1, 2: the same (reduce-scatter, then
+all-gather of weights); FSDP2, ZeRO-3: weights gathered for forward and backward, gradients reduce-scattered,
+(2·P + G)·(N−1)/N in every micro-batch. Across nodes it goes at a GPU's own share of the network, inter_bandwidth.
+
+**Host**: offloaded checkpoints go out and come back beside the computation: what is longer counts. `zero3_offload`
+fetches the node's weights in every pass and steps on the host: 28 bytes of memory traffic a parameter at HOST_TRAFFIC.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from align.longseq.exchange import share_heads
+from align.planning.activations import own_tokens
+from align.planning.architecture import Architecture
+from align.planning.job import Job, Machine, Rows, Strategy
+from align.planning.states import SHARDED, states
+
+HOST_TRAFFIC = (
+    100e9  # bytes/s of a node's memory that DeepSpeed's CPU Adam reaches (an estimate; not measured here)
+)
+STEP_BYTES = 28  # read and written for each parameter: weight, gradient, two states in fp32
+
+
+@dataclass(frozen=True)
+class Time:
+    """Of one optimizer step, on the slowest GPU.
+
+    Attributes:
+        compute, exchange, wrapper, host: seconds.
+        flops: floating-point operations of all GPUs.
+        exchange_bytes, wrapper_bytes: sent by one GPU.
+        prompts: of the global step.
+    """
+
+    compute: float
+    exchange: float
+    wrapper: float
+    host: float
+    flops: float
+    exchange_bytes: float
+    wrapper_bytes: float
+    prompts: int
+
+    @property
+    def total(self) -> float:
+        """Seconds; nothing is assumed to overlap but offloaded checkpoints."""
+        return self.compute + self.exchange + self.wrapper + self.host
+
+    @property
+    def per_prompt(self) -> float:
+        """Seconds for each prompt of the step."""
+        return self.total / self.prompts
+
+    def to_json(self) -> dict[str, float]:
+        """Every part, and the totals."""
+        return asdict(self) | {"total": self.total, "per_prompt": self.per_prompt}
+
+
+def step_time(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Time:
+    """One optimizer step of `job.accumulation` micro-batches on every group."""
+    rows, groups = job.rows.average(), machine.count // strategy.degree
+    work, attention = _work(model, job, strategy, rows)
+    peak = machine.flops * machine.mfu
+    slow = _attention_imbalance(model, strategy)
+    compute = job.accumulation * (work + attention * slow) / strategy.degree / peak
+    inside, outside = exchange_bytes(model, job, strategy, machine, rows)
+    exchange = inside / machine.intra_bandwidth + outside / machine.inter_bandwidth
+    wrapped = wrapper_bytes(model, job, strategy.wrapper, machine.count)
+    network = machine.intra_bandwidth if machine.nodes == 1 else machine.inter_bandwidth
+    return Time(
+        compute=compute,
+        exchange=job.accumulation * exchange,
+        wrapper=wrapped / network,
+        host=_host(model, job, strategy, machine, rows, compute),
+        flops=job.accumulation * groups * (work + attention),
+        exchange_bytes=job.accumulation * (inside + outside),
+        wrapper_bytes=wrapped,
+        prompts=groups * rows.prompts * job.accumulation,
+    )
+
+
+def _attention_imbalance(model: Architecture, strategy: Strategy) -> float:
+    """The slowest rank's attention over the mean."""
+    u = strategy.ulysses
+    return math.ceil(model.heads / u) * u / model.heads
+
+
+def _work(model: Architecture, job: Job, strategy: Strategy, rows: Rows) -> tuple[float, float]:
+    """FLOPs of a micro-batch: matrices, and attention."""
+    levers = strategy.levers
+    recompute = 0.0 if levers.checkpointing == "none" else 1.0
+    again = 1.0 if levers.checkpointing == "full" else 0.0
+    sequence = rows.prompts * rows.prompt if job.nll_scope == "sequence" else 0
+    matrices, attention = _forward(model, rows, rows.scored + sequence)
+    head = 2.0 * model.head_parameters * (rows.scored + sequence)
+    layers = matrices - head
+    backward = 1.0 + model.trainable / model.parameters if model.lora else 2.0
+    tiling = 0.0
+    if levers.mlp_chunk is not None and recompute:
+        tiling = 2 * 2.0 * model.layers * model.projections * rows.tokens
+    total = layers * (1 + backward + recompute) + tiling + head * (2 + (1.0 if model.lora else 2.0))
+    total_attention = attention * (1 + 2.5 + again)
+    if job.policy_short:
+        short, short_attention = _work(
+            model, _without_short(job), strategy, rows.short() if rows.short_prompt else rows
+        )
+        total, total_attention = total + short, total_attention + short_attention
+    if job.reference != "none":
+        for read in _reference_rows(job, rows):
+            matrices, attention = _forward(model, read, read.scored)
+            total, total_attention = total + matrices, total_attention + attention
+    return total, total_attention
+
+
+def _without_short(job: Job) -> Job:
+    return Job(job.rows, job.precision, accumulation=job.accumulation)
+
+
+def _reference_rows(job: Job, rows: Rows) -> list[Rows]:
+    if job.policy_short:
+        return [rows, rows.short()]
+    return [rows.short() if job.reference_short else rows]
+
+
+def _forward(model: Architecture, rows: Rows, scored: int) -> tuple[float, float]:
+    """FLOPs of one forward: matrices with the head over `scored` tokens, and attention."""
+    matrices = 2.0 * model.layers * model.layer_parameters * rows.tokens
+    attention = 4.0 * model.layers * model.query_width * rows.pairs
+    return matrices + 2.0 * model.head_parameters * scored, attention
+
+
+def exchange_bytes(
+    model: Architecture, job: Job, strategy: Strategy, machine: Machine, rows: Rows
+) -> tuple[float, float]:
+    """Bytes that a GPU sends for one micro-batch in the exchange: to GPUs of its own node, and to others."""
+    passes = 2.0 if strategy.levers.checkpointing == "none" else 3.0
+    reads = [(rows, passes)]
+    if job.policy_short:
+        reads.append((rows.short(), passes))
+    if job.reference != "none":
+        reads += [(read, 1.0) for read in _reference_rows(job, rows)]
+    inside = outside = 0.0
+    for read, times in reads:
+        each = times * model.layers * own_tokens(read.tokens, strategy.degree) * job.precision.products
+        ulysses, gather = (each * width for width in _sent(model, strategy))
+        # Ulysses groups are consecutive ranks; a gather group steps over them.
+        span = min(strategy.ulysses, machine.per_node)
+        crossing = (strategy.ulysses - span) / max(1, strategy.ulysses - 1)
+        groups = max(1, min(strategy.gather, machine.per_node // span))
+        apart = (strategy.gather - groups) / max(1, strategy.gather - 1)
+        inside += ulysses * (1 - crossing) + gather * (1 - apart)
+        outside += ulysses * crossing + gather * apart
+    return inside, outside
+
+
+def _sent(model: Architecture, strategy: Strategy) -> tuple[float, float]:
+    """Numbers per own token, layer and pass: in the all-to-alls, and in the all-gather (of what the rank then has)."""
+    u, g = strategy.ulysses, strategy.gather
+    copies = float(model.kv_width)
+    if u > 1:
+        shares = share_heads(model.heads, model.kv_heads, u)
+        copies = sum(share.kv[1] - share.kv[0] for share in shares) * model.head_dim
+    return (2.0 * model.query_width + 2.0 * copies) * (u - 1) / u, 2.0 * copies * (g - 1)
+
+
+def wrapper_bytes(model: Architecture, job: Job, wrapper: str, processes: int) -> float:
+    """Bytes that a GPU sends in one optimizer step for weights and gradients."""
+    if wrapper == "none" or processes == 1:
+        return 0.0
+    whole = states(model, job, "none", 1)
+    share = (processes - 1) / processes
+    gradients = whole.gradients if job.precision.weights == 2 else whole.gradients / 2
+    gradients = gradients if job.precision.autocast or job.precision.weights == 2 else whole.gradients
+    if wrapper in SHARDED:
+        weights = model.parameters * job.precision.products
+        return job.accumulation * (2 * weights + gradients) * share
+    return 2 * whole.gradients * share if wrapper == "ddp" else 2 * gradients * share
+
+
+def _host(
+    model: Architecture, job: Job, strategy: Strategy, machine: Machine, rows: Rows, compute: float
+) -> float:
+    """Seconds that offloading adds to what is computed meanwhile."""
+    seconds = 0.0
+    if strategy.levers.offload != "none":
+        moved = 2.0 * model.layers * model.hidden * job.precision.under(strategy.wrapper).stream
+        moved *= job.accumulation * own_tokens(rows.tokens, strategy.degree)
+        speed = machine.host_bandwidth
+        if strategy.levers.offload == "disk":
+            speed = min(speed, machine.disk_bandwidth / machine.per_node)
+        seconds += max(0.0, moved / speed - compute)
+    if strategy.wrapper == "zero3_offload":
+        whole = states(model, job, "none", 1)
+        fetched = (2 * whole.weights / 2 + whole.gradients / 2) / machine.count
+        seconds += job.accumulation * fetched / machine.host_bandwidth
+        seconds += model.trainable / machine.nodes * STEP_BYTES / HOST_TRAFFIC
+    return seconds
