@@ -178,7 +178,8 @@ def _layer_peaks(
     whole = width.query * (2 if strategy.degree == 1 else 3) + 2 * width.keys - kept
     norms = 5 * width.stream + 2 * width.norm_copy
     mlp = (whole + 2 * width.stream + width.query) * tokens + (inner + norms) * tile
-    attention = (whole + width.stream + gradients) * tokens
+    # The output's gradient exists as tiles and joined; the input's is kept for the projections' part.
+    attention = (whole + 2 * width.stream + width.query + gradients) * tokens
     return mlp, attention
 
 
