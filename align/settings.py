@@ -46,6 +46,7 @@ class MemorySettings:
     mlp_chunk: int | None = None
     offload: str = "none"
     offload_folder: str | None = None
+    choose: str = "given"
 
     def levers(self) -> dict[str, Any]:
         """What `apply_checkpointing` takes beside the mode."""

@@ -37,6 +37,7 @@ from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
 from align.model import add_lora, load_causal_lm, load_config, load_tokenizer, native_window
+from align.planning.fit import fit_memory
 from align.preemption import EXIT_CODE, Preemption
 from align.progress import ProgressDisplay
 from align.reference import AdapterOff, Frozen, Itself, Reference, autocast_forward, reference_model
@@ -65,6 +66,7 @@ def main(config: DictConfig) -> int | None:
     if run.reference.fill_only:
         fill_cache(build_trainer(run, tokenizer, data), run, data)
         return None
+    run = replace(run, memory=fit_memory(run, data))
     claim_output(run.output, config, ignore=FREE_KEYS)
     checkpoint = checkpoints.find_resume(run.output, run.resume)
     shape = StepShape.of(run.arguments, run.parallel.degree)

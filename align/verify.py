@@ -28,6 +28,8 @@ from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.model import ModelSettings
 from align.plain_rows import plain_pair_logps, relative_error
+from align.planning.fit import fit_verify
+from align.planning.job import Rows
 from align.settings import MemorySettings, ParallelSettings
 from align.small_copy import build_small_copy, random_examples
 from align.wrappers import actual_wrapper
@@ -67,17 +69,26 @@ def main(config: DictConfig) -> int:
         build_small_copy(model, attention=attention, seed=config.seed)
         for attention in ("sdpa", ATTENTION, ATTENTION)
     )
-    for copied in (shared, launched):
-        apply_checkpointing(copied, memory.checkpointing, **memory.levers())
     accelerator = start_accelerator()
     try:
         check_same_settings(dict(config), device=accelerator.device)
+        memory = fit_verify(
+            model, memory, rows=random_rows(config), degree=parallel_settings.degree, at=accelerator
+        )
+        for copied in (shared, launched):
+            apply_checkpointing(copied, memory.checkpointing, **memory.levers())
         parallel = form_groups(parallel_settings, plain.config, config, accelerator)
         outcomes = run_all(config, memory, (plain, shared, launched), accelerator, parallel)
         passed = report(outcomes, model, config.tolerance, show=accelerator.is_main_process)
     finally:
         accelerator.end_training()
     return 0 if passed else 1
+
+
+def random_rows(config: DictConfig) -> Rows:
+    """The lengths of the longest of the random rows."""
+    answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
+    return Rows(config.prompt_tokens, answers)
 
 
 def check_numbers(config: DictConfig) -> None:

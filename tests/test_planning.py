@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,11 +21,13 @@ from align.longseq.memory import apply_checkpointing
 from align.model import LoraSettings, ModelSettings, add_lora
 from align.plan import Plan, make_plan
 from align.planning.architecture import measure, read_config
+from align.planning.here import choose_levers, warning
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict
 from align.planning.report import command, overrides
 from align.planning.search import cheapest_levers, lever_sets
-from tests.tiny import tiny_model
+from tests.test_cli import make_rows
+from tests.tiny import tiny_model, tiny_tokenizer
 
 CPU = Machine("cpu", 1, 1, 1e12, 5e10, 0.8, 1e9, 1e8, 0.0, 1e10, 1e9, runtime=0.0)
 
@@ -215,3 +218,54 @@ def test_less_memory_pulls_more_levers():
 
 def test_a_cpu_has_no_host_to_offload_to():
     assert {levers.offload for levers in lever_sets("cpu")} == {"none", "disk"}
+
+
+# ---- before training
+
+
+def tiny_job() -> tuple:
+    settings = ModelSettings(path="Qwen/Qwen2.5-7B-Instruct", lora=LoraSettings(r=16))
+    sizes = measure(read_config(settings)[0], settings)
+    return sizes, Job(Rows(16384, (512, 512)), Precision(2))
+
+
+def test_warning_names_what_makes_it_fit():
+    """Too little for the defaults, enough with levers: the sentence has them; with room there is none."""
+    sizes, job = tiny_job()
+    strategy = Strategy()
+    need = predict(sizes, job, strategy, CPU).total
+    assert warning(sizes, job, strategy, replace(CPU, memory=1.01 * need)) is None
+    said = warning(sizes, job, strategy, replace(CPU, memory=0.85 * need))
+    assert said is not None
+    assert "it fits with" in said
+    assert re.search(r"memory.(mlp_chunk=\d|checkpointing=full|offload=disk)", said)
+    assert "no levers make it fit" in str(warning(sizes, job, strategy, replace(CPU, memory=1e9)))
+
+
+def test_auto_says_why_and_when_nothing_fits():
+    sizes, job = tiny_job()
+    levers, reason = choose_levers(sizes, job, Strategy(), replace(CPU, memory=60e9))
+    assert predict(sizes, job, Strategy(levers=levers), CPU).total <= 60e9
+    assert reason.startswith("memory=auto: memory.checkpointing=")
+    assert "because it is the fastest set that fits" in reason
+    assert "no set of levers fits" in choose_levers(sizes, job, Strategy(), replace(CPU, memory=1e9))[1]
+
+
+@pytest.mark.parametrize("command", ["train", "verify"])
+def test_memory_auto_runs(command, tmp_path, monkeypatch, capfd):
+    """`memory=auto` in both commands, with a tiny model: plenty of room, so nothing is kept out of memory."""
+    tiny_model(initializer_range=0.1).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    words = [f"model.path={tmp_path / 'model'}", "memory=auto", "model.dtype=float32"]
+    if command == "train":
+        words += [f"data.path={make_rows(tmp_path / 'rows.jsonl')}", f"output={tmp_path / 'out'}"]
+        words += ["trainer.max_steps=1", "trainer.use_cpu=true", "data.eval_size=2"]
+    monkeypatch.setattr("sys.argv", ["align", command, *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    _, err = capfd.readouterr()
+    assert code == 0, err
+    assert "memory=auto: memory.checkpointing=none" in err

@@ -15,7 +15,7 @@ in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_heads·D:
   exchange sends.
 - **tiled** (`mlp_chunk` = c): over all tokens q, k, v, attention's output and its gradient, the gradients of the
   layer's input and output; the two lines above for c tokens only.
-- **head**: 4 · ⌈chunk⌉ · V numbers in fp32 (logits, their exponential, two gradients), and in bf16 the logits before;
+- **head**: 2 · ⌈chunk⌉ · V numbers in fp32 (logits and their exponential), and in bf16 the logits before;
   where the head trains, its gradient: one from the chunks, one being added, one from the call that keeps the head in
   the graph of ranks without scored tokens.
 - **reference**: a forward without a graph, which is not tiled: 3I + 3H + 2Q + 2K.
@@ -188,7 +188,7 @@ def _head(
 ) -> float:
     """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient."""
     chunk = math.ceil(scored / max(1, math.ceil(scored / levers.logits_chunk)))
-    logits = chunk * model.vocabulary * (16 + (0 if precision.products == 4 else precision.products))
+    logits = chunk * model.vocabulary * (8 + (0 if precision.products == 4 else precision.products))
     norm = tokens * (3 * width.stream + (0 if model.lora else width.stream) + width.norm_copy)
     gradient = model.head_parameters * precision.weights if model.head_trains else 0.0
     return norm + max(logits + gradient, 3 * gradient)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from align.errors import UserError
 from align.longseq.support import find_causal_lm
@@ -16,6 +18,10 @@ from align.planning.known import KNOWN
 from align.rope import override_rope
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
+
+
+class UnknownModelError(UserError):
+    """A kind of model that the formulas do not describe."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +102,22 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     """Builds the model and its adapters on the meta device and counts.
 
     Raises:
-        UserError: a mixture of experts, whose memory and time these formulas do not know.
+        UnknownModelError: a mixture of experts, whose memory and time these formulas do not know, or a model
+            with code of its own.
     """
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if (getattr(config, key, None) or 0) > 1:
-            raise UserError(
+            raise UnknownModelError(
                 f"{config.model_type} models are mixtures of experts ({key}), which align plan does not know."
             )
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=settings.trust_remote_code
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnknownModelError(
+            f"{config.model_type} models are not the library's own: align plan cannot count them."
         )
-        model = add_lora(base, settings.lora)
+    # The class itself: under ZeRO-3 `from_config` would scatter the weights.
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        model = add_lora(kind(copy.deepcopy(config)), settings.lora)
     lm = find_causal_lm(model)
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
     layers = list(_decoder_layers(lm))
@@ -117,7 +127,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     return Architecture(
         layers=len(layers),
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
+        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,

@@ -11,15 +11,12 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
-from align.methods import Method
-from align.model import ModelSettings, load_config
-from align.planning.architecture import Architecture, measure
-from align.planning.job import Job, Levers, Machine, Rows, Strategy
+from align.planning.architecture import Architecture
+from align.planning.job import Job, Levers, Machine, Strategy
 from align.planning.memory import predict
 from align.planning.report import gigabytes, lever_overrides, overrides
-from align.planning.request import GpuSettings, machine_of, make_job
+from align.planning.request import GpuSettings, machine_of
 from align.planning.search import HEADROOM, LAUNCHED, Priced, cheapest, cheapest_levers, lever_sets, price
-from align.reference import ReferenceSettings
 
 CUDA_RUNTIME = (
     1.0e9  # bytes beside what torch.cuda.mem_get_info counts already: NCCL, fragments; not measured here
@@ -88,20 +85,6 @@ def launched_wrapper(arguments: TrainingArguments, environment: Mapping[str, str
     if arguments.fsdp or environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return "fsdp2"
     return "ddp" if arguments.world_size > 1 else "none"
-
-
-def job_here(
-    method: Method,
-    model: ModelSettings,
-    reference: ReferenceSettings,
-    arguments: TrainingArguments,
-    rows: Rows,
-) -> tuple[Architecture, Job, Machine]:
-    """Sizes, job and machine of the run that starts here."""
-    job = make_job(method, model, reference, arguments, rows, device=arguments.device.type)
-    sizes = measure(load_config(model), model)
-    machine = machine_here(arguments.device, arguments.world_size, products=job.precision.products)
-    return sizes, job, machine
 
 
 def warning(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> str | None:

@@ -135,7 +135,7 @@ def precision_of(model: ModelSettings, trainer: Any, *, device: str) -> Precisio
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     weights = resolve_dtype(dtype).itemsize
-    autocast = bool(trainer.bf16 or trainer.fp16) and weights == 4
+    autocast = trainer is not None and bool(trainer.bf16 or trainer.fp16) and weights == 4
     return Precision(weights, autocast, model.quantization != "none")
 
 
