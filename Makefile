@@ -26,10 +26,11 @@ define DEMO_NEXT
 
 What happened: the model asked and answered questions about real text (1), once from the passages that matter
 (chosen) and once from passages that do not (rejected). LOGO then trained it to prefer the first kind (2). Each
-prompt was read once for all three answers, at positions up to 16K although a prompt has about 600 tokens. The
-table compares held-out rows before and after; the picture shows loss, margin and accuracy over the steps. Read the
-table with care: a 135M model wrote these answers itself and about nine rows are held out, so accuracy and margin move
-by chance and may fall. A larger model, thousands of rows and 64K positions are what the paper uses.
+prompt was read once for all three answers, at positions up to 16K although a prompt has about 450 tokens; the base of
+its rotary embedding was raised for that, as the paper does. The table compares held-out rows before and after, at such
+positions; the picture shows loss, margin and accuracy over the steps. What LOGO moves is the margin between chosen and
+rejected answers; accuracy moves in jumps on so few rows. A larger model, thousands of rows and 64K positions are what
+the paper uses.
 
 What to try next:
   look at the data       $(BIN)/align inspect data.path=$(DEMO)/data/train.jsonl
