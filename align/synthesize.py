@@ -19,7 +19,9 @@ from align.model import ModelSettings, load_tokenizer, resolve_dtype
 from align.runfolder import claim_output
 from align.synthesis.card import write_card
 from align.synthesis.documents import Document, fingerprint
+from align.synthesis.duplicates import check_duplicates, remove_duplicates
 from align.synthesis.generators import GeneratorSettings
+from align.synthesis.lengths import show_documents, token_counts
 from align.synthesis.pipeline import ROWS, Pipeline, Summary, report
 from align.synthesis.select import Selector, select_rows
 from align.synthesis.stage import WORK, Workspace
@@ -45,8 +47,11 @@ def main(config: DictConfig) -> None:
     start = time.monotonic()
     pipeline, generator, model = check(config)
     selector: Selector = build(config, "select")
-    documents = pipeline.read()
+    documents, removed = remove_duplicates(
+        pipeline.read(), kind=config.deduplicate, threshold=config.near_duplicate
+    )
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    show_documents(token_counts(documents, tokenizer, Console(stderr=True)), removed, Console(stderr=True))
     opened = generator.open(model, tokenizer)
     output = claim(config, documents_sha256=fingerprint(documents))
     workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
@@ -78,6 +83,7 @@ def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSetting
     model = typed(ModelSettings, config, "model")
     resolve_dtype(model.dtype)
     check_choice("resume", str(config.resume), RESUME)
+    check_duplicates(config.deduplicate, config.near_duplicate)
     return build(config, "pipeline"), build(config, "generator"), model
 
 

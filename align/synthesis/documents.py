@@ -1,4 +1,4 @@
-"""Where the text comes from: Python's language reference, text files, rows with a `text` column, folders."""
+"""Where the text comes from: Python's language reference, text, PDF, rows with a `text` column, folders, zips."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 from align.data.sources import SUFFIXES, open_sources, read_rows
 from align.errors import UserError
+from align.synthesis.archives import read_pdf, unpacked
 
 EMBEDDED = "embedded"
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")
+ZIP, PDF = ".zip", ".pdf"
 KEY = "pipeline.documents"
 
 
@@ -34,8 +36,8 @@ def load_documents(path: str | None) -> list[Document]:
     """The documents behind `pipeline.documents`, in a fixed order.
 
     Args:
-        path: `embedded`, a text or Markdown file (one document), JSON Lines, JSON or Parquet with a column
-            `text` (a document a row), or a folder of these.
+        path: `embedded`, a text, Markdown or PDF file (one document), JSON Lines, JSON, Parquet or a folder
+            saved by `datasets` with a column `text` (a document a row), a zip, or a folder of these.
 
     Raises:
         UserError: nothing is there, it holds no text, a row has no `text`, or two rows share an `id`.
@@ -47,7 +49,7 @@ def load_documents(path: str | None) -> list[Document]:
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{KEY}={path} does not exist: name a file or a folder, or `{EMBEDDED}`.")
-    documents = [document for file in _files(place) for document in _read(file, place)]
+    documents = list(_read_all(place, ""))
     if not documents:
         raise UserError(f"{KEY}={path} holds no text.")
     _check_unique(documents)
@@ -71,8 +73,27 @@ def _python_reference() -> list[Document]:
     return [Document(name, f"pydoc_data.topics:{name}", text) for name, text in sorted(topics.items())]
 
 
+def _read_all(place: Path, prefix: str) -> Iterator[Document]:
+    """The documents of a file or folder; `prefix` stands before every name, so that a zip's can be told."""
+    if place.is_dir() and any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        yield from _read_rows(place, f"{prefix}{place.name}")
+        return
+    for file in _files(place):
+        name = prefix + (file.name if file == place else file.relative_to(place).as_posix())
+        kind = file.suffix.lower()
+        if kind == ZIP:
+            with unpacked(file) as folder:
+                yield from _read_all(folder, f"{name}/")
+        elif kind in SUFFIXES:
+            yield from _read_rows(file, name)
+        else:
+            text = read_pdf(file) if kind == PDF else _read_text(file)
+            if text.strip():
+                yield Document(name, name, text)
+
+
 def _files(place: Path) -> list[Path]:
-    known = (*TEXT_SUFFIXES, *SUFFIXES)
+    known = (*TEXT_SUFFIXES, *SUFFIXES, PDF, ZIP)
     if place.is_dir():
         found = [path for path in place.rglob("*") if path.is_file() and path.suffix.lower() in known]
         files = sorted(path for path in found if not _hidden(path.relative_to(place)))
@@ -88,23 +109,23 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(file: Path, root: Path) -> Iterator[Document]:
-    """The documents of one file; `root` is what the user named, so that ids do not hold its place."""
-    name = file.name if file == root else file.relative_to(root).as_posix()
-    if file.suffix.lower() in TEXT_SUFFIXES:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file} is not UTF-8 text: convert it.") from error
-        if text.strip():
-            yield Document(name, name, text)
-        return
-    for row in read_rows(open_sources(str(file), key=KEY).train):
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text: convert it.") from error
+
+
+def _read_rows(place: Path, name: str) -> Iterator[Document]:
+    """A document a row; what a data set or a folder holds out is read too, since nothing is trained yet."""
+    sources = open_sources(str(place), key=KEY)
+    for row in read_rows((*sources.train, *sources.held_out)):
         if not isinstance(row.values.get("text"), str):
             raise UserError(f"{row.source}: a document needs a column `text` with a string.")
         text = row.values["text"]
         if text.strip():
-            where = f"{name}:{row.source.rpartition(':')[2]}"
+            line = row.source.rpartition(":")[2]
+            where = row.source if place.is_dir() else f"{name}:{line}"  # a saved data set names its split
             yield Document(str(row.values.get("id", where)), where, text)
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
+import os
+import zipfile
 
 import pytest
+from datasets import Dataset, DatasetDict
+from rich.console import Console
 
 from align.errors import UserError
 from align.synthesis.documents import Document, fingerprint, load_documents
+from align.synthesis.duplicates import Removed, check_duplicates, remove_duplicates
+from align.synthesis.lengths import histogram, show_documents
+
+needs_data = pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
 
 
 def test_the_embedded_documents_are_pythons_language_reference():
@@ -66,3 +76,133 @@ def test_the_fingerprint_changes_with_any_text_or_border_between_texts():
     assert (
         len({of(("a", "xy")), of(("a", "x"), ("", "y")), of(("ax", "y")), of(("a", json.dumps("xy")))}) == 4
     )
+
+
+def pdf(*pages):
+    """A PDF with one line of text a page, written by hand."""
+    kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for i, text in enumerate(pages):
+        stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET" if text else ""
+        objects.append(
+            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents {5 + 2 * i} 0 R "
+            "/Resources << /Font << /F1 3 0 R >> >> >>"
+        )
+        objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
+    content, places = b"%PDF-1.4\n", []
+    for number, text in enumerate(objects, start=1):
+        places.append(len(content))
+        content += f"{number} 0 obj\n{text}\nendobj\n".encode()
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    end = f"xref\n0 {len(places) + 1}\n0000000000 65535 f \n{table}trailer\n"
+    root = f"<< /Size {len(places) + 1} /Root 1 0 R >>\nstartxref\n{len(content)}\n%%EOF\n"
+    return content + (end + root).encode()
+
+
+def test_a_pdf_gives_the_text_of_its_pages(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(pdf("First page.", "Second page."))
+    assert load_documents(str(tmp_path / "a.pdf")) == [
+        Document("a.pdf", "a.pdf", "First page.\n\nSecond page.")
+    ]
+    (tmp_path / "scan.pdf").write_bytes(pdf(""))
+    with pytest.raises(UserError, match="no text"):
+        load_documents(str(tmp_path / "scan.pdf"))
+    (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.4 nothing")
+    with pytest.raises(UserError, match=r"bad\.pdf cannot be read as PDF"):
+        load_documents(str(tmp_path / "bad.pdf"))
+
+
+def test_without_pypdf_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.pdf").write_bytes(pdf("x"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"long-preference\[pdf\]"):
+        load_documents(str(tmp_path / "a.pdf"))
+
+
+def test_a_zip_is_read_like_its_folder_under_its_own_name_and_nothing_leaves_it(tmp_path):
+    inner = tmp_path / "b.zip"
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("sub/one.txt", "one")
+        archive.writestr("rows.jsonl", '{"text": "two"}\n')
+        archive.writestr("../../evil.txt", "evil")
+        archive.writestr("picture.png", b"\x89")
+        with zipfile.ZipFile(inner, "w") as other:
+            other.writestr("three.md", "three")
+        archive.write(inner, "inner.zip")
+    inner.unlink()
+    found = {document.id: document.text for document in load_documents(str(tmp_path / "a.zip"))}
+    assert found == {
+        "a.zip/evil.txt": "evil",
+        "a.zip/inner.zip/three.md": "three",
+        "a.zip/rows.jsonl:1": "two",
+        "a.zip/sub/one.txt": "one",
+    }
+    assert not list(tmp_path.parent.glob("evil.txt"))
+    assert len(load_documents(str(tmp_path))) == 4
+    (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 no zip")
+    with pytest.raises(UserError, match=r"bad\.zip cannot be unpacked"):
+        load_documents(str(tmp_path / "bad.zip"))
+
+
+def test_parquet_and_saved_data_sets_give_a_document_a_row(tmp_path):
+    rows = Dataset.from_dict({"text": ["one", "two"]})
+    rows.to_parquet(tmp_path / "a.parquet")
+    assert [document.text for document in load_documents(str(tmp_path / "a.parquet"))] == ["one", "two"]
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "saved")
+    assert [(d.id, d.text) for d in load_documents(str(tmp_path / "saved"))] == [
+        ("saved/train:1", "one"),
+        ("saved/train:2", "two"),
+        ("saved/test:1", "one"),
+        ("saved/test:2", "two"),
+    ]
+
+
+@needs_data
+def test_the_speeches_of_the_data_folder_are_read_from_their_zip():
+    path = f"{os.environ['ALIGN_DATA']}/documents/state_union.zip"
+    documents = load_documents(path)
+    assert len(documents) == 65 and all(len(document.text) > 1000 for document in documents)
+    kept, removed = remove_duplicates(documents, kind="near", threshold=0.8)
+    assert len(kept) == 65 and removed == []
+
+
+def named(*texts):
+    return [Document(f"d{i}", "s", text) for i, text in enumerate(texts)]
+
+
+def test_exact_and_near_copies_are_left_out_and_the_first_stays():
+    """40 words; another last word changes one of 36 shingles on each side: 35 / 37 = 0.946."""
+    words = [f"word{i}" for i in range(40)]
+    base, near, far = " ".join(words), " ".join([*words[:-1], "other"]), " ".join(words[:20])
+    documents = named(base, f"{base.upper()} \n", near, far, "short", "short text")
+    kept, removed = remove_duplicates(documents, kind="near", threshold=0.9)
+    assert [document.id for document in kept] == ["d0", "d3", "d4", "d5"]
+    assert [(item.document.id, item.like, item.kind) for item in removed] == [
+        ("d1", "d0", "exact"),
+        ("d2", "d0", "near"),
+    ]
+    assert removed[1].similarity == pytest.approx(35 / 37)
+    assert [d.id for d in remove_duplicates(documents, kind="near", threshold=0.95)[0]][:2] == ["d0", "d2"]
+    assert len(remove_duplicates(documents, kind="exact", threshold=0.8)[0]) == 5
+    assert remove_duplicates(documents, kind="none", threshold=0.8) == (documents, [])
+
+
+@pytest.mark.parametrize(("kind", "threshold"), [("some", 0.8), ("near", 0.0), ("near", 1.5)])
+def test_bad_settings_of_duplicates_are_named(kind, threshold):
+    with pytest.raises(UserError, match=r"deduplicate|near_duplicate"):
+        check_duplicates(kind, threshold)
+
+
+def test_the_histogram_counts_every_document_once_between_powers_of_two():
+    assert histogram([1, 2, 3, 9, 15, 16]) == [(0, 2, 1), (2, 4, 2), (4, 8, 0), (8, 16, 2), (16, 32, 1)]
+    assert histogram([]) == []
+    console = Console(file=io.StringIO(), width=100)
+    copies = [Removed(Document("d", "s", "x"), "e", kind, 1.0) for kind in ("exact", "near", "near")]
+    show_documents([5, 6, 20], copies, console)
+    shown = console.file.getvalue()
+    assert "3 documents, 31 tokens; left out: 1 exact and 2 near duplicates" in shown
+    assert "4 – 7" in shown and "16 – 31" in shown
