@@ -3,8 +3,9 @@
 python benchmarks/server.py                  # writes results/server.json
 python benchmarks/server.py --answers 128 --seconds 0.5
 
-A server in a process of its own answers `--places` calls at once, each after `--seconds`, and fails every fifth
-with status 500. It is never idle while the client is perfect, so its calls / places · seconds is the least time.
+A server in a process of its own answers `--places` calls at once, each after half to one and a half `--seconds`
+(drawn with a seed), and fails every fifth with status 500. With a perfect client it is never idle, so the time that
+all its calls took together, over its places, is the least.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import random
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,9 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--answers", type=int, default=1280)
+    parser.add_argument("--answers", type=int, default=2000)
     parser.add_argument("--places", type=int, default=64, help="calls that the server answers at once")
-    parser.add_argument("--seconds", type=float, default=2.0, help="that each takes it")
+    parser.add_argument("--seconds", type=float, default=3.0, help="that a call takes it, on average")
     parser.add_argument("--fail-each", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -66,8 +68,8 @@ def measure(server: Connection, arguments: argparse.Namespace) -> dict[str, floa
     got = sum(len(group) for group in generator.generate(requests, finished=()))
     seconds = time.perf_counter() - start
     server.send("how many?")
-    seen, most = server.recv()
-    least = seen / arguments.places * arguments.seconds
+    seen, most, busy = server.recv()
+    least = busy / arguments.places
     return {
         "answers": got,
         "calls": seen,
@@ -79,26 +81,30 @@ def measure(server: Connection, arguments: argparse.Namespace) -> dict[str, floa
 
 
 def run_server(pipe: Connection, places: int, seconds: float, fail_each: int) -> None:
-    """Serves until it is ended; tells its port, and on request how many calls it saw and most at once."""
+    """Serves until it is ended; tells its port, and on request its calls, most at once, and seconds of all."""
     asyncio.run(_serve(pipe, places, seconds, fail_each))
 
 
 async def _serve(pipe: Connection, places: int, seconds: float, fail_each: int) -> None:
     free = asyncio.Semaphore(places)
     seen = now = most = 0
+    busy = 0.0
+    rng = random.Random(0)
     choice = {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
     good = {"id": "c", "object": "chat.completion", "created": 0, "model": "benchmark", "choices": [choice]}
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal seen, now, most
+        nonlocal seen, now, most, busy
         while head := await _until_blank_line(reader):
             length = next(int(v) for k, _, v in (h.partition(":") for h in head) if k == "content-length")
             await reader.readexactly(length)
             seen, now = seen + 1, now + 1
             most = max(most, now)
             failing = seen % fail_each == 0
+            own = seconds * rng.uniform(0.5, 1.5)
+            busy += own
             async with free:
-                await asyncio.sleep(seconds)
+                await asyncio.sleep(own)
             body = json.dumps({"error": {"message": "no"}} if failing else good).encode()
             status = "500 Internal Server Error" if failing else "200 OK"
             writer.write(
@@ -112,7 +118,7 @@ async def _serve(pipe: Connection, places: int, seconds: float, fail_each: int) 
     server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=256)
     pipe.send(server.sockets[0].getsockname()[1])
     await asyncio.to_thread(pipe.recv)
-    pipe.send((seen, most))
+    pipe.send((seen, most, busy))
     await asyncio.sleep(60)
 
 

@@ -37,7 +37,7 @@ class Contexts:
 
 def choose_contexts(
     question: str,
-    asked_of: Chunk,
+    asked_of: Chunk | None,
     own: Sequence[Chunk],
     foreign: Sequence[Chunk],
     scorer: Scorer,
@@ -54,7 +54,8 @@ def choose_contexts(
 
     Args:
         question: what is asked.
-        asked_of: the chunk that it was asked of, one of `own`.
+        asked_of: the chunk that it was asked of, one of `own`; None for a question from elsewhere, which
+            is judged by the scorer alone.
         own: the document's chunks.
         foreign: candidates from other documents.
         scorer: importance.
@@ -73,7 +74,8 @@ def choose_contexts(
         (chunk for chunk in own if flags[chunk] and chunk != asked_of),
         key=lambda chunk: (-scores[chunk], chunk.index),
     )
-    critical = in_order([asked_of, *ranked[: critical_chunks - 1]])
+    given = [] if asked_of is None else [asked_of]
+    critical = in_order([*given, *ranked[: critical_chunks - len(given)]])
     irrelevant = _filler(
         [chunk for chunk in own if not flags[chunk] and chunk != asked_of],
         [chunk for chunk in foreign if not flags[chunk]],

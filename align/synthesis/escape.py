@@ -3,20 +3,21 @@
 A server renders the chat template and tokenises the result, special tokens included, so that a document
 which holds `<|im_end|>` would end its own message. A zero-width space after the first character of every such
 marker takes the marker apart for any tokenizer, and stays invisible to a reader. It is taken out again where
-an answer quotes it. In this process nothing is escaped: `prompt.PromptEncoder` tokenises contents as text.
+an answer quotes it. In this process contents are tokenised as text (`prompt.PromptEncoder`), and only markers
+that are no special tokens there, such as Mistral-v0.2's `[INST]`, are taken apart.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 BREAK = "\u200b"  # zero-width space: no normalisation form of Unicode removes it
 _LONGEST = 80  # characters looked at behind a break
 
 # Markers of the widespread templates: ChatML, Llama 2 to 4, Mistral, GLM, Gemma, Phi, DeepSeek, T5.
 _MISTRAL = "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|IMG"
-_KNOWN = (
+KNOWN = (
     r"<\|[^<>|\n]{1,60}\|>",
     r"<｜[^<>｜\n]{1,60}｜>",
     r"<</?SYS>>",
@@ -30,12 +31,13 @@ class Escaper:
     """Takes markers apart and puts them together again.
 
     Args:
-        markers: further ones, such as a tokenizer's special tokens.
+        markers: strings, such as a tokenizer's special tokens.
+        patterns: regular expressions of further ones; by default those of the widespread templates.
     """
 
-    def __init__(self, markers: Iterable[str] = ()) -> None:
+    def __init__(self, markers: Iterable[str] = (), patterns: Sequence[str] = KNOWN) -> None:
         named = [re.escape(marker) for marker in sorted(set(markers), key=len, reverse=True) if marker]
-        self.markers = re.compile("|".join([*named, *_KNOWN]))
+        self.markers = re.compile("|".join([*named, *patterns]) or r"(?!)")
         # Looking ahead from every character finds markers that overlap too.
         self._starts = re.compile(rf"(?=(?:{self.markers.pattern}))(.)", re.DOTALL)
 
@@ -51,3 +53,9 @@ class Escaper:
             inside = part and self.markers.match(part[-1] + whole[:_LONGEST])
             whole = part + ("" if inside else BREAK) + whole
         return whole
+
+
+def plain_markers(chat_template: str, specials: re.Pattern[str]) -> set[str]:
+    """Markers that a chat template writes and its tokenizer has no special token for: plain text to both."""
+    found = {match.group() for pattern in KNOWN for match in re.finditer(pattern, chat_template)}
+    return {marker for marker in found if specials.fullmatch(marker) is None}

@@ -272,4 +272,5 @@ class LocalGenerator:
         text = str(
             self.tokenizer.decode(self.encode.lead(request).tolist() + ids[:length], skip_special_tokens=True)
         )
+        text = self.encode.escaper.restore(text)
         return Completion(text=text.strip(), tokens=length, finish="stop" if length < len(ids) else "length")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 
 from align.errors import UserError
@@ -13,9 +13,10 @@ from align.synthesis.chunking import Chunk, cut_document
 from align.synthesis.contexts import Contexts, choose_contexts
 from align.synthesis.documents import Document, load_documents
 from align.synthesis.generators import Message, Request, Sampling, derive_seed
+from align.synthesis.judge import Judged, judge_answers
 from align.synthesis.pipeline import Summary, write_rows
 from align.synthesis.prompt import check_places, fill
-from align.synthesis.rows import Answered, Asked, Questions, build_row
+from align.synthesis.rows import Answered, Asked, Questions, build_row, trim_cut
 from align.synthesis.scorers import Bm25, Scorer
 from align.synthesis.stage import Workspace, progress_bar, run_stage
 
@@ -41,6 +42,8 @@ class LogoPipeline:
     max_new_tokens: int = 512
     max_question_tokens: int = 64
     chunk_separator: str = "\n\n"
+    max_similarity: float = 0.9
+    judge_prompt: str | None = None
     scorer: Scorer = field(default_factory=Bm25)
 
     def check(self) -> None:
@@ -59,12 +62,15 @@ class LogoPipeline:
         _at_least("max_question_tokens", self.max_question_tokens, 1)
         _at_least("chunks_per_prompt", self.chunks_per_prompt, self.critical_chunks + 1)
         _at_least("temperature", self.temperature, 0)
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"pipeline.top_p={self.top_p} must lie in (0, 1].")
+        for key in ("top_p", "max_similarity"):
+            if not 0 < getattr(self, key) <= 1:
+                raise UserError(f"pipeline.{key}={getattr(self, key)} must lie in (0, 1].")
         if not self.question_leads or not all(isinstance(lead, str) for lead in self.question_leads):
             raise UserError("pipeline.question_leads needs a list of strings; [''] leaves all to the model.")
         check_places("pipeline.question_prompt", self.question_prompt, ("passage",))
         check_places("pipeline.answer_prompt", self.answer_prompt, ("context", "question"))
+        if self.judge_prompt is not None:
+            check_places("pipeline.judge_prompt", self.judge_prompt, ("context", "question", "answer"))
 
     def read(self) -> list[Document]:
         """The documents; raises UserError where there are none."""
@@ -83,7 +89,12 @@ class LogoPipeline:
         questions = self._ask(asked, library, workspace)
         dropped.update(questions.dropped)
         answered = self._answer(questions.kept, library, workspace, dropped)
-        rows = [build_row(item, documents, self._settings(workspace), dropped) for item in answered]
+        judged = self._judge(answered, workspace, dropped)
+        settings = self._settings(workspace)
+        rows = [
+            build_row(item, documents, settings, dropped, max_similarity=self.max_similarity)
+            for item in judged
+        ]
         kept = [row for row in rows if row is not None]
         counts = {
             "documents read": len(documents),
@@ -160,6 +171,25 @@ class LogoPipeline:
             for (item, question, contexts), group in zip(usable, calls, strict=True)
         ]
 
+    def _judge(
+        self, answered: Sequence[Answered], workspace: Workspace, dropped: Counter[str]
+    ) -> Sequence[Answered]:
+        """With the judge's verdicts, where there is one; answers without a verdict stay and are counted."""
+        if self.judge_prompt is None:
+            return answered
+        shown = [
+            Judged(
+                item.asked.id,
+                self.chunk_separator.join(chunk.text for chunk in item.contexts.critical),
+                item.question,
+                tuple(trim_cut(completion) for completion in item.completions),
+            )
+            for item in answered
+        ]
+        verdicts = judge_answers(shown, self.judge_prompt, workspace)
+        dropped["nothing: the judge said neither yes nor no"] += sum(own.count(None) for own in verdicts)
+        return [replace(item, verdicts=own) for item, own in zip(answered, verdicts, strict=True)]
+
     def _contexts(self, item: Asked, question: str, library: Library, seed: int) -> Contexts:
         rng = random.Random(derive_seed(seed, item.id, "contexts"))
         return choose_contexts(
@@ -195,6 +225,7 @@ class LogoPipeline:
             "pipeline": "logo",
             "model": workspace.generator.name,
             "scorer": self.scorer.name,
+            "judge": None if self.judge_prompt is None else workspace.generator.name,
             "seed": workspace.seed,
             "temperature": self.temperature,
             "top_p": self.top_p,

@@ -12,6 +12,7 @@ from align.data.encoding import Encoder
 from align.data.template import ChatTemplate, Fragment, Rendering
 from align.data.template import Message as TemplateMessage
 from align.errors import UserError
+from align.synthesis.escape import Escaper, plain_markers
 from align.synthesis.generators import Message, Request, ScoredText
 
 
@@ -30,6 +31,7 @@ class PromptEncoder:
             )
         self.encoder = Encoder(tokenizer)
         self.template = ChatTemplate(tokenizer, self.encoder.specials)
+        self.escaper = Escaper(plain_markers(str(tokenizer.chat_template), self.encoder.specials), ())
 
     def __call__(self, request: Request) -> np.ndarray:
         """Ids `[n]`, int64: the messages, the generation prompt and the answer's lead."""
@@ -51,7 +53,11 @@ class PromptEncoder:
         return self.encoder.encode(self._rendering(request.id, request.messages, request.lead).prompt).ids
 
     def _rendering(self, name: str, messages: Sequence[Message], answer: str) -> Rendering:
-        parts = [TemplateMessage(m.role, (Fragment(m.content, "text"),)) for m in messages]
+        texts = [self.escaper.escape(message.content) for message in messages]
+        parts = [
+            TemplateMessage(m.role, (Fragment(text, "text"),))
+            for m, text in zip(messages, texts, strict=True)
+        ]
         return self.template.render(name, parts, [], [[answer]])
 
 

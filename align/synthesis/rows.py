@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rapidfuzz import fuzz
+
 from align.synthesis.chunking import Chunk
 from align.synthesis.contexts import Contexts
 from align.synthesis.documents import Document
@@ -28,13 +30,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """Everything of a row before the filters; the preferred answer's call comes first."""
+    """Everything of a row before the filters; the preferred answer's call comes first.
+
+    `verdicts` say of each answer whether a judge found it right; empty without a judge.
+    """
 
     asked: Asked
     question: str
     contexts: Contexts
     requests: tuple[Request, ...]
     completions: tuple[Completion, ...]
+    verdicts: tuple[bool | None, ...] = ()
 
 
 class Questions:
@@ -96,14 +102,31 @@ def normalise(text: str) -> str:
 
 
 def build_row(
-    item: Answered, documents: Sequence[Document], settings: Mapping[str, object], dropped: Counter[str]
+    item: Answered,
+    documents: Sequence[Document],
+    settings: Mapping[str, object],
+    dropped: Counter[str],
+    *,
+    max_similarity: float = 1.0,
 ) -> dict[str, Any] | None:
-    """The row, or None where nothing is left to prefer; `dropped` counts why."""
+    """The row, or None where nothing is left to prefer; `dropped` counts why.
+
+    Args:
+        item: what was made of one question.
+        documents: of the run.
+        settings: recorded in the row.
+        dropped: reason → number, counted up here.
+        max_similarity: a dis-preferred answer more like the preferred one than this is none (1 − normalised
+            edit distance by insertions and deletions, 0 … 1).
+    """
     texts = [trim_cut(completion) for completion in item.completions]
     if not normalise(texts[0]):
         dropped["empty preferred answer"] += 1
         return None
-    kept = _kept_rejected(texts, dropped)
+    if item.verdicts and item.verdicts[0] is False:
+        dropped["judge: preferred answer wrong"] += 1
+        return None
+    kept = _kept_rejected(texts, item.verdicts, max_similarity, dropped)
     if not kept:
         dropped["no dis-preferred answer left"] += 1
         return None
@@ -127,18 +150,25 @@ def build_row(
     }
 
 
-def _kept_rejected(texts: Sequence[str], dropped: Counter[str]) -> list[int]:
-    """Places of the dis-preferred answers (1 … M) that say something, and something else."""
-    seen = {normalise(texts[0])}
+def _kept_rejected(
+    texts: Sequence[str], verdicts: Sequence[bool | None], max_similarity: float, dropped: Counter[str]
+) -> list[int]:
+    """Places of the dis-preferred answers (1 … M) that say something, and something else, and are not right."""
+    chosen = normalise(texts[0])
+    seen = {chosen}
     kept = []
     for j, text in enumerate(texts[1:], start=1):
         plain = normalise(text)
         if not plain:
             dropped["empty dis-preferred answer"] += 1
-        elif plain == normalise(texts[0]):
+        elif plain == chosen:
             dropped["dis-preferred answer equal to the preferred"] += 1
         elif plain in seen:
             dropped["dis-preferred answer met before"] += 1
+        elif fuzz.ratio(plain, chosen) > 100 * max_similarity:
+            dropped["dis-preferred answer nearly equal to the preferred"] += 1
+        elif verdicts and verdicts[j]:
+            dropped["judge: dis-preferred answer right"] += 1
         else:
             seen.add(plain)
             kept.append(j)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -69,7 +70,7 @@ class Bm25:
 
     def score(self, question: str, chunks: Sequence[str]) -> list[float]:
         """BM25 of each chunk; 0 where it shares no stem with the question."""
-        counts = [Counter(stems(chunk)) for chunk in chunks]
+        counts = [_stem_counts(chunk) for chunk in chunks]
         lengths = [sum(count.values()) for count in counts]
         mean_length = max(1.0, sum(lengths) / max(1, len(lengths)))
         scores = [0.0] * len(chunks)
@@ -86,6 +87,56 @@ class Bm25:
         """At least `critical_share` of the best score, and not 0."""
         bar = self.critical_share * max(scores, default=0.0)
         return [score > 0 and score >= bar for score in scores]
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """Cosine of the question's and a chunk's vectors of (1 + ln f) · ln((1 + n) / (1 + n_t)) over word stems.
+
+    Attributes:
+        critical_share: a chunk is critical from this share of the best score on.
+    """
+
+    critical_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.critical_share <= 1:
+            raise UserError(f"pipeline.scorer.critical_share={self.critical_share} must lie in (0, 1].")
+
+    @property
+    def name(self) -> str:
+        """Name and parameters."""
+        return f"tfidf(critical_share={self.critical_share})"
+
+    def score(self, question: str, chunks: Sequence[str]) -> list[float]:
+        """Cosine of each chunk, 0 … 1; the chunks are the collection."""
+        counts = [_stem_counts(chunk) for chunk in chunks]
+        holding = Counter(stem for count in counts for stem in count)
+        asked = self._vector(Counter(stems(question)), holding, len(chunks))
+        return [_cosine(asked, self._vector(count, holding, len(chunks))) for count in counts]
+
+    def is_critical(self, scores: Sequence[float]) -> list[bool]:
+        """At least `critical_share` of the best score, and not 0."""
+        bar = self.critical_share * max(scores, default=0.0)
+        return [score > 0 and score >= bar for score in scores]
+
+    @staticmethod
+    def _vector(count: Counter[str], holding: Counter[str], chunks: int) -> dict[str, float]:
+        return {
+            stem: (1 + math.log(f)) * math.log((1 + chunks) / (1 + holding[stem]))
+            for stem, f in count.items()
+        }
+
+
+def _cosine(first: dict[str, float], second: dict[str, float]) -> float:
+    norm = math.sqrt(sum(v * v for v in first.values()) * sum(v * v for v in second.values()))
+    dot = sum(value * second.get(stem, 0.0) for stem, value in sorted(first.items()))
+    return dot / norm if norm else 0.0
+
+
+@functools.lru_cache(maxsize=100_000)  # a chunk is met again by every question to its document
+def _stem_counts(text: str) -> Counter[str]:
+    return Counter(stems(text))
 
 
 def stems(text: str) -> list[str]:

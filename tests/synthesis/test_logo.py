@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -220,19 +222,23 @@ def test_a_cut_answer_ends_at_its_last_whole_sentence(text, finish, expected):
     assert trim_cut(Completion(text, 5, finish)) == expected
 
 
-def scripted_answers(tmp_path, *texts):
-    """One row whose answers are `texts`: its summary and rows."""
+def scripted_answers(tmp_path, *texts, verdicts=(), **changes):
+    """One row whose answers are `texts`: its summary and rows. `verdicts` are the judge's words, in turn."""
 
     class Answers(Scripted):
         def _groups(self, requests, finished):
-            if "/q/chosen" not in requests[0].id:
+            if "/judge" in requests[0].id:
+                yield [
+                    (call, Completion(text, 1, "stop")) for call, text in zip(requests, verdicts, strict=True)
+                ]
+            elif "/q/chosen" not in requests[0].id:
                 yield from super()._groups(requests, finished)
             else:
                 yield [
                     (call, Completion(text, 3, "stop")) for call, text in zip(requests, texts, strict=True)
                 ]
 
-    settings = pipeline(max_documents=1, questions_per_document=1, rejected=len(texts) - 1)
+    settings = pipeline(max_documents=1, questions_per_document=1, rejected=len(texts) - 1, **changes)
     summary = settings.run(word_documents(), workspace(tmp_path, Answers(local_generator())))
     return summary, read(tmp_path / "train.jsonl")
 
@@ -255,6 +261,67 @@ def test_filters_drop_empty_equal_and_repeated_answers_and_count_them(tmp_path):
 def test_a_row_without_a_pair_is_dropped_and_counted(tmp_path, texts, reason):
     summary, rows = scripted_answers(tmp_path, *texts)
     assert rows == [] and summary.dropped[reason] == 1
+
+
+def test_a_nearly_equal_answer_is_no_negative(tmp_path):
+    """`answer twelve` and `answer twelv`: 25 of 25 characters but one match, ratio 0.96."""
+    summary, rows = scripted_answers(tmp_path, "answer twelve", "answer twelv", "answer nine")
+    assert rows[0]["rejected"] == ["answer nine"]
+    assert summary.dropped["dis-preferred answer nearly equal to the preferred"] == 1
+    _, kept = scripted_answers(tmp_path / "kept", "answer twelve", "answer twelv", max_similarity=1.0)
+    assert kept[0]["rejected"] == ["answer twelv"]
+
+
+JUDGE = "{context}\n{question}\n{answer}\nIs it right? Yes or no."
+
+
+def test_a_judge_drops_a_right_negative_and_a_wrong_positive_and_is_recorded(tmp_path):
+    texts = ("good", "also good", "bad", "odd")
+    summary, rows = scripted_answers(
+        tmp_path, *texts, verdicts=("Yes.", "yes", "No, it is not", "well"), judge_prompt=JUDGE
+    )
+    assert rows[0]["rejected"] == ["bad", "odd"] and rows[0]["settings"]["judge"] == "tiny"
+    assert summary.dropped["judge: dis-preferred answer right"] == 1
+    assert summary.dropped["nothing: the judge said neither yes nor no"] == 1
+    summary, rows = scripted_answers(
+        tmp_path / "wrong", "bad", "worse", verdicts=("no", "no"), judge_prompt=JUDGE
+    )
+    assert rows == [] and summary.dropped["judge: preferred answer wrong"] == 1
+
+
+def test_a_question_from_elsewhere_is_judged_by_the_scorer_alone():
+    own = [chunk(i, text) for i, text in enumerate(["cat", "dog", "snow", "bird"])]
+    contexts = choose_contexts(
+        "Which dog?",
+        None,
+        own,
+        [],
+        Bm25(),
+        critical_chunks=2,
+        chunks_per_prompt=3,
+        rejected=1,
+        rng=random.Random(0),
+    )
+    assert contexts.critical == (own[1],) and len(contexts.prompt) == 3
+
+
+def killed(output, count):
+    """`count` runs, each killed at a random moment and restarted: whether each file equals an unbroken run's."""
+    command = [sys.executable, "-m", "tests.synthesis.killed", str(output), str(count)]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
+
+
+def test_killed_by_the_system_at_random_moments_the_rows_are_those_of_an_unbroken_run(tmp_path):
+    report = killed(tmp_path, 2)
+    assert report["equal"] == 2 and report["killed"] >= 1
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_the_rows_are_those_of_an_unbroken_run(tmp_path):
+    report = killed(tmp_path, 10)
+    assert report["equal"] == 10 and report["killed"] >= 8 and report["with_some_calls_done"] >= 3
 
 
 def test_a_torn_line_is_cut_and_a_spoilt_one_named(tmp_path):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from align.errors import UserError
-from align.synthesis.scorers import Bm25, stems
+from align.synthesis.auto_scorer import auto_scorer
+from align.synthesis.scorers import Bm25, TfIdf, stems
 from align.synthesis.spacy_scorer import SpacyOverlap, _load, _terms
 
 
@@ -101,3 +104,38 @@ def test_spacy_overlap_counts_entities_nouns_and_verbs(monkeypatch):
     assert scorer.is_critical(scores) == [False, True, False]
     _load.cache_clear()
     _terms.cache_clear()
+
+
+def test_tfidf_by_hand():
+    """Two chunks; `cat` stands in one, twice: weight (1 + ln 2) · ln(3/2); `dog` in both: ln(3/3) = 0.
+
+    The question's only stem with a weight is `cat`, and the first chunk's too: cosine 1. The second has none: 0.
+    A third chunk with `cat` and `bird` once each, equally rare, is at 45°: √½.
+    """
+    assert TfIdf().score("Which cat?", ["cat cats dog", "dog"]) == pytest.approx([1.0, 0.0])
+    assert TfIdf().score("Which cat?", ["cat bird", "snow"]) == pytest.approx([math.sqrt(0.5), 0.0])
+    assert TfIdf().is_critical([1.0, 0.4, 0.0]) == [True, False, False]
+    with pytest.raises(UserError, match="critical_share"):
+        TfIdf(critical_share=0.0)
+
+
+def test_auto_takes_spacy_only_where_its_model_is_installed(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "no_model" else found(name))
+    assert auto_scorer("no_model") == Bm25()
+    taken = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("align.synthesis.spacy_scorer._load", taken.append)
+    assert auto_scorer("a_model") == SpacyOverlap(model="a_model") and "a_model" in taken
+
+
+@pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
+def test_on_real_questions_the_preferred_context_holds_the_gold_passage(monkeypatch):
+    """200 questions of multi_document_qa: in at least 90 % of the rows, and at most 5 % of the irrelevant ones."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    scorers = importlib.import_module("scorers")
+    pairs = scorers.read_pairs(Path(os.environ["ALIGN_DATA"]))[:200]
+    outcome = scorers.measure(auto_scorer(), pairs, 200)
+    print(outcome)
+    assert outcome.preferred >= 0.9
+    assert max(outcome.irrelevant_context, outcome.filler, outcome.called_irrelevant) <= 0.05

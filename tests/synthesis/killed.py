@@ -1,0 +1,65 @@
+"""Runs that SIGKILL ends: python -m tests.synthesis.killed FOLDER COUNT prints what became of them.
+
+Everything is imported once; each run is a fork, so that a kill costs no start of Python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch
+
+from tests.synthesis.helpers import Scripted, local_generator, pipeline, word_documents, workspace
+
+
+def start(output: Path) -> int:
+    """A process that makes the rows in `output`."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        torch.set_num_threads(1)
+        pipeline().run(word_documents(2), workspace(output, Scripted(local_generator(batch_size=2))))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def finish(child: int) -> bool:
+    """Whether it ended by itself, and well."""
+    return os.waitpid(child, 0)[1] == 0
+
+
+def main(folder: Path, count: int) -> None:
+    """One unbroken run, then `count` broken ones at moments spread over its time."""
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    assert finish(start(folder / "whole"))
+    seconds = time.monotonic() - begin
+    expected = (folder / "whole" / "train.jsonl").read_bytes()
+    rng = random.Random(0)
+    report = {"equal": 0, "killed": 0, "with_some_calls_done": 0, "seconds": seconds}
+    for i in range(count):
+        output = folder / str(i)
+        child = start(output)
+        time.sleep(rng.uniform(0.05, 0.95) * seconds)
+        os.kill(child, signal.SIGKILL)
+        report["killed"] += not finish(child)
+        ledger = output / "work" / "answers.jsonl"
+        report["with_some_calls_done"] += ledger.is_file() and ledger.stat().st_size > 0
+        assert finish(start(output))
+        report["equal"] += (output / "train.jsonl").read_bytes() == expected
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
