@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": "rows as the model will see them, and checks of the data",
     "verify": "proof that loss and gradients are exact for a model, its wrapper and degree",
     "plan": "memory per GPU and seconds a step before it runs, and the cheapest settings that fit",
+    "report": "the runs of a sweep, ranked and drawn",
     "export": "a trained policy as an ordinary model folder, with a model card",
 }
 USAGE_EXIT_CODE = 2
@@ -50,26 +51,32 @@ def _usage() -> str:
     )
 
 
-def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | None]], Callable[[], None]]:
+def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | None]], Callable[[], None]]:
     """Makes `function(config)` a Hydra application on `hydra_conf/<config_name>.yaml`.
 
     What a user can put right ends in one sentence on stderr and exit code 2: a `UserError` of ours, and
     Hydra's and OmegaConf's own complaints about overrides. Anything else is a defect and keeps its
-    traceback. A number that `function` returns is the exit code.
+    traceback. An int that `function` returns is the exit code, a float what a sweeper optimises.
+
+    Under `-m` every job has the folder `OUTPUT/<job number>`, and one that fails says why and lets the others run;
+    the command then ends with exit code 1.
     """
 
-    def decorate(function: Callable[[Any], int | None]) -> Callable[[], None]:
+    def decorate(function: Callable[[Any], int | float | None]) -> Callable[[], None]:
         import hydra
 
         @functools.wraps(function)
-        def task(config: Any) -> None:
+        def task(config: Any) -> float | None:
+            from align import jobs
+
+            if jobs.is_job():
+                return _run_job(function, config, config_name)
             # Leaves through SystemExit, which Hydra lets pass without a report of its own.
             try:
-                code = function(config)
+                result = function(config)
             except Exception as error:
                 _end(config_name, error)
-            if code:
-                sys.exit(code)
+            return _exit_or_value(result)
 
         application = hydra.main(version_base="1.3", config_path="pkg://hydra_conf", config_name=config_name)(
             task
@@ -79,14 +86,51 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | None]], Cal
         def entry() -> None:
             # With this variable Hydra re-raises instead of printing its own several lines.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            from align.jobs import JobFailedError, check_no_sweep_inside
+
             try:
+                check_no_sweep_inside(sys.argv[1:], config_name)
                 application()
+            except JobFailedError:  # each has been told
+                print(
+                    f"align {config_name}: some jobs of the sweep failed; their folders say why.",
+                    file=sys.stderr,
+                )
+                sys.exit(1)
             except Exception as error:
                 _end(config_name, error)
 
         return entry
 
     return decorate
+
+
+def _exit_or_value(result: int | float | None) -> float | None:
+    """Ends with an int as exit code; hands a float on."""
+    if isinstance(result, int) and result:
+        sys.exit(result)
+    return result if isinstance(result, float) else None
+
+
+def _run_job(function: Callable[[Any], int | float | None], config: Any, command: str) -> float | None:
+    """One job of a sweep, in a folder of its own; a failure is shown, recorded there and raised as JobFailedError."""
+    import traceback
+
+    from align import jobs
+
+    folder = jobs.own_folder(config)
+    jobs.record_failure(folder, None)
+    try:
+        result = function(config)
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            traceback.print_exc()
+            sentence = f"{type(error).__name__}: {error}"
+        print(f"align {command}: job {folder} failed: {sentence}", file=sys.stderr)
+        jobs.record_failure(folder, sentence)
+        raise jobs.JobFailedError(sentence) from None
+    return _exit_or_value(result)
 
 
 def _end(command: str, error: Exception) -> NoReturn:

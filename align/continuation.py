@@ -17,6 +17,7 @@ FREE_KEYS = (
     "resume",
     "hydra",
     "launch",
+    "objective",
     "parallel",
     "memory",
     "reference.cache",

@@ -89,18 +89,18 @@ def _read(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of everything that is no mapping; an empty mapping is a value."""
     for name, value in config.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{key}.")
+            yield from leaves(value, f"{key}.")
         else:
             yield key, value
 
 
 def _differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    old, new = dict(_leaves(saved)), dict(_leaves(wanted))
+    old, new = dict(leaves(saved)), dict(leaves(wanted))
     return [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
 
 
@@ -109,5 +109,5 @@ def _covered(key: str, prefixes: Sequence[str]) -> bool:
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:
-    value = dict(_leaves(config)).get(key, _ABSENT)
+    value = dict(leaves(config)).get(key, _ABSENT)
     return "null" if value is None else str(value)

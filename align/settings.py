@@ -78,6 +78,7 @@ class GeneralSettings:
     output: str = "outputs/train"
     seed: int = 42
     resume: str = "auto"
+    objective: str = "eval_rewards/accuracies"
     allow_targets: list[str] = field(default_factory=list)
 
 
@@ -88,6 +89,7 @@ class Run:
     output: Path
     seed: int
     resume: str
+    objective: str
     method: Method
     model: ModelSettings
     data: DataSettings
@@ -124,6 +126,7 @@ def check(config: DictConfig) -> Run:
         output=Path(general.output),
         seed=general.seed,
         resume=general.resume,
+        objective=general.objective,
         method=method,
         model=model,
         data=typed(DataSettings, config, "data"),

@@ -30,6 +30,8 @@ from align import checkpoints, results
 from align.cli import hydra_entry
 from align.continuation import FREE_KEYS, StepShape, check_continuation
 from align.data.dataset import Collator, PreferenceData, load_preference_data
+from align.errors import UserError
+from align.jobs import launch
 from align.longseq import pair_logps
 from align.longseq.agreement import check_agreement, check_same_settings
 from align.longseq.attention import ATTENTIONS
@@ -53,9 +55,11 @@ BEFORE = "before.json"  # in the output folder: held-out metrics of the untraine
 
 
 @hydra_entry("train")
-def main(config: DictConfig) -> int | None:
+def main(config: DictConfig) -> int | float | None:
     """Checks everything, reads the data, loads the model, trains, and shows what changed."""
     run = check(config)
+    if launch(config) is not None:
+        return objective(run)
     check_launch(run.arguments)
     check_same_settings(launched_settings(config, run), device=run.arguments.device)
     tokenizer = load_tokenizer(
@@ -80,7 +84,7 @@ def main(config: DictConfig) -> int | None:
     if preemption.stopped:
         return say_stopped(trainer)
     finish(trainer, run, data)
-    return None
+    return objective(run)
 
 
 def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
@@ -248,6 +252,17 @@ def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     console.print(results.summary_table(summary, rows=rows, kind=run.method.name))
     for label, name in (("policy", "model"), ("results", "results.json"), ("picture", "training.png")):
         console.print(f"{label:<9} {run.output / name}", soft_wrap=True, highlight=False)
+
+
+def objective(run: Run) -> float | None:
+    """What a sweeper optimises; None where no rows are held out."""
+    try:
+        after = json.loads((run.output / "results.json").read_text())["after"]
+    except FileNotFoundError:  # another rank writes it
+        return None
+    if after and run.objective not in after:
+        raise UserError(f"objective={run.objective} is no held-out metric: use {', '.join(sorted(after))}.")
+    return float(after[run.objective]) if after else None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,235 @@
+"""`align report`: the runs of a sweep, or of any folder, ranked in a table and drawn: settings, metric, cost."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from align.cli import hydra_entry
+from align.config import check_choice, typed
+from align.errors import UserError
+from align.jobs import FAILURE
+from align.runfolder import CONFIG_NAME, leaves, write_atomically
+
+ORDERS = ("auto", "ascending", "descending")
+COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}
+# Keys that tell runs apart without being a setting of the training.
+_NOT_SETTINGS = ("output", "resume", "objective", "launch")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Top-level keys; see hydra_conf/report.yaml."""
+
+    path: str
+    metric: str | None = None
+    order: str = "auto"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run folder holds.
+
+    Attributes:
+        name: the folder below the one that is reported on.
+        settings: every dotted key of its configuration.
+        state: `finished`, `failed` or `unfinished`.
+        reason: why it failed.
+        after: held-out metrics after training.
+        costs: what training took.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    state: str
+    reason: str = ""
+    after: Mapping[str, float] | None = None
+    costs: Mapping[str, float] | None = None
+
+
+@hydra_entry("report")
+def main(config: DictConfig) -> None:
+    """Reads the runs, ranks them, prints the table and writes HTML and PNG."""
+    settings = typed(ReportSettings, config, "")
+    check_choice("order", settings.order, ORDERS)
+    folder = Path(settings.path)
+    runs = read_runs(folder)
+    metric = settings.metric or common_objective(runs)
+    ranked = rank(runs, metric, order=settings.order)
+    keys = differing(runs)
+    rest = [run for run in runs if run not in ranked]
+    console = Console()
+    console.print(table(ranked, rest, keys, metric))
+    for run in rest:
+        console.print(
+            f"{run.name}: {run.state}{': ' + run.reason if run.reason else ''}", soft_wrap=True, markup=False
+        )
+    picture = draw(ranked, keys, metric)
+    (folder / "report.png").write_bytes(picture)
+    write_atomically(folder / "report.html", page(ranked, rest, keys, metric, picture))
+    for label, name in (("page", "report.html"), ("picture", "report.png")):
+        console.print(f"{label:<9} {folder / name}", soft_wrap=True, highlight=False)
+
+
+def read_runs(folder: Path) -> list[RunResult]:
+    """Every run at or below `folder`, by name; numbers in their order.
+
+    Raises:
+        UserError: no folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"path={folder} is no folder: name the output of a sweep.")
+    places = {path.parent for name in (CONFIG_NAME, FAILURE) for path in folder.rglob(name)}
+    runs = [_read_run(place, str(place.relative_to(folder))) for place in places]
+    if not runs:
+        raise UserError(f"path={folder} holds no run of `align train`: no {CONFIG_NAME} lies in it.")
+    return sorted(
+        runs, key=lambda run: (not run.name.isdigit(), int(run.name) if run.name.isdigit() else 0, run.name)
+    )
+
+
+def _read_run(place: Path, name: str) -> RunResult:
+    try:
+        text = (place / CONFIG_NAME).read_text() if (place / CONFIG_NAME).is_file() else "{}"
+        settings = dict(leaves(yaml.safe_load(text)))
+        if (place / FAILURE).is_file():
+            return RunResult(name, settings, "failed", (place / FAILURE).read_text().strip())
+        if not (place / "results.json").is_file():
+            return RunResult(name, settings, "unfinished")
+        results = json.loads((place / "results.json").read_text())
+        return RunResult(name, settings, "finished", after=results["after"], costs=results["training"])
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{place} cannot be read ({' '.join(str(error).split())}): move it away.") from error
+
+
+def common_objective(runs: Sequence[RunResult]) -> str:
+    """The metric that all runs were meant to be judged by.
+
+    Raises:
+        UserError: they differ.
+    """
+    found = sorted({str(run.settings["objective"]) for run in runs if "objective" in run.settings})
+    if len(found) > 1:
+        raise UserError(f"the runs have different objectives ({', '.join(found)}): choose one, metric=NAME.")
+    return found[0] if found else "eval_rewards/accuracies"
+
+
+def rank(runs: Sequence[RunResult], metric: str, *, order: str = "auto") -> list[RunResult]:
+    """The finished runs, the best first; equal ones in their own order.
+
+    Raises:
+        UserError: no finished run has the metric.
+    """
+    finished = [run for run in runs if run.after]
+    with_metric = [run for run in finished if run.after and metric in run.after]
+    if finished and not with_metric:
+        known = sorted({name for run in finished for name in run.after or {}})
+        raise UserError(f"metric={metric} is in no run's results: use {', '.join(known)}.")
+    descending = order == "descending" or (
+        order == "auto" and "loss" not in metric and "perplexity" not in metric
+    )
+    return sorted(with_metric, key=lambda run: (run.after or {})[metric] * (-1 if descending else 1))
+
+
+def differing(runs: Sequence[RunResult]) -> list[str]:
+    """The settings in which the runs are not all alike, in the order of the configuration."""
+    configured = [run.settings for run in runs if run.settings]
+    keys = dict.fromkeys(key for settings in configured for key in settings)
+    return [
+        key
+        for key in keys
+        if key.partition(".")[0] not in _NOT_SETTINGS
+        and len({json.dumps(settings.get(key), default=str) for settings in configured}) > 1
+    ]
+
+
+def cells(run: RunResult, keys: Sequence[str], metric: str) -> list[str]:
+    """A run's row: settings, metric, costs; empty where it has none."""
+    settings = [str(run.settings.get(key, "")) for key in keys]
+    value = (run.after or {}).get(metric)
+    costs = [(run.costs or {}).get(name) for name in COSTS]
+    return [*settings, *("" if number is None else f"{number:.4g}" for number in (value, *costs))]
+
+
+def table(ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str) -> Table:
+    """The ranking, and below it what did not finish."""
+    shown = Table(title=f"{len(ranked)} runs by {metric}, {len(rest)} without it", title_justify="left")
+    for column in ("", "run", *map(_short, keys), metric, *COSTS.values()):
+        shown.add_column(column, justify="right", overflow="fold")
+    for place, run in enumerate(ranked, start=1):
+        shown.add_row(str(place), run.name, *cells(run, keys, metric))
+    shown.add_section()
+    for run in rest:
+        shown.add_row("", f"{run.name} {run.state}", *cells(run, keys, metric))
+    return shown
+
+
+def draw(ranked: Sequence[RunResult], keys: Sequence[str], metric: str) -> bytes:
+    """PNG: the metric of each run, best first, and against each setting that is a number."""
+    from matplotlib.figure import Figure
+
+    numeric = [key for key in keys if ranked and all(_is_number(run.settings.get(key)) for run in ranked)][:3]
+    figure = Figure(figsize=(5 + 4 * len(numeric), 0.6 + 0.34 * max(len(ranked), 8)), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(numeric), squeeze=False)[0]
+    values = [(run.after or {})[metric] for run in ranked]
+    labels = [f"{run.name}  " + " ".join(str(run.settings.get(key, "")) for key in keys) for run in ranked]
+    first.barh(range(len(ranked)), values, color="#1f5a92")
+    first.set_yticks(range(len(ranked)), labels, fontsize=8)
+    first.invert_yaxis()
+    first.set_title(metric, loc="left", fontsize=11)
+    for axes, key in zip(others, numeric, strict=True):
+        axes.plot([float(run.settings[key]) for run in ranked], values, "o", color="#c8502d")
+        axes.set_xlabel(_short(key))
+        axes.grid(alpha=0.25)
+        if min(float(run.settings[key]) for run in ranked) > 0:
+            axes.set_xscale("log")
+    for axes in (first, *others):
+        axes.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def page(
+    ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str, picture: bytes
+) -> str:
+    """One HTML file with nothing outside it: the table, the picture, why runs failed."""
+    head = "".join(
+        f"<th>{html.escape(name)}</th>" for name in ("", "run", *keys, metric, *COSTS.values(), "state")
+    )
+    rows = []
+    for place, run in [*enumerate(ranked, start=1), *((None, run) for run in rest)]:
+        state = f"{run.state}: {run.reason}" if run.reason else run.state
+        row = ["" if place is None else str(place), run.name, *cells(run, keys, metric), state]
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
+    style = "body{font:14px sans-serif;margin:2em} td,th{padding:.3em .8em;text-align:right}"
+    image = base64.b64encode(picture).decode()
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>align report</title><style>{style}</style>'
+        f"<h1>{len(ranked)} runs by {html.escape(metric)}</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
+        f'<p><img alt="{html.escape(metric)} of each run" src="data:image/png;base64,{image}"></p></html>\n'
+    )
+
+
+def _short(key: str) -> str:
+    """The last part of a dotted key, which is enough in a narrow table."""
+    return key.rpartition(".")[2]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+if __name__ == "__main__":
+    main()
