@@ -25,6 +25,7 @@ import report
 from rich.console import Console
 from rich.table import Table
 
+from align.longseq.forward import DEFAULT_CHUNK
 from align.model import EMBEDDED
 
 HERE = Path(__file__).parent
@@ -52,6 +53,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         "layers": arguments.layers,
                         "parameters": arguments.parameters,
                         "answers": arguments.answers,
+                        "logits_chunk": arguments.logits_chunk,
                         "model": arguments.model,
                     }
 
@@ -60,6 +62,7 @@ def name_of(cell: dict[str, Any]) -> str:
     """Key of the results file."""
     keys = ("parameters", "layers", "lever", "kind", "degree", "prompt")
     words = {key: str(cell[key]) for key in keys} | {"layers": str(cell["layers"] or "all")}
+    words["lever"] += f" {cell['logits_chunk']}"
     words["parameters"] += " 1+" + str(len(cell["answers"]) - 1) + "×" + str(max(cell["answers"]))
     return "/".join(words.values())
 
@@ -114,6 +117,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=("ulysses", "gather"), default=["ulysses", "gather"])
     parser.add_argument("--parameters", choices=("full", "lora"), default="lora", help="what trains")
     parser.add_argument("--layers", type=int, default=0, help="the first ones only; 0: all, as trained")
+    parser.add_argument("--logits-chunk", type=int, default=DEFAULT_CHUNK, help="as memory.logits_chunk")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--model", default=EMBEDDED, help="as model.path")
     parser.add_argument(
@@ -146,7 +150,7 @@ def table(results: dict[str, Any]) -> Table:
     """One line a cell: memory, growth, and the ratios to one process without levers beyond `full`."""
     shown = Table(title="A step by length, lever and degree", title_justify="left")
     for column in (
-        "trains / layers / lever / exchange / degree",
+        "trains / layers / lever, logits chunk / exchange / degree",
         "prompt",
         "activations MB",
         "growth",

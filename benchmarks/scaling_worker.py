@@ -66,7 +66,8 @@ def shared(setting: Setting, cell: dict[str, Any]) -> tuple[nn.Module, Step]:
     method = setting.method()
 
     def step(row: Row) -> Tensor:
-        logps = pair_logps(model, pack([shared_example(row)]), parallel=parallel)
+        batch = pack([shared_example(row)])
+        logps = pair_logps(model, batch, parallel=parallel, chunk_size=cell["logits_chunk"])
         return method.loss(logps, None).loss.mean()
 
     return model.train(), step
