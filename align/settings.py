@@ -34,6 +34,9 @@ RESERVED = {
     "remove_unused_columns": "the default, which keeps the rows whole",
     "average_tokens_across_devices": "the default: the loss is the mean over the prompts of the step",
     "label_smoothing_factor": "method.loss.label_smoothing",
+    # A configuration is saved and shown: no secret may stand in it.
+    "hub_token": "the environment variable HF_TOKEN, or `hf auth login`,",
+    "push_to_hub_token": "the environment variable HF_TOKEN, or `hf auth login`,",
 }
 
 

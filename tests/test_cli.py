@@ -118,6 +118,15 @@ def test_bad_override_ends_in_one_sentence(run, tmp_path, overrides, sentence):
     assert not (tmp_path / "out" / "model").exists()
 
 
+def test_a_token_in_the_configuration_is_refused_and_kept_nowhere(run, tmp_path):
+    code, out, err = run("+trainer.hub_token=hf_secretsecret")
+    assert code == cli.USAGE_EXIT_CODE
+    assert "trainer.hub_token is set by this toolkit: use the environment variable HF_TOKEN" in err
+    assert "hf_secretsecret" not in out + err
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(b"hf_secretsecret" in path.read_bytes() for path in files)
+
+
 ROW = {"prompt": "w9 w10", "chosen": "w11", "rejected": "w12"}
 BAD_ROWS = [
     ("", "rows.jsonl"),
