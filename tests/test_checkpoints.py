@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
 from align import checkpoints
 from align.errors import UserError
@@ -63,3 +66,43 @@ def test_resume_values(tmp_path):
     flip_a_bit(folder)
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         checkpoints.find_resume(tmp_path, str(folder))
+
+
+class Intruder:
+    """What an attacker's pickle does: names a function to call when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize(("save", "named"), [("torch", "mkdir"), ("pickle", "something other than tensors")])
+def test_a_pickle_that_names_other_code_is_refused_unread(tmp_path, save, named):
+    """Sealed like a good one: the seal is no signature. Looking at it must not run it."""
+    folder, marker = tmp_path / "checkpoint-3", tmp_path / "ran"
+    folder.mkdir()
+    path = folder / "optimizer.pt"
+    if save == "torch":
+        torch.save({"state": Intruder(marker)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"state": Intruder(marker)}))
+    checkpoints.seal(folder)
+    found = checkpoints.defect(folder)
+    assert found is not None
+    assert "optimizer.pt is refused, because it names" in found
+    assert named in found
+    assert not marker.exists()
+
+
+def test_an_optimizers_own_state_is_read(tmp_path):
+    folder = tmp_path / "checkpoint-3"
+    folder.mkdir()
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    checkpoints.seal(folder)
+    assert checkpoints.defect(folder) is None
