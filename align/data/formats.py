@@ -77,10 +77,10 @@ def _read_layout(columns: Columns) -> Example:
         return _conversation_row(columns, "conversations")
     if "prompt" in columns:
         return _prompt_row(columns)
-    if "instruction" in columns:
-        return _instruction_row(columns)
     if "messages" in columns:
         return _conversation_row(columns, "messages")
+    if "instruction" in columns:
+        return _instruction_row(columns)
     if "chosen" in columns:
         return _implicit_row(columns)
     found = ", ".join(columns.values) or "none"

@@ -14,7 +14,8 @@ in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_heads·D:
 - **attention's backward**: that without the MLP's part, the gradients of output Q, of q, k, v, and copies that the
   exchange sends.
 - **tiled** (`mlp_chunk` = c): over all tokens q, k, v, attention's output and its gradient, the gradients of the
-  layer's input and output; the two lines above for c tokens only.
+  layer's output and input (in attention's backward of the input twice, since it comes in two parts); the two lines
+  above for c tokens only.
 - **head**: 2 · ⌈chunk⌉ · V numbers in fp32 (logits and their exponential), and in bf16 the logits before;
   where the head trains, its gradient: one from the chunks, one being added, one from the call that keeps the head in
   the graph of ranks without scored tokens.
@@ -178,8 +179,8 @@ def _layer_peaks(
     whole = width.query * (2 if strategy.degree == 1 else 3) + 2 * width.keys - kept
     norms = 5 * width.stream + 2 * width.norm_copy
     mlp = (whole + 2 * width.stream + width.query) * tokens + (inner + norms) * tile
-    # The output's gradient exists as tiles and joined; the input's is kept for the projections' part.
-    attention = (whole + 2 * width.stream + width.query + gradients) * tokens
+    # The output's gradient exists as tiles and joined; the input's from the tiles and from the projections' part.
+    attention = (whole + 3 * width.stream + width.query + gradients) * tokens
     return mlp, attention
 
 

@@ -44,7 +44,7 @@ def test_the_default_is_the_papers_recipe_on_the_embedded_text():
         ("pipeline.chunk_tokens=1.5", r"pipeline\.chunk_tokens=1\.5 has the wrong type"),
         ("pipeline.rejected=0", r"pipeline\.rejected=0"),
         ("+pipeline.chunk_size=4", r"pipeline\.chunk_size is unknown"),
-        ("pipeline.scorer.k1=-1", r"k1"),
+        ("pipeline/scorer=bm25 pipeline.scorer.k1=-1", r"k1"),
         ("pipeline.scorer._target_=os.system", r"pipeline\.scorer\._target_=os\.system is refused"),
         ("generator.batch_size=0", r"generator\.batch_size=0"),
         ("generator._target_=nothing.here", r"generator\._target_=nothing\.here"),
@@ -54,7 +54,7 @@ def test_the_default_is_the_papers_recipe_on_the_embedded_text():
 )
 def test_a_bad_value_is_named_before_anything_is_read(override, sentence):
     with pytest.raises(UserError, match=sentence):
-        synthesize.check(config(override))
+        synthesize.check(config(*override.split()))
 
 
 def test_a_scorer_of_ones_own_is_a_target_of_an_allowed_package():
