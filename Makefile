@@ -19,7 +19,7 @@ DEMO := outputs/demo
 
 define DEMO_INTRO
 This demo makes LOGO preference data from Python's language reference with SmolLM2-135M-Instruct, then trains
-the same model on it with positions synthesised beyond its 8K window. On two cores it takes about ten minutes.
+the same model on it with positions synthesised beyond its 8K window. On two cores it takes about six minutes.
 endef
 
 define DEMO_NEXT
