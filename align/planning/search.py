@@ -13,7 +13,7 @@ from align.planning.memory import Memory, predict
 from align.planning.time import Time, step_time
 
 # Those with a configuration in launchers/accelerate/, simplest first.
-LAUNCHED = ("none", "ddp", "fsdp2", "zero2", "zero3", "zero3_offload")
+LAUNCHED = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")
 HEADROOM = (
     0.95  # of the memory that a plan may fill: the prediction is good to some per cent, not to the byte
 )
