@@ -36,8 +36,8 @@ METHODS = sorted(path.stem for path in (Path(hydra_conf.__file__).parent / "meth
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
 SECTIONS = 2  # of a row's context: the gold one and another
-HELD_OUT = 6
-TRAINED = 12
+HELD_OUT = 12
+TRAINED = 32
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def write_rows(folder: Path) -> None:
-    """`train.jsonl` and `held_out.jsonl`: the same rows every time, from sections that no two rows share."""
+    """`train.jsonl` and `held_out.jsonl`: the same rows every time; the two share no section."""
     rows = list(make_rows())[: TRAINED + HELD_OUT]
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("held_out", rows[:HELD_OUT]), ("train", rows[HELD_OUT:])):
@@ -71,19 +71,18 @@ def write_rows(folder: Path) -> None:
 
 
 def make_rows() -> Iterator[dict[str, Any]]:
-    """Rows of `SECTIONS` sections each; the gold one takes each place in turn."""
+    """Rows of `SECTIONS` sections each, a row for each of them as the gold one."""
     pool = list(sections())
-    for number, start in enumerate(range(0, len(pool) - SECTIONS + 1, SECTIONS)):
+    for start in range(0, len(pool) - SECTIONS + 1, SECTIONS):
         part = pool[start : start + SECTIONS]
-        place = number % SECTIONS
-        name, gold, sentence = part[place]
-        yield {
-            "context": [f'Section "{title}"\n{text}' for title, text, _ in part],
-            "question": f'Quote the first sentence of the section "{name}".',
-            "short_prompt": f'Section "{name}"\n{gold}',
-            "chosen": sentence,
-            "rejected": [answer for title, _, answer in part if title != name],
-        }
+        for name, gold, sentence in part:
+            yield {
+                "context": [f'Section "{title}"\n{text}' for title, text, _ in part],
+                "question": f'Quote the first sentence of the section "{name}".',
+                "short_prompt": f'Section "{name}"\n{gold}',
+                "chosen": sentence,
+                "rejected": [answer for title, _, answer in part if title != name],
+            }
 
 
 def sections() -> Iterator[tuple[str, str, str]]:

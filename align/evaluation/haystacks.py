@@ -83,7 +83,7 @@ class Needles:
     @cached_property
     def hay(self) -> str:
         """All documents, shuffled once."""
-        documents = load_documents(self.documents)
+        documents = load_documents(self.documents, key="suite.documents")
         random.Random(derive_seed(self.seed, "hay")).shuffle(documents)
         return "\n\n".join(document.text for document in documents)
 

@@ -83,7 +83,7 @@ class Perplexity:
         tokenizer = evaluation.workspace.tokenizer
         encoded = [
             (document.id, tokenizer(document.text, split_special_tokens=True, verbose=False)["input_ids"])
-            for document in load_documents(self.documents)
+            for document in load_documents(self.documents, key="suite.documents")
         ]
         encoded = sorted(
             (pair for pair in encoded if len(pair[1]) > 1), key=lambda pair: (-len(pair[1]), pair[0])

@@ -32,26 +32,27 @@ class Document:
     text: str
 
 
-def load_documents(path: str | None) -> list[Document]:
-    """The documents behind `pipeline.documents`, in a fixed order.
+def load_documents(path: str | None, *, key: str = KEY) -> list[Document]:
+    """The documents of a file or folder, in a fixed order.
 
     Args:
         path: `embedded`, a text, Markdown or PDF file (one document), JSON Lines, JSON, Parquet or a folder
             saved by `datasets` with a column `text` (a document a row), a zip, or a folder of these.
+        key: of the configuration, for complaints.
 
     Raises:
         UserError: nothing is there, it holds no text, a row has no `text`, or two rows share an `id`.
     """
     if not path:
-        raise UserError(f"{KEY} is not set: name a file or a folder, or `{EMBEDDED}`.")
+        raise UserError(f"{key} is not set: name a file or a folder, or `{EMBEDDED}`.")
     if path == EMBEDDED:
         return _python_reference()
     place = Path(path).expanduser()
     if not place.exists():
-        raise UserError(f"{KEY}={path} does not exist: name a file or a folder, or `{EMBEDDED}`.")
-    documents = list(_read_all(place, ""))
+        raise UserError(f"{key}={path} does not exist: name a file or a folder, or `{EMBEDDED}`.")
+    documents = list(_read_all(place, "", key))
     if not documents:
-        raise UserError(f"{KEY}={path} holds no text.")
+        raise UserError(f"{key}={path} holds no text.")
     _check_unique(documents)
     return documents
 
@@ -73,35 +74,35 @@ def _python_reference() -> list[Document]:
     return [Document(name, f"pydoc_data.topics:{name}", text) for name, text in sorted(topics.items())]
 
 
-def _read_all(place: Path, prefix: str) -> Iterator[Document]:
+def _read_all(place: Path, prefix: str, key: str) -> Iterator[Document]:
     """The documents of a file or folder; `prefix` stands before every name, so that a zip's can be told."""
     if place.is_dir() and any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        yield from _read_rows(place, f"{prefix}{place.name}")
+        yield from _read_rows(place, f"{prefix}{place.name}", key)
         return
-    for file in _files(place):
+    for file in _files(place, key):
         name = prefix + (file.name if file == place else file.relative_to(place).as_posix())
         kind = file.suffix.lower()
         if kind == ZIP:
             with unpacked(file) as folder:
-                yield from _read_all(folder, f"{name}/")
+                yield from _read_all(folder, f"{name}/", key)
         elif kind in SUFFIXES:
-            yield from _read_rows(file, name)
+            yield from _read_rows(file, name, key)
         else:
             text = read_pdf(file) if kind == PDF else _read_text(file)
             if text.strip():
                 yield Document(name, name, text)
 
 
-def _files(place: Path) -> list[Path]:
+def _files(place: Path, key: str) -> list[Path]:
     known = (*TEXT_SUFFIXES, *SUFFIXES, PDF, ZIP)
     if place.is_dir():
         found = [path for path in place.rglob("*") if path.is_file() and path.suffix.lower() in known]
         files = sorted(path for path in found if not _hidden(path.relative_to(place)))
         if not files:
-            raise UserError(f"{KEY}={place} holds no file ending in {', '.join(known)}.")
+            raise UserError(f"{key}={place} holds no file ending in {', '.join(known)}.")
         return files
     if place.suffix.lower() not in known:
-        raise UserError(f"{KEY}={place} has an unknown ending: use {', '.join(known)}.")
+        raise UserError(f"{key}={place} has an unknown ending: use {', '.join(known)}.")
     return [place]
 
 
@@ -116,9 +117,9 @@ def _read_text(file: Path) -> str:
         raise UserError(f"{file} is not UTF-8 text: convert it.") from error
 
 
-def _read_rows(place: Path, name: str) -> Iterator[Document]:
+def _read_rows(place: Path, name: str, key: str) -> Iterator[Document]:
     """A document a row; what a data set or a folder holds out is read too, since nothing is trained yet."""
-    sources = open_sources(str(place), key=KEY)
+    sources = open_sources(str(place), key=key)
     for row in read_rows((*sources.train, *sources.held_out)):
         if not isinstance(row.values.get("text"), str):
             raise UserError(f"{row.source}: a document needs a column `text` with a string.")

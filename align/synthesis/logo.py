@@ -14,7 +14,7 @@ from align.synthesis.contexts import Contexts, choose_contexts
 from align.synthesis.documents import Document, load_documents
 from align.synthesis.generators import Message, Request, Sampling, derive_seed
 from align.synthesis.judge import Judged, judge_answers
-from align.synthesis.pipeline import Summary, write_rows
+from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 from align.synthesis.prompt import check_places, fill
 from align.synthesis.rows import Answered, Asked, Questions, build_row, trim_cut
 from align.synthesis.scorers import Bm25, Scorer
@@ -55,16 +55,15 @@ class LogoPipeline:
             "critical_chunks",
             "rejected",
         ):
-            _at_least(key, getattr(self, key), 1)
-        _at_least("max_documents", 1 if self.max_documents is None else self.max_documents, 1)
-        _at_least("min_new_tokens", self.min_new_tokens, 0)
-        _at_least("max_new_tokens", self.max_new_tokens, max(1, self.min_new_tokens))
-        _at_least("max_question_tokens", self.max_question_tokens, 1)
-        _at_least("chunks_per_prompt", self.chunks_per_prompt, self.critical_chunks + 1)
-        _at_least("temperature", self.temperature, 0)
+            at_least(key, getattr(self, key), 1)
+        at_least("max_documents", 1 if self.max_documents is None else self.max_documents, 1)
+        at_least("min_new_tokens", self.min_new_tokens, 0)
+        at_least("max_new_tokens", self.max_new_tokens, max(1, self.min_new_tokens))
+        at_least("max_question_tokens", self.max_question_tokens, 1)
+        at_least("chunks_per_prompt", self.chunks_per_prompt, self.critical_chunks + 1)
+        at_least("temperature", self.temperature, 0)
         for key in ("top_p", "max_similarity"):
-            if not 0 < getattr(self, key) <= 1:
-                raise UserError(f"pipeline.{key}={getattr(self, key)} must lie in (0, 1].")
+            check_share(key, getattr(self, key))
         if not self.question_leads or not all(isinstance(lead, str) for lead in self.question_leads):
             raise UserError("pipeline.question_leads needs a list of strings; [''] leaves all to the model.")
         check_places("pipeline.question_prompt", self.question_prompt, ("passage",))
@@ -252,8 +251,3 @@ class Library:
         others = len(self.chunks) - (last - first)
         drawn = rng.sample(range(others), min(count, others))
         return [self.chunks[i if i < first else i + last - first] for i in drawn]
-
-
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise UserError(f"pipeline.{key}={value} is too small: give {least} or more.")
