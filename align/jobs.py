@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from align.children import run_child
 from align.config import typed
 from align.errors import UserError
 from align.preemption import EXIT_CODE
@@ -106,7 +105,7 @@ def launch(config: DictConfig) -> int | None:
         raise UserError(f"launch.processes={settings.processes}: start at least one.")
     output = Path(str(config.output))
     _write_child_config(config, output)
-    code = _run(_command(settings, output))
+    code = run_child(_command(settings, output))
     if code == EXIT_CODE:
         raise SystemExit(EXIT_CODE)
     if code:
@@ -137,21 +136,3 @@ def _command(settings: LaunchSettings, output: Path) -> list[str]:
     # Jobs side by side must not share a port: 0 takes a free one.
     command += ["--main_process_port", "0", "-m", "align.train"]
     return [*command, "--config-dir", str(output.resolve()), "--config-name", CHILD]
-
-
-def _run(command: list[str]) -> int:
-    """Exit code of the command; SIGTERM is passed on to it, and then counts as the end of this process."""
-    told = False
-
-    def forward(number: int, frame: Any) -> None:
-        nonlocal told
-        told = True
-        process.send_signal(number)
-
-    process = subprocess.Popen(command)
-    before = signal.signal(signal.SIGTERM, forward)
-    try:
-        code = process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return EXIT_CODE if told else code

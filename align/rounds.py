@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,9 +12,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from align.children import run_child
 from align.cli import hydra_entry
 from align.config import typed
 from align.errors import UserError
+from align.preemption import EXIT_CODE
 from align.runfolder import write_atomically
 
 TRAINED = "train.jsonl"  # what `align synthesize` leaves in its output folder
@@ -151,10 +152,13 @@ def run(step: Step, console: Console) -> None:
 
     Raises:
         UserError: it ended with an error, whose own message stands above.
+        SystemExit: SIGTERM ended it; the same command goes on.
     """
     console.print(f"round {step.round}: {step.name}", style="bold", highlight=False)
     step.record.parent.mkdir(parents=True, exist_ok=True)
-    code = subprocess.run(step.command, check=False).returncode
+    code = run_child(step.command)
+    if code == EXIT_CODE:
+        raise SystemExit(EXIT_CODE)
     if code:
         raise UserError(
             f"round {step.round}: making its {step.name} ended with exit code {code}, see above; what is finished "

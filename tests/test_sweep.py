@@ -191,7 +191,7 @@ def test_a_sweep_inside_a_launcher_is_refused(align, monkeypatch, tmp_path):
 def test_the_command_and_configuration_of_a_child(tmp_path, monkeypatch):
     """What accelerate is called with, and what the processes read: everything resolved, no second launch."""
     called = []
-    monkeypatch.setattr(jobs, "_run", lambda command: called.append(command) or 0)
+    monkeypatch.setattr(jobs, "run_child", lambda command: called.append(command) or 0)
     config = OmegaConf.create(
         {"output": str(tmp_path), "seed": 3, "twice": "${seed}", "launch": {"processes": 4, "config": None}}
     )
@@ -204,7 +204,7 @@ def test_the_command_and_configuration_of_a_child(tmp_path, monkeypatch):
     assert child.twice == 3
     assert child.launch == {"processes": None, "config": None}
     assert child.defaults == ["_self_"]
-    monkeypatch.setattr(jobs, "_run", lambda command: 1)
+    monkeypatch.setattr(jobs, "run_child", lambda command: 1)
     with pytest.raises(UserError, match="ended with exit code 1"):
         jobs.launch(config)
     config.launch.config = "/nowhere.yaml"
