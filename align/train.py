@@ -78,6 +78,7 @@ def main(config: DictConfig) -> int | float | None:
         check_continuation(checkpoint, shape)
     trainer = build_trainer(run, tokenizer, data)
     trainer.add_callback(shape)
+    trainer.args.eval_on_start = data.eval is not None and checkpoint is None
     with Preemption() as preemption:
         trainer.add_callback(preemption)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -141,9 +142,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
-    before = run.output / BEFORE
-    trainer.add_callback(MetricsBefore(before))
-    trainer.args.eval_on_start = data.eval is not None and not before.exists()
+    trainer.add_callback(MetricsBefore(run.output / BEFORE))
     return trainer
 
 
@@ -216,8 +215,8 @@ class MetricsBefore(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes them, once."""
-        if state.is_world_process_zero and state.global_step == 0 and not self.path.exists():
+        """Writes them where no step has been made; a run begun anew writes over an earlier one's."""
+        if state.is_world_process_zero and state.global_step == 0:
             results.write_json(self.path, kwargs["metrics"])
 
 

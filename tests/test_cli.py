@@ -203,6 +203,20 @@ def test_another_configuration_is_refused_by_its_keys(run):
     assert "trainer.max_steps (1 → 2)" in err
 
 
+def test_a_run_begun_anew_measures_before_it_trains_again(run, rows, tmp_path):
+    """`resume=never` in a used folder: what was measured there belongs to other rows."""
+    settings = ("trainer.max_steps=1", "data.eval_size=2", "trainer.save_strategy=no")
+    found = []
+    for count in (8, 6):
+        make_rows(rows, count=count)
+        code, _, err = run(*settings, "resume=never")
+        assert code == 0, err
+        before = json.loads((tmp_path / "out" / "before.json").read_text())
+        assert json.loads((tmp_path / "out" / "results.json").read_text())["before"] == before
+        found.append(before["eval_loss"])
+    assert found[0] != found[1]
+
+
 def test_killed_run_goes_on_to_the_weights_of_an_unbroken_one(model_folder, rows, tmp_path):
     """SIGKILL once a checkpoint is there; the same command then ends with the same weights, to 1e-6."""
 
