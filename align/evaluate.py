@@ -15,11 +15,12 @@ from align import settings
 from align.cli import hydra_entry
 from align.config import check_choice, typed
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
-from align.model import ModelSettings, load_tokenizer, resolve_dtype
+from align.instantiate import build
+from align.model import ModelSettings, load_causal_lm, load_tokenizer, resolve_dtype
 from align.runfolder import claim_output
 from align.synthesis.generators import GeneratorSettings
 from align.synthesis.stage import WORK, Workspace
-from align.synthesize import RESUME, build
+from align.synthesize import RESUME
 
 
 @hydra_entry("evaluate")
@@ -30,7 +31,8 @@ def main(config: DictConfig) -> None:
     output = claim(config)
     opened = generator.open(model, tokenizer)
     workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
-    result = suite.run(Evaluation(model, workspace, partial(score_pairs, config)))
+    load = partial(load_causal_lm, model, device=PartialState().device)
+    result = suite.run(Evaluation(load, workspace, partial(score_pairs, config)))
     if PartialState().is_main_process:
         write_result(result, output)
         show_result(result, output, Console(), title=f"{type(suite).__name__}: {model.path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import pkgutil
@@ -10,9 +11,10 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from align.config import check_arguments
 from align.errors import UserError
 
 # What Hydra reads from a node beside the callable's own arguments.
@@ -51,6 +53,24 @@ def instantiate(config: Any, *, allow: Sequence[str], where: str = "configuratio
         return hydra_instantiate(plain, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{where}: {_first_line(error.__cause__ or error)}") from error
+
+
+def build(config: DictConfig, group: str) -> Any:
+    """The dataclass that a group's `_target_` names, its values' types and ranges checked.
+
+    Args:
+        config: a command's whole configuration; its `allow_targets` are allowed beside `align`.
+        group: dotted: `suite`, `suites.needles`.
+
+    Raises:
+        UserError: as `instantiate`; a value of the wrong type or out of range.
+    """
+    node = OmegaConf.select(config, group)
+    built = instantiate(node, allow=("align", *config.allow_targets), where=group)
+    values = {item.name: getattr(built, item.name) for item in dataclasses.fields(built)}
+    check_arguments(values, type(built), group=group, reserved={})
+    built.check()
+    return built
 
 
 def allowed(name: str, allow: Sequence[str]) -> bool:

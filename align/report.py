@@ -7,7 +7,7 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from rich.table import Table
 from align.cli import hydra_entry
 from align.config import check_choice, typed
 from align.errors import UserError
+from align.evaluation.suite import SUMMARY
 from align.jobs import FAILURE
 from align.runfolder import CONFIG_NAME, leaves, write_atomically
 
 ORDERS = ("auto", "ascending", "descending")
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}
 # Keys that tell runs apart without being a setting of the training.
-_NOT_SETTINGS = ("output", "resume", "objective", "launch")
+_NOT_SETTINGS = ("output", "resume", "objective", "launch", "suites")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class RunResult:
         settings: every dotted key of its configuration.
         state: `finished`, `failed` or `unfinished`.
         reason: why it failed.
-        after: held-out metrics after training.
+        after: held-out metrics after training, or what `align evaluate` found, as `SUITE/SCORE`.
         costs: what training took.
+        intervals: of the metrics of a suite, their 95% intervals.
     """
 
     name: str
@@ -56,6 +58,7 @@ class RunResult:
     reason: str = ""
     after: Mapping[str, float] | None = None
     costs: Mapping[str, float] | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @hydra_entry("report")
@@ -105,6 +108,8 @@ def _read_run(place: Path, name: str) -> RunResult:
         settings = dict(leaves(yaml.safe_load(text)))
         if (place / FAILURE).is_file():
             return RunResult(name, settings, "failed", (place / FAILURE).read_text().strip())
+        if "suite._target_" in settings:
+            return _read_evaluation(place, name, settings)
         if not (place / "results.json").is_file():
             return RunResult(name, settings, "unfinished")
         results = json.loads((place / "results.json").read_text())
@@ -113,8 +118,19 @@ def _read_run(place: Path, name: str) -> RunResult:
         raise UserError(f"{place} cannot be read ({' '.join(str(error).split())}): move it away.") from error
 
 
+def _read_evaluation(place: Path, name: str, settings: Mapping[str, Any]) -> RunResult:
+    """A folder of `align evaluate`."""
+    if not (place / SUMMARY).is_file():
+        return RunResult(name, settings, "unfinished")
+    suite = str(settings["suite._target_"]).rpartition(".")[2].lower()
+    scores = json.loads((place / SUMMARY).read_text())["scores"]
+    means = {f"{suite}/{score}": interval["mean"] for score, interval in scores.items()}
+    intervals = {f"{suite}/{score}": (found["low"], found["high"]) for score, found in scores.items()}
+    return RunResult(name, settings, "finished", after=means, intervals=intervals)
+
+
 def common_objective(runs: Sequence[RunResult]) -> str:
-    """The metric that all runs were meant to be judged by.
+    """The metric that all runs were meant to be judged by; of evaluations alone the first one's first score.
 
     Raises:
         UserError: they differ.
@@ -122,7 +138,9 @@ def common_objective(runs: Sequence[RunResult]) -> str:
     found = sorted({str(run.settings["objective"]) for run in runs if "objective" in run.settings})
     if len(found) > 1:
         raise UserError(f"the runs have different objectives ({', '.join(found)}): choose one, metric=NAME.")
-    return found[0] if found else "eval_rewards/accuracies"
+    if found:
+        return found[0]
+    return next((name for run in runs for name in run.after or {}), "eval_rewards/accuracies")
 
 
 def rank(runs: Sequence[RunResult], metric: str, *, order: str = "auto") -> list[RunResult]:
@@ -154,24 +172,49 @@ def differing(runs: Sequence[RunResult]) -> list[str]:
     ]
 
 
-def cells(run: RunResult, keys: Sequence[str], metric: str) -> list[str]:
-    """A run's row: settings, metric, costs; empty where it has none."""
+def suite_scores(runs: Sequence[RunResult], metric: str) -> list[str]:
+    """Metrics of suites asked in training (`eval_NAME/SCORE`), but for `metric` itself, which has its own column."""
+    found = dict.fromkeys(
+        name
+        for run in runs
+        for suite in suites_of(run.settings)
+        for name in run.after or {}
+        if name.startswith(f"eval_{suite}/") and name != metric
+    )
+    return list(found)
+
+
+def suites_of(settings: Mapping[str, Any]) -> list[str]:
+    """The names in `suites` of a run's configuration, whose dotted keys these are."""
+    parts = (key.split(".") for key in settings)
+    return list(dict.fromkeys(part[1] for part in parts if part[0] == "suites" and len(part) > 2))
+
+
+def cells(run: RunResult, keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """A run's row: settings, metrics, costs; empty where it has none."""
     settings = [str(run.settings.get(key, "")) for key in keys]
-    value = (run.after or {}).get(metric)
-    costs = [(run.costs or {}).get(name) for name in COSTS]
-    return [*settings, *("" if number is None else f"{number:.4g}" for number in (value, *costs))]
+    values = [_shown((run.after or {}).get(name), run.intervals.get(name)) for name in metrics]
+    costs = [_shown((run.costs or {}).get(name)) for name in COSTS]
+    return [*settings, *values, *costs]
+
+
+def _shown(number: float | None, interval: tuple[float, float] | None = None) -> str:
+    """`0.4123 (0.35 … 0.47)`; empty where there is none."""
+    bounds = "" if interval is None else f" ({interval[0]:.3g} … {interval[1]:.3g})"
+    return "" if number is None else f"{number:.4g}{bounds}"
 
 
 def table(ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str) -> Table:
     """The ranking, and below it what did not finish."""
+    metrics = [metric, *suite_scores([*ranked, *rest], metric)]
     shown = Table(title=f"{len(ranked)} runs by {metric}, {len(rest)} without it", title_justify="left")
-    for column in ("", "run", *map(_short, keys), metric, *COSTS.values()):
+    for column in ("", "run", *map(_short, keys), *metrics, *COSTS.values()):
         shown.add_column(column, justify="right", overflow="fold")
     for place, run in enumerate(ranked, start=1):
-        shown.add_row(str(place), run.name, *cells(run, keys, metric))
+        shown.add_row(str(place), run.name, *cells(run, keys, metrics))
     shown.add_section()
     for run in rest:
-        shown.add_row("", f"{run.name} {run.state}", *cells(run, keys, metric))
+        shown.add_row("", f"{run.name} {run.state}", *cells(run, keys, metrics))
     return shown
 
 
@@ -205,13 +248,13 @@ def page(
     ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str, picture: bytes
 ) -> str:
     """One HTML file with nothing outside it: the table, the picture, why runs failed."""
-    head = "".join(
-        f"<th>{html.escape(name)}</th>" for name in ("", "run", *keys, metric, *COSTS.values(), "state")
-    )
+    metrics = [metric, *suite_scores([*ranked, *rest], metric)]
+    columns = ("", "run", *keys, *metrics, *COSTS.values(), "state")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     rows = []
     for place, run in [*enumerate(ranked, start=1), *((None, run) for run in rest)]:
         state = f"{run.state}: {run.reason}" if run.reason else run.state
-        row = ["" if place is None else str(place), run.name, *cells(run, keys, metric), state]
+        row = ["" if place is None else str(place), run.name, *cells(run, keys, metrics), state]
         rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
     style = "body{font:14px sans-serif;margin:2em} td,th{padding:.3em .8em;text-align:right}"
     image = base64.b64encode(picture).decode()

@@ -13,6 +13,8 @@ from transformers import TrainingArguments
 from align.config import check_arguments, check_choice, typed
 from align.data.settings import DataSettings, PositionSettings
 from align.errors import UserError
+from align.evaluation.in_training import build_suites, check_suites
+from align.evaluation.suite import Suite
 from align.longseq.attention import ATTENTIONS
 from align.longseq.flash import FLASH_MODULES, check_flash
 from align.longseq.forward import DEFAULT_CHUNK
@@ -102,6 +104,7 @@ class Run:
     reference: ReferenceSettings
     reference_source: str
     arguments: TrainingArguments
+    suites: dict[str, Suite]
 
 
 def check(config: DictConfig) -> Run:
@@ -115,6 +118,8 @@ def check(config: DictConfig) -> Run:
     memory.check(accelerator=arguments.device.type != "cpu")
     check_model(model)
     check_attention(model, arguments)
+    suites = build_suites(config)
+    check_suites(suites, arguments)
     if reference.fill_only and model.quantization != "none":
         raise UserError(
             "reference.fill_only has no adapter, which model.quantization needs: fill the cache while training."
@@ -139,6 +144,7 @@ def check(config: DictConfig) -> Run:
         reference=reference,
         reference_source=source,
         arguments=arguments,
+        suites=suites,
     )
 
 

@@ -7,14 +7,13 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from align.cli import hydra_entry
-from align.config import check_arguments, check_choice, typed
-from align.instantiate import instantiate
+from align.config import check_choice, typed
+from align.instantiate import build
 from align.model import ModelSettings, load_tokenizer, resolve_dtype
 from align.runfolder import claim_output
 from align.synthesis.card import write_card
@@ -85,15 +84,6 @@ def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSetting
     check_choice("resume", str(config.resume), RESUME)
     check_duplicates(config.deduplicate, config.near_duplicate)
     return build(config, "pipeline"), build(config, "generator"), model
-
-
-def build(config: DictConfig, group: str) -> Any:
-    """The dataclass that the group's `_target_` names, its values' types and ranges checked."""
-    built = instantiate(config[group], allow=("align", *config.allow_targets), where=group)
-    values = {item.name: getattr(built, item.name) for item in dataclasses.fields(built)}
-    check_arguments(values, type(built), group=group, reserved={})
-    built.check()
-    return built
 
 
 def claim(config: DictConfig, *, documents_sha256: str) -> Path:

@@ -31,6 +31,7 @@ from align.cli import hydra_entry
 from align.continuation import FREE_KEYS, StepShape, check_continuation
 from align.data.dataset import Collator, PreferenceData, load_preference_data
 from align.errors import UserError
+from align.evaluation.in_training import SuitesInTraining
 from align.jobs import launch
 from align.longseq import pair_logps
 from align.longseq.agreement import check_agreement, check_same_settings
@@ -67,6 +68,10 @@ def main(config: DictConfig) -> int | float | None:
     )
     data = read_data(run, tokenizer)
     check_same_data(data, run)
+    if run.suites and data.eval is None:
+        raise UserError(
+            "suites run when held-out rows are evaluated, and there are none: set data.eval_size or data.eval_path."
+        )
     if run.reference.fill_only:
         fill_cache(build_trainer(run, tokenizer, data), run, data)
         return None
@@ -142,6 +147,10 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
+    if run.suites:  # before the next, which keeps their scores
+        trainer.add_callback(
+            SuitesInTraining(run.suites, trainer, tokenizer=tokenizer, output=run.output, seed=run.seed)
+        )
     trainer.add_callback(MetricsBefore(run.output / BEFORE))
     return trainer
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
@@ -116,6 +117,24 @@ def test_ranking_and_differing_settings():
         UserError, match="metric=eval_x is in no run's results: use eval_loss, eval_rewards/accuracies"
     ):
         rank(runs, "eval_x")
+
+
+def test_evaluations_are_ranked_by_their_scores(align, tmp_path):
+    """Folders of `align evaluate`: one suite on two models, with intervals, and one that has not ended."""
+    found = {"base": 0.25, "trained": 0.5, "running": None}
+    for name, mean in found.items():
+        settings = {"suite": {"_target_": "align.evaluation.retrieval.Retrieval"}, "model": {"path": name}}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(settings))
+        if mean is not None:
+            scores = {"needles": {"mean": mean, "low": mean - 0.125, "high": mean + 0.125, "n": 8}}
+            (tmp_path / name / "summary.json").write_text(json.dumps({"scores": scores}))
+    code, out, err = align("report", f"path={tmp_path}")
+    assert code == 0, err
+    assert "2 runs by retrieval/needles, 1 without it" in out
+    assert "running: unfinished" in out
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("0.5 (0.375 … 0.625)") < page.index("0.25 (0.125 … 0.375)")
 
 
 @pytest.mark.parametrize(

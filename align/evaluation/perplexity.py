@@ -19,7 +19,6 @@ from align.evaluation.pictures import curve
 from align.evaluation.statistics import Interval, mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, plain
 from align.longseq.logps import token_logps
-from align.model import load_causal_lm
 from align.runfolder import write_atomically
 from align.synthesis.documents import load_documents
 from align.synthesis.stage import WORK, progress_bar
@@ -111,7 +110,7 @@ def _measure(
     missing = [(name, ids) for name, ids in texts if not places[name].is_file()]
     own = missing[state.process_index :: state.num_processes]
     if own:
-        model = load_causal_lm(evaluation.model, device=state.device).eval()
+        model = evaluation.load().eval()
         with progress_bar(evaluation.workspace.console) as progress:
             for name, ids in progress.track(own, description="perplexity"):
                 record = _score(suite, model, name, torch.tensor(ids, device=state.device))

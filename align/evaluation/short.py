@@ -12,7 +12,6 @@ from typing import Any
 from align.errors import UserError
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
-from align.model import load_causal_lm
 from align.runfolder import write_atomically
 from align.synthesis.stage import WORK
 
@@ -71,7 +70,7 @@ class Short:
         manager = TaskManager(include_path=self.include_path)
         if task not in manager.all_tasks:
             raise UserError(f"suite.tasks: lm-eval knows no task {task}, and suite.include_path holds none.")
-        model = load_causal_lm(evaluation.model)
+        model = evaluation.load()
         tokenizer = evaluation.workspace.tokenizer
         found: Any = lm_eval.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=self.batch_size),

@@ -14,12 +14,12 @@ from rich.table import Table
 
 from align.errors import UserError
 from align.evaluation.statistics import Interval, mean_interval
-from align.model import ModelSettings
 from align.runfolder import write_atomically
 from align.synthesis.stage import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import PreTrainedModel
 
 SAMPLES = "samples.jsonl"
 SUMMARY = "summary.json"
@@ -43,12 +43,12 @@ class Evaluation:
     """What every suite is given.
 
     Attributes:
-        model: whose abilities are measured.
+        load: gives the model whose abilities are measured; suites that score given text call it, once.
         workspace: folder, seed, tokenizer, generator and console, as a data pipeline has them.
         score_pairs: measures the rows of the group `data` with the group `method`; see `ScoredPairs`.
     """
 
-    model: ModelSettings
+    load: Callable[[], PreTrainedModel]
     workspace: Workspace
     score_pairs: Callable[[], ScoredPairs]
 

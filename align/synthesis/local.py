@@ -13,6 +13,7 @@ from transformers import (
     DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -63,19 +64,39 @@ class LocalSettings:
 
     def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The generator of `model`; weights are loaded by the first call that is not finished yet."""
-        config = load_config(model)
-        generator = LocalGenerator(
-            load=lambda: load_causal_lm(model, device=self.resolve_device()),
-            tokenizer=tokenizer,
+        generator = self._generator(
+            lambda: load_causal_lm(model, device=self.resolve_device()),
+            load_config(model),
+            tokenizer,
             name=model.path,
+            identify=lambda: local_identity(model, tokenizer),
+        )
+        return cached(generator, self.cache)
+
+    def of_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LocalGenerator:
+        """The generator of a model that is there already, in its present state; it has no name in the cache."""
+        return self._generator(lambda: model, model.config, tokenizer, name="policy")
+
+    def _generator(
+        self,
+        load: Callable[[], PreTrainedModel],
+        config: PreTrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        identify: Callable[[], str] | None = None,
+    ) -> LocalGenerator:
+        return LocalGenerator(
+            load=load,
+            tokenizer=tokenizer,
+            name=name,
             window=getattr(config, "max_position_embeddings", None),
             batch_tokens=self.batch_tokens,
             batch_size=self.batch_size,
             keep_tokens=self.keep_tokens,
             share_beginnings=can_share(config),
-            identify=lambda: local_identity(model, tokenizer),
+            identify=identify,
         )
-        return cached(generator, self.cache)
 
 
 def local_identity(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:

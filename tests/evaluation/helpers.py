@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from align.evaluation.suite import Evaluation, ScoredPairs
-from align.model import ModelSettings
+from align.model import ModelSettings, load_causal_lm
 from align.synthesis.generators import Completion, Request
 from align.synthesis.stage import Workspace
 from tests.tiny import tiny_tokenizer
@@ -49,4 +49,4 @@ def evaluation(
     seed: int = 0,
 ) -> Evaluation:
     workspace = Workspace(output, seed, tokenizer or tiny_tokenizer(), generator, Console(file=io.StringIO()))  # type: ignore[arg-type]
-    return Evaluation(ModelSettings(path=model), workspace, score_pairs)
+    return Evaluation(lambda: load_causal_lm(ModelSettings(path=model)), workspace, score_pairs)

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 
 from align.errors import UserError
 from align.evaluation.longbench import LongBench, cut_middle
-from align.synthesize import build
+from align.instantiate import build
 from tests.evaluation.helpers import Answers, evaluation
 from tests.tiny import tiny_tokenizer
 

@@ -1,0 +1,178 @@
+"""Suites at every evaluation of a training run, asked of the policy as it is, before its first step and after its last.
+
+`align train +suite@suites.NAME=SUITE` runs a suite under a name of one's own. Its scores join the held-out metrics as
+`eval_NAME/SCORE`, so that results, pictures, sweeps and `align report` treat them as any other; samples, intervals and
+pictures lie in `OUTPUT/suites/NAME/step-N/`. Several processes share the prompts.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from align.errors import UserError
+from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
+from align.instantiate import build
+from align.longseq.support import find_causal_lm
+from align.synthesis.local import LocalSettings
+from align.synthesis.stage import Workspace
+from align.wrappers import expected_wrapper
+
+if TYPE_CHECKING:
+    from align.trainer import PreferenceTrainer
+
+FOLDER = "suites"  # in the output folder
+PLAIN_ATTENTION = "sdpa"  # of prompts and answers: the shared-prefix attention has no key-value cache
+
+
+class SuitesInTraining(TrainerCallback):
+    """Runs suites on the policy and adds their scores to the held-out metrics.
+
+    Args:
+        suites: by the name that their scores and folders have.
+        trainer: whose policy answers.
+        tokenizer: with a chat template.
+        output: the run's folder.
+        seed: of prompts, draws and intervals.
+        console: one line a suite goes there.
+    """
+
+    def __init__(
+        self,
+        suites: Mapping[str, Suite],
+        trainer: PreferenceTrainer,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        output: Path,
+        seed: int,
+        console: Console | None = None,
+    ) -> None:
+        self.suites = dict(suites)
+        self.trainer = trainer
+        self.tokenizer = tokenizer
+        self.folder = output / FOLDER
+        self.seed = seed
+        assert trainer.model is not None
+        self.policy: nn.Module = trainer.model
+        self.attention: str = find_causal_lm(self.policy).config._attn_implementation
+        self.console = console or Console(stderr=True, quiet=not trainer.is_world_process_zero())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A run from the first step on removes an earlier run's answers: they are of other weights."""
+        if state.global_step == 0 and state.is_world_process_zero:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        PartialState().wait_for_everyone()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Asks and scores; `metrics`, which the Trainer hands on, gains `eval_NAME/SCORE`."""
+        found = {
+            f"eval_{name}/{score}": value
+            for name, suite in self.suites.items()
+            for score, value in self._run(name, suite, step=state.global_step).items()
+        }
+        if metrics is not None:
+            metrics.update(found)
+        self.trainer.log(found)
+
+    def _run(self, name: str, suite: Suite, *, step: int) -> dict[str, float]:
+        folder = self.folder / name / f"step-{step}"
+        with answering(self.policy) as model:
+            generator = LocalSettings().of_model(model, self.tokenizer)
+            workspace = Workspace(folder, self.seed, self.tokenizer, generator, self.console)
+            result = suite.run(Evaluation(lambda: model, workspace, self._score_pairs))
+        if PartialState().is_main_process:
+            write_result(result, folder)
+        scores = {score: interval.mean for score, interval in result.scores.items()}
+        line = "  ".join(f"{score} {value:.3f}" for score, value in scores.items())
+        self.console.print(f"{name} at step {step}: {line}", soft_wrap=True, highlight=False)
+        return scores
+
+    def _score_pairs(self) -> ScoredPairs:
+        """The run's held-out rows on the training forward."""
+        rows: Any = self.trainer.eval_dataset
+        with attention_of(self.policy, self.attention):
+            found = self.trainer.predict(rows)
+        columns = rows.select_columns(["source", "longest_sequence"])
+        return ScoredPairs(np.asarray(found.predictions), [dict(row) for row in columns])
+
+
+@contextmanager
+def answering(policy: nn.Module) -> Iterator[PreTrainedModel]:
+    """The language model within `policy`, ready to generate; afterwards policy and random numbers are as before."""
+    model = find_causal_lm(policy)
+    training, settings = policy.training, model.generation_config
+    python, numpy = random.getstate(), np.random.get_state()
+    policy.eval()
+    try:
+        with torch.random.fork_rng(), attention_of(model, PLAIN_ATTENTION):
+            yield model
+    finally:
+        policy.train(training)
+        model.generation_config = settings
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextmanager
+def attention_of(policy: nn.Module, name: str) -> Iterator[None]:
+    """Within it the policy's attention is transformers' `name`."""
+    model = find_causal_lm(policy)
+    before: str = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def build_suites(config: DictConfig) -> dict[str, Suite]:
+    """The suites of `suites`, their values' types and ranges checked; loads nothing."""
+    return {str(name): build(config, f"suites.{name}") for name in config.get("suites") or {}}
+
+
+def check_suites(suites: Mapping[str, Suite], args: TrainingArguments) -> None:
+    """Refuses suites where no process has the whole policy to answer with.
+
+    Args:
+        suites: what the run is to ask.
+        args: the trainer's arguments, with the wrapper they ask for.
+
+    Raises:
+        UserError: FSDP or ZeRO-3, which spread parameters over processes that each ask something else.
+    """
+    sharded = is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    if suites and (expected_wrapper(args) == "FSDP" or sharded):
+        raise UserError(
+            f"suites.{next(iter(suites))}: under FSDP and ZeRO-3 no process has the whole policy to answer with. "
+            "Leave suites out and run `align evaluate model.path=CHECKPOINT` afterwards, or train with DDP or ZeRO-2."
+        )

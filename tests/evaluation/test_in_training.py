@@ -1,0 +1,123 @@
+"""Suites while a policy trains: their scores join the held-out metrics, and training does not notice them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from align import cli
+from tests.longseq.plain import assert_close
+from tests.test_cli import make_rows
+from tests.tiny import tiny_model, tiny_tokenizer
+
+NEEDLES = ("+suite@suites.needles=retrieval", "suites.needles.lengths=[128]", "suites.needles.depths=[0.5]")
+PAIRS = ("+suite@suites.pairs=preference",)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(initializer_range=0.1).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def align(monkeypatch, capfd, tmp_path):
+    """Runs a command in this process; returns (exit code, stdout, stderr)."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["align", *words])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def train(align, model_folder, tmp_path):
+    """A run of two steps that holds rows out, evaluated before, between and after."""
+    rows = make_rows(tmp_path / "rows.jsonl")
+    (tmp_path / "hay.txt").write_text(" ".join(f"w{i % 100 + 8} w9 w10 w11 w12." for i in range(200)))
+
+    def call(name: str, *more: str) -> tuple[int, str, str]:
+        return align(
+            "train",
+            f"model.path={model_folder}",
+            f"data.path={rows}",
+            f"output={tmp_path / name}",
+            "data.eval_size=2",
+            "trainer.max_steps=2",
+            "trainer.learning_rate=1e-2",
+            "trainer.eval_strategy=steps",
+            "trainer.eval_steps=1",
+            "trainer.gradient_accumulation_steps=1",
+            *more,
+        )
+
+    return call
+
+
+def needles(tmp_path: Path) -> tuple[str, ...]:
+    return (*NEEDLES, f"suites.needles.documents={tmp_path / 'hay.txt'}", "suites.needles.max_new_tokens=4")
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_scores_join_the_metrics_and_the_weights_do_not_notice(train, align, tmp_path, lora):
+    settings = (f"model.lora.r={lora}", "memory.mlp_chunk=16")
+    code, _, err = train("with", *settings, *needles(tmp_path), *PAIRS)
+    assert code == 0, err
+    assert train("without", *settings)[0] == 0
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    weights = [load_file(tmp_path / run / "model" / name) for run in ("with", "without")]
+    assert_close(weights[0], weights[1], tolerance=1e-7)
+
+    results = json.loads((tmp_path / "with" / "results.json").read_text())
+    for when in ("before", "after"):
+        assert 0 <= results[when]["eval_needles/needles"] <= 1
+        assert results[when]["eval_pairs/rewards/accuracies"] == results[when]["eval_rewards/accuracies"]
+    for step in (0, 1, 2):
+        folder = tmp_path / "with" / "suites" / "needles" / f"step-{step}"
+        assert len((folder / "samples.jsonl").read_text().splitlines()) == 2
+        assert json.loads((folder / "summary.json").read_text())["scores"]["needles"]["n"] == 2
+        assert (folder / "needles.png").is_file()
+        assert f"needles at step {step}: needles" in err
+
+    code, _, err = align("report", f"path={tmp_path}", "metric=eval_needles/needles")
+    assert code == 0, err
+
+
+def test_a_run_begun_anew_asks_again(train, tmp_path):
+    assert train("run", *needles(tmp_path))[0] == 0
+    ledger = tmp_path / "run" / "suites" / "needles" / "step-0" / "work" / "retrieval.jsonl"
+    ledger.write_text("")
+    assert train("run", *needles(tmp_path), "resume=never")[0] == 0
+    assert len(ledger.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "sentence"),
+    [
+        (["suites.needles.samples=0"], {}, "suite.samples=0 is too small"),
+        (["suites.needles.sampels=1"], {}, "sampels"),
+        (["data.eval_size=0"], {}, "suites run when held-out rows are evaluated"),
+        ([], {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "suites.needles: under FSDP and ZeRO-3"),
+    ],
+    ids=["range", "unknown key", "nothing held out", "ZeRO-3"],
+)
+def test_what_cannot_be_asked_is_refused(train, tmp_path, monkeypatch, overrides, environment, sentence):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    code, _, err = train("run", *needles(tmp_path), *overrides)
+    assert code == cli.USAGE_EXIT_CODE
+    assert sentence in err
+    assert not (tmp_path / "run" / "model").exists()
