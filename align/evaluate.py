@@ -56,13 +56,16 @@ def claim(config: DictConfig) -> Path:
     return output
 
 
-def score_pairs(config: DictConfig) -> ScoredPairs:
-    """Every row of `data.path` through the training forward, wrapped and sharded as training would be."""
+def score_pairs(config: DictConfig, path: str | None) -> ScoredPairs:
+    """Every row of `path`, or of `data.path`, through the training forward, wrapped and sharded as in training."""
     from align.train import build_trainer, read_data
 
     whole = config.copy()
     with open_dict(whole):
         whole.data.eval_size = 0
+        if path is not None:
+            whole.data.path, whole.data.eval_path, whole.data.mix = path, None, []
+            whole.positions.mode = "none"
     run = settings.check(whole)
     tokenizer = load_tokenizer(run.model.path, trust_remote_code=run.model.trust_remote_code)
     data = read_data(run, tokenizer)

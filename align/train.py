@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import (
@@ -30,6 +31,7 @@ from align import checkpoints, results
 from align.cli import hydra_entry
 from align.continuation import FREE_KEYS, StepShape, check_continuation
 from align.data.dataset import Collator, PreferenceData, load_preference_data
+from align.data.settings import PositionSettings
 from align.errors import UserError
 from align.evaluation.in_training import SuitesInTraining
 from align.jobs import launch
@@ -122,6 +124,12 @@ def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
     return data
 
 
+def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> Dataset:
+    """Every row of another path, at its own positions."""
+    data = replace(run.data, path=path, eval_path=None, eval_size=0, mix=[])
+    return read_data(replace(run, data=data, positions=PositionSettings()), tokenizer).train
+
+
 def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: PreferenceData) -> PreferenceTrainer:
     """Loads policy and reference and puts them, the data and the display into a trainer."""
     set_seed(run.seed)  # adapters draw their weights
@@ -149,7 +157,14 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     trainer.add_callback(ProgressDisplay())
     if run.suites:  # before the next, which keeps their scores
         trainer.add_callback(
-            SuitesInTraining(run.suites, trainer, tokenizer=tokenizer, output=run.output, seed=run.seed)
+            SuitesInTraining(
+                run.suites,
+                trainer,
+                tokenizer=tokenizer,
+                output=run.output,
+                seed=run.seed,
+                read_pairs=partial(read_pairs, run, tokenizer),
+            )
         )
     trainer.add_callback(MetricsBefore(run.output / BEFORE))
     return trainer

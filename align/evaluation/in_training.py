@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ class SuitesInTraining(TrainerCallback):
         tokenizer: with a chat template.
         output: the run's folder.
         seed: of prompts, draws and intervals.
+        read_pairs: tokenised preference rows of another path.
         console: one line a suite goes there.
     """
 
@@ -66,6 +67,7 @@ class SuitesInTraining(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         output: Path,
         seed: int,
+        read_pairs: Callable[[str], Any],
         console: Console | None = None,
     ) -> None:
         self.suites = dict(suites)
@@ -73,6 +75,7 @@ class SuitesInTraining(TrainerCallback):
         self.tokenizer = tokenizer
         self.folder = output / FOLDER
         self.seed = seed
+        self.read_pairs = read_pairs
         assert trainer.model is not None
         self.policy: nn.Module = trainer.model
         self.attention: str = find_causal_lm(self.policy).config._attn_implementation
@@ -117,9 +120,9 @@ class SuitesInTraining(TrainerCallback):
         self.console.print(f"{name} at step {step}: {line}", soft_wrap=True, highlight=False)
         return scores
 
-    def _score_pairs(self) -> ScoredPairs:
-        """The run's held-out rows on the training forward."""
-        rows: Any = self.trainer.eval_dataset
+    def _score_pairs(self, path: str | None) -> ScoredPairs:
+        """The rows of `path`, or those that the run holds out, on the training forward."""
+        rows: Any = self.trainer.eval_dataset if path is None else self.read_pairs(path)
         with attention_of(self.policy, self.attention):
             found = self.trainer.predict(rows)
         columns = rows.select_columns(["source", "longest_sequence"])

@@ -26,7 +26,7 @@ class Preference:
 
     def run(self, evaluation: Evaluation) -> Result:
         """One forward over every row; nothing is generated."""
-        pairs = evaluation.score_pairs()
+        pairs = evaluation.score_pairs(None)
         return self.result(pairs, seed=evaluation.workspace.seed)
 
     def result(self, pairs: ScoredPairs, *, seed: int) -> Result:

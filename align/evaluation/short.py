@@ -1,19 +1,28 @@
-"""What must not get worse: short-context tasks, through lm-eval (extra `lm-eval`)."""
+"""What must not get worse: short-context tasks, through lm-eval (extra `lm-eval`), and held-out short pairs."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
+from align.data.sources import open_sources
 from align.errors import UserError
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
+from align.metrics import METRICS
 from align.runfolder import write_atomically
 from align.synthesis.stage import WORK
+
+PAIRS = "pairs"  # their name among the tasks
+COMPARED = ("rewards/accuracies", "rewards/margins")
 
 
 @dataclass(frozen=True)
@@ -25,26 +34,29 @@ class Short:
     num_fewshot: int | None = None
     limit: int | None = None
     batch_size: int = 8
+    pairs: str | None = None
 
     def check(self) -> None:
-        """Raises UserError without tasks, without the folder, or without lm-eval."""
-        if not self.tasks:
-            raise UserError("suite.tasks is empty: name tasks of lm-eval, or of yours in suite.include_path.")
+        """Raises UserError without tasks and pairs, for a file or folder that is not there, or without lm-eval."""
+        if not self.tasks and self.pairs is None:
+            raise UserError(
+                "suite.tasks is empty: name tasks of lm-eval or of yours (suite.include_path), or rows (suite.pairs)."
+            )
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise UserError(f"suite.include_path={self.include_path} is no folder of lm-eval task files.")
         at_least({"batch_size": self.batch_size, "limit": self.limit or 1}, 1)
-        if importlib.util.find_spec("lm_eval") is None:
-            raise UserError("suite=short needs lm-eval: `pip install 'long-preference[lm-eval]'`.")
+        if self.pairs is not None:
+            open_sources(self.pairs, key="suite.pairs")
+        if self.tasks and importlib.util.find_spec("lm_eval") is None:
+            raise UserError("suite.tasks needs lm-eval: `pip install 'long-preference[lm-eval]'`.")
 
     def run(self, evaluation: Evaluation) -> Result:
-        """Every task in turn; a finished one is read from the disk."""
+        """Every task in turn, then the pairs; what is finished is read from the disk."""
         seed = evaluation.workspace.seed
-        records: list[dict[str, Any]] = []
-        published: dict[str, Any] = {}
-        for task in self.tasks:
-            found = self._task(task, evaluation)
-            published[task] = found["results"]
-            records += found["records"]
+        found = {task: self._kept(task, evaluation, partial(self._measure, task)) for task in self.tasks}
+        if self.pairs is not None:
+            found[PAIRS] = self._kept(PAIRS, evaluation, self._compare)
+        records = [record for part in found.values() for record in part["records"]]
         scores: dict[str, list[float]] = {}
         for record in records:
             for metric, value in record["scores"].items():
@@ -52,14 +64,36 @@ class Short:
         return Result(
             records=records,
             scores={name: mean_interval(values, seed=seed) for name, values in scores.items()},
-            details={"lm_eval": published},
+            details={"lm_eval": {task: found[task]["results"] for task in self.tasks}},
         )
 
-    def _task(self, task: str, evaluation: Evaluation) -> dict[str, Any]:
-        path = evaluation.workspace.output / WORK / "short" / f"{task}.json"
-        if not path.is_file():
-            write_atomically(path, json.dumps(self._measure(task, evaluation)))
+    def _kept(
+        self, name: str, evaluation: Evaluation, measure: Callable[[Evaluation], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `measure` gives, from the disk where it has been measured."""
+        path = evaluation.workspace.output / WORK / "short" / f"{name}.json"
+        known = path.is_file()
+        PartialState().wait_for_everyone()  # all have looked before one writes: they measure together, or none
+        if not known:
+            found = json.dumps(measure(evaluation))
+            if PartialState().is_main_process:
+                write_atomically(path, found)
+            PartialState().wait_for_everyone()
         return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _compare(self, evaluation: Evaluation) -> dict[str, Any]:
+        """The rewards of `pairs`, by the group `method`, on the training forward."""
+        assert self.pairs is not None
+        pairs = evaluation.score_pairs(self.pairs)
+        records = [
+            {"id": f"{PAIRS}/{row['source']}", "task": PAIRS, "scores": scores}
+            for values, row in zip(pairs.metrics, pairs.rows, strict=True)
+            if (scores := {name: float(values[METRICS.index(name)]) for name in COMPARED})
+            and not any(map(math.isnan, scores.values()))
+        ]
+        if not records:
+            raise UserError(f"suite.pairs={self.pairs}: no row has a rejected answer: nothing to prefer.")
+        return {"records": records}
 
     def _measure(self, task: str, evaluation: Evaluation) -> dict[str, Any]:
         """lm-eval's results and each sample's numbers."""

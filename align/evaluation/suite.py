@@ -45,12 +45,13 @@ class Evaluation:
     Attributes:
         load: gives the model whose abilities are measured; suites that score given text call it, once.
         workspace: folder, seed, tokenizer, generator and console, as a data pipeline has them.
-        score_pairs: measures the rows of the group `data` with the group `method`; see `ScoredPairs`.
+        score_pairs: measures preference rows with the group `method`; see `ScoredPairs`. Given a path, rows as in
+            `data.path`, without synthesised positions; None takes the group `data` (in training: what is held out).
     """
 
     load: Callable[[], PreTrainedModel]
     workspace: Workspace
-    score_pairs: Callable[[], ScoredPairs]
+    score_pairs: Callable[[str | None], ScoredPairs]
 
 
 @dataclass(frozen=True)

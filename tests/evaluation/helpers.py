@@ -35,7 +35,7 @@ class Answers:
                 yield [(request, Completion(text, len(text.split()), self.finish))]  # type: ignore[arg-type]
 
 
-def no_pairs() -> ScoredPairs:
+def no_pairs(path: str | None) -> ScoredPairs:
     return ScoredPairs(np.zeros((0, 7)), [])
 
 
@@ -45,7 +45,7 @@ def evaluation(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     model: str = "unused",
-    score_pairs: Callable[[], ScoredPairs] = no_pairs,
+    score_pairs: Callable[[str | None], ScoredPairs] = no_pairs,
     seed: int = 0,
 ) -> Evaluation:
     workspace = Workspace(output, seed, tokenizer or tiny_tokenizer(), generator, Console(file=io.StringIO()))  # type: ignore[arg-type]

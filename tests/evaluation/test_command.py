@@ -86,6 +86,26 @@ def test_preference_by_length():
         Preference().result(ScoredPairs(metrics[3:], rows[3:]), seed=0)
 
 
+def test_short_pairs(run, tmp_path):
+    """As the suite preference measures them, under the names of the short suite; a second start measures nothing."""
+    rows = make_rows(tmp_path / "short.jsonl", count=5)
+    settings = ("method=simpo", "trainer.use_cpu=true")
+    code, _, err = run("suite=short", f"suite.pairs={rows}", *settings)
+    assert code == 0, err
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]
+    assert {name: score["n"] for name, score in found.items()} == {
+        "pairs/rewards/accuracies": 5,
+        "pairs/rewards/margins": 5,
+    }
+    code, _, err = run("suite=short", f"suite.pairs={rows}", *settings)
+    assert (code, "Loading weights" in err) == (0, False), err
+    again = f"output={tmp_path / 'again'}"
+    assert run("suite=preference", f"data.path={rows}", again, *settings)[0] == 0
+    same = json.loads((tmp_path / "again" / "summary.json").read_text())["scores"]
+    for name in ("rewards/accuracies", "rewards/margins"):
+        assert found[f"pairs/{name}"]["mean"] == pytest.approx(same[name]["mean"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -96,6 +116,7 @@ def test_preference_by_length():
         (["suite=longbench"], "has to name .jsonl files"),
         (["suite=preference", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
         (["suite=short"], "suite.tasks is empty"),
+        (["suite=short", "suite.pairs=nowhere.jsonl"], "suite.pairs=nowhere.jsonl"),
         (["suite.documents=nowhere"], "nowhere does not exist"),
         (["model.path=nowhere/at/all"], "is no model folder"),
     ],

@@ -15,7 +15,7 @@ from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
 NEEDLES = ("+suite@suites.needles=retrieval", "suites.needles.lengths=[128]", "suites.needles.depths=[0.5]")
-PAIRS = ("+suite@suites.pairs=preference",)
+PAIRS = ("+suite@suites.pairs=preference", "+suite@suites.short=short")
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,9 @@ def needles(tmp_path: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("lora", [0, 4])
 def test_scores_join_the_metrics_and_the_weights_do_not_notice(train, align, tmp_path, lora):
+    short = make_rows(tmp_path / "short.jsonl", count=3)
     settings = (f"model.lora.r={lora}", "memory.mlp_chunk=16")
-    code, _, err = train("with", *settings, *needles(tmp_path), *PAIRS)
+    code, _, err = train("with", *settings, *needles(tmp_path), *PAIRS, f"suites.short.pairs={short}")
     assert code == 0, err
     assert train("without", *settings)[0] == 0
     name = "adapter_model.safetensors" if lora else "model.safetensors"
@@ -84,6 +85,7 @@ def test_scores_join_the_metrics_and_the_weights_do_not_notice(train, align, tmp
     results = json.loads((tmp_path / "with" / "results.json").read_text())
     for when in ("before", "after"):
         assert 0 <= results[when]["eval_needles/needles"] <= 1
+        assert 0 <= results[when]["eval_short/pairs/rewards/accuracies"] <= 1
         assert results[when]["eval_pairs/rewards/accuracies"] == results[when]["eval_rewards/accuracies"]
     for step in (0, 1, 2):
         folder = tmp_path / "with" / "suites" / "needles" / f"step-{step}"
