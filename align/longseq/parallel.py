@@ -12,21 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 
 from align.errors import UserError
 from align.longseq.agreement import check_agreement
 from align.longseq.attention import PreparedLayout, prepare
-from align.longseq.exchange import Gather, Ulysses, share_heads
-from align.longseq.sharding import (
-    balanced_shards,
-    contiguous_shards,
-    count_tokens,
-    shard_row,
-    token_index,
-)
+from align.longseq.exchange import Gather
+from align.longseq.sharding import balanced_shards, even_shards, shard_row
 from align.longseq.shared_prefix import SharedPrefixRow
+from align.longseq.ulysses import Ulysses, share_heads
 
 
 @dataclass(frozen=True)
@@ -153,28 +147,17 @@ def place_row(
 def _place_ulysses(
     row: SharedPrefixRow, parallel: SequenceParallel
 ) -> tuple[SharedPrefixRow, PreparedLayout]:
-    """Contiguous tokens; attention runs over the whole row."""
-    shards = contiguous_shards(row.layout.length, parallel.degree)
-    tokens = tuple(count_tokens(spans) for spans in shards)
-    exchange = Ulysses(parallel.group, parallel.rank, tokens)
-    return (
-        shard_row(row, shards[parallel.rank]),
-        prepare(row.layout, exchange=exchange),
-    )
+    """Equally many scored and other tokens; attention runs over the whole row."""
+    shards = even_shards(row.layout.length, row.source, parallel.degree)
+    exchange = Ulysses(parallel.group, parallel.rank, shards)
+    return shard_row(row, shards[parallel.rank]), prepare(row.layout, exchange=exchange)
 
 
 def _place_gather(row: SharedPrefixRow, parallel: SequenceParallel) -> tuple[SharedPrefixRow, PreparedLayout]:
     """Chunks of every prompt and answer, balanced; attention runs for the own queries."""
-    device = row.input_ids.device
     shards = balanced_shards(row.layout, parallel.degree)
-    tokens = [count_tokens(spans) for spans in shards]
-    longest = max(tokens)
-    order = torch.empty(row.layout.length, dtype=torch.long, device=device)
-    for rank, (spans, count) in enumerate(zip(shards, tokens, strict=True)):
-        start = rank * longest
-        order[token_index(spans, device)] = torch.arange(start, start + count, device=device)
     own = shards[parallel.rank]
-    exchange = Gather(parallel.group, tokens[parallel.rank], longest, order)
+    exchange = Gather.over(parallel.group, parallel.rank, shards, row.input_ids.device)
     return shard_row(row, own), prepare(row.layout, queries=own, exchange=exchange)
 
 

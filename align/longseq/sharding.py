@@ -2,19 +2,25 @@
 
 Two layouts for T tokens over n ranks:
 
-- **contiguous** (for `ulysses`, where a rank attends with some heads over all tokens, so that ownership does
-  not decide who works on attention): `T/n` tokens each, to within one.
+- **even** (for `ulysses`, where a rank attends with some heads over all tokens, so that ownership does not decide
+  who works on attention): an n-th of the tokens that predict a scored one, and an n-th of the others.
 - **balanced** (for `gather`, where a rank attends with its own queries): every prompt and every answer is cut
   into 2n consecutive chunks, and rank r takes the chunks r and 2n − 1 − r of each.
 
-How unbalanced causal attention is, as the largest rank's work over the mean: with P keys before an answer of
-length L (P = 0 for a prompt), token t works on P + t + 1 keys, so chunk j of 2n has the work
+How unbalanced they are, as the largest rank's share over the mean. Tokens, and with them what layers keep and the work
+of everything but attention: counts differ by at most one in both layouts. Tokens through the head, whose vocabulary
+logits are the largest tensors of short models: by at most one in the even layout (a prompt's last token predicts the
+first of *every* answer, and counts once here), by at most one for each answer and prompt in the balanced one, where all
+of an answer is scored. Consecutive n-ths of the row would give the last rank all answers, n times the mean.
+
+Causal attention: in the even layout as `ulysses.share_heads` says. In the balanced one, with P keys before an
+answer of length L (P = 0 for a prompt), token t works on P + t + 1 keys, so chunk j of 2n has the work
 `c·(P + (j + ½)·c)` with `c = L/2n`, and the sum over chunks j and 2n − 1 − j is `c·(2P + L)` for every rank:
 the balanced layout has ratio 1, span by span, but for rounding. Spans that 2n does not divide leave single
 tokens over; they go to the ranks with the fewest tokens so far. Token counts then differ by at most one in
 the whole row, and work from the mean by less than `3·(P + L)` a span: two chunks whose sizes are off by less
 than one token of at most P + L keys each, and whose starts are off by at most n/2 tokens, which `L/2n` queries
-each feel. Contiguous shards under `gather` would give the last rank `2 − 1/n` times the mean: it owns the n-th
+each feel. Consecutive n-ths under `gather` would give the last rank `2 − 1/n` times the mean: it owns the n-th
 of a prompt that sees the most keys.
 """
 
@@ -32,10 +38,55 @@ from align.longseq.shared_prefix import Layout, SharedPrefixRow, Span
 Shards = tuple[tuple[Span, ...], ...]
 
 
-def contiguous_shards(length: int, degree: int) -> Shards:
-    """One span a rank, sizes within one token of each other; empty where the row is shorter than the degree."""
-    bounds = [length * rank // degree for rank in range(degree + 1)]
-    return tuple(((start, stop),) if start < stop else () for start, stop in pairwise(bounds))
+def even_shards(length: int, source: Tensor, degree: int) -> Shards:
+    """An n-th of the tokens in `source` and an n-th of the others for each rank, both consecutive among their kind.
+
+    Args:
+        length: T, tokens of the row.
+        source: `[S]` indices in `[0, T)` of the tokens that predict a scored one; they may repeat.
+        degree: n, the ranks.
+
+    Returns:
+        Spans of each rank; counts of tokens, and of those in `source`, differ by at most one between ranks.
+    """
+    runs = _runs(length, source)
+    spans: list[list[Span]] = [[] for _ in range(degree)]
+    for scores in (False, True):
+        own = tuple(span for span, kind in runs if kind is scores)
+        share, left = divmod(count_tokens(own), degree)
+        # Leftovers of one kind go to the first ranks and of the other to the last: nobody gets two before all got one.
+        first = degree - left if scores else 0
+        _deal(own, [share + (first <= rank < first + left) for rank in range(degree)], spans)
+    return tuple(_joined(own) for own in spans)
+
+
+def _runs(length: int, source: Tensor) -> list[tuple[Span, bool]]:
+    """The row as the longest spans of tokens that all predict a scored one, or all do not."""
+    scores = torch.zeros(length, dtype=torch.bool)
+    scores[source.cpu()] = True
+    cuts = [0, *((scores[1:] != scores[:-1]).nonzero().flatten() + 1).tolist(), length]
+    return [((start, stop), bool(scores[start])) for start, stop in pairwise(cuts)]
+
+
+def _deal(spans: tuple[Span, ...], sizes: list[int], to: list[list[Span]]) -> None:
+    """Cuts `spans` one after the other into `sizes[r]` tokens for each rank r."""
+    rank, free = 0, sizes[0]
+    for start, stop in spans:
+        while start < stop:
+            while not free:
+                rank += 1
+                free = sizes[rank]
+            end = min(stop, start + free)
+            to[rank].append((start, end))
+            start, free = end, free - (end - start)
+
+
+def _joined(spans: list[Span]) -> tuple[Span, ...]:
+    """The same tokens in ascending order, spans that touch made one."""
+    joined: list[Span] = []
+    for span in sorted(spans):
+        _append(joined, span)
+    return tuple(joined)
 
 
 def balanced_shards(layout: Layout, degree: int) -> Shards:

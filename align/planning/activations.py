@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from align.longseq.exchange import share_heads
+from align.longseq.ulysses import share_heads
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Precision, Rows, Strategy
 

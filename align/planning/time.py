@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from align.longseq.exchange import share_heads
+from align.longseq.ulysses import share_heads
 from align.planning.activations import own_tokens
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Rows, Strategy

@@ -17,15 +17,15 @@ import align.longseq
 from align.errors import UserError
 from align.longseq import Group, Layout, pack
 from align.longseq.attention import attend, attend_plain, prepare
-from align.longseq.exchange import share_heads
 from align.longseq.parallel import choose_exchange, make_groups, start_parallel
 from align.longseq.sharding import (
     balanced_shards,
-    contiguous_shards,
     count_tokens,
+    even_shards,
     shard_row,
     token_index,
 )
+from align.longseq.ulysses import share_heads
 from tests.longseq.plain import make_example
 
 CPU = torch.device("cpu")
@@ -59,10 +59,24 @@ def keys_seen(layout: Layout) -> list[list[int]]:
     return seen
 
 
+def scored_tokens(layout: Layout) -> torch.Tensor:
+    """The tokens that predict an answer's: its own but the last, and the prompt's last, which repeats."""
+    sources = [
+        token
+        for group in layout.groups
+        for start, stop in group.answers
+        for token in (group.prompt[1] - 1, *range(start, stop - 1))
+    ]
+    return torch.tensor(sources, dtype=torch.long)
+
+
 @given(ROWS, DEGREES)
 def test_every_token_has_one_owner_and_owners_are_even(rows, degree):
     layout = layout_of(rows)
-    for shards in (balanced_shards(layout, degree), contiguous_shards(layout.length, degree)):
+    for shards in (
+        balanced_shards(layout, degree),
+        even_shards(layout.length, scored_tokens(layout), degree),
+    ):
         assert len(shards) == degree
         owned = [token_index(spans, CPU) for spans in shards]
         assert sorted(torch.cat(owned).tolist()) == list(range(layout.length))
@@ -70,6 +84,25 @@ def test_every_token_has_one_owner_and_owners_are_even(rows, degree):
         counts = [count_tokens(spans) for spans in shards]
         assert counts == [len(own) for own in owned]
         assert max(counts) - min(counts) <= 1
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), DEGREES)
+def test_even_shards_share_the_scored_tokens(scores, degree):
+    """Whatever is scored (turns of a conversation lie within an answer), both counts are even to within one."""
+    source = torch.tensor(scores).nonzero().flatten()
+    shards = even_shards(len(scores), source.repeat(2), degree)
+    owned = [token_index(spans, CPU).tolist() for spans in shards]
+    assert sorted(token for own in owned for token in own) == list(range(len(scores)))
+    assert all(own == sorted(own) for own in owned)
+    for counts in ([len(own) for own in owned], [sum(scores[i] for i in own) for own in owned]):
+        assert max(counts) - min(counts) <= 1
+
+
+def test_even_shards_of_one_prompt():
+    """10 tokens of prompt, the last scored, and two answers of 3, of which 2 are: 5 scored of 16, on 2 ranks."""
+    layout = layout_of([(10, [3, 3])])
+    assert scored_tokens(layout).unique().tolist() == [9, 10, 11, 13, 14]
+    assert even_shards(16, scored_tokens(layout), 2) == (((0, 6), (9, 11)), ((6, 9), (11, 16)))
 
 
 @given(ROWS, DEGREES)
@@ -84,8 +117,8 @@ def test_balanced_shards_share_the_causal_work(rows, degree):
     assert max(abs(own - sum(work) / degree) for own in work) < bound
 
 
-def test_balance_of_a_divisible_row_is_exact_and_contiguous_shards_are_not():
-    """P = 64, L = 16, 32 on 4 ranks (2n = 8 divides all): equal work; contiguous, a prompt alone gives 2 − 1/n.
+def test_balance_of_a_divisible_row_is_exact_and_that_of_consecutive_shards_is_not():
+    """P = 64, L = 16, 32 on 4 ranks (2n = 8 divides all): equal work; consecutive, a prompt alone gives 2 − 1/n.
 
     The last of 4 quarters of a prompt of P tokens sees P²/4·(3/4 + 1/8) = 7/32·P² of P²/2 keys in all,
     7/4 of the mean, up to the diagonal's P/2.
@@ -95,7 +128,7 @@ def test_balance_of_a_divisible_row_is_exact_and_contiguous_shards_are_not():
     work = {sum(seen[i] for i in token_index(spans, CPU).tolist()) for spans in balanced_shards(layout, 4)}
     assert len(work) == 1
     last = sum(range(1024 - 256 + 1, 1024 + 1))
-    assert contiguous_shards(1024, 4)[-1] == ((768, 1024),)
+    assert even_shards(1024, torch.empty(0, dtype=torch.long), 4)[-1] == ((768, 1024),)
     assert last / (sum(range(1, 1025)) / 4) == pytest.approx(7 / 4, rel=1e-3)
 
 
@@ -123,15 +156,15 @@ def test_shards_of_queries_attend_what_the_definition_says(way, rows, degree, se
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 5, 40])
-@pytest.mark.parametrize("kind", ["balanced", "contiguous"])
+@pytest.mark.parametrize("kind", ["balanced", "even"])
 def test_scored_triples_go_to_the_owner_of_the_source(kind, degree):
     """Over all shards each triple appears once, still pointing at the token that predicts it."""
     rng = np.random.default_rng(0)
     row = pack(
         [make_example(rng, prompt=11, answers=[4, 6]), make_example(rng, prompt=6, answers=[1, 2])]
     ).rows[0]
-    length = row.layout.length
-    shards = balanced_shards(row.layout, degree) if kind == "balanced" else contiguous_shards(length, degree)
+    even = even_shards(row.layout.length, row.source, degree)
+    shards = balanced_shards(row.layout, degree) if kind == "balanced" else even
     found, context = [], []
     for spans in shards:
         shard = shard_row(row, spans)
