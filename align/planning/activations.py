@@ -125,10 +125,8 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
 
 
 def _on_rank(scored: int, tokens: int, strategy: Strategy) -> float:
-    """The most scored tokens on a rank: balanced under gather; under ulysses the last shard has the answers."""
-    if strategy.gather > 1:
-        return min(scored / strategy.gather, tokens)
-    return min(scored, tokens)
+    """The most scored tokens on a rank: both layouts spread them (align/longseq/sharding.py)."""
+    return min(scored / strategy.degree, tokens)
 
 
 def _widths(model: Architecture, precision: Precision, strategy: Strategy) -> _Widths:
