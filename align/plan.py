@@ -21,6 +21,7 @@ from align.planning import report
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.here import available_memory, resident_memory
 from align.planning.job import Job, Machine, Rows, Strategy
+from align.planning.plain import plain_rows
 from align.planning.request import (
     GpuSettings,
     data_lengths,
@@ -44,7 +45,9 @@ _OWN = ("rows", "gpus", "wrapper", "json")
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is printed: the given settings, and the cheapest that fit (None where none do)."""
+    """Everything that is printed: the given settings, the cheapest that fit (None where none do), and `plain`, what the
+    given ones would need without a shared prompt (`align.planning.plain`).
+    """
 
     sizes: Architecture
     source: str
@@ -52,6 +55,7 @@ class Plan:
     machine: Machine
     given: Priced
     best: Priced | None
+    plain: Priced
     prompts: int
 
 
@@ -96,7 +100,8 @@ def make_plan(config: DictConfig) -> Plan:
     given = price(sizes, job, strategy, machine)
     prompts = given.time.prompts
     best = cheapest(sizes, job, machine, prompts=prompts)
-    return Plan(sizes, source, job, machine, given, best, prompts)
+    plain = price(sizes, *plain_rows(job, strategy), machine)
+    return Plan(sizes, source, job, machine, given, best, plain, prompts)
 
 
 def read_rows(config: DictConfig, model: ModelSettings, method: Method) -> Rows:
@@ -152,7 +157,14 @@ def show(plan: Plan, own: list[str]) -> None:
     columns = {"given": plan.given}
     if plan.best is not None:
         columns["cheapest that fits"] = plan.best
+    columns["given, a row an answer"] = plan.plain
     console.print(report.memory_table(columns, plan.machine))
+    report.show(
+        [
+            "a row an answer: with a copy of the prompt for each, and all positions' logits at once, as elsewhere"
+        ],
+        console=console,
+    )
     if plan.best is None:
         report.show([nothing_fits(plan)], console=console)
     else:
@@ -182,6 +194,7 @@ def to_json(plan: Plan) -> dict[str, object]:
         "machine": vars(plan.machine),
         "given": report.to_json(plan.given, plan.machine),
         "cheapest": report.to_json(plan.best, plan.machine),
+        "row_an_answer": report.to_json(plan.plain, plan.machine),
     }
 
 

@@ -111,12 +111,23 @@ def rows(tmp_path_factory) -> Path:
     return path
 
 
+SECRETS = {"WANDB_API_KEY": "wandb-5f3c9", "OPENAI_API_KEY": "sk-5f3c9", "HF_TOKEN": "hf_5f3c9"}
+
+
+def leaks(*folders: Path) -> list[Path]:
+    """Files that hold the value of a key of the environment."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if any(key.encode() in path.read_bytes() for key in SECRETS.values())]
+
+
 def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
-    """The commands, one after the other; the folder is what a user publishes."""
+    """The commands, one after the other; the folder is what a user publishes. Keys of the environment stay there."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     tiny_model(initializer_range=0.1).save_pretrained(tmp_path / "secret-home" / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "secret-home" / "base")
     run, output = tmp_path / "run", tmp_path / "published"
-    code, _, err = run_command(
+    code, out, err = run_command(
         monkeypatch,
         capfd,
         "train",
@@ -133,12 +144,17 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
         "trainer.use_cpu=true",
     )
     assert code == 0, err
+    assert {"config.yaml", "results.json", "checkpoint-2"} <= {path.name for path in run.iterdir()}
+    assert not leaks(tmp_path)
+    assert not any(value in out + err for value in SECRETS.values())
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["trainer"]["hub_token"] = "hf_abc"  # as a configuration saved by another tool may have it
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     code, out, err = run_command(monkeypatch, capfd, "export", f"path={run}", f"output={output}")
     assert code == 0, err
     assert str(output) in out
+    assert not leaks(run, output)
+    assert not any(value in out + err for value in SECRETS.values())
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= {
         path.name for path in output.iterdir()
     }

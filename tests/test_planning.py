@@ -114,23 +114,57 @@ def test_live_memory(rank, mode, chunk, offload):
 # ---- published runs
 
 
+def published(made: Plan) -> float:
+    """Bytes a GPU of the published set-up by the same formulas: a row an answer, the reference in DeepSpeed's shares."""
+    shares = 2 * made.sizes.parameters / made.machine.count
+    return made.plain.memory.total - made.plain.memory.reference + shares
+
+
+def with_cache(made: Plan) -> float:
+    """Bytes a GPU here when `reference.cache` is full: no reference is in memory."""
+    job = replace(made.job, reference="none")
+    return predict(made.sizes, job, made.given.strategy, made.machine).total
+
+
 def test_longpo_at_128k_fits_with_room():
-    """LongPO, Mistral-7B, 128K on 8 × 80 GB at degree 8 (arXiv 2502.13922): two thirds of the memory are enough."""
+    """LongPO, Mistral-7B, 128K on 8 × 80 GB at degree 8 (arXiv 2502.13922): two thirds of the memory are enough.
+
+    Of 47 GB the frozen reference, whole and in float32, takes 29. With its log-probs cached 18 GB are left, against the
+    27 GB of one row an answer, whose reference is in eight shares.
+    """
     made = plan("experiment=longpo_mistral_7b_128k", "rows.short_prompt=4096", "wrapper=zero3_offload")
     assert made.given.strategy.degree == 8
     assert made.given.fits(made.machine)
     assert made.given.memory.total < 0.8 * 80e9
     assert made.best is not None
+    assert published(made) == pytest.approx(27.3e9, rel=0.02)
+    assert with_cache(made) == pytest.approx(18.0e9, rel=0.02)
 
 
 def test_qwen_dpo_at_84k_fits_with_room():
-    """360-LLaMA-Factory: Qwen2.5-7B, all parameters, DPO at 84K tokens on 8 × 80 GB at degree 8."""
+    """360-LLaMA-Factory: Qwen2.5-7B, all parameters, DPO at 84K tokens on 8 × 80 GB at degree 8.
+
+    59 GB, of which the reference takes 30; 29 GB with its log-probs cached, against 60 GB of one row an answer.
+    """
     made = plan(
         *("method=dpo", "model=qwen2_5_7b", "model.dtype=float32", "trainer.bf16=true"),
         *("parallel=gather", "parallel.degree=8", "wrapper=zero3", "rows.prompt=84000", "rows.answer=512"),
     )
     assert made.given.fits(made.machine)
     assert made.best is not None
+    assert published(made) == pytest.approx(60.0e9, rel=0.02)
+    assert with_cache(made) == pytest.approx(28.6e9, rel=0.02)
+
+
+def test_a_row_an_answer_has_the_prompt_once_for_each():
+    """LOGO on 30,000 tokens: three rows of 30,512 in the place of 31,536, and all their positions in the head."""
+    made = plan("model=llama3_8b", "method=logo", "rows.prompt=30000", "rows.rejected=2", "model.lora.r=16")
+    rows, strategy = made.plain.job.rows, made.plain.strategy
+    assert made.job.rows.tokens == 30000 + 3 * 512
+    assert rows.tokens == 3 * (30000 + 512)
+    assert strategy.levers == Levers("full", logits_chunk=rows.tokens)
+    assert made.plain.memory.total > made.given.memory.total
+    assert made.plain.time.total > 2 * made.given.time.total
 
 
 # ---- the command

@@ -1,0 +1,194 @@
+"""Past one machine: time, memory and communication on 8 to 1,024 GPUs for rows of 32K to 1M tokens; simulated.
+
+    python -m benchmarks.plan_scale                  # tables, results/plan_scale.json and plan_scale.png; seconds
+
+Nothing is measured: the formulas of `align.planning` are put together for clusters that are not at hand. A row has T
+tokens on n GPUs, t = T/n of them on each; the model has L layers, H query and K key-value heads of D numbers; b bytes a
+number (bf16: 2); p passes over the layers (forward, backward, and one more where checkpoints are recomputed: p = 3).
+
+**Volume**, bytes that a GPU sends for one row (`align/planning/time.py`):
+
+- ulysses: `p·L·t·b·(2·H + 2·K')·D·(n − 1)/n`: q, k, v go out, attention's output comes back; K' = K heads, and a
+  copy for each further rank that reads one (n > K). It falls with n, as t does: `≈ 1/n`.
+- gather: `p·L·t·b·2·K·D·(n − 1)`: every GPU's keys and values go to all others. It does not fall with n: `T·(n − 1)/n`.
+- mixed, u × g = n: ulysses among u GPUs of a machine, then each gathers the keys and values of its own heads from the g
+  groups: `p·L·t·b·D·((2·H + 2·K')·(u − 1)/u + 2·K'·(g − 1))`; only the second part leaves the machine.
+
+Of n GPUs in machines of m, `(n − m)/(n − 1)` of what is sent crosses the slower network.
+
+**Memory** of a GPU (`align/planning/memory.py`): weights, gradients and states by the wrapper's share; checkpoints
+`L·t·H·D·b`, and what a layer needs while it runs, of t tokens; but keys and values are those of all T tokens:
+`2·T·D·b·max(K/n, 1)` under ulysses, `2·T·K·D·b` under gather, `2·T·D·b·max(K/u, 1)` in the mix.
+
+**Time** of a step: work/(n · peak · MFU), attention by the GPU with the most heads (`⌈H/u⌉·u/H` of the mean), and
+volume over bandwidth, nothing overlapped; a step has `PROMPTS` prompts, groups that a degree takes become accumulation.
+For each exchange the fastest wrapper, degree and memory levers that fit are taken.
+
+**One degree for all, against degrees a batch** (FlexSP, arXiv 2412.01523): see `benchmarks/flexible_degrees.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+import hydra_conf
+from align.model import LoraSettings, ModelSettings
+from align.planning.architecture import Architecture, measure, read_config
+from align.planning.job import Job, Machine, Precision, Rows, Strategy
+from align.planning.request import GpuSettings, machine_of
+from align.planning.search import LOGITS_CHUNKS, Priced, lever_sets, price
+from align.results import write_json
+from benchmarks import flexible_degrees, plan_scale_report
+
+MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"
+GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
+LENGTHS = tuple(1024 * k for k in (32, 64, 128, 256, 512, 1024))
+EXCHANGES = ("ulysses", "gather", "mixed")
+PER_MACHINE = 8
+PROMPTS = 128  # of a step, at every size of the cluster
+ANSWERS = (512, 512, 512)  # LOGO: a chosen and two rejected ones
+AT_LENGTH = 256 * 1024  # of the table by degree
+WRAPPERS = ("zero2", "zero3")  # all parameters of 8B train: whole weights, or shares of them
+RESULTS = Path(__file__).parent / "results"
+
+
+def cluster(gpus: int, kind: str = "h100_80gb", **other: float) -> Machine:
+    """Machines of eight of a file of `hydra_conf/gpus/`, with other values of its keys where given."""
+    settings = dict(OmegaConf.load(Path(hydra_conf.__file__).parent / "gpus" / f"{kind}.yaml"))
+    settings |= {"count": gpus, "nodes": max(1, gpus // PER_MACHINE)} | other
+    return machine_of(GpuSettings(**settings), memory=0.0, runtime=0.0, products=2)
+
+
+def degree_clusters() -> dict[str, Machine]:
+    """Where degrees are compared: a fast network, and FlexSP's kind: 40 GB a GPU, 400 Gbit/s a machine."""
+    slow = cluster(64, "a100_80gb", memory_gb=40.0, inter_gb_per_s=50.0 / PER_MACHINE)
+    return {"64 × H100 80 GB, 400 Gbit/s a GPU": cluster(64), "64 × A100 40 GB, 400 Gbit/s a machine": slow}
+
+
+def architecture(lora: int = 0) -> Architecture:
+    """Llama-3-8B, all parameters or LoRA of that rank."""
+    settings = ModelSettings(path=MODEL, lora=LoraSettings(r=lora))
+    return measure(read_config(settings)[0], settings)
+
+
+def layouts(exchange: str, gpus: int) -> Iterator[Strategy]:
+    """Every degree of an exchange, a power of two; for the mix every split with ulysses within a machine."""
+    degree = 1
+    while degree <= gpus:
+        if degree == 1:
+            yield Strategy()
+        elif exchange != "mixed":
+            yield Strategy(exchange=exchange, degree=degree)
+        else:
+            for inner in (2, 4, 8):
+                if 2 * inner <= degree and inner <= PER_MACHINE:
+                    yield Strategy(exchange="mixed", degree=degree, inner=inner)
+        degree *= 2
+
+
+def fastest(sizes: Architecture, job: Job, machine: Machine, exchange: str) -> Priced | None:
+    """The least seconds a prompt of what fits; None where nothing does."""
+    best = None
+    for layout, wrapper in product(layouts(exchange, machine.count), WRAPPERS):
+        groups = machine.count // layout.degree
+        if groups > PROMPTS:
+            continue
+        its = replace(job, accumulation=PROMPTS // groups)
+        for levers in (one for one in lever_sets("cuda") if one.logits_chunk == LOGITS_CHUNKS[0]):
+            one = price(sizes, its, replace(layout, wrapper=wrapper, levers=levers), machine)
+            if one.fits(machine) and (best is None or one.time.per_prompt < best.time.per_prompt):
+                best = one
+    return best
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The fastest way of one exchange at one place of the grid."""
+
+    gpus: int
+    length: int
+    exchange: str
+    priced: Priced | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Degree, seconds a prompt, bytes."""
+        place = {"gpus": self.gpus, "length": self.length, "exchange": self.exchange}
+        if self.priced is None:
+            return place | {"fits": False}
+        strategy, time, memory = self.priced.strategy, self.priced.time, self.priced.memory
+        return place | {
+            "fits": True,
+            "degree": strategy.degree,
+            "inner": strategy.inner,
+            "wrapper": strategy.wrapper,
+            "levers": vars(strategy.levers),
+            "seconds_per_prompt": time.per_prompt,
+            "exchange_share": time.exchange / time.total,
+            "memory_gb": memory.total / 1e9,
+            "exchange_gb_per_row": time.exchange_bytes / self.priced.job.accumulation / 1e9,
+        }
+
+
+def simulate(gpus: tuple[int, ...], lengths: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The grid: cluster × length × exchange."""
+    sizes = architecture()
+    cells = []
+    for count, length, exchange in product(gpus, lengths, EXCHANGES):
+        job = Job(Rows(length - sum(ANSWERS), ANSWERS), Precision(4, autocast=True))
+        cells.append(Cell(count, length, exchange, fastest(sizes, job, cluster(count), exchange)).to_json())
+    return cells
+
+
+def by_degree(gpus: int, length: int) -> list[dict[str, Any]]:
+    """Every degree of every exchange under ZeRO-3 and the default levers, whether it fits or not."""
+    sizes, machine = architecture(), cluster(gpus)
+    job = Job(Rows(length - sum(ANSWERS), ANSWERS), Precision(4, autocast=True))
+    cells = []
+    for exchange in EXCHANGES:
+        for layout in layouts(exchange, gpus):
+            if layout.degree > 1 and layout.inner in (1, min(PER_MACHINE, layout.degree // 2)):
+                priced = price(sizes, job, replace(layout, wrapper="zero3"), machine)
+                cells.append(Cell(gpus, length, exchange, priced).to_json() | {"fits": priced.fits(machine)})
+    return cells
+
+
+def main() -> None:
+    """Simulates, prints, writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--gpus", type=int, nargs="+", default=list(GPUS))
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="tokens of a row")
+    parser.add_argument(
+        "--data", default=os.environ.get("ALIGN_DATA"), help="folder with real rows, $ALIGN_DATA"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    console = Console(width=160)
+    cells = simulate(tuple(options.gpus), tuple(options.lengths))
+    for count in options.gpus:
+        console.print(plan_scale_report.table(cells, count))
+    degrees = by_degree(max(options.gpus[len(options.gpus) // 2], PER_MACHINE), AT_LENGTH)
+    console.print(plan_scale_report.by_degree_table(degrees))
+    results: dict[str, Any] = {"model": MODEL, "prompts": PROMPTS, "answers": ANSWERS, "cells": cells}
+    results["by_degree"] = degrees
+    if options.data is None:
+        console.print("ALIGN_DATA is not set: no real lengths, so one degree is not held against several.")
+    else:
+        real = flexible_degrees.real_lengths(Path(options.data))
+        results["degrees"] = flexible_degrees.compare(architecture(lora=16), real, degree_clusters())
+        console.print(plan_scale_report.degrees_table(results["degrees"]))
+    write_json(options.output / "plan_scale.json", results)
+    plan_scale_report.draw(results, options.output / "plan_scale.png")
+    console.print(f"written to {options.output / 'plan_scale.json'} and .png", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()
