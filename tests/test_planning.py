@@ -115,7 +115,7 @@ def test_live_memory(rank, mode, chunk, offload):
 
 
 def published(made: Plan) -> float:
-    """Bytes a GPU of the published set-up by the same formulas: a row an answer, the reference in DeepSpeed's shares."""
+    """Bytes a GPU of the published set-up by the same formulas: a row an answer, the reference in shares."""
     shares = 2 * made.sizes.parameters / made.machine.count
     return made.plain.memory.total - made.plain.memory.reference + shares
 
