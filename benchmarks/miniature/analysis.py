@@ -1,0 +1,174 @@
+"""From cells to claims: paired differences over questions, and the verdicts that PROTOCOL.md fixes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.errors import UserError
+from align.evaluation.statistics import Interval, mean_interval, paired_difference
+
+BEYOND = {"qa": ("beyond",), "find": ("beyond_256", "beyond_1024")}
+LONG = {part: ("trained", *beyond) for part, beyond in BEYOND.items()}
+# Parts whose conditions ask the same questions in the same order: a question's scores are averaged. Elsewhere the
+# conditions have questions of their own, which stand side by side.
+SAME_QUESTIONS = ("qa",)
+TOLERANCE = -0.01  # claim b: what short-context accuracy may lose
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`first` − `second` over some conditions; `least` is what the lower bound has to pass.
+
+    Attributes:
+        keeps: the claim is that nothing is lost: the difference itself has to be `least` or more.
+    """
+
+    claim: str
+    part: str
+    first: str
+    second: str
+    conditions: tuple[str, ...]
+    keeps: bool = False
+
+    @property
+    def name(self) -> str:
+        """For the table."""
+        return f"{self.first} − {self.second}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A comparison's outcome.
+
+    Attributes:
+        interval: over questions, each averaged over the seeds.
+        by_seed: seed → the mean difference.
+    """
+
+    comparison: Comparison
+    interval: Interval
+    by_seed: Mapping[int, float]
+
+
+def comparisons() -> list[Comparison]:
+    """All comparisons of the protocol, in its order."""
+    found = []
+    for part in ("qa", "find"):
+        for other in ("base", "sft", "logo"):
+            found.append(Comparison("a", part, "logo_positions", other, BEYOND[part]))
+    for part in ("qa", "find"):
+        for other in ("base", "sft", "dpo"):
+            found.append(Comparison("b", part, "longpo", other, LONG[part]))
+        found.append(Comparison("b", part, "longpo", "base", ("alone",), keeps=True))
+    found.append(Comparison("c", "write", "sft", "base", ("length_score",)))
+    found.append(Comparison("c", "write", "dpo", "sft", ("length_score",)))
+    return found
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Cell → its JSON, for every finished one.
+
+    Raises:
+        UserError: two cells of a part were asked different questions.
+    """
+    found = {}
+    asked: dict[str, tuple[str, str]] = {}
+    for path in sorted(folder.glob("*.json")):
+        result = json.loads(path.read_text())
+        found[result["cell"]] = result
+        if "asked_sha256" in result:
+            first = asked.setdefault(result["part"], (result["asked_sha256"], result["cell"]))
+            if first[0] != result["asked_sha256"]:
+                raise UserError(
+                    f"{folder}: {first[1]} and {result['cell']} were asked different questions: "
+                    "remove the older of the two and run it again."
+                )
+    return found
+
+
+def seeds_of(results: Mapping[str, Mapping[str, Any]], part: str, method: str) -> list[int | None]:
+    """The seeds of a method's finished cells; [None] where it has none because nothing is drawn."""
+    return [
+        result["seed"]
+        for result in results.values()
+        if result["part"] == part and result["method"] == method and "scores" in result
+    ]
+
+
+def scores(
+    results: Mapping[str, Mapping[str, Any]],
+    part: str,
+    method: str,
+    seed: int | None,
+    conditions: Sequence[str],
+) -> np.ndarray:
+    """`[questions]` scores of one cell; a method without seeds answers for every seed."""
+    own = f"{part}/{method}/seed{seed}"
+    cell = results[own if own in results else f"{part}/{method}"]
+    found = [np.asarray(cell["scores"][condition], dtype=np.float64) for condition in conditions]
+    return np.mean(found, axis=0) if part in SAME_QUESTIONS else np.concatenate(found)
+
+
+def compare(results: Mapping[str, Mapping[str, Any]], comparison: Comparison) -> Difference | None:
+    """The difference over the seeds that both methods have; None where there is none yet."""
+    have = [set(seeds_of(results, comparison.part, name)) for name in (comparison.first, comparison.second)]
+    seeded = [seeds for seeds in have if seeds != {None}]
+    if not all(have):
+        return None
+    seeds = set.intersection(*seeded) if seeded else {None}
+    if not seeds:
+        return None
+    ordered = sorted(seeds, key=lambda seed: -1 if seed is None else seed)
+    table = [
+        [
+            scores(results, comparison.part, name, seed, comparison.conditions)
+            for name in (comparison.first, comparison.second)
+        ]
+        for seed in ordered
+    ]
+    first, second = np.mean(table, axis=0)
+    return Difference(
+        comparison,
+        paired_difference(first.tolist(), second.tolist()),
+        {
+            -1 if seed is None else seed: float((one - other).mean())
+            for seed, (one, other) in zip(ordered, table, strict=True)
+        },
+    )
+
+
+def verdict(outcomes: Sequence[Difference | None], *, seeds: int = 2) -> str:
+    """`replicated`, `contradicted`, `not shown` or `open`, of one claim's comparisons in one part."""
+    if any(outcome is None or len(outcome.by_seed) < seeds for outcome in outcomes):
+        return "open: cells are missing"
+    known = [outcome for outcome in outcomes if outcome is not None]
+    raises = [outcome for outcome in known if not outcome.comparison.keeps]
+    keeps = [outcome for outcome in known if outcome.comparison.keeps]
+    if any(outcome.interval.high < 0 for outcome in raises) or any(
+        outcome.interval.high < TOLERANCE for outcome in keeps
+    ):
+        return "contradicted"
+    clear = all(outcome.interval.low > 0 and min(outcome.by_seed.values()) > 0 for outcome in raises)
+    kept = all(outcome.interval.mean >= TOLERANCE for outcome in keeps)
+    if not clear or not kept:
+        return "not shown"
+    if all(outcome.interval.low >= TOLERANCE for outcome in keeps):
+        return "replicated"
+    return "replicated, but the sample is too small to show that the short scores stay within a point"
+
+
+def mean_of(
+    results: Mapping[str, Mapping[str, Any]], part: str, method: str, condition: str
+) -> Interval | None:
+    """A method's mean over questions, each averaged over its seeds."""
+    seeds = seeds_of(results, part, method)
+    if not seeds:
+        return None
+    values = np.mean([scores(results, part, method, seed, (condition,)) for seed in seeds], axis=0)
+    return mean_interval(values.tolist())

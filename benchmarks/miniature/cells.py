@@ -1,0 +1,306 @@
+"""The grid: every cell, what it needs, and the commands that it runs; the values are PROTOCOL.md's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.runfolder import write_atomically
+from benchmarks.miniature import find, questions, write
+
+SEEDS = (1, 2)
+BUDGET = {"qa": 40_000, "find": 64_000}  # real tokens that the policy reads
+LOGO = ("method.loss.beta=2.5", "method.loss.gamma=0.25", "method.loss.sft_weight=0.1")
+POSITIONS = {
+    "qa": ("positions=logo", "positions.target_length=4096"),
+    "find": ("positions=logo", f"positions.target_length={find.BEYOND[-1]}"),
+}
+# method → its overrides, and which of a row's answers are rejected
+METHODS: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "sft": (("method=sft",), None),
+    "dpo": (("method=dpo",), "long"),
+    "simpo": (("method=simpo",), "long"),
+    "longpo": (("method=longpo",), "long"),
+    "logo": (("method=logo", *LOGO), "irrelevant"),
+    "logo_positions": (("method=logo", *LOGO), "irrelevant"),
+    "sft_positions": (("method=sft",), None),
+}
+ABLATIONS = {"find": ("sft_positions",)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where everything lies.
+
+    Attributes:
+        work: folder of data, runs and models.
+        data: the folder `ALIGN_DATA`.
+        split: `held_out`, or `dev` for trying settings.
+    """
+
+    work: Path
+    data: Path
+    split: str = "held_out"
+
+    def folder(self, cell: str) -> Path:
+        """Of a cell's runs."""
+        return self.work / "cells" / cell.replace("/", "-")
+
+    def asked(self, part: str) -> Path:
+        """What every cell of a part is asked."""
+        return self.work / "data" / f"{part}-{self.split}.jsonl"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of a cell.
+
+    Attributes:
+        name: unique in the cell.
+        command: what is run, from the root of the checkout.
+        prepare: writes the files that the command reads; the same whenever it is called.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    prepare: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid.
+
+    Attributes:
+        part: `qa`, `find` or `write`.
+        name: the method; `rows` and `pairs` only make data.
+        seed: None where nothing is drawn.
+        needs: cells that have to be finished.
+        steps: makes the commands.
+        temporary: folders of the cell that go once it is finished.
+    """
+
+    part: str
+    name: str
+    seed: int | None
+    needs: tuple[str, ...] = ()
+    steps: Callable[[Cell, Place], list[Step]] = field(default=lambda cell, place: [], repr=False)
+    temporary: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """`find/logo/seed1`."""
+        return "/".join((self.part, self.name, *([] if self.seed is None else [f"seed{self.seed}"])))
+
+    @property
+    def scored(self) -> bool:
+        """Whether it ends with answers to the held-out questions."""
+        return self.name not in ("rows", "pairs")
+
+
+def grid(seeds: Iterable[int] = SEEDS) -> list[Cell]:
+    """Every cell, the cheap parts first, each behind what it needs."""
+    return [*_find_cells(seeds), *_write_cells(seeds), *_qa_cells(seeds)]
+
+
+def _qa_cells(seeds: Iterable[int]) -> Iterator[Cell]:
+    yield Cell("qa", "base", None, steps=_qa_base)
+    yield Cell("qa", "rows", None, steps=_qa_rows)
+    for seed in seeds:
+        for name in METHODS:
+            if name not in ABLATIONS["find"]:
+                yield Cell("qa", name, seed, ("qa/rows",), _qa_method, ("train/model", "train/checkpoint-*"))
+
+
+def _find_cells(seeds: Iterable[int]) -> Iterator[Cell]:
+    for seed in seeds:
+        base = Cell("find", "base", seed, steps=_base)
+        yield base
+        for name in METHODS:
+            yield Cell("find", name, seed, (base.id,), _find_method, ("train/checkpoint-*",))
+
+
+def _write_cells(seeds: Iterable[int]) -> Iterator[Cell]:
+    for seed in seeds:
+        base = Cell("write", "base", seed, steps=_base)
+        sft = Cell("write", "sft", seed, (base.id,), _write_sft, ("train/checkpoint-*",))
+        pairs = Cell("write", "pairs", seed, (sft.id,), _write_pairs)
+        dpo = Cell("write", "dpo", seed, (pairs.id, sft.id), _write_dpo, ("train/checkpoint-*",))
+        yield from (base, sft, pairs, dpo)
+
+
+# ---- commands
+
+
+def _align(command: str, *overrides: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"align.{command}", *overrides)
+
+
+def _train(cell: Cell, place: Place, rows: Path, *overrides: str) -> tuple[str, ...]:
+    return _align(
+        "train",
+        *overrides,
+        f"data.path={rows}",
+        f"seed={cell.seed}",
+        f"output={place.folder(cell.id) / 'train'}",
+    )
+
+
+def _ask(cell: Cell, place: Place, model: Path | str, *overrides: str) -> Step:
+    """The questions of the part: 24 new tokens for a sentence, 3 for a word and its end."""
+    asked = place.asked(cell.part)
+    suite = ("suite=longwrite",) if cell.part == "write" else ("suite=questions",)
+    command = _align(
+        "evaluate",
+        *suite,
+        f"suite.path={asked}",
+        *overrides,
+        f"model.path={model}",
+        "model.dtype=float32",
+        f"output={place.folder(cell.id) / 'evaluate'}",
+    )
+    return Step("evaluate", command, lambda: write_questions(cell.part, place))
+
+
+ASK = {
+    "qa": ("suite.max_new_tokens=24", "generator.batch_tokens=36864", "generator.batch_size=24"),
+    "find": ("suite.max_new_tokens=3", "generator.batch_tokens=65536", "generator.batch_size=60"),
+    "write": ("suite.max_new_tokens=300", "generator.batch_tokens=65536", "generator.batch_size=50"),
+}
+
+
+def _base(cell: Cell, place: Place) -> list[Step]:
+    model = place.folder(cell.id) / "model"
+    command = (sys.executable, "-m", "benchmarks.miniature.tiny", cell.part, str(cell.seed), str(model))
+    return [Step("train", command), _ask(cell, place, model, *ASK[cell.part])]
+
+
+def _find_method(cell: Cell, place: Place) -> list[Step]:
+    base = place.folder(f"find/base/seed{cell.seed}") / "model"
+    rows = place.folder(cell.id) / "rows.jsonl"
+    train = _train(cell, place, rows, "experiment=miniature/find", *_method(cell), f"model.path={base}")
+    prepare = lambda: write_method_rows(find.rows(cell.seed or 0), cell, rows)  # noqa: E731
+    model = place.folder(cell.id) / "train" / "model"
+    return [Step("train", train, prepare), _ask(cell, place, model, *ASK["find"])]
+
+
+def _qa_base(cell: Cell, place: Place) -> list[Step]:
+    return [_ask(cell, place, "embedded", *ASK["qa"])]
+
+
+def _qa_rows(cell: Cell, place: Place) -> list[Step]:
+    sources = questions.SOURCES if place.split == "held_out" else 60
+    command = _align(
+        "synthesize",
+        "~pipeline",
+        "+pipeline._target_=benchmarks.miniature.rows.QuestionRows",
+        f"+pipeline.data={place.data}",
+        f"+pipeline.sources={sources}",
+        "allow_targets=[benchmarks]",
+        "deduplicate=none",
+        "model.dtype=float32",
+        "generator.batch_size=24",
+        f"output={place.folder(cell.id) / 'rows'}",
+    )
+    return [Step("rows", command)]
+
+
+def _qa_method(cell: Cell, place: Place) -> list[Step]:
+    made = place.folder("qa/rows") / "rows" / "train.jsonl"
+    rows = place.folder(cell.id) / "rows.jsonl"
+    cache = f"reference.cache={place.work / 'reference'}"
+    train = _train(cell, place, rows, "experiment=miniature/qa", *_method(cell), cache)
+    model = place.folder(cell.id) / "train" / "model"
+    prepare = lambda: write_method_rows(read_lines(made), cell, rows)  # noqa: E731
+    return [Step("train", train, prepare), _ask(cell, place, model, *ASK["qa"])]
+
+
+def _method(cell: Cell) -> tuple[str, ...]:
+    overrides, _ = METHODS[cell.name]
+    return (*overrides, *(POSITIONS[cell.part] if cell.name.endswith("_positions") else ()))
+
+
+def _write_sft(cell: Cell, place: Place) -> list[Step]:
+    base = place.folder(f"write/base/seed{cell.seed}") / "model"
+    rows = place.folder(cell.id) / "rows.jsonl"
+    train = _train(cell, place, rows, "experiment=miniature/write_sft", f"model.path={base}")
+    model = place.folder(cell.id) / "train" / "model"
+    prepare = lambda: write_lines(rows, write.sft_rows(cell.seed or 0))  # noqa: E731
+    return [Step("train", train, prepare), _ask(cell, place, model, *ASK["write"])]
+
+
+def _write_pairs(cell: Cell, place: Place) -> list[Step]:
+    model = place.folder(f"write/sft/seed{cell.seed}") / "train" / "model"
+    asked = place.folder(cell.id) / "instructions.jsonl"
+    command = _align(
+        "synthesize",
+        "pipeline=longwriter",
+        f"pipeline.instructions={asked}",
+        "pipeline.temperature=1.0",
+        "pipeline.top_p=1.0",
+        "pipeline.max_new_tokens=300",
+        "pipeline.length_weight=1.0",
+        "deduplicate=none",
+        f"model.path={model}",
+        "model.dtype=float32",
+        "generator.batch_tokens=65536",
+        "generator.batch_size=50",
+        f"seed={cell.seed}",
+        f"output={place.folder(cell.id) / 'rows'}",
+    )
+    return [Step("pairs", command, lambda: write_lines(asked, write.instructions("train")))]
+
+
+def _write_dpo(cell: Cell, place: Place) -> list[Step]:
+    sft = place.folder(f"write/sft/seed{cell.seed}") / "train" / "model"
+    rows = place.folder(f"write/pairs/seed{cell.seed}") / "rows" / "train.jsonl"
+    train = _train(cell, place, rows, "experiment=miniature/write_dpo", f"model.path={sft}")
+    return [Step("train", train), _ask(cell, place, place.folder(cell.id) / "train" / "model", *ASK["write"])]
+
+
+# ---- files
+
+
+def write_questions(part: str, place: Place) -> None:
+    """What the part's cells are asked, once for all of them."""
+    path = place.asked(part)
+    if path.is_file():
+        return
+    if part == "qa":
+        split = questions.Split.read(place.data)
+        groups = split.held_out if place.split == "held_out" else split.dev
+        write_lines(path, questions.held_out_questions(groups))
+    else:
+        write_lines(path, find.questions(place.split) if part == "find" else write.instructions(place.split))
+
+
+def write_method_rows(made: Iterable[Mapping[str, Any]], cell: Cell, path: Path) -> None:
+    """The rows that a method trains on: its rejected answers, and as many rows as its budget has room for."""
+    write_lines(path, within_budget(made, rejected=METHODS[cell.name][1], budget=BUDGET[cell.part]))
+
+
+def within_budget(
+    made: Iterable[Mapping[str, Any]], *, rejected: str | None, budget: int
+) -> Iterator[dict[str, Any]]:
+    """Rows in their order until the next one would pass `budget` tokens of prompt, chosen and `rejected`."""
+    used = 0
+    for row in made:
+        used += sum(row["tokens"][name] for name in ("prompt", "chosen", *([rejected] if rejected else [])))
+        if used > budget:
+            return
+        answers = row[rejected] if rejected else []
+        kept = {name: row[name] for name in ("id", "context", "question", "short_prompt", "chosen")}
+        yield kept | {"rejected": answers if isinstance(answers, list) else [answers]}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON Lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """JSON Lines, whole or not at all."""
+    write_atomically(path, "".join(f"{json.dumps(dict(row), ensure_ascii=False)}\n" for row in rows))

@@ -1,0 +1,136 @@
+"""Part `qa`: preference rows that the starting model makes itself; a pipeline of `align synthesize`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.evaluation.answers import contains_answer
+from align.evaluation.haystacks import token_counter
+from align.synthesis.documents import Document
+from align.synthesis.generators import Completion, Message, Request, Sampling, derive_seed
+from align.synthesis.pipeline import Summary, write_rows
+from align.synthesis.rows import normalise, trim_cut
+from align.synthesis.stage import Workspace, run_stage
+from benchmarks.miniature import questions
+from benchmarks.miniature.questions import Row, Split
+
+
+@dataclass(frozen=True)
+class QuestionRows:
+    """`pipeline._target_` of the cell `qa/rows`.
+
+    Attributes:
+        data: the folder `ALIGN_DATA`.
+        sources: training questions to make rows of, the first ones of the split.
+        max_new_tokens: of every answer, at most.
+    """
+
+    data: str
+    sources: int = questions.SOURCES
+    max_new_tokens: int = 24
+
+    def check(self) -> None:
+        """Raises UserError where there is no data."""
+        if not (Path(self.data) / questions.FILE).is_file():
+            raise UserError(
+                f"pipeline.data={self.data} has no {questions.FILE}: name the folder of README's data."
+            )
+
+    def read(self) -> list[Document]:
+        """The training questions; their texts are read again by `run`."""
+        train = Split.read(Path(self.data)).train[: self.sources]
+        return [
+            Document(str(i), f"{questions.FILE}:{i}", f"{row['question']} {row['ctxs'][0]['text']}")
+            for i, row in enumerate(train)
+        ]
+
+    def run(self, documents: Sequence[Document], workspace: Workspace) -> Summary:
+        """Preferred answers of all questions, then the dis-preferred ones of those that are right."""
+        split = Split.read(Path(self.data))
+        places = [int(document.id) for document in documents]
+        dropped: Counter[str] = Counter()
+        alone = {place: [questions.passage(split.train[place])] for place in places}
+        chosen = self._ask("chosen", split, alone, workspace)
+        right = [place for place in places if _is_right(chosen[place], split.train[place])]
+        dropped["preferred answer wrong"] = len(places) - len(right)
+        contexts = {place: split.context(place) for place in right}
+        long = self._ask("long", split, {place: contexts[place][0] for place in right}, workspace)
+        wrong = [place for place in right if _is_rejected(long[place], chosen[place], split.train[place])]
+        dropped["answer from the long context right, or the same"] = len(right) - len(wrong)
+        others = {place: _without_gold(*contexts[place]) for place in wrong}
+        one = self._ask("irrelevant1", split, {p: others[p][:1] for p in wrong}, workspace)
+        three = self._ask("irrelevant3", split, {p: others[p][1:4] for p in wrong}, workspace)
+        count = token_counter(workspace.tokenizer)
+        rows = []
+        for place in wrong:
+            row = split.train[place]
+            irrelevant = [one[place], three[place]]
+            texts = {normalise(text) for text in irrelevant}
+            if len(texts) < 2 or not all(_is_rejected(text, chosen[place], row) for text in irrelevant):
+                dropped["answer from irrelevant passages right, or the same"] += 1
+                continue
+            answers = {"chosen": chosen[place], "long": long[place], "irrelevant": irrelevant}
+            rows.append(_row(place, row, *contexts[place], answers, count))
+        return Summary(
+            path=write_rows(workspace.output, rows),
+            rows=len(rows),
+            counts={"questions": len(places)},
+            dropped=dict(dropped),
+        )
+
+    def _ask(
+        self, stage: str, split: Split, contexts: dict[int, list[str]], workspace: Workspace
+    ) -> dict[int, str]:
+        """One greedy answer a place; a cut one ends at its last whole sentence."""
+        requests = []
+        for place, passages in contexts.items():
+            name = f"{stage}/{place}"
+            content = questions.prompt(passages, split.train[place])
+            sampling = Sampling(0.0, 1.0, 1, self.max_new_tokens)
+            seed = derive_seed(workspace.seed, name)
+            requests.append(Request(name, (Message("user", content),), sampling, seed))
+        completions: list[Completion] = run_stage(stage, requests, workspace)
+        return {place: trim_cut(completion) for place, completion in zip(contexts, completions, strict=True)}
+
+
+def _is_right(text: str, row: Row) -> bool:
+    return bool(normalise(text)) and contains_answer(text, row["answers"])
+
+
+def _is_rejected(text: str, chosen: str, row: Row) -> bool:
+    """Says something, something else than the preferred answer, and nothing that counts as right."""
+    return bool(normalise(text)) and normalise(text) != normalise(chosen) and not _is_right(text, row)
+
+
+def _without_gold(passages: Sequence[str], gold: int) -> list[str]:
+    return [text for i, text in enumerate(passages) if i != gold]
+
+
+def _row(
+    place: int, row: Row, passages: Sequence[str], gold: int, answers: dict[str, Any], count: Any
+) -> dict[str, Any]:
+    """A row with every kind of rejected answer, as `rejected` only those that read like a pair's; see `cells`."""
+    tokens = {
+        "prompt": sum(map(count, passages)) + count(questions.asked(row)),
+        "chosen": count(answers["chosen"]),
+        "long": count(answers["long"]),
+        "irrelevant": sum(map(count, answers["irrelevant"])),
+    }
+    return {
+        "id": f"train{place}",
+        "context": list(passages),
+        "question": questions.asked(row),
+        "short_prompt": questions.passage(row),
+        "chosen": answers["chosen"],
+        "rejected": [answers["long"]],
+        "long": answers["long"],
+        "irrelevant": answers["irrelevant"],
+        "gold": gold,
+        "answers": row["answers"],
+        "tokens": tokens,
+    }
