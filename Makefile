@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow test-parity test-survival check smoke bench clean
+.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -71,6 +71,9 @@ check: $(VENV)/.installed         ## lint + types
 
 smoke: $(VENV)/.installed         ## every method by one override on the embedded model; one table
 	$(BIN)/python benchmarks/smoke.py
+
+miniature: $(VENV)/.installed     ## the papers' claims on small models: missing cells, then the table (needs ALIGN_DATA)
+	$(BIN)/python -m benchmarks.miniature
 
 bench: $(VENV)/.installed         ## speed and memory against TRL and padded rows
 	$(BIN)/python benchmarks/forward.py

@@ -1,0 +1,67 @@
+"""suite=questions: accepted answers as substrings, means by group, bad rows in one sentence."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from align.errors import UserError
+from align.evaluation.questions import Questions
+from tests.evaluation.helpers import Answers, evaluation
+
+ROWS = [
+    {"prompt": "capital of France", "answers": ["Paris"], "group": "short"},
+    {"prompt": "capital of Norway", "answers": ["Oslo", "Christiania"], "group": "short"},
+    {"prompt": "capital of Peru", "answers": ["Lima"], "group": "long"},
+]
+
+
+def write(path, rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def test_means_of_all_and_of_each_group(tmp_path):
+    """Right are the second accepted answer and one inside a sentence; Lima is asked for and not said: 2 of 3."""
+    said = {"France": "It is Paris.", "Norway": "once the Christiania", "Peru": "Cusco"}
+    model = Answers(lambda prompt: said[prompt.split()[-1]])
+    result = Questions(path=write(tmp_path / "rows.jsonl", ROWS)).run(evaluation(tmp_path / "out", model))
+    assert [record["found"] for record in result.records] == [1.0, 1.0, 0.0]
+    assert result.scores["found"].mean == pytest.approx(2 / 3)
+    assert result.scores["found, short"].mean == 1.0
+    assert (result.scores["found, long"].mean, result.scores["found, long"].n) == (0.0, 1)
+
+
+def test_what_is_answered_is_not_asked_again(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("".join(f"{json.dumps({'prompt': row['prompt'], 'answers': ['x']})}\n" for row in ROWS))
+    model = Answers(lambda prompt: "x")
+    for _ in range(2):
+        result = Questions(path=str(path), limit=2).run(evaluation(tmp_path / "out", model))
+    assert (model.asked, list(result.scores)) == (2, ["found"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "who"}, "rows.jsonl:1 has no `answers`"),
+        ({"prompt": "who", "answers": []}, "rows.jsonl:1: `answers` has to be a list"),
+        ({"prompt": 3, "answers": ["x"]}, "rows.jsonl:1: `prompt` has to be a text"),
+    ],
+)
+def test_bad_rows(tmp_path, row, message):
+    path = write(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(UserError, match=message):
+        Questions(path=path).run(evaluation(tmp_path / "out", Answers(str)))
+
+
+def test_bad_settings(tmp_path):
+    with pytest.raises(UserError, match=r"suite\.path is not set"):
+        Questions().check()
+    with pytest.raises(UserError, match=r"nowhere\.jsonl does not exist"):
+        Questions(path="nowhere.jsonl").check()
+    with pytest.raises(UserError, match=r"suite\.limit"):
+        Questions(path=write(tmp_path / "rows.jsonl", ROWS), limit=-1).check()
