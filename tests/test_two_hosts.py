@@ -99,9 +99,10 @@ def one_process(folder: Path, *overrides: str) -> dict:
     return load_file(folder / "one" / "model" / "model.safetensors")
 
 
-def no_hosts_left() -> bool:
+def no_hosts_left(process: subprocess.Popen[str]) -> bool:
+    """Of this start; others may run beside it. The script names its hosts by its process."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    return "align-" not in listed.stdout
+    return f"align-{process.pid}-" not in listed.stdout
 
 
 TWO_A_STEP = "trainer.per_device_train_batch_size=2"
@@ -122,7 +123,7 @@ def test_four_processes_on_two_hosts_end_with_the_weights_of_one(hosts, folder):
     for machine in (0, 1):
         logs = folder / "logs" / "hosts" / f"machine-{machine}"
         assert len(list(logs.rglob("stderr.log"))) == 2
-    assert no_hosts_left()
+    assert no_hosts_left(process)
 
 
 @pytest.mark.slow
@@ -140,31 +141,33 @@ def test_sigterm_saves_on_both_hosts_and_the_command_goes_on(hosts, folder):
     assert process.returncode == EXIT_CODE, said[-3000:]
     assert not (folder / "told" / "results.json").exists()
     assert checkpoints.last_good(folder / "told") is not None
-    again = start(folder, "told", *more)
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said[-3000:]
+    assert no_hosts_left(process)
+    process = start(folder, "told", *more)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
     assert_close(load_file(folder / "told" / "model" / "model.safetensors"), expected, tolerance=1e-5)
-    assert no_hosts_left()
+    assert no_hosts_left(process)
 
 
 @pytest.mark.slow
 def test_an_error_on_one_host_ends_the_other(hosts, folder):
     """Host 1 does not know a key and never reaches the rendezvous, where host 0 waits for it."""
     script = 'launchers/multi_node.sh cpu/ddp output=$0 $([ "$MACHINE_RANK" = 0 ] || echo no_key=1)'
-    done = subprocess.run(
+    process = subprocess.Popen(
         [ROOT / "launchers" / "two_hosts.sh", "bash", "-c", script, folder / "wrong"],
         cwd=ROOT,
         env=environment(folder) | {"RUN_ID": "wrong"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
     )
-    assert done.returncode == 1
-    sentences = [line for line in done.stderr.splitlines() if line.startswith("multi_node.sh: ")]
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    sentences = [line for line in said.splitlines() if line.startswith("multi_node.sh: ")]
     assert len(sentences) == 2
     for sentence in sentences:
         assert re.search(r"because of rank [23] on machine 1: .*no_key", sentence), sentence
-    assert no_hosts_left()
+    assert no_hosts_left(process)
 
 
 @pytest.mark.slow
@@ -186,4 +189,3 @@ def test_a_clean_clone_trains_by_the_readmes_command(hosts, tmp_path):
     results = json.loads((clone / "outputs" / "two-hosts" / "results.json").read_text())
     assert results["training"]["num_tokens"] > 0
     assert len(list((clone / "logs").rglob("stderr.log"))) == 4
-    assert no_hosts_left()
