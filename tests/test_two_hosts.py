@@ -137,7 +137,7 @@ def test_sigterm_saves_on_both_hosts_and_the_command_goes_on(hosts, folder):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == EXIT_CODE, said[-3000:]
     assert not (folder / "told" / "results.json").exists()
     assert checkpoints.last_good(folder / "told") is not None
@@ -161,7 +161,7 @@ def test_an_error_on_one_host_ends_the_other(hosts, folder):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=240)
     assert process.returncode == 1
     sentences = [line for line in said.splitlines() if line.startswith("multi_node.sh: ")]
     assert len(sentences) == 2
@@ -175,7 +175,7 @@ def test_an_error_on_one_host_ends_the_other(hosts, folder):
 def test_a_clean_clone_trains_by_the_readmes_command(hosts, tmp_path):
     """To the letter: as `make` and `make demo` leave a clone, with the embedded model, on rows of real text."""
     clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=120)
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True, timeout=240)
     (clone / ".venv").symlink_to(sys.prefix)
     data = clone / "outputs" / "demo" / "data"
     data.mkdir(parents=True)
