@@ -10,9 +10,11 @@ import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.errors import UserError
 from align.lora import LoraSettings as LoraSettings
@@ -175,6 +178,18 @@ def native_window(settings: ModelSettings) -> int | None:
     if any(value is not None for value in (settings.rope.theta, settings.rope.type, settings.rope.factor)):
         return None
     return getattr(load_config(settings), "max_position_embeddings", None)
+
+
+def causal_lm_class(settings: ModelSettings, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that `load_causal_lm` loads into; None where there is none for such a configuration."""
+    remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    if settings.trust_remote_code and remote is not None:
+        found: Any = get_class_from_dynamic_module(
+            remote, resolve_path(settings.path), revision=settings.revision
+        )
+    else:
+        found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return found
 
 
 def load_causal_lm(

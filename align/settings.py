@@ -19,9 +19,10 @@ from align.longseq.attention import ATTENTIONS
 from align.longseq.flash import FLASH_MODULES, check_flash
 from align.longseq.forward import DEFAULT_CHUNK
 from align.longseq.memory import check_memory
+from align.longseq.probe import check_attention_reached
 from align.longseq.support import check_config
 from align.methods import Method, load_method
-from align.model import ModelSettings, check_model, load_config, resolve_dtype
+from align.model import ModelSettings, causal_lm_class, check_model, load_config, resolve_dtype
 from align.reference import ReferenceSettings, reference_model, resolve_source
 from align.reference_cache import check_folder
 
@@ -127,7 +128,7 @@ def check(config: DictConfig) -> Run:
     source = resolve_source(
         reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
     )
-    check_config(load_config(model))
+    check_architecture(model)
     if source != "none":
         check_reference(reference, model)
     return Run(
@@ -156,10 +157,22 @@ def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
         check_flash(model.attention, dtype=torch.bfloat16 if lowered else resolve_dtype(model.dtype))
 
 
-def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
-    """The reference's configuration, before its weights load."""
-    config = load_config(reference_model(reference, model))
+def check_architecture(model: ModelSettings) -> None:
+    """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
+    config = load_config(model)
     check_config(config)
+    kind = causal_lm_class(model, config)
+    if kind is not None:
+        check_attention_reached(kind, config)
+
+
+def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
+    """The reference's architecture, before its weights load."""
+    settings = reference_model(reference, model)
+    if (settings.path, settings.revision) == (model.path, model.revision):
+        check_config(load_config(settings))
+    else:
+        check_architecture(settings)
     if reference.cache is not None:
         check_folder(Path(reference.cache))
 

@@ -50,7 +50,17 @@ class Rows(Dataset):
         return self.examples[index]
 
 
-def make_trainer(folder: Path, *, method=LOGO, reference=None, tokens_per_row=None, rows=8, **arguments):
+def make_trainer(
+    folder: Path,
+    *,
+    method=LOGO,
+    reference=None,
+    tokens_per_row=None,
+    rows=8,
+    kind=PreferenceTrainer,
+    parallel=None,
+    **arguments,
+):
     model = tiny_model(initializer_range=0.1)
     model.set_attn_implementation(ATTENTION)
     settings = {
@@ -69,10 +79,11 @@ def make_trainer(folder: Path, *, method=LOGO, reference=None, tokens_per_row=No
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    return PreferenceTrainer(
+    return kind(
         model,
         TrainingArguments(**(settings | arguments)),
         method=method,
+        parallel=parallel,
         reference=reference,
         train_dataset=Rows(rows),
         eval_dataset=Rows(5, seed=1),

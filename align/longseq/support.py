@@ -47,7 +47,7 @@ def check_supported(model: nn.Module) -> None:
 def check_every_layer_called(model: PreTrainedModel, callers: int) -> None:
     """Refuses a model whose layers, some or all, attend by code of their own: they would see siblings.
 
-    The first forward shows it, whatever the model says of itself.
+    A forward shows it, whatever the model says of itself: at start one on fake tensors (probe.py), then every one.
 
     Args:
         model: the causal language model, after a forward.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from align.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq.probe import check_attention_reached
 from align.longseq.support import check_config, check_supported, effective_window
+from align.model import ModelSettings
+from align.settings import check_architecture
 from tests.longseq.plain import make_example
-from tests.tiny import tiny_model
+from tests.tiny import KINDS, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ class DropsKeywords(LlamaAttention):
         (DropsKeywords, [1], "DropsKeywords was not handed the row's layout"),
     ],
 )
-def test_attention_that_a_model_overrides_is_found_in_its_first_forward(attention, layers, sentence):
+def test_attention_that_a_layer_overrides_is_found_in_the_first_forward(attention, layers, sentence):
     """It would see siblings, and nothing that the model says of itself tells: `check_supported` passes."""
     model = tiny_model()
     for layer in layers:
@@ -111,3 +114,67 @@ def test_attention_that_a_model_overrides_is_found_in_its_first_forward(attentio
     check_supported(model)
     with pytest.raises(UserError, match=sentence):
         pair_logps(model, pack([make_example(np.random.default_rng(0), prompt=8, answers=[4, 2])]))
+
+
+class OwnModel(LlamaForCausalLM):
+    """A model that puts attention of its own into its first layer."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.layers[0].self_attn = OwnAttention(config, 0)
+
+
+class NeedsValues(LlamaForCausalLM):
+    """A model that looks at its input, which fake tensors do not have."""
+
+    def forward(self, input_ids=None, **kwargs):
+        assert input_ids[0, 0].item() >= 0
+        return super().forward(input_ids, **kwargs)
+
+
+def test_attention_that_a_model_overrides_is_found_from_its_class_alone():
+    with pytest.raises(
+        UserError, match="OwnModel computes attention by code of its own in 1 of its 2 layers"
+    ):
+        check_attention_reached(OwnModel, tiny_model().config)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_librarys_models_pass_without_weights(kind):
+    model = tiny_model(kind)
+    assert check_attention_reached(type(model), model.config)
+
+
+def test_a_model_that_fake_tensors_cannot_run_is_left_to_its_first_forward():
+    assert not check_attention_reached(NeedsValues, tiny_model().config)
+
+
+OWN_CODE = """
+import torch
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaForCausalLM
+
+class OwnAttention(LlamaAttention):
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        return self.o_proj(self.q_proj(hidden_states)), None
+
+class OwnModel(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.self_attn = OwnAttention(config, layer.self_attn.layer_idx)
+"""
+
+
+def test_code_of_a_repository_is_found_before_its_weights_are_read(tmp_path):
+    """The folder has no weights at all: the sentence comes first."""
+    config = tiny_model().config
+    config.auto_map = {"AutoModelForCausalLM": "modeling_own.OwnModel"}
+    config.save_pretrained(tmp_path)
+    (tmp_path / "modeling_own.py").write_text(OWN_CODE)
+    settings = ModelSettings(path=str(tmp_path), trust_remote_code=True)
+    with (
+        pytest.warns(UserWarning, match="trust_remote_code"),
+        pytest.raises(UserError, match="OwnModel computes attention by code of its own in 2 of its 2 layers"),
+    ):
+        check_architecture(settings)
+    check_architecture(ModelSettings(path=str(tmp_path)))  # the library's own class
