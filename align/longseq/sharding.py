@@ -13,6 +13,9 @@ logits are the largest tensors of short models: by at most one in the even layou
 first of *every* answer, and counts once here), by at most one for each answer and prompt in the balanced one, where all
 of an answer is scored. Consecutive n-ths of the row would give the last rank all answers, n times the mean.
 
+Memory in attention: under `ulysses` all tokens of up to ⌈H/n⌉ of H heads, and of the KV heads that they read, so that
+the ratio is that of the work; under `gather` keys and values of the whole row on every rank, n times a shard's.
+
 Causal attention: in the even layout as `ulysses.share_heads` says. In the balanced one, with P keys before an
 answer of length L (P = 0 for a prompt), token t works on P + t + 1 keys, so chunk j of 2n has the work
 `c·(P + (j + ½)·c)` with `c = L/2n`, and the sum over chunks j and 2n − 1 − j is `c·(2P + L)` for every rank:
