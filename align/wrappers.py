@@ -66,11 +66,14 @@ def check_launch(args: TrainingArguments, environment: Mapping[str, str] = os.en
 def check_wrapper(model: nn.Module, args: TrainingArguments) -> None:
     """Refuses to train in another wrapper than the one asked for (accelerate on CPU ignores FSDP silently).
 
+    DDP around the one process of a launcher is none: accelerate goes by the launcher's variables, not by the number.
+
     Raises:
         UserError: names both.
     """
     expected, actual = expected_wrapper(args), actual_wrapper(model)
-    if expected != actual:
+    alone = args.world_size == 1 and {expected, actual} == {"none", "DDP"}
+    if expected != actual and not alone:
         raise UserError(
             f"{expected} was asked for, but the policy is wrapped in {actual}: this machine or library version "
             f"does not support {expected} here; choose another launch configuration."

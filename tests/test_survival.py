@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -313,6 +314,26 @@ def joined(context) -> None:
         pass
 
 
+def killed_at(
+    argv: list[str], size: int, rendezvous: str, victim: int, moment: Callable[[], bool]
+) -> list[int | None]:
+    """Exit codes of a start whose process `victim` gets SIGKILL at a moment; the others are ended by then or after."""
+    if size == 1:
+        process = forked(argv)
+        wait_for(moment, process, seconds=600)
+        process.kill()
+        process.join()
+        return [process.exitcode]
+    context = start_processes(
+        _join_group, args=(size, rendezvous, argv), nprocs=size, join=False, start_method="forkserver"
+    )
+    wait_for(moment, context.processes[victim], seconds=600)
+    context.processes[victim].kill()
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        joined(context)
+    return [process.exitcode for process in context.processes]
+
+
 MOMENTS = 20
 LATE = 40  # of 60 steps: a run that has come so far is killed at once, while there is something left of it
 
@@ -350,24 +371,16 @@ def test_killed_at_twenty_random_moments(folder, unbroken, tmp_path, size, toler
     assert run(arguments(folder, reference, *spread, *long), size, timeout=600) == [0] * size
     took = time.monotonic() - started
     argv = arguments(folder, name, *spread, *long)
-    killed = 0
-    while killed < MOMENTS:
-        context = start_processes(
-            _join_group,
-            args=(size, str(tmp_path / f"rendezvous-{killed}"), argv),
-            nprocs=size,
-            join=False,
-            start_method="forkserver",
-        )
+    for start in range(MOMENTS):
         # Early moments are as likely as late ones; the run may not end before the last kill.
         end = time.monotonic() + rng.uniform(0.1, 0.5) * took
-        while time.monotonic() < end and last_step(folder / name) < LATE:
-            time.sleep(0.005)
+
+        def moment(end: float = end) -> bool:
+            return time.monotonic() > end or last_step(folder / name) >= LATE
+
         victim = rng.randrange(size)
-        os.kill(context.processes[victim].pid, signal.SIGKILL)
-        with pytest.raises(ProcessExitedException, match="SIGKILL"):
-            joined(context)
-        killed += 1
+        codes = killed_at(argv, size, str(tmp_path / f"rendezvous-{start}"), victim, moment)
+        assert codes[victim] == -signal.SIGKILL
         assert not (folder / name / "results.json").exists()
     assert run(argv, size, timeout=600) == [0] * size
     assert_close(final(folder, name), final(folder, reference), tolerance=tolerance)

@@ -32,6 +32,15 @@ def test_silent_substitute_is_refused(arguments, monkeypatch):
         check_wrapper(model, arguments)
 
 
+def test_ddp_of_one_process_is_none(arguments, monkeypatch):
+    """As torchrun with one process has it."""
+    monkeypatch.setattr("align.wrappers.actual_wrapper", lambda model: "DDP")
+    check_wrapper(torch.nn.Linear(2, 2), arguments)
+    monkeypatch.setattr("align.wrappers.actual_wrapper", lambda model: "FSDP")
+    with pytest.raises(UserError, match="none was asked for"):
+        check_wrapper(torch.nn.Linear(2, 2), arguments)
+
+
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
