@@ -15,6 +15,7 @@ CHUNK = 8  # tokens
 TRAINED = 48  # tokens of a training context; with question and answer 60, within the window of 64
 BEYOND = (256, 1024)
 QUESTIONS = {"alone": 240, "trained": 240, "beyond_256": 120, "beyond_1024": 120}
+TEMPLATE = 8  # tokens of the chat template around a question; each answer has one more, its end
 ROWS = 1400  # more than the budget of any method takes
 LENGTHS = {"alone": CHUNK, "trained": TRAINED, "beyond_256": BEYOND[0], "beyond_1024": BEYOND[1]}
 
@@ -72,7 +73,7 @@ def rows(seed: int) -> Iterator[dict[str, Any]]:
             "chosen": answer,
             "long": context.facts[other],
             "irrelevant": [context.facts[other], rng.choice(absent)],
-            "tokens": {"prompt": TRAINED + 2, "chosen": 1, "long": 1, "irrelevant": 2},
+            "tokens": {"prompt": TRAINED + 2 + TEMPLATE, "chosen": 2, "long": 2, "irrelevant": 4},
         }
 
 

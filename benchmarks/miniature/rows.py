@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
 from align.evaluation.answers import contains_answer
-from align.evaluation.haystacks import token_counter
 from align.synthesis.documents import Document
-from align.synthesis.generators import Completion, Message, Request, Sampling, derive_seed
+from align.synthesis.generators import Completion, Message, Request, Sampling, ScoredText, derive_seed
 from align.synthesis.pipeline import Summary, write_rows
+from align.synthesis.prompt import PromptEncoder
 from align.synthesis.rows import normalise, trim_cut
 from align.synthesis.stage import Workspace, run_stage
 from benchmarks.miniature import questions
@@ -65,7 +65,7 @@ class QuestionRows:
         others = {place: _without_gold(*contexts[place]) for place in wrong}
         one = self._ask("irrelevant1", split, {p: others[p][:1] for p in wrong}, workspace)
         three = self._ask("irrelevant3", split, {p: others[p][1:4] for p in wrong}, workspace)
-        count = token_counter(workspace.tokenizer)
+        encode = PromptEncoder(workspace.tokenizer)
         rows = []
         for place in wrong:
             row = split.train[place]
@@ -75,7 +75,7 @@ class QuestionRows:
                 dropped["answer from irrelevant passages right, or the same"] += 1
                 continue
             answers = {"chosen": chosen[place], "long": long[place], "irrelevant": irrelevant}
-            rows.append(_row(place, row, *contexts[place], answers, count))
+            rows.append(_row(place, row, *contexts[place], answers, encode))
         return Summary(
             path=write_rows(workspace.output, rows),
             rows=len(rows),
@@ -112,14 +112,26 @@ def _without_gold(passages: Sequence[str], gold: int) -> list[str]:
 
 
 def _row(
-    place: int, row: Row, passages: Sequence[str], gold: int, answers: dict[str, Any], count: Any
+    place: int,
+    row: Row,
+    passages: Sequence[str],
+    gold: int,
+    answers: Mapping[str, Any],
+    encode: PromptEncoder,
 ) -> dict[str, Any]:
-    """A row with every kind of rejected answer, as `rejected` only those that read like a pair's; see `cells`."""
+    """A row with every kind of rejected answer; `cells` gives each method its own."""
+    message = (Message("user", questions.prompt(passages, row)),)
+
+    def count(answer: str) -> tuple[int, int]:
+        prompt, scored = encode.scored(ScoredText("", message, answer, end=True))
+        return len(prompt), len(scored)
+
+    prompt, chosen = count(answers["chosen"])
     tokens = {
-        "prompt": sum(map(count, passages)) + count(questions.asked(row)),
-        "chosen": count(answers["chosen"]),
-        "long": count(answers["long"]),
-        "irrelevant": sum(map(count, answers["irrelevant"])),
+        "prompt": prompt,
+        "chosen": chosen,
+        "long": count(answers["long"])[1],
+        "irrelevant": sum(count(text)[1] for text in answers["irrelevant"]),
     }
     return {
         "id": f"train{place}",

@@ -120,6 +120,8 @@ def test_find_contexts_are_apart_and_hold_one_answer():
     assert row["chosen"] in row["short_prompt"] and row["long"] in " ".join(row["context"]).split()
     assert row["irrelevant"][1][:3] == row["chosen"][:3] and row["irrelevant"][1] != row["chosen"]
     assert next(find.rows(2)) == row != next(find.rows(1))
+    prompt, _ = tiny.chat([*" ".join(row["context"]).split(), *row["question"].split()], [])
+    assert row["tokens"] == {"prompt": len(prompt) - 1, "chosen": 2, "long": 2, "irrelevant": 4}
 
 
 def test_writing():
