@@ -103,13 +103,13 @@ def run_missing(cells: Sequence[Cell], place: Place, arguments: argparse.Namespa
         if not all(result_path(arguments.results, c).is_file() for c in by_need(cells, cell)):
             console.print(f"{cell.id}: waits for {', '.join(cell.needs)}")
             continue
-        with claimed(place.folder(cell.id)) as free:
-            if not free or result_path(arguments.results, cell).is_file():
-                console.print(f"{cell.id}: another process {'has done' if free else 'runs'} it")
+        with claimed(place.folder(cell.id)) as lock:
+            if lock is None or result_path(arguments.results, cell).is_file():
+                console.print(f"{cell.id}: another process {'runs' if lock is None else 'has done'} it")
                 continue
             began = time.monotonic()
             try:
-                run_cell(cell, place, arguments.results, threads=arguments.threads)
+                run_cell(cell, place, arguments.results, threads=arguments.threads, lock=lock)
             except RuntimeError as error:
                 console.print(f"[red]{error}", highlight=False, soft_wrap=True)
                 continue

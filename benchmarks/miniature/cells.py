@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def _ask(cell: Cell, place: Place, model: Path | str, *overrides: str) -> Step:
         "model.dtype=float32",
         f"output={place.folder(cell.id) / 'evaluate'}",
     )
-    return Step("evaluate", command, lambda: write_questions(cell.part, place))
+    return Step("evaluate", command, partial(write_questions, cell.part, place))
 
 
 ASK = {
@@ -182,9 +183,12 @@ def _find_method(cell: Cell, place: Place) -> list[Step]:
     base = place.folder(f"find/base/seed{cell.seed}") / "model"
     rows = place.folder(cell.id) / "rows.jsonl"
     train = _train(cell, place, rows, "experiment=miniature/find", *_method(cell), f"model.path={base}")
-    prepare = lambda: write_method_rows(find.rows(cell.seed or 0), cell, rows)  # noqa: E731
     model = place.folder(cell.id) / "train" / "model"
-    return [Step("train", train, prepare), _ask(cell, place, model, *ASK["find"])]
+    made = find.rows(cell.seed or 0)
+    return [
+        Step("train", train, partial(write_method_rows, made, cell, rows)),
+        _ask(cell, place, model, *ASK["find"]),
+    ]
 
 
 def _qa_base(cell: Cell, place: Place) -> list[Step]:
@@ -214,7 +218,10 @@ def _qa_method(cell: Cell, place: Place) -> list[Step]:
     cache = f"reference.cache={place.work / 'reference'}"
     train = _train(cell, place, rows, "experiment=miniature/qa", *_method(cell), cache)
     model = place.folder(cell.id) / "train" / "model"
-    prepare = lambda: write_method_rows(read_lines(made), cell, rows)  # noqa: E731
+
+    def prepare() -> None:
+        write_method_rows(read_lines(made), cell, rows)
+
     return [Step("train", train, prepare), _ask(cell, place, model, *ASK["qa"])]
 
 
@@ -228,7 +235,10 @@ def _write_sft(cell: Cell, place: Place) -> list[Step]:
     rows = place.folder(cell.id) / "rows.jsonl"
     train = _train(cell, place, rows, "experiment=miniature/write_sft", f"model.path={base}")
     model = place.folder(cell.id) / "train" / "model"
-    prepare = lambda: write_lines(rows, write.sft_rows(cell.seed or 0))  # noqa: E731
+
+    def prepare() -> None:
+        write_lines(rows, write.sft_rows(cell.seed or 0))
+
     return [Step("train", train, prepare), _ask(cell, place, model, *ASK["write"])]
 
 
@@ -251,7 +261,11 @@ def _write_pairs(cell: Cell, place: Place) -> list[Step]:
         f"seed={cell.seed}",
         f"output={place.folder(cell.id) / 'rows'}",
     )
-    return [Step("pairs", command, lambda: write_lines(asked, write.instructions("train")))]
+
+    def prepare() -> None:
+        write_lines(asked, write.instructions("train"))
+
+    return [Step("pairs", command, prepare)]
 
 
 def _write_dpo(cell: Cell, place: Place) -> list[Step]:

@@ -31,20 +31,30 @@ def result_path(results: Path, cell: Cell) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process may run the cell of `folder`; false where another one does."""
+def claimed(folder: Path) -> Iterator[int | None]:
+    """The lock of the cell of `folder`, a file descriptor; None where another process has it.
+
+    A step that gets the descriptor holds the lock too: one that outlives its killed driver is not run twice.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield None
         else:
-            yield True
+            yield file.fileno()
 
 
-def run_cell(cell: Cell, place: Place, results: Path, *, threads: int) -> Path:
+def run_cell(cell: Cell, place: Place, results: Path, *, threads: int, lock: int | None = None) -> Path:
     """Runs the steps that an earlier start has not finished, and writes the cell's JSON.
+
+    Args:
+        cell: what to run.
+        place: where.
+        results: folder of finished cells.
+        threads: of each process.
+        lock: see `claimed`.
 
     Raises:
         RuntimeError: a step ended with an error; its log is named.
@@ -58,7 +68,7 @@ def run_cell(cell: Cell, place: Place, results: Path, *, threads: int) -> Path:
         if any(cost["step"] == step.name and cost["finished"] for cost in costs):
             continue
         step.prepare()
-        costs.append(_run_step(step, folder, threads=threads))
+        costs.append(_run_step(step, folder, threads=threads, lock=lock))
         _write_list(folder / COSTS, costs)
         if not costs[-1]["finished"]:
             raise RuntimeError(f"{cell.id}: {step.name} ended with an error, see {folder / step.name}.log")
@@ -71,14 +81,22 @@ def run_cell(cell: Cell, place: Place, results: Path, *, threads: int) -> Path:
     return path
 
 
-def _run_step(step: Step, folder: Path, *, threads: int) -> dict[str, Any]:
+def _run_step(step: Step, folder: Path, *, threads: int, lock: int | None) -> dict[str, Any]:
     """Runs the command; what it says goes to a log, which a later start continues."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{step.name}.log").open("a") as log:
-        done = subprocess.run(step.command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False)
+        done = subprocess.run(
+            step.command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            check=False,
+            pass_fds=() if lock is None else (lock,),
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "step": step.name,

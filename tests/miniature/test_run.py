@@ -47,7 +47,7 @@ def start(folder: Path, budget: float = float("inf")) -> None:
     run_missing(CELLS, Place(folder, folder), arguments)
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
+def wait_for(condition, seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -72,6 +72,28 @@ def test_a_killed_driver_goes_on_where_it_stopped(tmp_path):
     before = open_.stat().st_mtime_ns
     start(tmp_path)
     assert open_.stat().st_mtime_ns == before
+
+
+def test_a_step_that_outlives_its_driver_is_not_run_twice(tmp_path):
+    """SIGKILL reaches the driver alone: while its step still runs the cell stays claimed, then it goes on."""
+    code = f"from pathlib import Path; from tests.miniature.test_run import start; start(Path(r'{tmp_path}'))"
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    ran = tmp_path / "ran"
+    wait_for(lambda: ran.exists() and "b2" in ran.read_text())
+    driver.kill()
+    driver.wait()
+    start(tmp_path)
+    assert ran.read_text().split() == ["a1", "a2", "b1", "b2"]
+    (tmp_path / "go").touch()
+    folder = Place(tmp_path, tmp_path).folder("find/b/seed1")
+
+    def free() -> bool:
+        with claimed(folder) as lock:
+            return lock is not None
+
+    wait_for(free)
+    start(tmp_path)
+    assert result_path(tmp_path / "results", CELLS[1]).is_file()
 
 
 def test_a_step_that_fails_leaves_the_others(tmp_path):
@@ -101,8 +123,8 @@ def test_no_cell_starts_after_the_budget(tmp_path):
 
 def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path):
     (tmp_path / "go").touch()
-    with claimed(Place(tmp_path, tmp_path).folder("find/a/seed1")) as free:
-        assert free
+    with claimed(Place(tmp_path, tmp_path).folder("find/a/seed1")) as lock:
+        assert lock is not None
         start(tmp_path)
     assert not (tmp_path / "ran").exists()  # nor `b`, which needs it
     start(tmp_path)
