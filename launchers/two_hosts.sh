@@ -16,16 +16,19 @@ set -euo pipefail
 name="align-$$"
 pids=()
 
-cleanup() {
+remove() { # NAME: both hosts of a start, with what still runs in them, which would keep them alive
   for rank in 0 1; do
-    if ip netns list | grep -qw "$name-$rank"; then
-      # What the command has left behind would keep the namespace alive.
-      ip netns pids "$name-$rank" | xargs -r kill -KILL 2>/dev/null || true
-      ip netns del "$name-$rank"
+    if ip netns list | grep -qw "$1-$rank"; then
+      ip netns pids "$1-$rank" | xargs -r kill -KILL 2>/dev/null || true
+      ip netns del "$1-$rank"
     fi
   done
 }
-trap cleanup EXIT
+# What a start has left that was itself killed.
+for old in $(ip netns list 2>/dev/null | sed -n 's/^align-\([0-9]*\)-[01].*/\1/p' | sort -u); do
+  kill -0 "$old" 2>/dev/null || remove "align-$old"
+done
+trap 'remove "$name"' EXIT
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT HUP
 
 make_hosts() {

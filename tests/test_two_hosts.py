@@ -126,6 +126,21 @@ def test_four_processes_on_two_hosts_end_with_the_weights_of_one(hosts, folder):
     assert no_hosts_left(process)
 
 
+def test_hosts_of_a_killed_start_are_removed_by_the_next(hosts):
+    """SIGKILL leaves the script no time for it."""
+    script = str(ROOT / "launchers" / "two_hosts.sh")
+    killed = subprocess.Popen([script, "sleep", "600"], text=True)
+    deadline = time.monotonic() + 60
+    while no_hosts_left(killed):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert not no_hosts_left(killed)
+    assert subprocess.run([script, "true"], timeout=60, check=False).returncode == 0
+    assert no_hosts_left(killed)
+
+
 @pytest.mark.slow
 def test_sigterm_saves_on_both_hosts_and_the_command_goes_on(hosts, folder):
     """Passed on from the outermost script to four trainers: code 143, a good checkpoint, then the same end."""
