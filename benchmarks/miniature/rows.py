@@ -32,7 +32,7 @@ class QuestionRows:
 
     data: str
     sources: int = questions.SOURCES
-    max_new_tokens: int = 24
+    max_new_tokens: int = 48
 
     def check(self) -> None:
         """Raises UserError where there is no data."""
