@@ -8,6 +8,8 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,17 @@ def load_causal_lm(
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within it the model's attention is the implementation that transformers knows as `name`."""
+    before: str = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def resolve_dtype(name: str) -> torch.dtype:

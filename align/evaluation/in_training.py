@@ -35,6 +35,7 @@ from align.errors import UserError
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
 from align.instantiate import build
 from align.longseq.support import find_causal_lm
+from align.model import attention_of
 from align.synthesis.local import LocalSettings
 from align.synthesis.stage import Workspace
 from align.wrappers import expected_wrapper
@@ -123,7 +124,7 @@ class SuitesInTraining(TrainerCallback):
     def _score_pairs(self, path: str | None) -> ScoredPairs:
         """The rows of `path`, or those that the run holds out, on the training forward."""
         rows: Any = self.trainer.eval_dataset if path is None else self.read_pairs(path)
-        with attention_of(self.policy, self.attention):
+        with attention_of(find_causal_lm(self.policy), self.attention):
             found = self.trainer.predict(rows)
         columns = rows.select_columns(["source", "longest_sequence"])
         return ScoredPairs(np.asarray(found.predictions), [dict(row) for row in columns])
@@ -144,18 +145,6 @@ def answering(policy: nn.Module) -> Iterator[PreTrainedModel]:
         model.generation_config = settings
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def attention_of(policy: nn.Module, name: str) -> Iterator[None]:
-    """Within it the policy's attention is transformers' `name`."""
-    model = find_causal_lm(policy)
-    before: str = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def build_suites(config: DictConfig) -> dict[str, Suite]:

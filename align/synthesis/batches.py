@@ -25,7 +25,7 @@ def fixed_batches(
         requests: all requests of a stage.
         lengths: `[len(requests)]` their prompts' tokens.
         families: every request in one.
-        batch_tokens: most of (longest beginning + longest rest + new tokens) × rows.
+        batch_tokens: most of (longest rest + new tokens) × rows, and the beginnings once each.
         batch_size: most rows.
     """
 
@@ -36,19 +36,20 @@ def fixed_batches(
 
     batches: list[list[Family]] = []
     group: tuple[str, bool] | None = None
-    rows = begun = rest = 0
+    rows = begun = rest = 0  # of the last batch; `begun`: tokens of all its beginnings
     for family in sorted(families, key=key):
         sampling = requests[family.members[0]].sampling
         if group != key(family)[:2]:
             group, rows = key(family)[:2], 0
+        here = False  # whether the last batch has this family's beginning
         for i in family.members:
-            begun_with, rest_with = max(begun, family.shared), max(rest, lengths[i] - family.shared)
-            cost = (rows + 1) * (begun_with + rest_with + sampling.max_new_tokens)
+            begun_with, rest_with = begun + family.shared * (not here), max(rest, lengths[i] - family.shared)
+            cost = begun_with + (rows + 1) * (rest_with + sampling.max_new_tokens)
             if rows == 0 or rows == batch_size or cost > batch_tokens:
                 batches.append([])
                 rows = 0
                 begun_with, rest_with = family.shared, lengths[i] - family.shared
-            begun, rest, rows = begun_with, rest_with, rows + 1
+            begun, rest, rows, here = begun_with, rest_with, rows + 1, True
             batch = batches[-1]
             if batch and batch[-1].members[-1] in family.members:
                 batch[-1] = Family((*batch[-1].members, i), family.shared)

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from align.errors import UserError
+from align.longseq.support import check_config
+from align.synthesis.continued import KeysValues
+
 BLOCK = 512  # tokens read at once; also the unit of what is kept for later calls
 LEAST_SHARED = 32  # tokens: a shorter common beginning (a template's) is not worth a forward of its own
-
-KeysValues = list[tuple[Tensor, Tensor]]  # a layer each, `[1, heads, tokens, width]`
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ def common_length(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def can_share(config: Any) -> bool:
-    """Whether every layer keeps keys and values of all tokens (no sliding window, no recurrent state)."""
+    """Whether every layer keeps keys and values of all tokens (no sliding window, no recurrent state), and attends as
+    continued.py does."""
+    try:
+        check_config(config)
+    except UserError:
+        return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
@@ -144,28 +150,6 @@ class Beginnings:
         self._kept[ids.tobytes()] = (ids.copy(), layers)
         while sum(len(tokens) for tokens, _ in self._kept.values()) > self.keep_tokens:
             self._kept.popitem(last=False)
-
-
-def join(parts: Sequence[tuple[KeysValues, int]], config: Any) -> DynamicCache:
-    """One cache of several beginnings, each for so many rows, padded on the left to the longest.
-
-    Args:
-        parts: (a beginning, its rows) in the batch's order.
-        config: the model's.
-    """
-    longest = max(layers[0][0].shape[2] for layers, _ in parts)
-    joined = []
-    for place in range(len(parts[0][0])):
-        sides = []
-        for side in range(2):
-            rows = [
-                torch.nn.functional.pad(states, (0, 0, longest - states.shape[2], 0)).expand(n, -1, -1, -1)
-                for layers, n in parts
-                for states in [layers[place][side]]
-            ]
-            sides.append(torch.cat(rows))
-        joined.append((sides[0], sides[1]))
-    return _cache(joined, config)
 
 
 def _cache(layers: KeysValues, config: Any) -> DynamicCache:

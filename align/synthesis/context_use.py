@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.data.examples import TokenizedExample
+from align.model import attention_of
 
 ATTENTION_BYTES = 1 << 28  # attention weights held at once; bounds the answer tokens of one forward
 
@@ -69,21 +70,17 @@ def segment_attention(
     prompt = torch.tensor(example.prompt_ids[None], device=model.device)
     answer = torch.tensor(example.answers[0].input_ids[None], device=model.device)
     cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
-    implementation = model.config._attn_implementation
     config = model.config.get_text_config()
     a_token = 4 * config.num_hidden_layers * config.num_attention_heads * (prompt.shape[1] + answer.shape[1])
     step = max(1, ATTENTION_BYTES // a_token)
     total = torch.zeros(len(spans), dtype=torch.float64)
-    model.set_attn_implementation("eager")
-    try:
+    with attention_of(model, "eager"):
         for start in range(0, answer.shape[1], step):
             output = model(
                 answer[:, start : start + step], past_key_values=cache, use_cache=True, output_attentions=True
             )
             cache = output.past_key_values
             total += sum(_by_segment(weights, spans) for weights in output.attentions)
-    finally:
-        model.set_attn_implementation(implementation)
     count = answer.shape[1] * config.num_hidden_layers
     return (total / count).tolist()
 

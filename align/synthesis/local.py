@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessorList,
     PreTrainedConfig,
@@ -22,8 +22,9 @@ from align.errors import UserError
 from align.model import ModelSettings, cache_folder, load_causal_lm, load_config
 from align.reference_key import Identity
 from align.synthesis.batches import fixed_batches
-from align.synthesis.beginnings import Beginnings, Family, can_share, find_families, join
+from align.synthesis.beginnings import Beginnings, Family, can_share, find_families
 from align.synthesis.cache import cached
+from align.synthesis.continued import Beginning, Continued
 from align.synthesis.generators import Completion, Generator, Request, ScoredText, digest_of
 from align.synthesis.prompt import PromptEncoder
 from align.synthesis.sampling import RowSampler
@@ -268,23 +269,26 @@ class LocalGenerator:
         sampler = RowSampler(
             [call.seed for call in calls], temperature=sampling.temperature, top_p=sampling.top_p
         )
-        output = self._model.generate(
-            ids.to(self._model.device),
-            attention_mask=mask.to(self._model.device),
-            past_key_values=self._read(prompts, batch) if begun else None,
-            max_new_tokens=sampling.max_new_tokens,
-            min_new_tokens=sampling.min_new_tokens,
-            logits_processor=LogitsProcessorList([sampler]),
-        )
+        continued = self._read(prompts, batch) if begun else None
+        with nullcontext() if continued is None else continued.attended_by(self._model):
+            output = self._model.generate(
+                ids.to(self._model.device),
+                attention_mask=mask.to(self._model.device),
+                past_key_values=None if continued is None else continued.cache(),
+                max_new_tokens=sampling.max_new_tokens,
+                min_new_tokens=sampling.min_new_tokens,
+                logits_processor=LogitsProcessorList([sampler]),
+            )
         answers = output[:, begun + rest :].tolist()
         return [self._completion(*pair) for pair in zip(calls, answers, strict=True)]
 
-    def _read(self, prompts: Sequence[np.ndarray], batch: Sequence[Family]) -> DynamicCache:
-        parts = [
-            (self._beginnings.read(prompts[family.members[0]][: family.shared]), len(family.members))
-            for family in batch
-        ]
-        return join(parts, self._model.config)
+    def _read(self, prompts: Sequence[np.ndarray], batch: Sequence[Family]) -> Continued:
+        beginnings, row = [], 0
+        for family in batch:
+            layers = self._beginnings.read(prompts[family.members[0]][: family.shared])
+            beginnings.append(Beginning(slice(row, row + len(family.members)), layers))
+            row += len(family.members)
+        return Continued(beginnings)
 
     def _completion(self, request: Request, ids: list[int]) -> Completion:
         """The lead and what was generated up to the first end token."""

@@ -105,8 +105,8 @@ def test_batches_hold_every_request_once_within_the_budget(drawn, batch_tokens, 
         assert len({calls[i].sampling for i in own}) == 1
         assert len({family.shared > 0 for family in batch}) == 1
         rest = max(lengths[i] - family.shared for family in batch for i in family.members)
-        cost = max(f.shared for f in batch) + rest + calls[own[0]].sampling.max_new_tokens
-        assert len(own) <= batch_size and (cost * len(own) <= batch_tokens or len(own) == 1)
+        cost = sum(f.shared for f in batch) + len(own) * (rest + calls[own[0]].sampling.max_new_tokens)
+        assert len(own) <= batch_size and (cost <= batch_tokens or len(own) == 1)
 
 
 def test_temperature_0_is_the_models_greedy_answer():

@@ -1,0 +1,175 @@
+"""Attention of rows that go on from common beginnings: a beginning's keys and values are there once for all its rows.
+
+Queries of all rows of a beginning attend to it in one kernel call, and each to what follows in its own row; the two
+are merged by their log-sum-exps (as in longseq/merge.py). So a batch keeps a beginning once, and a step of decoding
+reads it once, in the place of once a row.
+
+The forward knows nothing of it: a cache that counts the beginnings but holds only what follows them, and an attention
+function of transformers' AttentionInterface, which finds the beginnings of the running batch in a context variable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from align.longseq.kernels import kernel_named, sdpa_kernel
+from align.longseq.support import check_every_layer_called
+from align.model import attention_of
+
+ATTENTION = "align_continued"
+QUERIES = 512  # of a row that attend to their own row at once; bounds the scores in memory
+
+KeysValues = list[tuple[Tensor, Tensor]]  # a layer each, `[1, K, tokens, D]`
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Keys and values of a beginning, and the rows of the batch that go on from it."""
+
+    rows: slice
+    layers: KeysValues
+
+    @property
+    def tokens(self) -> int:
+        """How many it has."""
+        return self.layers[0][0].shape[2]
+
+
+class _Continuation(DynamicLayer):
+    """What follows the beginnings, `[n, K, L, D]`; counts the longest beginning too."""
+
+    def __init__(self, begun: int) -> None:
+        super().__init__()
+        self.begun = begun
+
+    def get_seq_length(self) -> int:
+        return self.begun + super().get_seq_length()
+
+
+class Continued:
+    """A batch whose rows go on from beginnings.
+
+    Args:
+        beginnings: each row has one; rows are padded on the left to the longest.
+    """
+
+    def __init__(self, beginnings: Sequence[Beginning]) -> None:
+        self.beginnings = beginnings
+        self.callers: set[nn.Module] = set()
+
+    def cache(self) -> Cache:
+        """For the model, beside `attended_by`."""
+        longest = max(beginning.tokens for beginning in self.beginnings)
+        return Cache(layers=[_Continuation(longest) for _ in self.beginnings[0].layers])
+
+    @contextmanager
+    def attended_by(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within it, the model's attention sees the beginnings.
+
+        Raises:
+            UserError: at the end, if a layer attended by code of its own.
+        """
+        token = _CURRENT.set(self)
+        try:
+            with attention_of(model, ATTENTION):
+                yield
+        finally:
+            _CURRENT.reset(token)
+        check_every_layer_called(model, len(self.callers))
+
+
+_CURRENT: ContextVar[Continued] = ContextVar("continued")
+
+
+def continued_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over beginnings and what follows them; q queries a row, L tokens of it behind the beginning.
+
+    Args:
+        module: the attention layer; its `layer_idx` finds the beginnings' keys and values.
+        query: `[n, H, q, D]`.
+        key: `[n, K, L, D]`, H a multiple of K.
+        value: `[n, K, L, D]`.
+        attention_mask: None or `[n, 1, q, ≥ L]`, true where attention is; the last L columns are used.
+        scaling: factor on the scores; None is `D ** -0.5`.
+
+    Returns:
+        `[n, q, H, D]` and None (no weights).
+    """
+    current = _CURRENT.get()
+    current.callers.add(module)
+    factor = query.shape[3] ** -0.5 if scaling is None else scaling
+    output, lse = _attend_own(query, key, value, _own_mask(attention_mask, query, key), factor)
+    for beginning in current.beginnings:
+        keys, values = beginning.layers[module.layer_idx]  # type: ignore[index]
+        begun, begun_lse = _attend_beginning(query[beginning.rows], keys, values, factor)
+        weight = torch.sigmoid(begun_lse - lse[beginning.rows])[..., None]
+        here = output[beginning.rows]
+        here.copy_(torch.lerp(here, begun.to(here.dtype), weight))
+    return output.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _own_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
+    """`[n or 1, 1, q, L]`, true where attention is; without a mask causal, aligned to the lower right."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        whole = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+        return whole.tril(keys - queries)[None, None]
+    return mask[..., -keys:]
+
+
+def _attend_own(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Output `[n, H, q, D]` and log-sum-exp `[n, H, q]`, fp32 or more; zeros and −∞ where nothing may be seen."""
+    rows, heads, _, width = query.shape
+    precision = torch.promote_types(query.dtype, torch.float32)
+    shared = (rows, key.shape[1], heads // key.shape[1], -1, width)
+    grouped = query.to(precision).reshape(shared)
+    key, value = key.to(precision)[:, :, None], value.to(precision)[:, :, None]
+    outputs, sums = [], []
+    for part, visible in zip(grouped.split(QUERIES, 3), mask[:, :, None].split(QUERIES, 3), strict=True):
+        scores = (part @ key.transpose(3, 4) * scaling).masked_fill(~visible, -torch.inf)
+        lse = scores.logsumexp(4, keepdim=True)
+        outputs.append((scores - lse.clamp_min(torch.finfo(precision).min)).exp() @ value)
+        sums.append(lse[..., 0])
+    return torch.cat(outputs, 3).reshape(rows, heads, -1, width), torch.cat(sums, 3).reshape(rows, heads, -1)
+
+
+def _attend_beginning(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """`[m, H, q, D]` of m rows to all of `[1, K, S, D]`: output `[m, H, q, D]` and log-sum-exp `[m, H, q]`."""
+    rows, heads, queries, width = query.shape
+    together = query.transpose(0, 1).reshape(1, heads, rows * queries, width)
+    name = sdpa_kernel(together, value)
+    if name is None:
+        everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
+        visible = everything.expand(1, 1, rows * queries, key.shape[2])
+        output, lse = _attend_own(together, key, value, visible, scaling)
+    else:
+        output, lse = kernel_named(name).forward(together, key, value, (), scaling)
+    return (
+        output.reshape(heads, rows, queries, width).transpose(0, 1),
+        lse.reshape(heads, rows, queries).transpose(0, 1),
+    )
+
+
+AttentionInterface.register(ATTENTION, continued_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
