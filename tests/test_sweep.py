@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -186,8 +185,7 @@ def test_optuna_optimises_what_the_run_returns(align, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side(align, tmp_path):
-    if importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-        pytest.skip("the extra `sweep` is not installed")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     code, _, err = align(
         *("train", "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "method=simpo"),
         *("seed=1,2", f"output={tmp_path / 'pair'}"),
@@ -236,21 +234,19 @@ def test_the_command_and_configuration_of_a_child(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_jobs_with_two_processes_end_with_the_weights_of_one(folder, tmp_path):
     """Two jobs, each in two processes that accelerate starts; against one process with the same prompts a step."""
+    start = [sys.executable, "-m", "align.train", "-m"]
     common = [
-        *(
-            sys.executable,
-            "-m",
-            "align.train",
-            f"model.path={folder / 'model'}",
-            f"data.path={folder / 'rows.jsonl'}",
-        ),
+        *(f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}"),
         *("trainer.learning_rate=0.05", "trainer.optim=sgd", *SHORT),
     ]
-    two = ["-m", "launch.processes=2", "method=logo,simpo", "trainer.per_device_train_batch_size=2"]
-    one = ["-m", "method=logo,simpo", "trainer.per_device_train_batch_size=4"]
+    two = ["launch.processes=2", "method=logo,simpo", "trainer.per_device_train_batch_size=2"]
+    one = ["method=logo,simpo", "trainer.per_device_train_batch_size=4"]
     for name, overrides in (("two", two), ("one", one)):
         done = subprocess.run(
-            [*common, *overrides, f"output={tmp_path / name}"], capture_output=True, text=True, timeout=600
+            [*start, *common, *overrides, f"output={tmp_path / name}"],
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     for job in ("0", "1"):

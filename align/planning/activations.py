@@ -21,10 +21,12 @@ in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_heads·D:
   the graph of ranks without scored tokens.
 - **reference**: a forward without a graph, which is not tiled: 3I + 3H + 2Q + 2K.
 
-Exchanges add a second copy of attention's output Q (before and after it), and:
+Exchanges add a second copy of attention's output Q (before and after it; gone when attention's backward begins), and:
 
-- *ulysses*: K' in K's place, the KV heads of the rank with the most, times n (a head that two ranks read is copied);
-- *gather*: n·K in K's place: keys and values of the whole row.
+- *ulysses*: K' in K's place, the KV heads of the rank with the most, times n (a head that two ranks read is copied).
+  Messages are there twice, sent and received: 3Q with the output's gradient before the kernel's backward pass, and
+  3Q + 4K' + 2K after it, when the kernel's q, k, v and output are gone;
+- *gather*: K' = n·K in K's place: keys and values of the whole row; after the kernel's backward pass Q + 4K' + 2K.
 """
 
 from __future__ import annotations
@@ -163,11 +165,7 @@ def _layer_peaks(
     none = levers.checkpointing == "none"
     # Without checkpointing the three inputs are among what the layers keep; only gradients are new.
     inner = width.inner * (3 if none else 6)
-    gradients = 2 * width.query + 2 * width.keys
-    if strategy.ulysses > 1:
-        gradients += 2 * width.query + 2 * width.keys
-    if strategy.gather > 1:
-        gradients += width.query + 4 * width.keys
+    gradients = _attention_gradients(model, width, strategy)
     if levers.mlp_chunk is None or none:
         mlp = inner + again + width.stream
         attention = again + width.stream + gradients - (0.0 if none else width.stream)
@@ -180,6 +178,17 @@ def _layer_peaks(
     # The output's gradient exists as tiles and joined; the input's from the tiles and from the projections' part.
     attention = (whole + 3 * width.stream + width.query + gradients) * tokens
     return mlp, attention
+
+
+def _attention_gradients(model: Architecture, width: _Widths, strategy: Strategy) -> float:
+    """Bytes per token beside q, k, v and output, as the kernel has them, where its backward pass needs the most."""
+    kernel = 2 * width.query + 2 * width.keys
+    if strategy.degree == 1:
+        return kernel
+    before = 3 * width.query if strategy.ulysses > 1 else 0.0
+    own = 2 * model.kv_width * width.query / model.query_width
+    after = (width.query if strategy.ulysses > 1 else -width.query) + 2 * width.keys + own
+    return max(before, kernel, after) - width.query
 
 
 def _head(
