@@ -76,6 +76,7 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
                 result = function(config)
             except Exception as error:
                 _end(config_name, error)
+            _leave_process_group()
             return _exit_or_value(result)
 
         application = hydra.main(version_base="1.3", config_path="pkg://hydra_conf", config_name=config_name)(
@@ -103,6 +104,14 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
         return entry
 
     return decorate
+
+
+def _leave_process_group() -> None:
+    """After what succeeded on every rank: a process that ends with the group's threads running may abort
+    (pytorch/pytorch#190489), and the launcher would report a finished run as failed."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _exit_or_value(result: int | float | None) -> float | None:

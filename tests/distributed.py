@@ -87,7 +87,8 @@ def _run(
     )
     torch.save(worker(rank, size, *args, **kwargs), _result(folder, rank))
     dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():  # a command leaves it by itself
+        dist.destroy_process_group()
 
 
 def _result(folder: str, rank: int) -> Path:

@@ -9,6 +9,8 @@ from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Strategy
 from align.planning.states import SHARDED, States, states
 
+BROADCAST = 250 << 20  # bytes of a message of DDP's start
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -17,8 +19,8 @@ class Memory:
     Attributes:
         weights, gradients, optimizer, reference: at the peak; gradients that come later are not counted.
         checkpoints: kept from the forward to the backward pass, at the peak.
-        transient: of the phase that makes the peak: `phase` names it (mlp, attention, head, reference, embedding
-            or optimizer); wrapper's buffers are in `buffers`.
+        transient: of the phase that makes the peak: `phase` names it (mlp, attention, head, reference, embedding,
+            optimizer or start); wrapper's buffers are in `buffers`.
         buffers: gradient buckets and gathered weights of the wrapper.
         runtime: a process before it has a model.
         phase: see `transient`.
@@ -66,6 +68,8 @@ def predict(model: Architecture, job: Job, strategy: Strategy, machine: Machine)
       checkpoints are there, and of the gradients none, with accumulation all;
     - the last layer that goes backward: all gradients, one checkpoint;
     - the token embedding's gradient, dense, beside the tied head's;
+    - the start of DDP, when rank 0 sends everybody its weights, in two messages at a time (torch's
+      `_broadcast_coalesced`), before there are gradients' buckets and optimizer state;
     - the optimizer's step: all gradients, and what it computes with: on a GPU (`foreach`) one more copy of what
       trains, on a CPU three of the largest weight.
     """
@@ -112,6 +116,9 @@ def _moments(
         _Moment("reference", before, acts.checkpoints, acts.reference + cast),
         _Moment("embedding", later, 0.0, tied),
     ]
+    if strategy.wrapper == "ddp":
+        sent = min(fixed.weights, 2 * BROADCAST) - fixed.optimizer - fixed.buffers
+        moments.append(_Moment("start", 0.0, 0.0, max(0.0, sent)))
     if machine.device == "cuda":
         step = fixed.optimizer / max(1, job.optimizer_slots)
     else:
