@@ -15,7 +15,7 @@ from align.synthesis.generators import derive_seed
 FILE = "multi_document_qa/nq-open-oracle.jsonl.gz"  # in ALIGN_DATA
 TRAINED, BEYOND = 6, 24  # passages of a context
 GROUPS = 9  # of BEYOND held-out questions each; one group more is the development set
-SOURCES = 480  # training questions that rows are made of
+SOURCES = 360  # training questions that rows are made of
 CONDITIONS = {"alone": 1, "trained": TRAINED, "beyond": BEYOND}
 SEPARATOR = "\n\n"  # between passages, and before the question: the defaults of the group `data`
 QUESTION = "Answer in a few words, from the documents above: {question}?"
