@@ -86,8 +86,8 @@ def _run(
         timeout=timedelta(seconds=timeout),
     )
     torch.save(worker(rank, size, *args, **kwargs), _result(folder, rank))
-    dist.barrier()
-    if dist.is_initialized():  # a command leaves it by itself
+    if dist.is_initialized():  # a command leaves its group by itself
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -71,6 +71,25 @@ def comparisons() -> list[Comparison]:
     return found
 
 
+def ablations() -> list[Comparison]:
+    """What looks for reasons, in PROTOCOL.md's order; no claim rests on it."""
+    trained, short = ("trained",), ("alone",)
+    found = [
+        Comparison("positions", "find", "sft_positions", "sft", BEYOND["find"]),
+        Comparison("positions", "find", "sft_positions", "sft", trained),
+        Comparison("positions", "find", "logo_positions", "sft_positions", BEYOND["find"]),
+        Comparison("positions", "find", "logo_positions", "sft_positions", trained),
+    ]
+    for name in ("dpo", "simpo", "longpo"):
+        found.append(Comparison("rate", "find", f"{name}_slow", name, trained))
+        found.append(Comparison("rate", "find", f"{name}_slow", "base", trained))
+    found.append(Comparison("rate", "find", "longpo_slow", "base", LONG["find"]))
+    found.append(Comparison("rate", "find", "longpo_slow", "base", short))
+    found.append(Comparison("steps", "write", "dpo_half", "sft", ("length_score",)))
+    found.append(Comparison("steps", "write", "dpo_half", "dpo", ("length_score",)))
+    return found
+
+
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Cell → its JSON, for every finished one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.runfolder import write_atomically
 from benchmarks.miniature import find, questions, write
+from benchmarks.miniature.files import read_lines, within_budget, write_lines
 
 SEEDS = (1, 2)
 BUDGET = {"qa": 40_000, "find": 64_000}  # real tokens that the policy reads
@@ -28,9 +27,19 @@ METHODS: dict[str, tuple[tuple[str, ...], str | None]] = {
     "longpo": (("method=longpo",), "long"),
     "logo": (("method=logo", *LOGO), "irrelevant"),
     "logo_positions": (("method=logo", *LOGO), "irrelevant"),
-    "sft_positions": (("method=sft",), None),
 }
-ABLATIONS = {"find": ("sft_positions",)}
+# The same for what looks for the reason of a claim that fails; part → ablation → …
+SLOW = "trainer.learning_rate=1.0e-4"
+ABLATIONS: dict[str, dict[str, tuple[tuple[str, ...], str | None]]] = {
+    "qa": {},
+    "find": {
+        "sft_positions": (("method=sft",), None),
+        "dpo_slow": (("method=dpo", SLOW), "long"),
+        "simpo_slow": (("method=simpo", SLOW), "long"),
+        "longpo_slow": (("method=longpo", SLOW), "long"),
+    },
+    "write": {"dpo_half": (("trainer.num_train_epochs=1",), None)},
+}
 
 
 @dataclass(frozen=True)
@@ -111,16 +120,15 @@ def _qa_cells(seeds: Iterable[int]) -> Iterator[Cell]:
     yield Cell("qa", "base", None, steps=_qa_base)
     yield Cell("qa", "rows", None, steps=_qa_rows)
     for seed in seeds:
-        for name in METHODS:
-            if name not in ABLATIONS["find"]:
-                yield Cell("qa", name, seed, ("qa/rows",), _qa_method, ("train/model", "train/checkpoint-*"))
+        for name in methods_of("qa"):
+            yield Cell("qa", name, seed, ("qa/rows",), _qa_method, ("train/model", "train/checkpoint-*"))
 
 
 def _find_cells(seeds: Iterable[int]) -> Iterator[Cell]:
     for seed in seeds:
         base = Cell("find", "base", seed, steps=_base)
         yield base
-        for name in METHODS:
+        for name in methods_of("find"):
             yield Cell("find", name, seed, (base.id,), _find_method, ("train/checkpoint-*",))
 
 
@@ -129,8 +137,14 @@ def _write_cells(seeds: Iterable[int]) -> Iterator[Cell]:
         base = Cell("write", "base", seed, steps=_base)
         sft = Cell("write", "sft", seed, (base.id,), _write_sft, ("train/checkpoint-*",))
         pairs = Cell("write", "pairs", seed, (sft.id,), _write_pairs)
-        dpo = Cell("write", "dpo", seed, (pairs.id, sft.id), _write_dpo, ("train/checkpoint-*",))
-        yield from (base, sft, pairs, dpo)
+        yield from (base, sft, pairs)
+        for name in ("dpo", *ABLATIONS["write"]):
+            yield Cell("write", name, seed, (pairs.id, sft.id), _write_dpo, ("train/checkpoint-*",))
+
+
+def methods_of(part: str) -> dict[str, tuple[tuple[str, ...], str | None]]:
+    """What part `qa` or `find` trains, ablations last."""
+    return METHODS | ABLATIONS[part]
 
 
 # ---- commands
@@ -226,7 +240,7 @@ def _qa_method(cell: Cell, place: Place) -> list[Step]:
 
 
 def _method(cell: Cell) -> tuple[str, ...]:
-    overrides, _ = METHODS[cell.name]
+    overrides, _ = methods_of(cell.part)[cell.name]
     return (*overrides, *(POSITIONS[cell.part] if cell.name.endswith("_positions") else ()))
 
 
@@ -271,7 +285,8 @@ def _write_pairs(cell: Cell, place: Place) -> list[Step]:
 def _write_dpo(cell: Cell, place: Place) -> list[Step]:
     sft = place.folder(f"write/sft/seed{cell.seed}") / "train" / "model"
     rows = place.folder(f"write/pairs/seed{cell.seed}") / "rows" / "train.jsonl"
-    train = _train(cell, place, rows, "experiment=miniature/write_dpo", f"model.path={sft}")
+    overrides, _ = ABLATIONS["write"].get(cell.name, ((), None))
+    train = _train(cell, place, rows, "experiment=miniature/write_dpo", f"model.path={sft}", *overrides)
     return [Step("train", train), _ask(cell, place, place.folder(cell.id) / "train" / "model", *ASK["write"])]
 
 
@@ -293,28 +308,6 @@ def write_questions(part: str, place: Place) -> None:
 
 def write_method_rows(made: Iterable[Mapping[str, Any]], cell: Cell, path: Path) -> None:
     """The rows that a method trains on: its rejected answers, and as many rows as its budget has room for."""
-    write_lines(path, within_budget(made, rejected=METHODS[cell.name][1], budget=BUDGET[cell.part]))
-
-
-def within_budget(
-    made: Iterable[Mapping[str, Any]], *, rejected: str | None, budget: int
-) -> Iterator[dict[str, Any]]:
-    """Rows in their order until the next one would pass `budget` tokens of prompt, chosen and `rejected`."""
-    used = 0
-    for row in made:
-        used += sum(row["tokens"][name] for name in ("prompt", "chosen", *([rejected] if rejected else [])))
-        if used > budget:
-            return
-        answers = row[rejected] if rejected else []
-        kept = {name: row[name] for name in ("id", "context", "question", "short_prompt", "chosen")}
-        yield kept | {"rejected": answers if isinstance(answers, list) else [answers]}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON Lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON Lines, whole or not at all."""
-    write_atomically(path, "".join(f"{json.dumps(dict(row), ensure_ascii=False)}\n" for row in rows))
+    write_lines(
+        path, within_budget(made, rejected=methods_of(cell.part)[cell.name][1], budget=BUDGET[cell.part])
+    )

@@ -12,12 +12,14 @@ from rich.table import Table
 from align.evaluation.statistics import Interval
 from benchmarks.miniature.analysis import (
     Difference,
+    ablations,
     compare,
     comparisons,
     mean_of,
     seeds_of,
     verdict,
 )
+from benchmarks.miniature.cells import ABLATIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,8 +41,20 @@ CONDITIONS = {
     },
     "write": {"length_score": "S_l", "written_words": "words written"},
 }
-METHODS = ("base", "sft", "sft_positions", "dpo", "simpo", "longpo", "logo", "logo_positions")
-LABELS = {"logo_positions": "logo + positions", "sft_positions": "sft + positions"}
+MAIN = ("base", "sft", "dpo", "simpo", "longpo", "logo", "logo_positions")
+METHODS = {
+    "qa": (*MAIN, *ABLATIONS["qa"]),
+    "find": (*MAIN, *ABLATIONS["find"]),
+    "write": ("base", "sft", "dpo", *ABLATIONS["write"]),
+}
+LABELS = {
+    "logo_positions": "logo + positions",
+    "sft_positions": "sft + positions",
+    "dpo_slow": "dpo, rate / 10",
+    "simpo_slow": "simpo, rate / 10",
+    "longpo_slow": "longpo, rate / 10",
+    "dpo_half": "dpo, one epoch",
+}
 CLAIMS = {
     "a": "LOGO's synthesised positions raise accuracy beyond the trained lengths",
     "b": "LongPO raises long-context accuracy and keeps the short one",
@@ -53,6 +67,7 @@ def show(results: Results, console: Console) -> None:
     for part in TITLES:
         console.print(part_table(results, part))
     console.print(claims_table(results))
+    console.print(ablations_table(results))
     console.print(cost_table(results))
 
 
@@ -63,10 +78,9 @@ def part_table(results: Results, part: str) -> Table:
     table.add_column("seeds", justify="right")
     for label in CONDITIONS[part].values():
         table.add_column(label, justify="right")
-    methods = [name for name in METHODS if part != "write" or name in ("base", "sft", "dpo")]
-    for method in methods:
-        if method == "sft_positions" and part != "find":
-            continue
+    for method in METHODS[part]:
+        if method == next(iter(ABLATIONS[part]), None):
+            table.add_section()
         seeds = [seed for seed in seeds_of(results, part, method) if seed is not None]
         has = bool(seeds_of(results, part, method))
         found = [mean_of(results, part, method, condition) for condition in CONDITIONS[part]]
@@ -103,6 +117,20 @@ def claims_table(results: Results) -> Table:
                 at = " + ".join(comparison.conditions)
                 table.add_row(claim, part, comparison.name, at, *_difference(outcome, part))
             table.add_row(claim, part, f"[bold]{verdict(outcomes)}", text, "", "", "")
+    return table
+
+
+def ablations_table(results: Results) -> Table:
+    """What the ablations say."""
+    table = Table(title="ablations: paired differences, 95 % intervals, points", title_justify="left")
+    for column in ("looks at", "part", "difference", "at"):
+        table.add_column(column)
+    for column in ("mean", "interval", "by seed"):
+        table.add_column(column, justify="right")
+    for comparison in ablations():
+        at = " + ".join(comparison.conditions)
+        outcome = _difference(compare(results, comparison), comparison.part)
+        table.add_row(comparison.claim, comparison.part, comparison.name, at, *outcome)
     return table
 
 
@@ -164,7 +192,8 @@ def picture(results: Results, part: str) -> Figure | None:
     """Accuracy (or S_l) by condition and method; None without any cell."""
     from matplotlib.figure import Figure
 
-    methods = [name for name in METHODS if seeds_of(results, part, name)]
+    shown = [name for name in METHODS[part] if name in MAIN or name.endswith("_positions")]
+    methods = [name for name in shown if seeds_of(results, part, name)]
     if not methods:
         return None
     conditions = [name for name in CONDITIONS[part] if name != "written_words"]
@@ -179,7 +208,7 @@ def picture(results: Results, part: str) -> Figure | None:
         heights = [scale * interval.mean for _, interval in known]
         below = [scale * max(0.0, interval.mean - interval.low) for _, interval in known]
         above = [scale * max(0.0, interval.high - interval.mean) for _, interval in known]
-        colour = f"C{METHODS.index(method)}"
+        colour = f"C{METHODS[part].index(method)}"
         axes.bar(
             places, heights, width * 0.92, yerr=[below, above], color=colour, label=LABELS.get(method, method)
         )

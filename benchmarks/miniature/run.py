@@ -19,7 +19,8 @@ from typing import Any
 
 import align
 from align.runfolder import write_atomically
-from benchmarks.miniature.cells import Cell, Place, Step, read_lines
+from benchmarks.miniature.cells import Cell, Place, Step
+from benchmarks.miniature.files import read_lines
 
 ROOT = Path(__file__).parents[2]
 COSTS = "steps.json"  # in a cell's folder: finished steps and what each start took

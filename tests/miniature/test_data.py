@@ -11,7 +11,7 @@ import pytest
 
 from align.scores.length import count_words, length_score, required_length
 from benchmarks.miniature import find, questions, tiny, write
-from benchmarks.miniature.cells import within_budget
+from benchmarks.miniature.files import within_budget
 from benchmarks.miniature.questions import Split, held_out_questions, in_conflict, passage
 from benchmarks.miniature.rows import QuestionRows
 from tests.evaluation.helpers import Answers, evaluation
