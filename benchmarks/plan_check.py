@@ -3,6 +3,8 @@
     python benchmarks/plan_check.py               # all twelve; about twelve minutes on two cores
     python benchmarks/plan_check.py --only 512    # those whose name contains it; the others in the results stay
 
+The table goes to `results/plan_check.txt`, every number to `plan_check.json`.
+
 Each configuration is a run of its own (`plan_worker.py`) of two steps with AdamW: a short row, which makes the
 optimizer's state, and then the long one. Measured is the largest resident set of any of its processes, with
 MALLOC_MMAP_THRESHOLD_=65536, without which glibc keeps freed blocks. Nothing is fitted to the configurations:
@@ -185,7 +187,9 @@ def main() -> None:
         results[case.name] = {"predicted": predicted, "measured": measured, "error": error}
         console.print(f"{case.name}: {error:+.1%} in {measured['seconds']:.0f} s", highlight=False)
         arguments.output.write_text(json.dumps(results, indent=2) + "\n")
-    show(results, console)
+    table = Console(width=200, record=True)
+    show(results, table)
+    arguments.output.with_suffix(".txt").write_text(table.export_text())
     worst = max(abs(cell["error"]) for cell in results.values())
     console.print(f"worst error {worst:.1%}, tolerance {TOLERANCE:.0%}")
     sys.exit(int(worst > TOLERANCE))
