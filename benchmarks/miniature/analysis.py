@@ -83,8 +83,9 @@ def ablations() -> list[Comparison]:
     for name in ("dpo", "simpo", "longpo"):
         found.append(Comparison("rate", "find", f"{name}_slow", name, trained))
         found.append(Comparison("rate", "find", f"{name}_slow", "base", trained))
-    found.append(Comparison("rate", "find", "longpo_slow", "base", LONG["find"]))
-    found.append(Comparison("rate", "find", "longpo_slow", "base", short))
+    for other in ("longpo", "base"):
+        for conditions in (LONG["find"], short):
+            found.append(Comparison("NLL of", "find", "longpo_answer", other, conditions))
     found.append(Comparison("steps", "write", "dpo_half", "sft", ("length_score",)))
     found.append(Comparison("steps", "write", "dpo_half", "dpo", ("length_score",)))
     return found

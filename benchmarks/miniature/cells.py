@@ -37,6 +37,7 @@ ABLATIONS: dict[str, dict[str, tuple[tuple[str, ...], str | None]]] = {
         "dpo_slow": (("method=dpo", SLOW), "long"),
         "simpo_slow": (("method=simpo", SLOW), "long"),
         "longpo_slow": (("method=longpo", SLOW), "long"),
+        "longpo_answer": (("method=longpo", "method.needs.nll_scope=chosen"), "long"),
     },
     "write": {"dpo_half": (("trainer.num_train_epochs=1",), None)},
 }

@@ -53,6 +53,7 @@ LABELS = {
     "dpo_slow": "dpo, rate / 10",
     "simpo_slow": "simpo, rate / 10",
     "longpo_slow": "longpo, rate / 10",
+    "longpo_answer": "longpo, NLL of answer",
     "dpo_half": "dpo, one epoch",
 }
 CLAIMS = {
