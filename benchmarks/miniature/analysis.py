@@ -86,8 +86,9 @@ def ablations() -> list[Comparison]:
     for other in ("longpo", "base"):
         for conditions in (LONG["find"], short):
             found.append(Comparison("NLL of", "find", "longpo_answer", other, conditions))
-    found.append(Comparison("steps", "write", "dpo_half", "sft", ("length_score",)))
-    found.append(Comparison("steps", "write", "dpo_half", "dpo", ("length_score",)))
+    for name, what in (("dpo_half", "steps"), ("dpo_decay", "decay")):
+        for other in ("sft", "dpo"):
+            found.append(Comparison(what, "write", name, other, ("length_score",)))
     return found
 
 

@@ -39,7 +39,10 @@ ABLATIONS: dict[str, dict[str, tuple[tuple[str, ...], str | None]]] = {
         "longpo_slow": (("method=longpo", SLOW), "long"),
         "longpo_answer": (("method=longpo", "method.needs.nll_scope=chosen"), "long"),
     },
-    "write": {"dpo_half": (("trainer.num_train_epochs=1",), None)},
+    "write": {
+        "dpo_half": (("trainer.num_train_epochs=1",), None),
+        "dpo_decay": (("trainer.lr_scheduler_type=linear",), None),
+    },
 }
 
 

@@ -55,6 +55,7 @@ LABELS = {
     "longpo_slow": "longpo, rate / 10",
     "longpo_answer": "longpo, NLL of answer",
     "dpo_half": "dpo, one epoch",
+    "dpo_decay": "dpo, falling rate",
 }
 CLAIMS = {
     "a": "LOGO's synthesised positions raise accuracy beyond the trained lengths",
