@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from align.errors import UserError
 from align.longseq.support import check_config
-from align.synthesis.continued import KeysValues
+from align.synthesis.continued import Beginning, Continued, KeysValues
 
 BLOCK = 512  # tokens read at once; also the unit of what is kept for later calls
 LEAST_SHARED = 32  # tokens: a shorter common beginning (a template's) is not worth a forward of its own
@@ -124,6 +124,15 @@ class Beginnings:
         if whole:
             self._keep(ids[:whole], [(k[:, :, :whole], v[:, :, :whole]) for k, v in layers])
         return layers
+
+    def of_batch(self, prompts: Sequence[np.ndarray], batch: Sequence[Family]) -> Continued:
+        """The beginnings that the rows of a batch go on from, its families one after the other; none has 0 tokens."""
+        found, row = [], 0
+        for family in batch:
+            layers = self.read(prompts[family.members[0]][: family.shared])
+            found.append(Beginning(slice(row, row + len(family.members)), layers))
+            row += len(family.members)
+        return Continued(found)
 
     def _known(self, ids: np.ndarray) -> tuple[KeysValues, int]:
         """The most blocks that a kept beginning has in common with `ids`, and how many tokens these are."""

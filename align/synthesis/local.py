@@ -24,7 +24,6 @@ from align.reference_key import Identity
 from align.synthesis.batches import fixed_batches
 from align.synthesis.beginnings import Beginnings, Family, can_share, find_families
 from align.synthesis.cache import cached
-from align.synthesis.continued import Beginning, Continued
 from align.synthesis.generators import Completion, Generator, Request, ScoredText, digest_of
 from align.synthesis.prompt import PromptEncoder
 from align.synthesis.sampling import RowSampler
@@ -269,7 +268,7 @@ class LocalGenerator:
         sampler = RowSampler(
             [call.seed for call in calls], temperature=sampling.temperature, top_p=sampling.top_p
         )
-        continued = self._read(prompts, batch) if begun else None
+        continued = self._beginnings.of_batch(prompts, batch) if begun else None
         with nullcontext() if continued is None else continued.attended_by(self._model):
             output = self._model.generate(
                 ids.to(self._model.device),
@@ -281,14 +280,6 @@ class LocalGenerator:
             )
         answers = output[:, begun + rest :].tolist()
         return [self._completion(*pair) for pair in zip(calls, answers, strict=True)]
-
-    def _read(self, prompts: Sequence[np.ndarray], batch: Sequence[Family]) -> Continued:
-        beginnings, row = [], 0
-        for family in batch:
-            layers = self._beginnings.read(prompts[family.members[0]][: family.shared])
-            beginnings.append(Beginning(slice(row, row + len(family.members)), layers))
-            row += len(family.members)
-        return Continued(beginnings)
 
     def _completion(self, request: Request, ids: list[int]) -> Completion:
         """The lead and what was generated up to the first end token."""
