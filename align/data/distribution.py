@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -41,9 +42,9 @@ class EpochSampler(Sampler[int]):
         if self.seed is None:
             order = list(range(self.rows))
         else:
-            # Two words of a seed sequence, so that (seed, epoch) and (seed + 1, epoch − 1) differ.
-            generator = torch.Generator().manual_seed((self.seed << 32) ^ self.epoch)
-            order = torch.randperm(self.rows, generator=generator).tolist()
+            # A sequence as seed, so that (seed, epoch) and (seed + 1, epoch − 1) differ. Not torch's generator for the
+            # CPU: of a seed it reads the lower 32 bits alone.
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows).tolist()
         yield from order + [PLACEHOLDER] * (len(self) - self.rows)
 
     def __len__(self) -> int:
