@@ -44,6 +44,7 @@ class Case:
     jump: int = 0
     nll_scope: str = "none"
     model: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
 
     def apply_memory(self, model: nn.Module) -> None:
         """The memory levers of the case."""
@@ -72,7 +73,7 @@ class Case:
             torch.manual_seed(1)
             model = get_peft_model(model, LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"))
             randomise_lora_b(model)
-        return model.train()
+        return model.to(self.dtype).train()
 
 
 def loss_of(logps: PairLogps) -> Tensor:

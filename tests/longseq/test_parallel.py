@@ -90,15 +90,18 @@ def test_other_architectures(table, kind, name):
 
 
 def many_heads(rank: int, size: int) -> dict[str, dict[str, float]]:
-    """28 query and 4 KV heads, fewer than ranks, under both exchanges."""
-    case = Case(heads=(28, 4), rows=((37, (5, 9)),))
+    """28 query and 4 KV heads, fewer than ranks, under both exchanges.
+
+    In fp64: a model so wide with such weights rounds to 2e-5 in fp32 on some processors, in one process too.
+    """
+    case = Case(heads=(28, 4), rows=((37, (5, 9)),), dtype=torch.float64)
     return {kind: case_errors(case, start_parallel(kind, size)) for kind in KINDS}
 
 
 def test_twenty_eight_heads_on_eight_ranks():
     """What LongPO's users asked for: more ranks than KV heads, query heads that they do not divide, uneven shards."""
     for errors in run_distributed(many_heads, 8, timeout=120)[0].values():
-        assert max(errors.values()) <= TOLERANCE, errors
+        assert max(errors.values()) <= 1e-6, errors  # the norms of transformers are fp32
 
 
 def odds_and_ends(rank: int, size: int) -> dict[str, float]:
