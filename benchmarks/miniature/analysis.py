@@ -83,9 +83,10 @@ def ablations() -> list[Comparison]:
     for name in ("dpo", "simpo", "longpo"):
         found.append(Comparison("rate", "find", f"{name}_slow", name, trained))
         found.append(Comparison("rate", "find", f"{name}_slow", "base", trained))
-    for other in ("longpo", "base"):
-        for conditions in (LONG["find"], short):
-            found.append(Comparison("NLL of", "find", "longpo_answer", other, conditions))
+    for part, others in (("find", ("longpo", "base")), ("qa", ("longpo", "sft", "dpo"))):
+        for other in others:
+            for conditions in (LONG[part], short):
+                found.append(Comparison("NLL of", part, "longpo_answer", other, conditions))
     for name, what in (("dpo_half", "steps"), ("dpo_decay", "decay")):
         for other in ("sft", "dpo"):
             found.append(Comparison(what, "write", name, other, ("length_score",)))

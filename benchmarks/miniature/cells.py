@@ -30,14 +30,15 @@ METHODS: dict[str, tuple[tuple[str, ...], str | None]] = {
 }
 # The same for what looks for the reason of a claim that fails; part → ablation → …
 SLOW = "trainer.learning_rate=1.0e-4"
+ANSWER = (("method=longpo", "method.needs.nll_scope=chosen"), "long")
 ABLATIONS: dict[str, dict[str, tuple[tuple[str, ...], str | None]]] = {
-    "qa": {},
+    "qa": {"longpo_answer": ANSWER},
     "find": {
         "sft_positions": (("method=sft",), None),
         "dpo_slow": (("method=dpo", SLOW), "long"),
         "simpo_slow": (("method=simpo", SLOW), "long"),
         "longpo_slow": (("method=longpo", SLOW), "long"),
-        "longpo_answer": (("method=longpo", "method.needs.nll_scope=chosen"), "long"),
+        "longpo_answer": ANSWER,
     },
     "write": {
         "dpo_half": (("trainer.num_train_epochs=1",), None),
