@@ -27,6 +27,7 @@ class Comparison:
 
     Attributes:
         keeps: the claim is that nothing is lost: the difference itself has to be `least` or more.
+        against: the second's conditions, where they are others.
     """
 
     claim: str
@@ -35,11 +36,18 @@ class Comparison:
     second: str
     conditions: tuple[str, ...]
     keeps: bool = False
+    against: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """For the table."""
         return f"{self.first} − {self.second}"
+
+    @property
+    def at(self) -> str:
+        """For the table."""
+        sides = (self.conditions, self.against) if self.against else (self.conditions,)
+        return " − ".join(" + ".join(side) for side in sides)
 
 
 @dataclass(frozen=True)
@@ -74,12 +82,13 @@ def comparisons() -> list[Comparison]:
 def ablations() -> list[Comparison]:
     """What looks for reasons, in PROTOCOL.md's order; no claim rests on it."""
     trained, short = ("trained",), ("alone",)
-    found = [
-        Comparison("positions", "find", "sft_positions", "sft", BEYOND["find"]),
-        Comparison("positions", "find", "sft_positions", "sft", trained),
-        Comparison("positions", "find", "logo_positions", "sft_positions", BEYOND["find"]),
-        Comparison("positions", "find", "logo_positions", "sft_positions", trained),
-    ]
+    found = []
+    for part in ("find", "qa"):
+        for first, second in (("sft_positions", "sft"), ("logo_positions", "sft_positions")):
+            for conditions in (BEYOND[part], trained):
+                found.append(Comparison("positions", part, first, second, conditions))
+    for conditions in (trained, BEYOND["qa"]):
+        found.append(Comparison("length", "qa", "base_diluted", "base", ("diluted",), against=conditions))
     for name in ("dpo", "simpo", "longpo"):
         found.append(Comparison("rate", "find", f"{name}_slow", name, trained))
         found.append(Comparison("rate", "find", f"{name}_slow", "base", trained))
@@ -97,15 +106,16 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Cell → its JSON, for every finished one.
 
     Raises:
-        UserError: two cells of a part were asked different questions.
+        UserError: two cells of a part were asked different questions under the same conditions.
     """
     found = {}
-    asked: dict[str, tuple[str, str]] = {}
+    asked: dict[tuple[str, ...], tuple[str, str]] = {}
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
         found[result["cell"]] = result
         if "asked_sha256" in result:
-            first = asked.setdefault(result["part"], (result["asked_sha256"], result["cell"]))
+            conditions = (result["part"], *sorted(result["scores"]))
+            first = asked.setdefault(conditions, (result["asked_sha256"], result["cell"]))
             if first[0] != result["asked_sha256"]:
                 raise UserError(
                     f"{folder}: {first[1]} and {result['cell']} were asked different questions: "
@@ -149,8 +159,11 @@ def compare(results: Mapping[str, Mapping[str, Any]], comparison: Comparison) ->
     ordered = sorted(seeds, key=lambda seed: -1 if seed is None else seed)
     table = [
         [
-            scores(results, comparison.part, name, seed, comparison.conditions)
-            for name in (comparison.first, comparison.second)
+            scores(results, comparison.part, name, seed, conditions)
+            for name, conditions in (
+                (comparison.first, comparison.conditions),
+                (comparison.second, comparison.against or comparison.conditions),
+            )
         ]
         for seed in ordered
     ]

@@ -11,40 +11,9 @@ from typing import Any
 
 from benchmarks.miniature import find, questions, write
 from benchmarks.miniature.files import read_lines, within_budget, write_lines
+from benchmarks.miniature.methods import ABLATIONS, BUDGET, POSITIONS, methods_of
 
 SEEDS = (1, 2)
-BUDGET = {"qa": 40_000, "find": 64_000}  # real tokens that the policy reads
-LOGO = ("method.loss.beta=2.5", "method.loss.gamma=0.25", "method.loss.sft_weight=0.1")
-POSITIONS = {
-    "qa": ("positions=logo", "positions.target_length=4096"),
-    "find": ("positions=logo", f"positions.target_length={find.BEYOND[-1]}"),
-}
-# method → its overrides, and which of a row's answers are rejected
-METHODS: dict[str, tuple[tuple[str, ...], str | None]] = {
-    "sft": (("method=sft",), None),
-    "dpo": (("method=dpo",), "long"),
-    "simpo": (("method=simpo",), "long"),
-    "longpo": (("method=longpo",), "long"),
-    "logo": (("method=logo", *LOGO), "irrelevant"),
-    "logo_positions": (("method=logo", *LOGO), "irrelevant"),
-}
-# The same for what looks for the reason of a claim that fails; part → ablation → …
-SLOW = "trainer.learning_rate=1.0e-4"
-ANSWER = (("method=longpo", "method.needs.nll_scope=chosen"), "long")
-ABLATIONS: dict[str, dict[str, tuple[tuple[str, ...], str | None]]] = {
-    "qa": {"longpo_answer": ANSWER},
-    "find": {
-        "sft_positions": (("method=sft",), None),
-        "dpo_slow": (("method=dpo", SLOW), "long"),
-        "simpo_slow": (("method=simpo", SLOW), "long"),
-        "longpo_slow": (("method=longpo", SLOW), "long"),
-        "longpo_answer": ANSWER,
-    },
-    "write": {
-        "dpo_half": (("trainer.num_train_epochs=1",), None),
-        "dpo_decay": (("trainer.lr_scheduler_type=linear",), None),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -65,9 +34,9 @@ class Place:
         """Of a cell's runs."""
         return self.work / "cells" / cell.replace("/", "-")
 
-    def asked(self, part: str) -> Path:
-        """What every cell of a part is asked."""
-        return self.work / "data" / f"{part}-{self.split}.jsonl"
+    def asked(self, cell: Cell) -> Path:
+        """What the cell is asked."""
+        return self.work / "data" / f"{cell.asks or cell.part}-{self.split}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -96,6 +65,7 @@ class Cell:
         needs: cells that have to be finished.
         steps: makes the commands.
         temporary: folders of the cell that go once it is finished.
+        asks: file of its questions, where it is not the part's.
     """
 
     part: str
@@ -104,6 +74,7 @@ class Cell:
     needs: tuple[str, ...] = ()
     steps: Callable[[Cell, Place], list[Step]] = field(default=lambda cell, place: [], repr=False)
     temporary: tuple[str, ...] = ()
+    asks: str | None = None
 
     @property
     def id(self) -> str:
@@ -123,6 +94,7 @@ def grid(seeds: Iterable[int] = SEEDS) -> list[Cell]:
 
 def _qa_cells(seeds: Iterable[int]) -> Iterator[Cell]:
     yield Cell("qa", "base", None, steps=_qa_base)
+    yield Cell("qa", "base_diluted", None, steps=_qa_base, asks="qa_diluted")
     yield Cell("qa", "rows", None, steps=_qa_rows)
     for seed in seeds:
         for name in methods_of("qa"):
@@ -147,11 +119,6 @@ def _write_cells(seeds: Iterable[int]) -> Iterator[Cell]:
             yield Cell("write", name, seed, (pairs.id, sft.id), _write_dpo, ("train/checkpoint-*",))
 
 
-def methods_of(part: str) -> dict[str, tuple[tuple[str, ...], str | None]]:
-    """What part `qa` or `find` trains, ablations last."""
-    return METHODS | ABLATIONS[part]
-
-
 # ---- commands
 
 
@@ -171,7 +138,7 @@ def _train(cell: Cell, place: Place, rows: Path, *overrides: str) -> tuple[str, 
 
 def _ask(cell: Cell, place: Place, model: Path | str, *overrides: str) -> Step:
     """The questions of the part: 24 new tokens for a sentence, 3 for a word and its end."""
-    asked = place.asked(cell.part)
+    asked = place.asked(cell)
     suite = ("suite=longwrite",) if cell.part == "write" else ("suite=questions",)
     command = _align(
         "evaluate",
@@ -182,7 +149,7 @@ def _ask(cell: Cell, place: Place, model: Path | str, *overrides: str) -> Step:
         "model.dtype=float32",
         f"output={place.folder(cell.id) / 'evaluate'}",
     )
-    return Step("evaluate", command, partial(write_questions, cell.part, place))
+    return Step("evaluate", command, partial(write_questions, cell, place))
 
 
 ASK = {
@@ -298,17 +265,21 @@ def _write_dpo(cell: Cell, place: Place) -> list[Step]:
 # ---- files
 
 
-def write_questions(part: str, place: Place) -> None:
-    """What the part's cells are asked, once for all of them."""
-    path = place.asked(part)
+def write_questions(cell: Cell, place: Place) -> None:
+    """What the cell is asked, once for all that are asked the same."""
+    path = place.asked(cell)
     if path.is_file():
         return
-    if part == "qa":
+    if cell.part == "qa":
         split = questions.Split.read(place.data)
         groups = split.held_out if place.split == "held_out" else split.dev
-        write_lines(path, questions.held_out_questions(groups))
+        if cell.asks == "qa_diluted":
+            rows = questions.diluted_questions(groups, place.data)
+        else:
+            rows = questions.held_out_questions(groups)
     else:
-        write_lines(path, find.questions(place.split) if part == "find" else write.instructions(place.split))
+        rows = find.questions(place.split) if cell.part == "find" else write.instructions(place.split)
+    write_lines(path, rows)
 
 
 def write_method_rows(made: Iterable[Mapping[str, Any]], cell: Cell, path: Path) -> None:

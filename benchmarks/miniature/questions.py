@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +12,12 @@ from typing import Any
 
 from align.evaluation.answers import contains_answer, normalise
 from align.evaluation.haystacks import read_rows
+from align.synthesis.documents import load_documents
 from align.synthesis.generators import derive_seed
 
 FILE = "multi_document_qa/nq-open-oracle.jsonl.gz"  # in ALIGN_DATA
+PROSE = "documents/state_union.zip"  # there too: speeches
+DENSITY = 1.16  # their characters a token of SmolLM2, over those of passages
 TRAINED, BEYOND = 6, 24  # passages of a context
 GROUPS = 9  # of BEYOND held-out questions each; one group more is the development set
 SOURCES = 360  # training questions that rows are made of
@@ -123,18 +128,72 @@ def held_out_questions(groups: Sequence[Sequence[Row]]) -> Iterator[dict[str, An
     A group's questions share their context, so that it is read once. A condition of n passages cuts each group
     into contexts of n, in an order drawn for the condition.
     """
-    for condition, size in CONDITIONS.items():
+    for condition in CONDITIONS:
         for number, group in enumerate(groups):
-            rng = random.Random(derive_seed(0, "miniature", condition, str(number)))
-            order = rng.sample(range(len(group)), len(group))
-            contexts = {
-                place: [passage(group[other]) for other in order[start : start + size]]
-                for start in range(0, len(group), size)
-                for place in order[start : start + size]
-            }
-            for place, row in enumerate(group):
-                yield {
-                    "prompt": prompt(contexts[place], row),
-                    "answers": row["answers"],
-                    "group": condition,
-                }
+            cut = _cut(condition, number, len(group))
+            yield from _ask(
+                condition, group, [(places, [passage(group[i]) for i in places]) for places in cut]
+            )
+
+
+def diluted_questions(groups: Sequence[Sequence[Row]], data: Path) -> Iterator[dict[str, Any]]:
+    """The contexts of `trained`, their passages in the same order, among speeches: as long as `beyond`.
+
+    Of 24 slots each run of four has one passage, at a random slot; a piece of a speech in each of the others
+    stands for another passage of the group, has about as many tokens, and holds no accepted answer.
+
+    Args:
+        groups: as for `held_out_questions`.
+        data: the folder `ALIGN_DATA`.
+    """
+    documents = load_documents(str(data / PROSE), key="ALIGN_DATA")
+    words = [word for document in documents for word in document.text.split()]
+    for number, group in enumerate(groups):
+        contexts = []
+        for places in _cut("trained", number, len(group)):
+            rng = random.Random(derive_seed(0, "miniature", "diluted", *map(str, (number, *places))))
+            own = [group[i] for i in places]
+            others = [row for i, row in enumerate(group) if i not in places]
+            pieces = iter(_pieces(words, own, others, rng))
+            run = 1 + len(others) // len(own)
+            slots = [rng.randrange(run) for _ in own]
+            passages = [
+                passage(row) if slot == place else next(pieces)
+                for row, slot in zip(own, slots, strict=True)
+                for place in range(run)
+            ]
+            contexts.append((places, passages))
+        yield from _ask("diluted", group, contexts)
+
+
+def _cut(condition: str, number: int, group: int) -> list[list[int]]:
+    """The questions of a group of that size which share a context, in the order of their passages."""
+    rng = random.Random(derive_seed(0, "miniature", condition, str(number)))
+    order = rng.sample(range(group), group)
+    size = CONDITIONS[condition]
+    return [order[start : start + size] for start in range(0, group, size)]
+
+
+def _ask(
+    condition: str, group: Sequence[Row], contexts: Sequence[tuple[list[int], list[str]]]
+) -> Iterator[dict[str, Any]]:
+    """The group's questions in its order, each behind the passages of its context."""
+    passages = {place: context for places, context in contexts for place in places}
+    for place, row in enumerate(group):
+        yield {"prompt": prompt(passages[place], row), "answers": row["answers"], "group": condition}
+
+
+def _pieces(
+    words: Sequence[str], own: Sequence[Row], others: Sequence[Row], rng: random.Random
+) -> Iterator[str]:
+    """For each of `others` words in a row, as many tokens as its passage, without an accepted answer of `own`."""
+    answers = [answer for row in own for answer in row["answers"]]
+    ends = [0, *itertools.accumulate(len(word) + 1 for word in words)]
+    for row in others:
+        while True:
+            start = rng.randrange(len(words))
+            end = bisect.bisect(ends, ends[start] + round(DENSITY * len(passage(row))))
+            piece = " ".join(words[start:end])
+            if end < len(words) and not contains_answer(piece, answers):
+                break
+        yield piece

@@ -19,7 +19,7 @@ from benchmarks.miniature.analysis import (
     seeds_of,
     verdict,
 )
-from benchmarks.miniature.cells import ABLATIONS
+from benchmarks.miniature.methods import ABLATIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -116,8 +116,7 @@ def claims_table(results: Results) -> Table:
                 continue
             outcomes = [compare(results, comparison) for comparison in own]
             for comparison, outcome in zip(own, outcomes, strict=True):
-                at = " + ".join(comparison.conditions)
-                table.add_row(claim, part, comparison.name, at, *_difference(outcome, part))
+                table.add_row(claim, part, comparison.name, comparison.at, *_difference(outcome, part))
             table.add_row(claim, part, f"[bold]{verdict(outcomes)}", text, "", "", "")
     return table
 
@@ -130,9 +129,8 @@ def ablations_table(results: Results) -> Table:
     for column in ("mean", "interval", "by seed"):
         table.add_column(column, justify="right")
     for comparison in ablations():
-        at = " + ".join(comparison.conditions)
         outcome = _difference(compare(results, comparison), comparison.part)
-        table.add_row(comparison.claim, comparison.part, comparison.name, at, *outcome)
+        table.add_row(comparison.claim, comparison.part, comparison.name, comparison.at, *outcome)
     return table
 
 

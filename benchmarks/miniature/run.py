@@ -131,7 +131,7 @@ def _result(
         found["rows"] = json.loads(made.read_text())
     if cell.scored:
         records = read_lines(folder / "evaluate" / "samples.jsonl")
-        found["asked_sha256"] = hashlib.sha256(place.asked(cell.part).read_bytes()).hexdigest()
+        found["asked_sha256"] = hashlib.sha256(place.asked(cell).read_bytes()).hexdigest()
         found["scores"] = scores_of(records)
     return found
 

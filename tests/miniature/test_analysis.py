@@ -69,6 +69,15 @@ def test_conditions_with_questions_of_their_own_stand_side_by_side():
     assert (outcome.interval.mean, outcome.interval.n) == (0.8, 50)
 
 
+def test_a_difference_between_two_conditions():
+    """The same questions under other conditions: 75 % when diluted, 50 % at the trained length."""
+    found = results(qa("base", None, HALF), cell("qa", "base_diluted", None, {"diluted": MOST}))
+    comparison = Comparison("length", "qa", "base_diluted", "base", ("diluted",), against=("trained",))
+    outcome = compare(found, comparison)
+    assert outcome is not None and outcome.interval.mean == 0.25
+    assert comparison.at == "diluted − trained"
+
+
 @pytest.mark.parametrize(
     ("longpo", "alone", "expected"),
     [
@@ -121,3 +130,5 @@ def test_cells_that_were_asked_different_questions_are_refused(tmp_path):
         (tmp_path / f"{place}.json").write_text(json.dumps(one))
     with pytest.raises(UserError, match="qa/base and qa/sft/seed1 were asked different questions"):
         read_results(tmp_path)
+    (tmp_path / "1.json").write_text(json.dumps(cell("qa", "base_diluted", None, {"diluted": HALF})))
+    assert set(read_results(tmp_path)) == {"qa/base", "qa/base_diluted"}  # other conditions, other questions

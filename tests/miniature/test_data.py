@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,35 @@ def test_held_out_conditions():
     contexts = {row["prompt"].rsplit("\n\n", 1)[0] for row in by_condition["beyond"]}
     assert len(contexts) == 1  # so that it is read once
     assert len({row["prompt"].rsplit("\n\n", 1)[0] for row in by_condition["trained"]}) == 4
+
+
+def test_diluted_contexts(tmp_path):
+    """The passages of `trained` in their order, 18 pieces of prose as long as passages among them."""
+    split = Split.of([question(i) for i in range(60)], groups=1, size=questions.BEYOND)
+    speeches = tmp_path / questions.PROSE
+    speeches.parent.mkdir()
+    forbidden = " ".join(row["answers"][0] for row in split.held_out[0])
+    with zipfile.ZipFile(speeches, "w") as archive:
+        archive.writestr("1.txt", " ".join(f"word{i}" for i in range(500)) + f" {forbidden} " * 9)
+    by_condition: dict[str, list] = {}
+    for row in held_out_questions(split.held_out):
+        by_condition.setdefault(row["group"], []).append(row)
+    diluted = list(questions.diluted_questions(split.held_out, tmp_path))
+    assert diluted == list(questions.diluted_questions(split.held_out, tmp_path))
+    assert {row["group"] for row in diluted} == {"diluted"}
+    for row, trained, beyond in zip(diluted, by_condition["trained"], by_condition["beyond"], strict=True):
+        pieces = row["prompt"].split(questions.SEPARATOR)
+        assert len(pieces) == questions.BEYOND + 1
+        kept = [piece for piece in pieces if not piece.startswith("word")]
+        assert kept == trained["prompt"].split(questions.SEPARATOR)
+        prose, others = (len(one["prompt"]) - len(trained["prompt"]) for one in (row, beyond))
+        assert prose == pytest.approx(questions.DENSITY * others, rel=0.1)
+        assert row["answers"] == trained["answers"]
+    gold = [
+        row["prompt"].split(questions.SEPARATOR).index(passage(own))
+        for row, own in zip(diluted, split.held_out[0], strict=True)
+    ]
+    assert min(gold) < 4 and max(gold) >= 20
 
 
 def test_rows_of_questions(tmp_path):
