@@ -29,6 +29,7 @@ class ReferenceSettings:
     source: str | None = None
     model: str | None = None
     rope: str = "policy"
+    sharding: str | None = None
     cache: str | None = None
     fill_only: bool = False
 

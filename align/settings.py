@@ -25,6 +25,7 @@ from align.methods import Method, load_method
 from align.model import ModelSettings, causal_lm_class, check_model, load_config, resolve_dtype
 from align.reference import ReferenceSettings, reference_model, resolve_source
 from align.reference_cache import check_folder
+from align.reference_shards import check_sharding
 
 # Keywords of TrainingArguments that this toolkit sets itself → the key to use instead.
 RESERVED = {
@@ -128,6 +129,7 @@ def check(config: DictConfig) -> Run:
     source = resolve_source(
         reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
     )
+    check_sharding(reference.sharding, source=source, model=model)
     check_architecture(model)
     if source != "none":
         check_reference(reference, model)

@@ -49,6 +49,7 @@ from align.reference import AdapterOff, Frozen, Itself, Reference, autocast_forw
 from align.reference_cache import open_cache
 from align.reference_fill import fill
 from align.reference_key import Identity
+from align.reference_shards import load_reference
 from align.runfolder import claim_output
 from align.settings import Run, check
 from align.trainer import PreferenceTrainer
@@ -213,9 +214,15 @@ def build_reference(run: Run, policy: Any, parallel: SequenceParallel | None) ->
 def _frozen_model(run: Run) -> PreTrainedModel:
     """The reference model in evaluation mode, on the training device."""
     settings = reference_model(run.reference, run.model)
-    model = load_causal_lm(settings, attention=ATTENTIONS[settings.attention], device=run.arguments.device)
+    load = partial(load_causal_lm, settings, attention=ATTENTIONS[settings.attention])
+    model = load_reference(
+        lambda device: load(device=device),
+        run.reference.sharding,
+        arguments=run.arguments,
+        quantised=settings.quantization != "none",
+    )
     check_supported(model)
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def fill_cache(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:

@@ -34,6 +34,19 @@ def expected_wrapper(args: TrainingArguments, environment: Mapping[str, str] = o
     return "DDP" if args.world_size > 1 else "none"
 
 
+def launched_wrapper(arguments: TrainingArguments, environment: Mapping[str, str] = os.environ) -> str:
+    """The wrapper that the launch configuration asks for, by its name in `align plan`."""
+    if arguments.deepspeed or environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        plugin = getattr(arguments, "deepspeed_plugin", None)
+        config = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
+        stage = int(config.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 0)))
+        offload = config.get("offload_param", {}).get("device", "none")
+        return {0: "ddp", 3: "zero3_offload" if offload == "cpu" else "zero3"}.get(stage, f"zero{stage}")
+    if arguments.fsdp or environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        return "fsdp2"
+    return "ddp" if arguments.world_size > 1 else "none"
+
+
 def check_launch(args: TrainingArguments, environment: Mapping[str, str] = os.environ) -> None:
     """Refuses a launch that accelerate would quietly turn into another one, before anything is loaded.
 

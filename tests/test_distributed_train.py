@@ -91,8 +91,11 @@ def test_weights_equal_one_process(folder, one_process, processes, batch, parall
     assert held_out(results) == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+LAUNCHERS = sorted(path.stem for path in CPU_FORMS.glob("*.yaml"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.stem for path in CPU_FORMS.glob("*.yaml")))
+@pytest.mark.parametrize("name", LAUNCHERS)
 def test_weights_under_each_cpu_configuration_equal_one_process(folder, one_process, name):
     """launchers/accelerate/cpu/ at degree 2, as a user starts it, with SGD, clipping and a ragged end of the epoch."""
     if name.startswith("zero"):
@@ -106,3 +109,27 @@ def test_weights_under_each_cpu_configuration_equal_one_process(folder, one_proc
     )
     assert_close(weights, one_process[0], tolerance=1e-5)
     assert held_out(results) == pytest.approx(held_out(one_process[1]), rel=1e-4, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def against_a_reference(folder) -> tuple[dict, dict]:
+    return train(folder, "dpo", 1, "trainer.per_device_train_batch_size=4", "method=dpo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["null", "full"])
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_frozen_reference_under_each_cpu_configuration(folder, against_a_reference, name, sharding):
+    """DPO: whole or split, as the wrapper has it by default (ZeRO-3: split) or as it is asked for."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    weights, results = train(
+        folder,
+        f"dpo-{name}-{sharding}",
+        2,
+        *("parallel=gather", "trainer.per_device_train_batch_size=4", "method=dpo"),
+        f"reference.sharding={sharding}",
+        flags=("--config_file", str(CPU_FORMS / f"{name}.yaml")),
+    )
+    assert_close(weights, against_a_reference[0], tolerance=1e-5)
+    assert held_out(results) == pytest.approx(held_out(against_a_reference[1]), rel=1e-4, abs=1e-4)

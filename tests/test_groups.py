@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import SequenceParallel, start_parallel
 from align.reference import AdapterOff, Frozen
+from align.reference_shards import load_reference
 from align.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, randomise_lora_b
@@ -51,21 +53,25 @@ class Recording(PreferenceTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def frozen(parallel: SequenceParallel | None) -> Frozen:
-    """A reference of its own weights."""
+def other_model(device: torch.device | None = None) -> Any:
+    """A reference's weights."""
     model = tiny_model(seed=3, initializer_range=0.1)
     model.set_attn_implementation(ATTENTION)
-    return Frozen(lambda: model, partial(pair_logps, parallel=parallel))
+    return model
 
 
 def trainer_on(
-    folder: Path, parallel: SequenceParallel | None, kind: Any = Recording, **arguments: Any
+    folder: Path,
+    parallel: SequenceParallel | None,
+    kind: Any = Recording,
+    load: Callable[[], Any] = other_model,
+    **arguments: Any,
 ) -> Any:
     """Two epochs of DPO against a frozen reference."""
     return make_trainer(
         folder,
         method=DPO,
-        reference=frozen(parallel),
+        reference=Frozen(load, partial(pair_logps, parallel=parallel)),
         rows=ROWS,
         kind=kind,
         parallel=parallel,
@@ -187,15 +193,21 @@ def fsdp2(rank: int, size: int, folder: Path) -> dict[str, torch.Tensor]:
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     config = {"fsdp_version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "reshard_after_forward": True}
     trainer = trainer_on(
-        folder, start_parallel("gather", size), Fsdp2OnCpu, fsdp="full_shard auto_wrap", fsdp_config=config
+        folder,
+        start_parallel("gather", size),
+        Fsdp2OnCpu,
+        lambda: load_reference(other_model, None, arguments=trainer.args, quantised=False),
+        fsdp="full_shard auto_wrap",
+        fsdp_config=config,
     )
     trainer.train()
-    assert all(isinstance(weight, DTensor) for weight in trainer.model_wrapped.parameters())
+    for model in (trainer.model_wrapped, trainer.reference.model):
+        assert all(isinstance(weight, DTensor) for weight in model.parameters())
     return {name: weight.full_tensor() for name, weight in trainer.model_wrapped.named_parameters()}
 
 
 def test_fsdp2_in_the_trainer_ends_with_the_weights_of_one_process(tmp_path, alone):
-    """Clipping and accumulation included; `WrapperCheck` holds the wrapper against what was asked for."""
+    """Clipping, accumulation, a split reference; `WrapperCheck` holds the wrapper against what was asked for."""
     trainer, _ = alone
     for found in run_distributed(fsdp2, 2, tmp_path, timeout=180):
         assert_close(found, {name: weights(trainer)[name] for name in found}, tolerance=1e-5)

@@ -29,6 +29,11 @@ def find_causal_lm(model: nn.Module) -> PreTrainedModel:
     raise ValueError(f"{type(model).__name__} holds no transformers model with a language-model head")
 
 
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The longest list of modules: a decoder's layers."""
+    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
 def check_supported(model: nn.Module) -> None:
     """Refuses a model whose attention or head is not what the shared-prefix forward computes.
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from align.errors import UserError
-from align.longseq.support import find_causal_lm
+from align.longseq.support import decoder_layers, find_causal_lm
 from align.lora import add_lora
 from align.model import ModelSettings, load_config, resolve_path
 from align.planning.known import KNOWN
@@ -120,7 +120,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         model = add_lora(kind(copy.deepcopy(config)), settings.lora)
     lm = find_causal_lm(model)
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
-    layers = list(_decoder_layers(lm))
+    layers = list(decoder_layers(lm))
     largest = max(layers, key=_count)
     linear = sum(m.weight.numel() for m in lm.modules() if isinstance(m, nn.Linear) and m is not head)
     heads = config.num_attention_heads
@@ -145,11 +145,6 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         embedding_trains=_count(embedding, trainable=True) > 0,
         head_trains=_count(head, trainable=True) > 0,
     )
-
-
-def _decoder_layers(lm: nn.Module) -> nn.ModuleList:
-    """The longest list of modules: a decoder's layers."""
-    return max((m for m in lm.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
 def _count(module: nn.Module, *, trainable: bool = False) -> int:

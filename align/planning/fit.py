@@ -14,10 +14,11 @@ from align.data.dataset import PreferenceData
 from align.longseq.parallel import choose_exchange
 from align.model import ModelSettings, load_config, native_window
 from align.planning.architecture import Architecture, UnknownModelError, measure
-from align.planning.here import choose_levers, launched_wrapper, machine_here, warning
+from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.request import data_lengths, levers_of, make_job, precision_of
 from align.settings import MemorySettings, ParallelSettings, Run
+from align.wrappers import launched_wrapper
 
 CHOICES = ("given", "auto")
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import TrainingArguments
 
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Machine, Strategy
@@ -72,19 +70,6 @@ def machine_here(device: torch.device, processes: int, *, products: int) -> Mach
     machine = machine_of(settings, memory=0.0, runtime=runtime, products=products)
     # What processes have already is no longer available, but counted in what each needs.
     return replace(machine, memory=available_memory() / local + runtime)
-
-
-def launched_wrapper(arguments: TrainingArguments, environment: Mapping[str, str] = os.environ) -> str:
-    """The wrapper that the launch configuration asks for, by its name in `align plan`."""
-    if arguments.deepspeed or environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        plugin = getattr(arguments, "deepspeed_plugin", None)
-        config = {} if plugin is None else plugin.deepspeed_config.get("zero_optimization", {})
-        stage = int(config.get("stage", environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 0)))
-        offload = config.get("offload_param", {}).get("device", "none")
-        return {0: "ddp", 3: "zero3_offload" if offload == "cpu" else "zero3"}.get(stage, f"zero{stage}")
-    if arguments.fsdp or environment.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        return "fsdp2"
-    return "ddp" if arguments.world_size > 1 else "none"
 
 
 def warning(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> str | None:

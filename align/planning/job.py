@@ -174,6 +174,7 @@ class Job:
         optimizer_slots: numbers an optimizer keeps for each that trains: AdamW 2, RMSprop and momentum 1, SGD 0.
         slot_bytes: bytes of one; None is that of the weight.
         reference: `none`, `adapter_off` or `frozen`; `cached` rows read none.
+        reference_sharding: `reference.sharding`; None leaves it to the wrapper.
         reference_short: whether it reads the short context rather than the rows (both, with `policy_short`).
         policy_short: whether the policy reads the short context too.
         nll_scope: `sequence` scores the prompt as well.
@@ -185,6 +186,7 @@ class Job:
     optimizer_slots: int = 2
     slot_bytes: int | None = None
     reference: str = "none"
+    reference_sharding: str | None = None
     reference_short: bool = False
     policy_short: bool = False
     nll_scope: str = "none"

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from align.planning.activations import Activations, activations
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Strategy
-from align.planning.states import SHARDED, States, states
+from align.planning.states import SHARDED, States, gathered, reference_shares, states
 
 BROADCAST = 250 << 20  # bytes of a message of DDP's start
 
@@ -73,7 +73,7 @@ def predict(model: Architecture, job: Job, strategy: Strategy, machine: Machine)
     - the optimizer's step: all gradients, and what it computes with: on a GPU (`foreach`) one more copy of what
       trains, on a CPU three of the largest weight.
     """
-    fixed = states(model, job, strategy.wrapper, machine.count)
+    fixed = states(model, job, strategy.wrapper, machine.count, local=machine.per_node)
     acts = activations(model, job, strategy)
     moments = _moments(model, job, strategy, machine, fixed, acts)
     peak = max(moments, key=lambda moment: moment.gradients + moment.checkpoints + moment.transient)
@@ -113,7 +113,12 @@ def _moments(
         _Moment("attention", first, acts.checkpoints, acts.attention),
         _Moment("mlp", later, acts.last_checkpoint, acts.mlp),
         _Moment("attention", later, acts.last_checkpoint, acts.attention),
-        _Moment("reference", before, acts.checkpoints, acts.reference + cast),
+        _Moment(
+            "reference",
+            before,
+            acts.checkpoints,
+            acts.reference + cast + _gathered(model, job, strategy, machine),
+        ),
         _Moment("embedding", later, 0.0, tied),
     ]
     if strategy.wrapper == "ddp":
@@ -124,3 +129,9 @@ def _moments(
     else:
         step = 3 * each * max(model.head_parameters * model.head_trains, model.layer_trainable / 4)
     return [*moments, _Moment("optimizer", fixed.gradients, 0.0, step if job.optimizer_slots else 0.0)]
+
+
+def _gathered(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> float:
+    """Bytes of a split reference that are whole during its forward."""
+    shares = reference_shares(job, strategy.wrapper, machine.count, local=machine.per_node)
+    return 0.0 if shares == 1 else gathered(model) * float(job.precision.weights)

@@ -168,6 +168,7 @@ def make_job(
         optimizer_slots=slots,
         slot_bytes=each,
         reference=source,
+        reference_sharding=reference.sharding,
         reference_short=method.needs.reference == "short",
         policy_short=method.needs.policy_short,
         nll_scope=method.needs.nll_scope,

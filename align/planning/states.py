@@ -17,6 +17,7 @@ and live parameters are DeepSpeed's defaults.) Under DeepSpeed with `trainer.bf1
 the 4 bytes of the master copy are counted with the optimizer; in fp32 there is no second copy. Under autocast without
 DeepSpeed torch keeps a bf16 copy of every weight that trains until the forward pass ends (2·G), counted as
 transient.
+A frozen reference is P·w, and P·w/N where it is split (`reference.sharding`).
 QLoRA packs linear layers at 4.127 bits a weight (arXiv:2305.14314, section 3, double quantisation). LoRA's own weights
 are fp32 (PEFT's `autocast_adapter_dtype`).
 """
@@ -48,8 +49,46 @@ class States:
     host: float = 0.0
 
 
-def states(model: Architecture, job: Job, wrapper: str, processes: int) -> States:
-    """The table above for one process."""
+def resolve_sharding(sharding: str | None, *, wrapper: str, processes: int, quantised: bool) -> str:
+    """`none`, `full` or `hybrid`: as `reference.sharding` says; by default split where the policy's weights are.
+
+    Args:
+        sharding: None where it is not set.
+        wrapper: of the policy, one of `WRAPPERS`.
+        processes: in all.
+        quantised: weights of four bits are whole everywhere.
+    """
+    if processes == 1 or quantised:
+        return "none"
+    return sharding or ("full" if wrapper in SHARDED else "none")
+
+
+def reference_shares(job: Job, wrapper: str, processes: int, *, local: int | None = None) -> int:
+    """Over how many processes a frozen reference's weights are split; 1 without one.
+
+    Args:
+        job, wrapper: of the run.
+        processes: in all.
+        local: processes of one machine, among which `hybrid` splits; None is all of them.
+    """
+    if job.reference != "frozen":
+        return 1
+    sharding = resolve_sharding(
+        job.reference_sharding, wrapper=wrapper, processes=processes, quantised=job.precision.quantised
+    )
+    return {"none": 1, "full": processes, "hybrid": local or processes}[sharding]
+
+
+def states(
+    model: Architecture, job: Job, wrapper: str, processes: int, *, local: int | None = None
+) -> States:
+    """The table above for one process.
+
+    Args:
+        model, job, wrapper: of the run.
+        processes: N.
+        local: processes of one machine; None is all of them.
+    """
     precision = job.precision
     low = wrapper in DEEPSPEED and precision.autocast
     weights = _weights(model, precision, low=low)
@@ -57,7 +96,8 @@ def states(model: Architecture, job: Job, wrapper: str, processes: int) -> State
     gradients = model.trainable * trained
     slot = 4.0 if low else (job.slot_bytes or trained)
     optimizer = model.trainable * (job.optimizer_slots * slot + (4.0 if low else 0.0))
-    reference = _reference(model, precision, low=low) if job.reference == "frozen" else 0.0
+    shares = reference_shares(job, wrapper, processes, local=local)
+    reference = _reference(model, precision) / shares if job.reference == "frozen" else 0.0
     bucket = min(model.trainable, BUCKET) * trained
     live = min(model.parameters, LIVE) * (2.0 if low else precision.weights)
     if wrapper in ("none", "ddp"):
@@ -66,15 +106,17 @@ def states(model: Architecture, job: Job, wrapper: str, processes: int) -> State
         return States(weights, gradients, optimizer / processes, reference, bucket)
     if wrapper == "zero2":
         return States(weights, gradients / processes, optimizer / processes, reference, 2 * bucket)
-    shares = (weights / processes, gradients / processes, optimizer / processes)
+    split = (weights / processes, gradients / processes, optimizer / processes)
     if wrapper == "zero3":
-        return States(*shares, reference, live + bucket)
+        return States(*split, reference, live + bucket)
     if wrapper == "zero3_offload":
-        return States(0.0, 0.0, 0.0, reference, live + bucket, host=sum(shares))
-    gathered = model.parameters - (model.layers - 2) * model.layer_parameters
-    return States(
-        *shares, reference, gathered * precision.products + model.layer_trainable * precision.products
-    )
+        return States(0.0, 0.0, 0.0, reference, live + bucket, host=sum(split))
+    return States(*split, reference, (gathered(model) + model.layer_trainable) * precision.products)
+
+
+def gathered(model: Architecture) -> int:
+    """Parameters that FSDP2 has whole at a time in a forward: embedding, head and two layers."""
+    return model.parameters - (model.layers - 2) * model.layer_parameters
 
 
 def _weights(model: Architecture, precision: Precision, *, low: bool) -> float:
@@ -88,8 +130,8 @@ def _weights(model: Architecture, precision: Precision, *, low: bool) -> float:
     return linear * NF4_BYTES + (base - linear) * each + adapters * 4
 
 
-def _reference(model: Architecture, precision: Precision, *, low: bool) -> float:
-    """A frozen copy of the starting model: whole on every process, in the type that it is loaded in."""
+def _reference(model: Architecture, precision: Precision) -> float:
+    """A frozen copy of the starting model: in the type that it is loaded in."""
     adapters = model.trainable if model.lora else 0
     base = model.parameters - adapters
     if precision.quantised:

@@ -20,7 +20,7 @@ among u ranks, then each gathers the keys and values of its heads from n/u group
 
 **Wrapper** a step, bytes by a GPU over N: DDP 2·G·(N−1)/N once a step; ZeRO-1, 2: the same (reduce-scatter, then
 all-gather of weights); FSDP2, ZeRO-3: weights gathered for forward and backward, gradients reduce-scattered,
-(2·P + G)·(N−1)/N in every micro-batch. Across nodes it goes at a GPU's own share of the network, inter_bandwidth.
+(2·P + G)·(N−1)/N in every micro-batch; a split reference adds P·(N−1)/N for each of its forwards. Across nodes it goes at a GPU's own share of the network, inter_bandwidth.
 
 **Host**: offloaded checkpoints go out and come back beside the computation: what is longer counts. `zero3_offload`
 fetches the node's weights in every pass and steps on the host: 28 bytes of memory traffic a parameter at HOST_TRAFFIC.
@@ -35,7 +35,7 @@ from align.longseq.ulysses import share_heads
 from align.planning.activations import own_tokens
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Rows, Strategy
-from align.planning.states import SHARDED, states
+from align.planning.states import SHARDED, reference_shares, states
 
 HOST_TRAFFIC = (
     100e9  # bytes/s of a node's memory that DeepSpeed's CPU Adam reaches (an estimate; not measured here)
@@ -89,14 +89,17 @@ def step_time(model: Architecture, job: Job, strategy: Strategy, machine: Machin
     exchange = inside / machine.intra_bandwidth + outside / machine.inter_bandwidth
     wrapped = wrapper_bytes(model, job, strategy.wrapper, machine.count)
     network = machine.intra_bandwidth if machine.nodes == 1 else machine.inter_bandwidth
+    shares = reference_shares(job, strategy.wrapper, machine.count, local=machine.per_node)
+    read = _reference_bytes(model, job, rows, shares)
+    among = machine.intra_bandwidth if shares <= machine.per_node else machine.inter_bandwidth
     return Time(
         compute=compute,
         exchange=job.accumulation * exchange,
-        wrapper=wrapped / network,
+        wrapper=wrapped / network + read / among,
         host=_host(model, job, strategy, machine, rows, compute),
         flops=job.accumulation * groups * (work + attention),
         exchange_bytes=job.accumulation * (inside + outside),
-        wrapper_bytes=wrapped,
+        wrapper_bytes=wrapped + read,
         prompts=groups * rows.prompts * job.accumulation,
     )
 
@@ -197,6 +200,12 @@ def wrapper_bytes(model: Architecture, job: Job, wrapper: str, processes: int) -
         weights = model.parameters * job.precision.products
         return job.accumulation * (2 * weights + gradients) * share
     return 2 * whole.gradients * share if wrapper == "ddp" else 2 * gradients * share
+
+
+def _reference_bytes(model: Architecture, job: Job, rows: Rows, shares: int) -> float:
+    """Bytes that a GPU receives in one optimizer step for the weights of a reference split into `shares`."""
+    whole = model.parameters * job.precision.weights * (shares - 1) / shares
+    return job.accumulation * len(_reference_rows(job, rows)) * whole
 
 
 def _host(
