@@ -20,7 +20,8 @@ among u ranks, then each gathers the keys and values of its heads from n/u group
 
 **Wrapper** a step, bytes by a GPU over N: DDP 2·G·(N−1)/N once a step; ZeRO-1, 2: the same (reduce-scatter, then
 all-gather of weights); FSDP2, ZeRO-3: weights gathered for forward and backward, gradients reduce-scattered,
-(2·P + G)·(N−1)/N in every micro-batch; a split reference adds P·(N−1)/N for each of its forwards. Across nodes it goes at a GPU's own share of the network, inter_bandwidth.
+(2·P + G)·(N−1)/N in every micro-batch; a split reference adds P·(N−1)/N for each of its
+forwards. Across nodes it goes at a GPU's own share of the network, inter_bandwidth.
 
 **Host**: offloaded checkpoints go out and come back beside the computation: what is longer counts. `zero3_offload`
 fetches the node's weights in every pass and steps on the host: 28 bytes of memory traffic a parameter at HOST_TRAFFIC.
