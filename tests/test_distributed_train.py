@@ -51,7 +51,8 @@ def train(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((folder / name / "results.json").read_text())
-    return load_file(folder / name / "model" / "model.safetensors"), results
+    (weights,) = (folder / name / "model").glob("*model.safetensors")
+    return load_file(weights), results
 
 
 @pytest.fixture(scope="module")
@@ -111,25 +112,41 @@ def test_weights_under_each_cpu_configuration_equal_one_process(folder, one_proc
     assert held_out(results) == pytest.approx(held_out(one_process[1]), rel=1e-4, abs=1e-4)
 
 
+LORA = ("model.lora.r=4", "model.lora.target_modules=[q_proj,v_proj]")
+# Against a reference: a frozen copy, whole or split, and the policy itself without its adapter.
+REFERENCES = {
+    "as the wrapper has it": ("reference.sharding=null",),
+    "split": ("reference.sharding=full",),
+    "adapter off": LORA,
+    "adapter off, tiled": (*LORA, "memory.mlp_chunk=16"),
+}
+
+
 @pytest.fixture(scope="module")
-def against_a_reference(folder) -> tuple[dict, dict]:
-    return train(folder, "dpo", 1, "trainer.per_device_train_batch_size=4", "method=dpo")
+def against_a_reference(folder) -> dict[bool, tuple[dict, dict]]:
+    """With and without LoRA."""
+    common = ("trainer.per_device_train_batch_size=4", "method=dpo")
+    return {
+        False: train(folder, "dpo", 1, *common),
+        True: train(folder, "dpo-lora", 1, *common, *LORA),
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["null", "full"])
+@pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_frozen_reference_under_each_cpu_configuration(folder, against_a_reference, name, sharding):
-    """DPO: whole or split, as the wrapper has it by default (ZeRO-3: split) or as it is asked for."""
+def test_references_under_each_cpu_configuration(folder, against_a_reference, name, reference):
+    """DPO ends where one process ends; ZeRO-3 splits a frozen copy by default, and frozen weights come and go there."""
     if name.startswith("zero"):
         pytest.importorskip("deepspeed")
+    settings = REFERENCES[reference]
+    expected, expected_results = against_a_reference[LORA[0] in settings]
     weights, results = train(
         folder,
-        f"dpo-{name}-{sharding}",
+        f"dpo-{name}-{reference}",
         2,
-        *("parallel=gather", "trainer.per_device_train_batch_size=4", "method=dpo"),
-        f"reference.sharding={sharding}",
+        *("parallel=gather", "trainer.per_device_train_batch_size=4", "method=dpo", *settings),
         flags=("--config_file", str(CPU_FORMS / f"{name}.yaml")),
     )
-    assert_close(weights, against_a_reference[0], tolerance=1e-5)
-    assert held_out(results) == pytest.approx(held_out(against_a_reference[1]), rel=1e-4, abs=1e-4)
+    assert_close(weights, expected, tolerance=1e-5)
+    assert held_out(results) == pytest.approx(held_out(expected_results), rel=1e-4, abs=1e-4)

@@ -28,8 +28,10 @@ def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor
     Returns:
         `[S]`, fp32 (fp64 for an fp64 model).
     """
+    # ZeRO-3 may have given up a frozen weight when the recomputed head ends, and fetches it again before the head's
+    # backward pass: by its shape in between torch would take it for another tensor.
     pieces = [
-        checkpoint(_chunk_logps, head, part, ids, use_reentrant=False)
+        checkpoint(_chunk_logps, head, part, ids, use_reentrant=False, determinism_check="none")
         for part, ids in zip(hidden.tensor_split(chunks), target.tensor_split(chunks), strict=True)
     ]
     return torch.cat(pieces)

@@ -126,14 +126,21 @@ def _result(
     trained = folder / "train" / "results.json"
     if trained.is_file():
         found["training"] = json.loads(trained.read_text())["training"]
+    learned = folder / "rows.jsonl"
+    if learned.is_file():
+        found["rows_sha256"] = _sha256(learned)
     made = folder / "rows" / "summary.json"
     if made.is_file():
         found["rows"] = json.loads(made.read_text())
     if cell.scored:
         records = read_lines(folder / "evaluate" / "samples.jsonl")
-        found["asked_sha256"] = hashlib.sha256(place.asked(cell).read_bytes()).hexdigest()
+        found["asked_sha256"] = _sha256(place.asked(cell))
         found["scores"] = scores_of(records)
     return found
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def scores_of(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:

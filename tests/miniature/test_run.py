@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -111,8 +112,10 @@ def test_a_step_that_fails_leaves_the_others(tmp_path):
         run_cell(cell, place, tmp_path / "results", threads=1)
     (tmp_path / "go").touch()
     (place.folder(cell.id) / "trash").mkdir()
+    (place.folder(cell.id) / "rows.jsonl").write_text("{}\n")
     found = json.loads(run_cell(cell, place, tmp_path / "results", threads=1).read_text())
     assert [cost["finished"] for cost in found["costs"]] == [False, True]
+    assert found["rows_sha256"] == hashlib.sha256(b"{}\n").hexdigest()
     assert not (place.folder(cell.id) / "trash").exists()
 
 
