@@ -22,6 +22,7 @@ FREE_KEYS = (
     "memory",
     "reference.cache",
     "reference.fill_only",
+    "reference.sharding",
     "trainer.per_device_train_batch_size",
     "trainer.per_device_eval_batch_size",
     "trainer.gradient_accumulation_steps",

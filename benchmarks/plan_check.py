@@ -1,6 +1,6 @@
-"""`align plan` against measured runs: peak memory of processes on this CPU, in twelve configurations.
+"""`align plan` against measured runs: peak memory of processes on this CPU, in thirteen configurations.
 
-    python benchmarks/plan_check.py               # all twelve; about twelve minutes on two cores
+    python benchmarks/plan_check.py               # all thirteen; about twelve minutes on two cores
     python benchmarks/plan_check.py --only 512    # those whose name contains it; the others in the results stay
 
 The table goes to `results/plan_check.txt`, every number to `plan_check.json`.
@@ -64,6 +64,7 @@ CASES = [
     Case(512, 1, (LORA, "method=dpo")),
     Case(1024, 2, (FULL, "method=logo", "parallel=ulysses")),
     Case(1024, 1, (FULL, "method=dpo", "memory.checkpointing=full")),
+    Case(1024, 2, (FULL, "method=dpo", "parallel=gather", "reference.sharding=full")),
     Case(1024, 1, (FULL, "method=logo", "memory.checkpointing=none")),
     Case(1024, 4, (FULL, "method=simpo", "parallel=gather", "memory.checkpointing=full")),
     Case(2048, 1, (LORA, "method=logo", "memory.checkpointing=none")),
