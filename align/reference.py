@@ -124,20 +124,6 @@ class Reference(Protocol):
 
 
 @dataclass(frozen=True)
-class Itself:
-    """The policy as it stands, for filling a cache with a model that is loaded for nothing else."""
-
-    forward: Forward
-    usage: ReferenceUsage = field(default_factory=ReferenceUsage)
-
-    def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
-        """Reference log-probs of the batch, without a graph."""
-        self.usage.tokens += batch.num_tokens
-        with torch.no_grad(), _evaluating(policy):
-            return self.forward(policy, batch)
-
-
-@dataclass(frozen=True)
 class AdapterOff:
     """The policy itself with its LoRA adapter switched off; costs no memory."""
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from align.errors import UserError
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
-from align.reference import AdapterOff, Frozen, Itself, ReferenceUsage
+from align.reference import AdapterOff, Frozen, ReferenceUsage
 from align.reference_key import Identity, row_keys
 from align.runfolder import write_atomically
 from losses.types import PairLogps
@@ -148,7 +148,7 @@ class Cached:
         identity: what `live` is.
     """
 
-    live: AdapterOff | Frozen | Itself
+    live: AdapterOff | Frozen
     store: LogpStore
     identity: Identity
 
@@ -221,7 +221,7 @@ def _agree(missing: list[bool], device: torch.device) -> list[bool]:
 
 
 def open_cache(
-    live: AdapterOff | Frozen | Itself, folder: Path, identity: Identity, *, describe: bool = True
+    live: AdapterOff | Frozen, folder: Path, identity: Identity, *, describe: bool = True
 ) -> Cached:
     """`live` behind the cache in `folder`.
 

@@ -8,14 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import (
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
@@ -35,7 +33,6 @@ from align.data.settings import PositionSettings
 from align.errors import UserError
 from align.evaluation.in_training import SuitesInTraining
 from align.jobs import launch
-from align.longseq import pair_logps
 from align.longseq.agreement import check_agreement, check_same_settings
 from align.longseq.attention import ATTENTIONS
 from align.longseq.memory import apply_checkpointing
@@ -45,11 +42,8 @@ from align.model import add_lora, load_causal_lm, load_config, load_tokenizer, n
 from align.planning.fit import fit_memory
 from align.preemption import EXIT_CODE, Preemption
 from align.progress import ProgressDisplay
-from align.reference import AdapterOff, Frozen, Itself, Reference, autocast_forward, reference_model
-from align.reference_cache import open_cache
+from align.reference_build import build_reference, frozen_model
 from align.reference_fill import fill
-from align.reference_key import Identity
-from align.reference_shards import load_reference
 from align.runfolder import claim_output
 from align.settings import Run, check
 from align.trainer import PreferenceTrainer
@@ -131,16 +125,21 @@ def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> Datas
     return read_data(replace(run, data=data, positions=PositionSettings()), tokenizer).train
 
 
+def load_policy(run: Run) -> Any:
+    """The model that trains, with its adapter and its memory levers."""
+    base = load_causal_lm(run.model, attention=ATTENTIONS[run.model.attention])
+    check_supported(base)
+    policy = add_lora(base, run.model.lora)
+    apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
+    return policy
+
+
 def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: PreferenceData) -> PreferenceTrainer:
     """Loads policy and reference and puts them, the data and the display into a trainer."""
     set_seed(run.seed)  # adapters draw their weights
     # A cache is filled by the reference alone, which then stands in the policy's place.
-    settings = reference_model(run.reference, run.model) if run.reference.fill_only else run.model
-    base = load_causal_lm(settings, attention=ATTENTIONS[settings.attention])
-    check_supported(base)
-    parallel = start_sequence_parallel(run, base.config, data)
-    policy = add_lora(base, settings.lora)
-    apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
+    policy = frozen_model(run) if run.reference.fill_only else load_policy(run)
+    parallel = start_sequence_parallel(run, policy.config, data)
     trainer = PreferenceTrainer(
         model=policy,
         args=run.arguments,
@@ -186,43 +185,6 @@ def start_sequence_parallel(
         if run.arguments.process_index == 0:
             Console(stderr=True).print(reason, highlight=False)
     return start_parallel("none" if run.parallel.degree == 1 else kind, run.parallel.degree)
-
-
-def build_reference(run: Run, policy: Any, parallel: SequenceParallel | None) -> Reference | None:
-    """The reference that `reference.source` stands for, behind its cache where there is one."""
-    if run.reference_source == "none":
-        return None
-    precision = torch.bfloat16 if run.arguments.bf16 else torch.float16 if run.arguments.fp16 else None
-    forward = autocast_forward(
-        partial(pair_logps, parallel=parallel, chunk_size=run.memory.logits_chunk), precision
-    )
-    live: AdapterOff | Frozen | Itself
-    if run.reference.fill_only:
-        live = Itself(forward)
-    elif run.reference_source == "adapter_off":
-        live = AdapterOff(policy, forward)
-    else:
-        live = Frozen(partial(_frozen_model, run), forward)
-    if run.reference.cache is None:
-        return live
-    folder = Path(run.reference.cache)
-    with run.arguments.main_process_first(local=False, desc="hash of the reference's weights"):
-        identity = Identity.of(reference_model(run.reference, run.model), autocast=precision, cache=folder)
-    return open_cache(live, folder, identity, describe=run.arguments.process_index == 0)
-
-
-def _frozen_model(run: Run) -> PreTrainedModel:
-    """The reference model in evaluation mode, on the training device."""
-    settings = reference_model(run.reference, run.model)
-    load = partial(load_causal_lm, settings, attention=ATTENTIONS[settings.attention])
-    model = load_reference(
-        lambda device: load(device=device),
-        run.reference.sharding,
-        arguments=run.arguments,
-        quantised=settings.quantization != "none",
-    )
-    check_supported(model)
-    return model
 
 
 def fill_cache(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:

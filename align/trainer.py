@@ -129,11 +129,10 @@ class PreferenceTrainer(SealedCheckpoints):
         return replace(self.reference(model, inputs["batch"]), short=short)
 
     def read_reference(self, dataset: Any) -> Iterator[int]:
-        """Has the reference read this process's share of `dataset`; yields each batch's number of prompts."""
-        model = self._prepared_model()
+        """Has a frozen reference read this process's share of `dataset`; yields each batch's number of prompts."""
         for inputs in self.get_test_dataloader(dataset):
             inputs = self._prepare_inputs(inputs)
-            self.reference_logps(model, inputs)
+            self.reference_logps(self.model_wrapped, inputs)
             yield int(inputs["real"].sum())
 
     # ---- rows

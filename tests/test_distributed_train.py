@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -33,10 +34,10 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(
+def start(
     folder: Path, name: str, processes: int, *overrides: str, flags: tuple[str, ...] = ("--multi_gpu",)
-) -> tuple[dict, dict]:
-    """Runs the command; returns the final weights and the contents of results.json."""
+) -> str:
+    """Runs the command; returns what it printed."""
     launch = [sys.executable, "-m", "align.train"]
     if processes > 1:
         launch = [
@@ -50,6 +51,12 @@ def train(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def train(folder: Path, name: str, processes: int, *overrides: str, **flags: Any) -> tuple[dict, dict]:
+    """Runs the command; returns the final weights and the contents of results.json."""
+    start(folder, name, processes, *overrides, **flags)
     results = json.loads((folder / name / "results.json").read_text())
     (weights,) = (folder / name / "model").glob("*model.safetensors")
     return load_file(weights), results
@@ -150,3 +157,21 @@ def test_references_under_each_cpu_configuration(folder, against_a_reference, na
     )
     assert_close(weights, expected, tolerance=1e-5)
     assert held_out(results) == pytest.approx(held_out(expected_results), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "zero3"])
+def test_filling_a_cache_under_a_cpu_configuration(folder, against_a_reference, name):
+    """The reference fills the cache alone, on both processes; training from it reads no reference, and ends alike."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    common = (
+        *("parallel=gather", "trainer.per_device_train_batch_size=4", "method=dpo"),
+        f"reference.cache={folder / name}-cache",
+    )
+    flags = ("--config_file", str(CPU_FORMS / f"{name}.yaml"))
+    said = start(folder, f"fill-{name}", 2, *common, "reference.fill_only=true", flags=flags)
+    assert "14 prompts" in said
+    weights, results = train(folder, f"from-cache-{name}", 2, *common, flags=flags)
+    assert results["training"]["reference/tokens"] == 0
+    assert_close(weights, against_a_reference[False][0], tolerance=1e-5)

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from align import cli, train
+from align import cli, reference_build
 from align.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.methods import Method, Needs
@@ -23,7 +23,6 @@ from align.model import LoraSettings, ModelSettings, RopeSettings
 from align.reference import (
     AdapterOff,
     Frozen,
-    Itself,
     ReferenceSettings,
     autocast_forward,
     reference_model,
@@ -311,18 +310,18 @@ def test_filling_alone_is_resumable_and_complete(tmp_path, method):
     class KilledError(Exception):
         pass
 
-    class Breaks(Itself):
+    class Breaks(Frozen):
         def __call__(self, policy, batch):
             if self.usage.cached or self.usage.tokens > 150:
                 raise KilledError
             return super().__call__(policy, batch)
 
-    first = Breaks(pair_logps)
+    first = Breaks(lambda: model, pair_logps)
     trainer = make_trainer(tmp_path / "a", method, behind_cache(tmp_path / "cache", first), model=model)
     trainer.args.per_device_eval_batch_size = 1
     with pytest.raises(KilledError):
         fill(trainer, trainer.train_dataset, trainer.eval_dataset)
-    second = behind_cache(tmp_path / "cache", Itself(pair_logps))
+    second = behind_cache(tmp_path / "cache", Frozen(lambda: model, pair_logps))
     trainer = make_trainer(tmp_path / "b", method, second, model=model, per_device_eval_batch_size=2)
     counts = fill(trainer, trainer.train_dataset, None, trainer.eval_dataset)
     assert counts["prompts"] == 11
@@ -339,7 +338,7 @@ def test_filling_alone_is_resumable_and_complete(tmp_path, method):
 
 
 def fill_a_share(rank: int, size: int, folder: Path) -> tuple[dict[str, int], int]:
-    reference = behind_cache(folder / "cache", Itself(pair_logps))
+    reference = behind_cache(folder / "cache", Frozen(forwardable, pair_logps))
     trainer = make_trainer(folder, LONGPO, reference, per_device_eval_batch_size=2)
     return fill(trainer, trainer.train_dataset, trainer.eval_dataset), reference.usage.tokens
 
@@ -412,7 +411,7 @@ def test_a_sweep_after_filling_loads_no_reference(align_train, monkeypatch, tmp_
     assert "filling the reference cache" in err
     assert "6/6" in err
     assert not (tmp_path / "0" / "config.yaml").exists()
-    monkeypatch.setattr(train, "_frozen_model", lambda run: refuse())
+    monkeypatch.setattr(reference_build, "frozen_model", lambda run: refuse())
     other = ["model.lora.r=4", "data.tokens_per_row=60", "reference.source=frozen", "method.loss.beta=0.3"]
     for name, overrides in (("0", []), ("1", other)):
         code, _, err = align_train(*common, f"output={tmp_path / name}", *overrides)
