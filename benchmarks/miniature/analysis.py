@@ -26,6 +26,7 @@ class Comparison:
     """`first` − `second` over some conditions; `least` is what the lower bound has to pass.
 
     Attributes:
+        first, second: methods; `a+b` is the mean of a question's scores with both.
         keeps: the claim is that nothing is lost: the difference itself has to be `least` or more.
         against: the second's conditions, where they are others.
     """
@@ -87,6 +88,8 @@ def ablations() -> list[Comparison]:
         for first, second in (("sft_positions", "sft"), ("logo_positions", "sft_positions")):
             for conditions in (BEYOND[part], trained):
                 found.append(Comparison("positions", part, first, second, conditions))
+    both = ("logo_positions+sft_positions", "logo+sft")
+    found.append(Comparison("positions", "qa", *both, BEYOND["qa"]))
     for conditions in (trained, BEYOND["qa"]):
         found.append(Comparison("length", "qa", "base_diluted", "base", ("diluted",), against=conditions))
     for name in ("dpo", "simpo", "longpo"):
@@ -149,7 +152,10 @@ def scores(
 
 def compare(results: Mapping[str, Mapping[str, Any]], comparison: Comparison) -> Difference | None:
     """The difference over the seeds that both methods have; None where there is none yet."""
-    have = [set(seeds_of(results, comparison.part, name)) for name in (comparison.first, comparison.second)]
+    sides = [side.split("+") for side in (comparison.first, comparison.second)]
+    have = [
+        set.intersection(*(set(seeds_of(results, comparison.part, name)) for name in side)) for side in sides
+    ]
     seeded = [seeds for seeds in have if seeds != {None}]
     if not all(have):
         return None
@@ -159,10 +165,9 @@ def compare(results: Mapping[str, Mapping[str, Any]], comparison: Comparison) ->
     ordered = sorted(seeds, key=lambda seed: -1 if seed is None else seed)
     table = [
         [
-            scores(results, comparison.part, name, seed, conditions)
-            for name, conditions in (
-                (comparison.first, comparison.conditions),
-                (comparison.second, comparison.against or comparison.conditions),
+            np.mean([scores(results, comparison.part, name, seed, at) for name in side], axis=0)
+            for side, at in zip(
+                sides, (comparison.conditions, comparison.against or comparison.conditions), strict=True
             )
         ]
         for seed in ordered

@@ -125,7 +125,7 @@ def ablations_table(results: Results) -> Table:
     """What the ablations say."""
     table = Table(title="ablations: paired differences, 95 % intervals, points", title_justify="left")
     for column in ("looks at", "part", "difference", "at"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("mean", "interval", "by seed"):
         table.add_column(column, justify="right")
     for comparison in ablations():

@@ -78,6 +78,16 @@ def test_a_difference_between_two_conditions():
     assert comparison.at == "diluted − trained"
 
 
+def test_two_methods_together():
+    """One gains a quarter, one nothing: an eighth in the mean; open where one of the cells is missing."""
+    names = (("logo_positions", MOST), ("sft_positions", HALF), ("logo", HALF), ("sft", HALF))
+    cells = [qa(name, 1, values) for name, values in names]
+    comparison = Comparison("positions", "qa", "logo_positions+sft_positions", "logo+sft", ("beyond",))
+    outcome = compare(results(*cells), comparison)
+    assert outcome is not None and outcome.interval.mean == 0.125
+    assert compare(results(*cells[1:]), comparison) is None
+
+
 @pytest.mark.parametrize(
     ("longpo", "alone", "expected"),
     [
