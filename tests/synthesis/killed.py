@@ -39,21 +39,33 @@ def finish(child: int) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
+def written(output: Path) -> int:
+    """Bytes of the calls that are on disk."""
+    return sum(path.stat().st_size for path in (output / "work").glob("*.jsonl"))
+
+
+def kill_at(child: int, output: Path, size: int, later: float) -> bool:
+    """SIGKILL once the calls on disk are that long, however fast they come, and `later` s; whether it was in time."""
+    over = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while written(output) < size and os.waitid(os.P_PID, child, over) is None:
+        time.sleep(0.0005)
+    time.sleep(later)
+    os.kill(child, signal.SIGKILL)
+    return not finish(child)
+
+
 def main(folder: Path, count: int) -> None:
-    """One unbroken run, then `count` broken ones at moments spread over its time."""
+    """One unbroken run, then `count` broken ones at moments spread over its calls."""
     torch.set_num_threads(1)
-    begin = time.monotonic()
     assert finish(start(folder / "whole"))
-    seconds = time.monotonic() - begin
+    size = written(folder / "whole")
     expected = (folder / "whole" / "train.jsonl").read_bytes()
     rng = random.Random(0)
-    report = {"equal": 0, "killed": 0, "with_some_calls_done": 0, "seconds": seconds}
+    report = {"equal": 0, "killed": 0, "with_some_calls_done": 0, "bytes": size}
     for i in range(count):
         output = folder / str(i)
-        child = start(output)
-        time.sleep(rng.uniform(0.05, 0.95) * seconds)
-        os.kill(child, signal.SIGKILL)
-        report["killed"] += not finish(child)
+        at, later = round(rng.uniform(0.0, 0.9) * size), rng.uniform(0.0, 0.01)
+        report["killed"] += kill_at(start(output), output, at, later)
         ledger = output / "work" / "answers.jsonl"
         report["with_some_calls_done"] += ledger.is_file() and ledger.stat().st_size > 0
         assert finish(start(output))
