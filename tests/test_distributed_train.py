@@ -125,7 +125,7 @@ REFERENCES = {
     "as the wrapper has it": ("reference.sharding=null",),
     "split": ("reference.sharding=full",),
     "adapter off": LORA,
-    "adapter off, tiled": (*LORA, "memory.mlp_chunk=16"),
+    "adapter off and tiled": (*LORA, "memory.mlp_chunk=16"),
 }
 
 
