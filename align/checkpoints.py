@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers.trainer_pt_utils import safe_globals
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"

@@ -165,7 +165,7 @@ def _sentence(error: BaseException) -> str | None:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    from align.errors import UserError, shortage
+    from align.core.errors import UserError, shortage
 
     seen: BaseException | None = error
     while seen is not None:  # libraries that call ours wrap what we raise

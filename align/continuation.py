@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.wrappers import expected_wrapper
 
 # Keys that leave the trajectory as it is, as long as a step has as many prompts.

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from align import settings
 from align.cli import hydra_entry
-from align.config import check_choice, typed
+from align.core.config import check_choice, typed
+from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
-from align.instantiate import build
 from align.model import ModelSettings, load_causal_lm, load_tokenizer, resolve_dtype
 from align.runfolder import claim_output
 from align.synthesis.generators import GeneratorSettings

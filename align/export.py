@@ -18,10 +18,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
 from align.cli import hydra_entry
-from align.config import check_choice, typed
-from align.errors import UserError
-from align.model import ModelSettings, RopeSettings, load_causal_lm, load_config, load_tokenizer
+from align.core.config import check_choice, typed
+from align.core.errors import UserError
+from align.model import ModelSettings, load_causal_lm, load_config, load_tokenizer
 from align.model_card import model_card
+from align.rope import RopeSettings
 from align.runfolder import CONFIG_NAME
 
 DTYPES = ("stored", "float32", "bfloat16")

@@ -13,7 +13,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from align.cli import hydra_entry
-from align.config import typed
+from align.core.config import typed
+from align.core.errors import UserError
 from align.data.checks import Finding, check_rows, context_leaks, unusable_rows
 from align.data.dataset import (
     DataSettings,
@@ -24,7 +25,6 @@ from align.data.dataset import (
 )
 from align.data.describe import answer_runs, prompt_parts
 from align.data.examples import TokenizedExample
-from align.errors import UserError
 from align.model import ModelSettings, load_tokenizer, native_window
 
 MAX_PER_KIND = 10  # findings printed of each kind

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 _EMBEDDINGS = {"embed_tokens", "lm_head"}
 

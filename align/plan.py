@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from align.cli import hydra_entry
-from align.config import check_choice, typed
+from align.core.config import check_choice, typed
+from align.core.errors import UserError
 from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
-from align.errors import UserError
 from align.longseq.parallel import choose_exchange, make_groups
 from align.methods import Method
 from align.model import ModelSettings, load_tokenizer

@@ -7,8 +7,8 @@ import importlib.util
 import torch
 from transformers import BitsAndBytesConfig
 
-from align.config import check_choice
-from align.errors import UserError
+from align.core.config import check_choice
+from align.core.errors import UserError
 
 QUANTIZATIONS = ("none", "nf4")
 

@@ -12,11 +12,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from align.config import check_choice
-from align.errors import UserError
+from align.core.config import check_choice
+from align.core.errors import UserError
 from align.longseq.logps import sum_by_index
 from align.longseq.shared_prefix import SharedPrefixBatch
-from align.model import ModelSettings, RopeSettings
+from align.model import ModelSettings
+from align.rope import RopeSettings
 from losses.types import PairLogps
 
 Forward = Callable[[nn.Module, SharedPrefixBatch], PairLogps]

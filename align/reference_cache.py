@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from align.errors import UserError
+from align.core.errors import UserError
+from align.core.files import write_atomically
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.reference import AdapterOff, Frozen, ReferenceUsage
 from align.reference_key import Identity, row_keys
-from align.runfolder import write_atomically
 from losses.types import PairLogps
 
 logger = logging.getLogger(__name__)

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from align.errors import UserError
+from align.core.errors import UserError
+from align.core.files import write_atomically
 from align.longseq.shared_prefix import SharedPrefixRow
 from align.model import ModelSettings, load_config, resolve_dtype, resolve_path
 from align.rope import rope_types
-from align.runfolder import write_atomically
 
 # Part of every key: raise it when a change of the code changes the values.
 VERSION = 1

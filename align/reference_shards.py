@@ -22,8 +22,8 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from align.config import check_choice
-from align.errors import UserError
+from align.core.config import check_choice
+from align.core.errors import UserError
 from align.longseq.support import decoder_layers
 from align.model import ModelSettings
 from align.planning.states import resolve_sharding

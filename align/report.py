@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from align.cli import hydra_entry
-from align.config import check_choice, typed
-from align.errors import UserError
+from align.core.config import check_choice, typed
+from align.core.errors import UserError
+from align.core.files import write_atomically
 from align.evaluation.suite import SUMMARY
 from align.jobs import FAILURE
-from align.runfolder import CONFIG_NAME, leaves, write_atomically
+from align.runfolder import CONFIG_NAME, leaves
 
 ORDERS = ("auto", "ascending", "descending")
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from align.config import check_choice
-from align.errors import UserError
+from align.core.config import check_choice
+from align.core.errors import UserError
 
 
 @dataclass(frozen=True)

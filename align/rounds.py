@@ -14,10 +14,10 @@ from rich.console import Console
 
 from align.children import run_child
 from align.cli import hydra_entry
-from align.config import typed
-from align.errors import UserError
+from align.core.config import typed
+from align.core.errors import UserError
+from align.core.files import write_atomically
 from align.preemption import EXIT_CODE
-from align.runfolder import write_atomically
 
 TRAINED = "train.jsonl"  # what `align synthesize` leaves in its output folder
 

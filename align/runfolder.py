@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from align.errors import UserError
+from align.core.errors import UserError
+from align.core.files import write_atomically
 
 CONFIG_NAME = "config.yaml"
 _ABSENT = "(absent)"
@@ -49,27 +49,6 @@ def claim_output(
             f"output={output} belongs to a run with another configuration: {changes}; "
             "set these keys back to continue it, or name another output folder."
         )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a UTF-8 file that is either whole or absent, whenever the process dies."""
-    with writing_atomically(path) as file:
-        file.write(text)
-
-
-@contextlib.contextmanager
-def writing_atomically(path: Path) -> Iterator[TextIO]:
-    """A UTF-8 file to write to, which takes its name when the block ends; after an exception it never does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with staging.open("w", encoding="utf-8", newline="\n", errors="surrogatepass") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def _as_yaml(config: DictConfig | Mapping[str, Any]) -> str:

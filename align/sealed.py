@@ -15,7 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from align import checkpoints
-from align.errors import UserError, shortage
+from align.core.errors import UserError, shortage
 
 
 class SealedCheckpoints(Trainer):

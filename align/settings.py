@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import TrainingArguments
 
-from align.config import check_arguments, check_choice, typed
+from align.core.config import check_arguments, check_choice, typed
+from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
-from align.errors import UserError
 from align.evaluation.in_training import build_suites, check_suites
 from align.evaluation.suite import Suite
 from align.longseq.attention import ATTENTIONS

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from align.cli import hydra_entry
-from align.config import check_choice, typed
-from align.instantiate import build
+from align.core.config import check_choice, typed
+from align.core.instantiate import build
 from align.model import ModelSettings, load_tokenizer, resolve_dtype
 from align.runfolder import claim_output
 from align.synthesis.card import write_card

@@ -28,9 +28,9 @@ import align
 from align import checkpoints, results
 from align.cli import hydra_entry
 from align.continuation import FREE_KEYS, StepShape, check_continuation
+from align.core.errors import UserError
 from align.data.dataset import Collator, PreferenceData, load_preference_data
 from align.data.settings import PositionSettings
-from align.errors import UserError
 from align.evaluation.in_training import SuitesInTraining
 from align.jobs import launch
 from align.longseq.agreement import check_agreement, check_same_settings
@@ -38,7 +38,8 @@ from align.longseq.attention import ATTENTIONS
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
-from align.model import add_lora, load_causal_lm, load_config, load_tokenizer, native_window
+from align.lora import add_lora
+from align.model import load_causal_lm, load_config, load_tokenizer, native_window
 from align.planning.fit import fit_memory
 from align.preemption import EXIT_CODE, Preemption
 from align.progress import ProgressDisplay

@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from align.cli import hydra_entry
-from align.config import check_choice, typed
-from align.errors import UserError
+from align.core.config import check_choice, typed
+from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.agreement import check_same_settings
 from align.longseq.attention import ATTENTIONS

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 
 def actual_wrapper(model: nn.Module) -> str:

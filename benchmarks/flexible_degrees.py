@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict

@@ -41,7 +41,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 import hydra_conf
-from align.model import LoraSettings, ModelSettings
+from align.lora import LoraSettings
+from align.model import ModelSettings
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.job import Job, Machine, Precision, Rows, Strategy
 from align.planning.request import GpuSettings, machine_of

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from align import checkpoints
-from align.errors import UserError
+from align.core.errors import UserError
 
 
 def make_checkpoint(output: Path, step: int) -> Path:

@@ -8,8 +8,8 @@ import pytest
 from omegaconf import MISSING, OmegaConf
 from transformers import TrainingArguments
 
-from align.config import check_arguments, check_choice, typed
-from align.errors import UserError
+from align.core.config import check_arguments, check_choice, typed
+from align.core.errors import UserError
 from align.model import ModelSettings
 from align.reference import ReferenceSettings, resolve_source
 from align.settings import RESERVED

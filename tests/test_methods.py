@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import hydra_conf
-from align.errors import UserError
-from align.instantiate import allowed, instantiate
+from align.core.errors import UserError
+from align.core.instantiate import allowed, instantiate
 from align.methods import load_method
 
 METHODS = Path(hydra_conf.__file__).parent / "method"

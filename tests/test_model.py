@@ -16,20 +16,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from align import model as model_module
 from align import quantization
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.support import check_config
-from align.model import (
-    LoraSettings,
-    ModelSettings,
-    RopeSettings,
-    add_lora,
-    check_model,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-)
+from align.lora import LoraSettings, add_lora
+from align.model import ModelSettings, check_model, load_causal_lm, load_config, load_tokenizer
 from align.reference import AdapterOff
+from align.rope import RopeSettings
 from losses import logo_loss
 from tests.longseq.plain import (
     assert_close,

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.planning.job import Job, Precision, Rows, Strategy
 from align.planning.time import exchange_bytes, step_time
 from benchmarks import flexible_degrees, plan_scale

@@ -14,11 +14,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from align import cli
+from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
-from align.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.memory import apply_checkpointing
-from align.model import LoraSettings, ModelSettings, add_lora
+from align.lora import LoraSettings, add_lora
+from align.model import ModelSettings
 from align.plan import Plan, make_plan
 from align.planning.architecture import measure, read_config
 from align.planning.here import choose_levers, warning

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import hydra_conf
+from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
 from align.data.positions import cover_windows, row_rng, synthesise
-from align.errors import UserError
 
 DRAWS = ("slots", "uniform")
 KINDS = ("logo_continuous", "logo_sparse")

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from align.longseq import ATTENTION, pack, pair_logps
-from align.model import ModelSettings, add_lora, load_causal_lm
+from align.lora import add_lora
+from align.model import ModelSettings, load_causal_lm
 from align.reference import reference_model
 from align.settings import Run, check
 from losses import logo_loss

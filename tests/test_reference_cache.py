@@ -17,13 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from align.core.errors import UserError
 from align.data.examples import Answer
-from align.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
-from align.model import LoraSettings, ModelSettings, RopeSettings
+from align.lora import LoraSettings
+from align.model import ModelSettings
 from align.reference import Frozen
 from align.reference_cache import Cached, LogpStore, check_folder
 from align.reference_key import Identity, file_hash, row_keys, weights_fingerprint
+from align.rope import RopeSettings
 from losses import dpo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.model import ModelSettings
 from align.planning.states import resolve_sharding

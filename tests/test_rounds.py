@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from align import cli, rounds
-from align.config import typed
-from align.errors import UserError
+from align.core.config import typed
+from align.core.errors import UserError
 from align.rounds import (
     DataKeys,
     ModelKeys,

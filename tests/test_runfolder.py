@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from align.errors import UserError
-from align.runfolder import claim_output, write_atomically
+from align.core.errors import UserError
+from align.core.files import write_atomically
+from align.runfolder import claim_output
 
 
 def config(**changes):

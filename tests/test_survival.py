@@ -25,7 +25,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from align import checkpoints, cli
 from align.cli import USAGE_EXIT_CODE
-from align.errors import UserError
+from align.core.errors import UserError
 from align.preemption import EXIT_CODE, Preemption
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close

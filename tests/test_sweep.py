@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from align import cli, jobs
-from align.errors import UserError
+from align.core.errors import UserError
 from align.report import RunResult, differing, rank
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows

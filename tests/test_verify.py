@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from align.config import typed
+from align.core.config import typed
 from align.longseq import ATTENTION, pack
 from align.longseq.parallel import SequenceParallel, start_parallel
 from align.model import ModelSettings

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq import pack, pair_logps
 from align.methods import Method, Needs
 from align.metrics import METRICS, MeanMeter, means

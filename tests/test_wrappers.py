@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.wrappers import actual_wrapper, check_launch, check_wrapper, expected_wrapper
 
 

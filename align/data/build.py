@@ -15,6 +15,8 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
+from align.core.errors import UserError
+from align.core.files import cache_folder
 from align.data.formats import parse_row
 from align.data.positions import row_rng, synthesise
 from align.data.released import is_released, read_released
@@ -22,8 +24,6 @@ from align.data.rows import FEATURES, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import RawRow, Source, count_rows, read_rows
 from align.data.tokens import ExampleTokenizer
-from align.errors import UserError
-from align.model import cache_folder
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
 VERSION = 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
+from align.core.errors import UserError
 from align.data.dataset import PreferenceData
 from align.data.formats import parse_row
 from align.data.provenance import leaks
@@ -15,7 +16,6 @@ from align.data.released import is_released, read_released
 from align.data.rows import hash_ids
 from align.data.settings import DataSettings
 from align.data.sources import Source, open_sources, read_rows
-from align.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 Message = dict[str, str]  # {"role": …, "content": …}
 Branch = list[Message]  # what follows a prompt: an answer, or answers with the user's turns between

@@ -17,13 +17,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from align.core.errors import UserError
 from align.data.build import build_dataset
 from align.data.examples import TokenizedExample
 from align.data.mixture import Part, mix
 from align.data.rows import to_example, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
-from align.errors import UserError
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 
 __all__ = [

@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Dataset
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 PARQUET_BATCH = 16  # rows decoded at once: long rows are megabytes
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from align.core.errors import UserError
 from align.data.settings import MixedSettings
-from align.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from align.core.errors import UserError
 from align.data.examples import TokenizedExample
-from align.errors import UserError
 
 # Places N chunks, of `lengths` tokens, in [0, extent): their tokens' positions, strictly increasing.
 Placement = Callable[[Sequence[int], int, np.random.Generator], np.ndarray]

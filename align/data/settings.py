@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 CUTS = ("middle", "end", "start")
 CHATS = ("auto", "always", "never")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from align.core.errors import UserError
 from align.data.files import JsonLines, JsonList, Parquet, Saved
 from align.data.files import RawRow as RawRow
 from align.data.files import Source as Source
-from align.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 # template: trusted, its special tokens count · text: content · chunk: a piece of context, content too ·
 # bare: a last user message of which the beginning is context and the end the question, content too

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from align.core.errors import UserError
 from align.data.encoding import Encoder
 from align.data.examples import Answer, Example, TokenizedExample, Turn
 from align.data.settings import DataSettings
@@ -21,7 +22,6 @@ from align.data.template import (
     Template,
     end_of_text,
 )
-from align.errors import UserError
 
 Span = tuple[int, int]
 

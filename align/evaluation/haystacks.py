@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.documents import load_documents
 from align.synthesis.generators import derive_seed
 

@@ -31,9 +31,9 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from align.errors import UserError
+from align.core.errors import UserError
+from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
-from align.instantiate import build
 from align.longseq.support import find_causal_lm
 from align.model import attention_of
 from align.synthesis.local import LocalSettings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation import longbench_metrics as metrics
 from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import read_rows

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.answers import normalise, token_f1
 
 # `(prediction, reference, all_classes) -> score in [0, 1]`

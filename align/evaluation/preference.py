@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.pictures import curve
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, ScoredPairs, grouped, plain

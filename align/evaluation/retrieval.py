@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.answers import contains_answer
 from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import Found, KeyValue, MultiDocument, Needles, fit, token_counter

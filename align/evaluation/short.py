@@ -13,12 +13,12 @@ from typing import Any
 
 from accelerate import PartialState
 
+from align.core.errors import UserError
+from align.core.files import write_atomically
 from align.data.sources import open_sources
-from align.errors import UserError
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
 from align.metrics import METRICS
-from align.runfolder import write_atomically
 from align.synthesis.stage import WORK
 
 PAIRS = "pairs"  # their name among the tasks

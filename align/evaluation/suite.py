@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from align.errors import UserError
+from align.core.errors import UserError
+from align.core.files import write_atomically
 from align.evaluation.statistics import Interval, mean_interval
-from align.runfolder import write_atomically
 from align.synthesis.stage import Workspace
 
 if TYPE_CHECKING:

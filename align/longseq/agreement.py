@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq.shared_prefix import SharedPrefixBatch
 
 

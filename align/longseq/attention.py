@@ -27,7 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq.kernels import sdpa_kernel
 from align.longseq.merge import MergedAttention
 from align.longseq.prepared import Attend as Attend

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 # `model.attention` → the module that has to be there, and where it comes from.
 FLASH_MODULES = {

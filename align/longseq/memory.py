@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from align.config import check_choice
-from align.errors import UserError
+from align.core.config import check_choice
+from align.core.errors import UserError
 from align.longseq.keep_attention import keep_attention_contexts
 from align.longseq.offload import Store, make_store
 from align.longseq.support import find_causal_lm

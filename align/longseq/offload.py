@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 # Bytes: what is smaller stays where it is.
 SMALLEST = 4096

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq.agreement import check_agreement
 from align.longseq.attention import PreparedLayout, prepare
 from align.longseq.exchange import Gather

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.rope import rope_types
 
 # Configuration keys that change attention or logits in a way that is not computed here.

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
 
 Layer = Callable[..., Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq.support import decoder_layers, find_causal_lm
 from align.lora import add_lora
 from align.model import ModelSettings, load_config, resolve_path

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from transformers import TrainingArguments
 
-from align.config import check_choice
+from align.core.config import check_choice
 from align.data.dataset import PreferenceData
 from align.longseq.parallel import choose_exchange
 from align.model import ModelSettings, load_config, native_window

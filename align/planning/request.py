@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow.compute as pc
 from omegaconf import DictConfig
 
-from align.config import check_choice, typed
+from align.core.config import check_choice, typed
+from align.core.errors import UserError
 from align.data.dataset import PreferenceData
-from align.errors import UserError
 from align.methods import Method, Needs, load_method
 from align.model import ModelSettings, resolve_dtype
 from align.planning.architecture import Architecture

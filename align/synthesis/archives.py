@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 MOST_BYTES = 8 * 2**30  # of an unpacked archive: more is taken for a mistake, or for a trap
 

@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq.support import check_config
 from align.synthesis.continued import Beginning, Continued, KeysValues
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from align.runfolder import write_atomically
+from align.core.files import write_atomically
 from align.synthesis.generators import Completion, Generator, Request, ScoredText, TextScorer, digest_of
 
 # Part of every key: raise it when a change of the code changes the answers.

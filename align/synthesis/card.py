@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from align.core.files import write_atomically
 from align.data.examples import TokenizedExample
-from align.runfolder import write_atomically
 from align.synthesis.pipeline import Summary
 from align.synthesis.select import tokenized
 from align.synthesis.stage import Workspace

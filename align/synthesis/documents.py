@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.core.errors import UserError
 from align.data.sources import SUFFIXES, open_sources, read_rows
-from align.errors import UserError
 from align.synthesis.archives import read_pdf, unpacked
 
 EMBEDDED = "embedded"

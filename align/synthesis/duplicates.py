@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from datasketch import MinHash, MinHashLSH
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.documents import Document
 
 KINDS = ("none", "exact", "near")

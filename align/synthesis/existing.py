@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from align.core.errors import UserError
 from align.data.sources import open_sources, read_rows
-from align.errors import UserError
 from align.synthesis.documents import Document
 from align.synthesis.pipeline import Summary, write_rows
 from align.synthesis.stage import Workspace

@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from align.config import check_choice
+from align.core.config import check_choice
+from align.core.display import progress_bar
+from align.core.errors import UserError
 from align.data.examples import TokenizedExample
-from align.errors import UserError
 from align.model import ModelSettings, load_causal_lm
 from align.rope import RopeSettings
 from align.synthesis.context_use import answer_nll, segment_attention, segment_nlls
 from align.synthesis.generators import digest_of
 from align.synthesis.ledger import LinesFile
 from align.synthesis.select import Score, check_keep, tokenized
-from align.synthesis.stage import WORK, Workspace, progress_bar
+from align.synthesis.stage import WORK, Workspace
 
 DEVICES = ("auto", "cpu", "cuda")
 

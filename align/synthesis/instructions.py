@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from align.core.errors import UserError
 from align.data.sources import open_sources, read_rows
-from align.errors import UserError
 from align.scores.length import required_length
 from align.synthesis.documents import EMBEDDED, Document
 

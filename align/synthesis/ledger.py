@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.generators import Completion
 
 Value = TypeVar("Value")

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from align.core.display import progress_bar
 from align.synthesis.documents import Document
 from align.synthesis.duplicates import Removed
-from align.synthesis.stage import progress_bar
 
 WIDTH = 40  # characters of the longest bar
 

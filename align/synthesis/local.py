@@ -18,8 +18,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.errors import UserError
-from align.model import ModelSettings, cache_folder, load_causal_lm, load_config
+from align.core.errors import UserError
+from align.core.files import cache_folder
+from align.model import ModelSettings, load_causal_lm, load_config
 from align.reference_key import Identity
 from align.synthesis.batches import fixed_batches
 from align.synthesis.beginnings import Beginnings, Family, can_share, find_families

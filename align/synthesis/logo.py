@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 
-from align.errors import UserError
+from align.core.display import progress_bar
+from align.core.errors import UserError
 from align.synthesis.chunking import Chunk, cut_document
 from align.synthesis.contexts import Contexts, choose_contexts
 from align.synthesis.documents import Document, load_documents
@@ -18,7 +19,7 @@ from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 from align.synthesis.prompt import check_places, fill
 from align.synthesis.rows import Answered, Asked, Questions, build_row, trim_cut
 from align.synthesis.scorers import Bm25, Scorer
-from align.synthesis.stage import Workspace, progress_bar, run_stage
+from align.synthesis.stage import Workspace, run_stage
 
 
 @dataclass(frozen=True)

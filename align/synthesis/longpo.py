@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.chunking import Chunk
 from align.synthesis.documents import Document, load_documents
 from align.synthesis.filters import answer_problem

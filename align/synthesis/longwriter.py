@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.config import check_choice
-from align.errors import UserError
+from align.core.config import check_choice
+from align.core.errors import UserError
 from align.scores.length import length_score, required_length
 from align.synthesis.agent_write import AgentWrite
 from align.synthesis.candidates import Candidate, Written, from_completion

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from align.errors import UserError
-from align.runfolder import write_atomically, writing_atomically
+from align.core.errors import UserError
+from align.core.files import write_atomically, writing_atomically
 from align.synthesis.documents import Document
 from align.synthesis.stage import Workspace
 

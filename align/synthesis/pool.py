@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")

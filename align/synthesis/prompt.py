@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from align.core.errors import UserError
 from align.data.encoding import Encoder
 from align.data.template import ChatTemplate, Fragment, Rendering
 from align.data.template import Message as TemplateMessage
-from align.errors import UserError
 from align.synthesis.escape import Escaper, plain_markers
 from align.synthesis.generators import Message, Request, ScoredText
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.model import ModelSettings, load_tokenizer
 from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.candidates import Candidate

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 # Words that say nothing about a topic; those of questions matter most, since chunks rarely ask.
 _STOP_WORDS = """

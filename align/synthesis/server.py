@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.model import EMBEDDED, ModelSettings
 from align.synthesis.cache import cached
 from align.synthesis.escape import Escaper

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 CONTENT_WORDS = ("NOUN", "PROPN", "VERB")
 

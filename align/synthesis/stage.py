@@ -9,17 +9,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from transformers import PreTrainedTokenizerBase
 
-from align.errors import UserError
+from align.core.display import progress_bar
+from align.core.errors import UserError
 from align.synthesis.generators import Completion, Generator, Request, ScoredText, TextScorer
 from align.synthesis.ledger import Ledger, LogProbLedger
 
@@ -139,15 +132,3 @@ def _answer(
         new = sum(request.digest not in ledger.finished for request, _ in group)
         ledger.append(group)
         advance(new)
-
-
-def progress_bar(console: Console) -> Progress:
-    """The bar that every stage shows."""
-    return Progress(
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

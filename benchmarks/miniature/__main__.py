@@ -21,7 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from align.runfolder import write_atomically
+from align.core.files import write_atomically
 from benchmarks.miniature.analysis import read_results
 from benchmarks.miniature.cells import SEEDS, Cell, Place, grid
 from benchmarks.miniature.report import draw, show

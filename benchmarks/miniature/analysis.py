@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.statistics import Interval, mean_interval, paired_difference
 
 BEYOND = {"qa": ("beyond",), "find": ("beyond_256", "beyond_1024")}

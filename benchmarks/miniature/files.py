@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.runfolder import write_atomically
+from align.core.files import write_atomically
 
 
 def within_budget(

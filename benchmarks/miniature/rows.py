@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.answers import contains_answer
 from align.synthesis.documents import Document
 from align.synthesis.generators import Completion, Message, Request, Sampling, ScoredText, derive_seed

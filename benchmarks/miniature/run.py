@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import align
-from align.runfolder import write_atomically
+from align.core.files import write_atomically
 from benchmarks.miniature.cells import Cell, Place, Step
 from benchmarks.miniature.files import read_lines
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
+from align.core.errors import UserError
 from align.data.build import cache_key
 from align.data.dataset import (
     Collator,
@@ -26,7 +27,6 @@ from align.data.examples import TokenizedExample
 from align.data.formats import read_examples
 from align.data.sources import open_sources
 from align.data.tokens import ExampleTokenizer
-from align.errors import UserError
 from align.longseq.shared_prefix import pack
 from tests.data.helpers import byte_tokenizer, write_lines
 from tests.data.test_released import logo_row

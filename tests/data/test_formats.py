@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from align.core.errors import UserError
 from align.data.examples import Turn
 from align.data.formats import parse_row, read_examples
 from align.data.sources import RawRow, count_rows, open_sources, read_rows
-from align.errors import UserError
 from tests.data.helpers import write_lines
 
 

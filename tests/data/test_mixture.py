@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from align.config import typed
+from align.core.config import typed
+from align.core.errors import UserError
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.mixture import Part
 from align.data.settings import DataSettings, MixedSettings, PositionSettings
-from align.errors import UserError
 from tests.data.helpers import byte_tokenizer, write_lines
 
 LONG, GENERAL, OTHER = 12, 30, 5

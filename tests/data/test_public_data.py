@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from align.core.errors import UserError
 from align.data.dataset import load_preference_data, to_example
 from align.data.formats import parse_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import RawRow, open_sources
-from align.errors import UserError
 from tests.data.helpers import byte_tokenizer, write_lines
 
 # LongReward-10k, splits dpo_glm4_9b and dpo_llama3.1_8b, as its batch_inference/3_get_pairs.py writes them.

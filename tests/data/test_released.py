@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from align.core.errors import UserError
 from align.data.released import is_released, read_released
-from align.errors import UserError
 
 N = -100
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from align.core.errors import UserError
 from align.data.encoding import Encoder
 from align.data.examples import Answer, Example, TokenizedExample, Turn
 from align.data.settings import DataSettings
 from align.data.template import Fragment
 from align.data.tokens import ExampleTokenizer
-from align.errors import UserError
 from tests.data.helpers import END, START, byte_tokenizer
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 

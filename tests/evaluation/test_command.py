@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from align import cli
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.preference import Preference
 from align.evaluation.suite import ScoredPairs
 from tests.test_cli import make_rows

@@ -7,9 +7,9 @@ import json
 import pytest
 from hydra import compose, initialize_config_module
 
-from align.errors import UserError
+from align.core.errors import UserError
+from align.core.instantiate import build
 from align.evaluation.longbench import LongBench, cut_middle
-from align.instantiate import build
 from tests.evaluation.helpers import Answers, evaluation
 from tests.tiny import tiny_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation import longbench_metrics as metrics
 
 pytest.importorskip("rouge", reason="needs the extra `evaluate`")

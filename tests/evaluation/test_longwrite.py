@@ -7,7 +7,7 @@ import json
 import pytest
 from hydra import compose, initialize_config_module
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.longwrite import LongWrite, required_bucket
 from align.scores.judge import DIMENSIONS
 from align.synthesis.generators import Completion

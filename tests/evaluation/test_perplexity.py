@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.perplexity import Perplexity, sequence_logps, sliding_logps
 from tests.evaluation.helpers import Answers, evaluation
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.questions import Questions
 from tests.evaluation.helpers import Answers, evaluation
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.evaluation.haystacks import NEEDLE, fit, token_counter
 from align.evaluation.retrieval import TEMPLATE_MARGIN, Retrieval
 from align.evaluation.suite import write_result

@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 import torch
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq import pack, pair_logps
 from align.longseq.attention import ATTENTIONS, attend, attend_plain, prepare
 from align.longseq.flash import check_flash, load_flash

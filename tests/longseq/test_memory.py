@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq.logps import token_logps
 from align.longseq.memory import apply_checkpointing
 from align.longseq.offload import DiskStore, HostStore
@@ -55,7 +55,7 @@ def test_a_full_disk_ends_in_one_sentence():
     """A limit on the size of a file stands for the disk's (EFBIG for ENOSPC)."""
     script = (
         "import resource, signal, torch\n"
-        "from align.errors import UserError\n"
+        "from align.core.errors import UserError\n"
         "from align.longseq.offload import DiskStore\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import align.longseq
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq import Group, Layout, pack
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.parallel import choose_exchange, make_groups, start_parallel

@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.probe import check_attention_reached
 from align.longseq.support import check_config, check_supported, effective_window

@@ -7,7 +7,7 @@ import json
 import pytest
 from rich.console import Console
 
-from align.errors import UserError
+from align.core.errors import UserError
 from benchmarks.miniature.analysis import (
     Comparison,
     compare,

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.cache import CachedGenerator, cached
 from align.synthesis.generators import Completion, Message, Request, ScoredText, derive_seed
 from align.synthesis.stage import run_dialogues, run_scores, run_stage

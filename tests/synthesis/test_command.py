@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from align import synthesize
-from align.errors import UserError
+from align.core.errors import UserError
 from align.model import EMBEDDED_PACKAGE
 from align.synthesis.local import LocalSettings
 from align.synthesis.logo import LogoPipeline

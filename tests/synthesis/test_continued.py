@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis import continued
 from align.synthesis.continued import Beginning, Continued, continued_attention
 from tests.tiny import tiny_model

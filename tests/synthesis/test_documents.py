@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.documents import Document, fingerprint, load_documents
 from align.synthesis.duplicates import Removed, check_duplicates, remove_duplicates
 from align.synthesis.lengths import histogram, show_documents

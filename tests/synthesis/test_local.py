@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.batches import fixed_batches
 from align.synthesis.beginnings import Family
 from align.synthesis.generators import Message, Request, Sampling, derive_seed

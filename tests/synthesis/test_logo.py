@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
-from align.errors import UserError
 from align.synthesis.chunking import Chunk
 from align.synthesis.contexts import choose_contexts
 from align.synthesis.generators import Completion, Message, Request

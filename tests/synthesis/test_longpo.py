@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
+from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
-from align.errors import UserError
 from align.synthesis.documents import Document, load_documents
 from align.synthesis.generators import Completion
 from align.synthesis.longpo import LongPOPipeline

@@ -7,9 +7,9 @@ import json
 
 import pytest
 
+from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
-from align.errors import UserError
 from align.scores.length import count_words, length_score
 from align.synthesis.agent_write import AgentWrite
 from align.synthesis.candidates import Candidate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from align.errors import UserError
+from align.core.errors import UserError
 from align.synthesis.auto_scorer import auto_scorer
 from align.synthesis.scorers import Bm25, TfIdf, stems
 from align.synthesis.spacy_scorer import SpacyOverlap, _load, _terms

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
-from align.errors import UserError
 from align.synthesis.context_use import answer_nll, segment_attention, segment_nlls, segments
 from align.synthesis.gateau import Gateau, guidance_scores, misalignment
 from align.synthesis.select import ByLength, ByMargin, Score, kept_places, select_rows

@@ -14,8 +14,8 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.config import check_arguments
-from align.errors import UserError
+from align.core.config import check_arguments
+from align.core.errors import UserError
 
 # What Hydra reads from a node beside the callable's own arguments.
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}

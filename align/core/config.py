@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.errors import UserError
+from align.core.errors import UserError
 
 Settings = TypeVar("Settings")
 

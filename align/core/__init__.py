@@ -1,0 +1,1 @@
+"""What everything stands on: errors, typed configuration, objects from configuration, files, displays."""

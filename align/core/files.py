@@ -1,0 +1,37 @@
+"""Files that are whole or absent, and the folder of what can be made again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a UTF-8 file that is either whole or absent, whenever the process dies."""
+    with writing_atomically(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def writing_atomically(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 file to write to, which takes its name when the block ends; after an exception it never does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with staging.open("w", encoding="utf-8", newline="\n", errors="surrogatepass") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where converted copies live: `$ALIGN_CACHE`, else `align` in the user's cache folder."""
+    if "ALIGN_CACHE" in os.environ:
+        return Path(os.environ["ALIGN_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align"
