@@ -16,7 +16,8 @@ from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
-from align.model import ModelSettings, load_causal_lm, load_tokenizer, resolve_dtype
+from align.models.loading import load_causal_lm, load_tokenizer, resolve_dtype
+from align.models.settings import ModelSettings
 from align.runfolder import claim_output
 from align.synthesis.generators import GeneratorSettings
 from align.synthesis.stage import WORK, Workspace

@@ -20,9 +20,9 @@ from yaml import YAMLError
 from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
-from align.model import ModelSettings, load_causal_lm, load_config, load_tokenizer
 from align.model_card import model_card
-from align.rope import RopeSettings
+from align.models.loading import load_causal_lm, load_config, load_tokenizer
+from align.models.settings import ModelSettings, RopeSettings
 from align.runfolder import CONFIG_NAME
 
 DTYPES = ("stored", "float32", "bfloat16")

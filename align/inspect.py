@@ -25,7 +25,8 @@ from align.data.dataset import (
 )
 from align.data.describe import answer_runs, prompt_parts
 from align.data.examples import TokenizedExample
-from align.model import ModelSettings, load_tokenizer, native_window
+from align.models.loading import load_tokenizer, native_window
+from align.models.settings import ModelSettings
 
 MAX_PER_KIND = 10  # findings printed of each kind
 SCORED, UNSCORED = "bold green", "dim"

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from align.model import EMBEDDED
+from align.models.settings import EMBEDDED
 from align.results import COST_ROWS, ROWS
 
 _EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -16,7 +16,8 @@ from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
 from align.longseq.parallel import choose_exchange, make_groups
 from align.methods import Method
-from align.model import ModelSettings, load_tokenizer
+from align.models.loading import load_tokenizer
+from align.models.settings import ModelSettings
 from align.planning import report
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.here import available_memory, resident_memory

@@ -16,8 +16,7 @@ from align.core.config import check_choice
 from align.core.errors import UserError
 from align.longseq.logps import sum_by_index
 from align.longseq.shared_prefix import SharedPrefixBatch
-from align.model import ModelSettings
-from align.rope import RopeSettings
+from align.models.settings import ModelSettings, RopeSettings
 from losses.types import PairLogps
 
 Forward = Callable[[nn.Module, SharedPrefixBatch], PairLogps]

@@ -13,10 +13,10 @@ from align.longseq import pair_logps
 from align.longseq.attention import ATTENTIONS
 from align.longseq.parallel import SequenceParallel
 from align.longseq.support import check_supported
-from align.model import load_causal_lm
+from align.models.identity import Identity
+from align.models.loading import load_causal_lm
 from align.reference import AdapterOff, Frozen, Reference, autocast_forward, reference_model
 from align.reference_cache import open_cache
-from align.reference_key import Identity
 from align.reference_shards import load_reference
 from align.settings import Run
 

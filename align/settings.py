@@ -22,7 +22,8 @@ from align.longseq.memory import check_memory
 from align.longseq.probe import check_attention_reached
 from align.longseq.support import check_config
 from align.methods import Method, load_method
-from align.model import ModelSettings, causal_lm_class, check_model, load_config, resolve_dtype
+from align.models.loading import causal_lm_class, check_model, load_config, resolve_dtype
+from align.models.settings import ModelSettings
 from align.reference import ReferenceSettings, reference_model, resolve_source
 from align.reference_cache import check_folder
 from align.reference_shards import check_sharding

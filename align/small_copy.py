@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.support import check_supported
-from align.lora import add_lora
-from align.model import ModelSettings, load_config
+from align.models.loading import load_config
+from align.models.lora import add_lora
+from align.models.settings import ModelSettings
 
 LAYERS = 2
 VOCABULARY = 512

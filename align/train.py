@@ -38,8 +38,8 @@ from align.longseq.attention import ATTENTIONS
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
-from align.lora import add_lora
-from align.model import load_causal_lm, load_config, load_tokenizer, native_window
+from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
+from align.models.lora import add_lora
 from align.planning.fit import fit_memory
 from align.preemption import EXIT_CODE, Preemption
 from align.progress import ProgressDisplay

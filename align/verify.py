@@ -26,7 +26,7 @@ from align.longseq.agreement import check_same_settings
 from align.longseq.attention import ATTENTIONS
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
-from align.model import ModelSettings
+from align.models.settings import ModelSettings
 from align.plain_rows import plain_pair_logps, relative_error
 from align.planning.fit import fit_verify
 from align.planning.job import Rows

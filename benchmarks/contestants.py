@@ -26,9 +26,10 @@ from trl import DPOConfig, DPOTrainer
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.memory import apply_checkpointing
-from align.lora import LoraSettings, add_lora
 from align.methods import Method, load_method
-from align.model import ModelSettings, load_causal_lm, load_tokenizer
+from align.models.loading import load_causal_lm, load_tokenizer
+from align.models.lora import add_lora
+from align.models.settings import LoraSettings, ModelSettings
 from align.reference import AdapterOff, Frozen, Reference
 from align.trainer import PreferenceTrainer
 from losses import PairLogps

@@ -25,7 +25,8 @@ import report
 from rich.console import Console
 from rows import Row, cut_row, text_tokens
 
-from align.model import EMBEDDED, load_tokenizer
+from align.models.loading import load_tokenizer
+from align.models.settings import EMBEDDED
 
 HERE = Path(__file__).parent
 TABLE_WIDTH = 140  # characters, also where the output is a file

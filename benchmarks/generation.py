@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.model import ModelSettings, load_causal_lm, load_tokenizer
+from align.models.loading import load_causal_lm, load_tokenizer
+from align.models.settings import ModelSettings
 from align.synthesis.documents import load_documents
 from align.synthesis.generators import Message, Request, Sampling, derive_seed
 from align.synthesis.local import LocalGenerator

@@ -32,7 +32,8 @@ from align.longseq import ATTENTION, SharedPrefixBatch, pack
 from align.longseq.memory import apply_checkpointing
 from align.memory import peak_memory
 from align.methods import load_method
-from align.model import EMBEDDED, ModelSettings, load_causal_lm, load_tokenizer
+from align.models.loading import load_causal_lm, load_tokenizer
+from align.models.settings import EMBEDDED, ModelSettings
 from align.reference import ReferenceUsage
 from align.results import write_json
 from align.settings import MemorySettings

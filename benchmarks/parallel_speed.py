@@ -32,7 +32,8 @@ from torch.nn.parallel import DistributedDataParallel
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import start_parallel
-from align.model import EMBEDDED, ModelSettings, load_causal_lm
+from align.models.loading import load_causal_lm
+from align.models.settings import EMBEDDED, ModelSettings
 from benchmarks.report import machine
 from losses import logo_loss
 from tests.distributed import run_distributed

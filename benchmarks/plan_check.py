@@ -33,7 +33,8 @@ from rich.table import Table
 from rows import text_tokens
 
 from align.data.distribution import EpochSampler
-from align.model import EMBEDDED, load_tokenizer
+from align.models.loading import load_tokenizer
+from align.models.settings import EMBEDDED
 from align.plan import make_plan
 from align.planning.report import PARTS
 

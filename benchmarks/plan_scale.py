@@ -41,8 +41,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 import hydra_conf
-from align.lora import LoraSettings
-from align.model import ModelSettings
+from align.models.settings import LoraSettings, ModelSettings
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.job import Job, Machine, Precision, Rows, Strategy
 from align.planning.request import GpuSettings, machine_of

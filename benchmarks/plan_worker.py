@@ -12,7 +12,7 @@ import hydra
 import torch.distributed as dist
 
 from align.memory import peak_memory
-from align.model import load_tokenizer
+from align.models.loading import load_tokenizer
 from align.settings import check
 from align.train import build_trainer, read_data
 

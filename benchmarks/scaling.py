@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from align.longseq.forward import DEFAULT_CHUNK
-from align.model import EMBEDDED
+from align.models.settings import EMBEDDED
 
 HERE = Path(__file__).parent
 # What a cell switches on; the keywords of `apply_checkpointing`. `padded` is the library's own forward.

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import start_parallel
-from align.longseq.support import find_causal_lm
 from align.memory import peak_memory
-from align.model import load_tokenizer
+from align.models.loading import load_tokenizer
+from align.models.structure import find_causal_lm
 
 SHORT = 64  # tokens of the prompt that comes first
 Step = Callable[[Row], Tensor]

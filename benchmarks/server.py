@@ -19,7 +19,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from align.model import load_tokenizer
+from align.models.loading import load_tokenizer
 from align.synthesis.generators import Message, Request, Sampling, derive_seed
 from align.synthesis.server import OpenAIGenerator, OpenAISettings
 

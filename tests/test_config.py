@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from align.core.config import check_arguments, check_choice, typed
 from align.core.errors import UserError
-from align.model import ModelSettings
+from align.models.settings import ModelSettings
 from align.reference import ReferenceSettings, resolve_source
 from align.settings import RESERVED
 

@@ -21,9 +21,9 @@ from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import SequenceParallel, start_parallel
 from align.methods import Method, load_method
+from align.models.identity import Identity
 from align.reference import Frozen
 from align.reference_cache import Cached, LogpStore
-from align.reference_key import Identity
 from align.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, make_example

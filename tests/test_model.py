@@ -14,15 +14,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from align import model as model_module
-from align import quantization
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.support import check_config
-from align.lora import LoraSettings, add_lora
-from align.model import ModelSettings, check_model, load_causal_lm, load_config, load_tokenizer
+from align.models import loading as model_module
+from align.models import quantization
+from align.models.loading import check_model, load_causal_lm, load_config, load_tokenizer
+from align.models.lora import add_lora
+from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference import AdapterOff
-from align.rope import RopeSettings
 from losses import logo_loss
 from tests.longseq.plain import (
     assert_close,

@@ -18,8 +18,8 @@ from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.memory import apply_checkpointing
-from align.lora import LoraSettings, add_lora
-from align.model import ModelSettings
+from align.models.lora import add_lora
+from align.models.settings import LoraSettings, ModelSettings
 from align.plan import Plan, make_plan
 from align.planning.architecture import measure, read_config
 from align.planning.here import choose_levers, warning

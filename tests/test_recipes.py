@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from align.longseq import ATTENTION, pack, pair_logps
-from align.lora import add_lora
-from align.model import ModelSettings, load_causal_lm
+from align.models.loading import load_causal_lm
+from align.models.lora import add_lora
+from align.models.settings import ModelSettings
 from align.reference import reference_model
 from align.settings import Run, check
 from losses import logo_loss

@@ -18,9 +18,9 @@ from transformers import TrainingArguments
 from align import cli, reference_build
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
-from align.lora import LoraSettings
 from align.methods import Method, Needs
-from align.model import ModelSettings
+from align.models.identity import Identity
+from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference import (
     AdapterOff,
     Frozen,
@@ -32,8 +32,6 @@ from align.reference import (
 )
 from align.reference_cache import Cached, LogpStore
 from align.reference_fill import fill
-from align.reference_key import Identity
-from align.rope import RopeSettings
 from align.trainer import PreferenceTrainer
 from losses import LossOutput, PairLogps, dpo_loss, longpo_loss
 from tests.distributed import run_distributed

@@ -20,12 +20,11 @@ from safetensors.torch import load_file, save_file
 from align.core.errors import UserError
 from align.data.examples import Answer
 from align.longseq import ATTENTION, pack, pair_logps
-from align.lora import LoraSettings
-from align.model import ModelSettings
+from align.models.identity import Identity, file_hash, weights_fingerprint
+from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference import Frozen
 from align.reference_cache import Cached, LogpStore, check_folder
-from align.reference_key import Identity, file_hash, row_keys, weights_fingerprint
-from align.rope import RopeSettings
+from align.reference_key import row_keys
 from losses import dpo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example

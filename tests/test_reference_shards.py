@@ -13,11 +13,12 @@ from transformers import TrainingArguments
 
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
-from align.model import ModelSettings
+from align.models.identity import Identity
+from align.models.settings import ModelSettings
 from align.planning.states import resolve_sharding
 from align.reference import Frozen
 from align.reference_cache import Cached, LogpStore
-from align.reference_key import Identity, row_keys
+from align.reference_key import row_keys
 from align.reference_shards import SHARDINGS, check_sharding, load_reference
 from losses import PairLogps
 from tests.distributed import run_distributed

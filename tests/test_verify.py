@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_module
 from align.core.config import typed
 from align.longseq import ATTENTION, pack
 from align.longseq.parallel import SequenceParallel, start_parallel
-from align.model import ModelSettings
+from align.models.settings import ModelSettings
 from align.plain_rows import plain_pair_logps
 from align.settings import MemorySettings
 from align.small_copy import build_small_copy, random_examples

@@ -34,8 +34,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from align.core.errors import UserError
 from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
-from align.longseq.support import find_causal_lm
-from align.model import attention_of
+from align.models.structure import attention_of, find_causal_lm
 from align.synthesis.local import LocalSettings
 from align.synthesis.stage import Workspace
 from align.wrappers import expected_wrapper

@@ -18,7 +18,8 @@ from align.longseq.exchange import all_reduce_sum
 from align.longseq.logps import sum_by_index, token_logps
 from align.longseq.parallel import SequenceParallel, place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
-from align.longseq.support import check_every_layer_called, find_causal_lm
+from align.longseq.support import check_every_layer_called
+from align.models.structure import find_causal_lm
 from losses.types import PairLogps
 
 DEFAULT_CHUNK = 1024

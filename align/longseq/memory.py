@@ -16,8 +16,8 @@ from align.core.config import check_choice
 from align.core.errors import UserError
 from align.longseq.keep_attention import keep_attention_contexts
 from align.longseq.offload import Store, make_store
-from align.longseq.support import find_causal_lm
 from align.longseq.tiling import Recomputing, tiled_layer
+from align.models.structure import find_causal_lm
 
 # Contexts around a layer's forward and around its recomputation.
 Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]

@@ -6,7 +6,8 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import UserError
-from align.rope import rope_types
+from align.models.rope import rope_types
+from align.models.structure import find_causal_lm
 
 # Configuration keys that change attention or logits in a way that is not computed here.
 _REFUSED_KEYS = {
@@ -19,19 +20,6 @@ _REFUSED_KEYS = {
     "alibi": "ALiBi position biases",
 }
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-
-
-def find_causal_lm(model: nn.Module) -> PreTrainedModel:
-    """The library's causal language model inside any wrapper (PEFT, DDP, FSDP, DeepSpeed)."""
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
-            return module
-    raise ValueError(f"{type(model).__name__} holds no transformers model with a language-model head")
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The longest list of modules: a decoder's layers."""
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
 def check_supported(model: nn.Module) -> None:

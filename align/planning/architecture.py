@@ -11,11 +11,12 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from align.core.errors import UserError
-from align.longseq.support import decoder_layers, find_causal_lm
-from align.lora import add_lora
-from align.model import ModelSettings, load_config, resolve_path
+from align.models.loading import load_config, resolve_path
+from align.models.lora import add_lora
+from align.models.rope import override_rope
+from align.models.settings import ModelSettings
+from align.models.structure import decoder_layers, find_causal_lm
 from align.planning.known import KNOWN
-from align.rope import override_rope
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 

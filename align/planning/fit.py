@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 from align.core.config import check_choice
 from align.data.dataset import PreferenceData
 from align.longseq.parallel import choose_exchange
-from align.model import ModelSettings, load_config, native_window
+from align.models.loading import load_config, native_window
+from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture, UnknownModelError, measure
 from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Machine, Rows, Strategy

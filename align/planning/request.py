@@ -12,10 +12,11 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.dataset import PreferenceData
 from align.methods import Method, Needs, load_method
-from align.model import ModelSettings, resolve_dtype
+from align.models.loading import resolve_dtype
+from align.models.quantization import QUANTIZATIONS
+from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture
 from align.planning.job import GB, Job, Levers, Machine, Precision, Rows
-from align.quantization import QUANTIZATIONS
 from align.reference import ReferenceSettings, resolve_source
 from align.settings import MemorySettings
 

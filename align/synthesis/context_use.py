@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from align.data.examples import TokenizedExample
-from align.model import attention_of
+from align.models.structure import attention_of
 
 ATTENTION_BYTES = 1 << 28  # attention weights held at once; bounds the answer tokens of one forward
 

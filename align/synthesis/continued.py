@@ -24,7 +24,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from align.longseq.kernels import kernel_named, sdpa_kernel
 from align.longseq.support import check_every_layer_called
-from align.model import attention_of
+from align.models.structure import attention_of
 
 ATTENTION = "align_continued"
 QUERIES = 512  # of a row that attend to their own row at once; bounds the scores in memory

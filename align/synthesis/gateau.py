@@ -20,8 +20,8 @@ from align.core.config import check_choice
 from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.data.examples import TokenizedExample
-from align.model import ModelSettings, load_causal_lm
-from align.rope import RopeSettings
+from align.models.loading import load_causal_lm
+from align.models.settings import ModelSettings, RopeSettings
 from align.synthesis.context_use import answer_nll, segment_attention, segment_nlls
 from align.synthesis.generators import digest_of
 from align.synthesis.ledger import LinesFile

@@ -35,7 +35,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
-from align.model import ModelSettings
+from align.models.settings import ModelSettings
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from transformers import (
 
 from align.core.errors import UserError
 from align.core.files import cache_folder
-from align.model import ModelSettings, load_causal_lm, load_config
-from align.reference_key import Identity
+from align.models.identity import Identity
+from align.models.loading import load_causal_lm, load_config
+from align.models.settings import ModelSettings
 from align.synthesis.batches import fixed_batches
 from align.synthesis.beginnings import Beginnings, Family, can_share, find_families
 from align.synthesis.cache import cached

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from align.core.errors import UserError
-from align.model import ModelSettings, load_tokenizer
+from align.models.loading import load_tokenizer
+from align.models.settings import ModelSettings
 from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.candidates import Candidate
 from align.synthesis.filters import repeated_ngrams

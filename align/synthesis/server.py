@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
-from align.model import EMBEDDED, ModelSettings
+from align.models.settings import EMBEDDED, ModelSettings
 from align.synthesis.cache import cached
 from align.synthesis.escape import Escaper
 from align.synthesis.generators import Completion, Generator, Request, digest_of

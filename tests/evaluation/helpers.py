@@ -11,7 +11,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from align.evaluation.suite import Evaluation, ScoredPairs
-from align.model import ModelSettings, load_causal_lm
+from align.models.loading import load_causal_lm
+from align.models.settings import ModelSettings
 from align.synthesis.generators import Completion, Request
 from align.synthesis.stage import Workspace
 from tests.tiny import tiny_tokenizer

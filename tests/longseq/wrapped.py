@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from align.longseq import ATTENTION, pair_logps
 from align.longseq.parallel import SequenceParallel, start_parallel
-from align.longseq.support import find_causal_lm
+from align.models.structure import find_causal_lm
 from losses.types import PairLogps
 from tests.longseq.plain import relative_error
 from tests.longseq.sharded import Case, loss_of, plain_logps

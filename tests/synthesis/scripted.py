@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import hydra_conf
-from align.model import ModelSettings
+from align.models.settings import ModelSettings
 from align.scores.judge import DIMENSIONS
 from align.synthesis.generators import Completion, Generator, Request
 from align.synthesis.local import LocalSettings

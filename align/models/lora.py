@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from align.core.errors import UserError
+from align.models.settings import LoraSettings
 
 _EMBEDDINGS = {"embed_tokens", "lm_head"}
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Group key `model.lora`; see hydra_conf/model/default.yaml."""
-
-    r: int = 0
-    alpha: int = 16
-    dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    modules_to_save: list[str] = field(default_factory=list)
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:

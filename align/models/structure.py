@@ -1,0 +1,35 @@
+"""What a model is made of: the language model inside any wrapper, its layers, its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+)
+
+
+def find_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """The library's causal language model inside any wrapper (PEFT, DDP, FSDP, DeepSpeed)."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
+            return module
+    raise ValueError(f"{type(model).__name__} holds no transformers model with a language-model head")
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The longest list of modules: a decoder's layers."""
+    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within it the model's attention is the implementation that transformers knows as `name`."""
+    before: str = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
