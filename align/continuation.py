@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from align.core.errors import UserError
-from align.wrappers import expected_wrapper
+from align.distributed.wrappers import expected_wrapper
 
 # Keys that leave the trajectory as it is, as long as a step has as many prompts.
 FREE_KEYS = (

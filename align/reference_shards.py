@@ -24,10 +24,10 @@ from transformers.integrations.deepspeed import (
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+from align.distributed.wrappers import launched_wrapper
 from align.models.settings import ModelSettings
 from align.models.structure import decoder_layers
 from align.planning.states import resolve_sharding
-from align.wrappers import launched_wrapper
 
 SHARDINGS = ("none", "full", "hybrid")
 

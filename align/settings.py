@@ -16,9 +16,9 @@ from align.data.settings import DataSettings, PositionSettings
 from align.evaluation.in_training import build_suites, check_suites
 from align.evaluation.suite import Suite
 from align.longseq.attention import ATTENTIONS
+from align.longseq.checkpointing import check_memory
 from align.longseq.flash import FLASH_MODULES, check_flash
 from align.longseq.forward import DEFAULT_CHUNK
-from align.longseq.memory import check_memory
 from align.longseq.probe import check_attention_reached
 from align.longseq.support import check_config
 from align.methods import Method, load_method

@@ -31,11 +31,12 @@ from align.continuation import FREE_KEYS, StepShape, check_continuation
 from align.core.errors import UserError
 from align.data.dataset import Collator, PreferenceData, load_preference_data
 from align.data.settings import PositionSettings
+from align.distributed.agreement import check_agreement, check_same_settings
+from align.distributed.wrappers import check_launch, expected_wrapper
 from align.evaluation.in_training import SuitesInTraining
 from align.jobs import launch
-from align.longseq.agreement import check_agreement, check_same_settings
 from align.longseq.attention import ATTENTIONS
-from align.longseq.memory import apply_checkpointing
+from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_config, check_supported
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
@@ -48,7 +49,6 @@ from align.reference_fill import fill
 from align.runfolder import claim_output
 from align.settings import Run, check
 from align.trainer import PreferenceTrainer
-from align.wrappers import check_launch, expected_wrapper
 
 BEFORE = "before.json"  # in the output folder: held-out metrics of the untrained policy
 

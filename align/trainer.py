@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from align.data.distribution import EpochSampler, MarkedCollator, MarkedRows
+from align.distributed.wrappers import WrapperCheck
 from align.longseq.forward import DEFAULT_CHUNK, pair_logps
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
@@ -24,7 +25,6 @@ from align.reference import Reference, sum_turns
 from align.sealed import SealedCheckpoints
 from align.training_log import TrainingLog
 from align.weighting import prompt_weights
-from align.wrappers import WrapperCheck
 from losses.types import PairLogps
 
 

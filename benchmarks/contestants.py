@@ -25,7 +25,7 @@ from trl import DPOConfig, DPOTrainer
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.memory import apply_checkpointing
+from align.longseq.checkpointing import apply_checkpointing
 from align.methods import Method, load_method
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.lora import add_lora

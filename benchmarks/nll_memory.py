@@ -29,7 +29,7 @@ from torch import nn
 import hydra_conf
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, SharedPrefixBatch, pack
-from align.longseq.memory import apply_checkpointing
+from align.longseq.checkpointing import apply_checkpointing
 from align.memory import peak_memory
 from align.methods import load_method
 from align.models.loading import load_causal_lm, load_tokenizer

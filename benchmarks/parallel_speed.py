@@ -30,7 +30,7 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.memory import apply_checkpointing
+from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import start_parallel
 from align.models.loading import load_causal_lm
 from align.models.settings import EMBEDDED, ModelSettings

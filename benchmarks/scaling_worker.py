@@ -21,7 +21,7 @@ from rows import Row, cut_row, text_tokens
 from torch import Tensor, nn
 
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.memory import apply_checkpointing
+from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import start_parallel
 from align.memory import peak_memory
 from align.models.loading import load_tokenizer

@@ -17,7 +17,7 @@ from align import cli
 from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.memory import apply_checkpointing
+from align.longseq.checkpointing import apply_checkpointing
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
 from align.plan import Plan, make_plan

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from align.core.errors import UserError
-from align.wrappers import actual_wrapper, check_launch, check_wrapper, expected_wrapper
+from align.distributed.wrappers import actual_wrapper, check_launch, check_wrapper, expected_wrapper
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def test_silent_substitute_is_refused(arguments, monkeypatch):
 
 def test_ddp_of_one_process_is_none(arguments, monkeypatch):
     """As torchrun with one process has it."""
-    monkeypatch.setattr("align.wrappers.actual_wrapper", lambda model: "DDP")
+    monkeypatch.setattr("align.distributed.wrappers.actual_wrapper", lambda model: "DDP")
     check_wrapper(torch.nn.Linear(2, 2), arguments)
-    monkeypatch.setattr("align.wrappers.actual_wrapper", lambda model: "FSDP")
+    monkeypatch.setattr("align.distributed.wrappers.actual_wrapper", lambda model: "FSDP")
     with pytest.raises(UserError, match="none was asked for"):
         check_wrapper(torch.nn.Linear(2, 2), arguments)
 

@@ -33,11 +33,11 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from align.core.errors import UserError
 from align.core.instantiate import build
+from align.distributed.wrappers import expected_wrapper
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
 from align.models.structure import attention_of, find_causal_lm
 from align.synthesis.local import LocalSettings
 from align.synthesis.stage import Workspace
-from align.wrappers import expected_wrapper
 
 if TYPE_CHECKING:
     from align.trainer import PreferenceTrainer

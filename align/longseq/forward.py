@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.longseq.agreement import agree_on_calls, check_same_rows
+from align.distributed.agreement import agree_on_calls
 from align.longseq.attention import ATTENTIONS, PreparedLayout
-from align.longseq.exchange import all_reduce_sum
+from align.longseq.collectives import all_reduce_sum
 from align.longseq.logps import sum_by_index, token_logps
-from align.longseq.parallel import SequenceParallel, place_row
+from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
 from align.longseq.support import check_every_layer_called
 from align.models.structure import find_causal_lm

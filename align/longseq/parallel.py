@@ -9,17 +9,19 @@ Nothing here depends on `module.training`: evaluation and references run sharded
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from torch import Tensor
 
 from align.core.errors import UserError
-from align.longseq.agreement import check_agreement
+from align.distributed.agreement import check_agreement
 from align.longseq.attention import PreparedLayout, prepare
-from align.longseq.exchange import Gather
+from align.longseq.gather import Gather
 from align.longseq.sharding import balanced_shards, even_shards, shard_row
-from align.longseq.shared_prefix import SharedPrefixRow
+from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.longseq.ulysses import Ulysses, share_heads
 
 
@@ -165,3 +167,23 @@ _PLACE: dict[str, Callable[..., tuple[SharedPrefixRow, PreparedLayout]]] = {
     "ulysses": _place_ulysses,
     "gather": _place_gather,
 }
+
+
+def check_same_rows(batch: SharedPrefixBatch, group: dist.ProcessGroup, *, settings: str) -> None:
+    """Compares a hash of the batch across the group: ranks with different rows would train on nonsense.
+
+    Args:
+        batch: this process's rows.
+        group: the processes that have to read the same ones.
+        settings: what else they need in common, as text.
+
+    Raises:
+        UserError: on every rank of the group, naming two that differ.
+    """
+    digest = hashlib.blake2b(settings.encode())
+    for row in batch.rows:
+        digest.update(repr(row.layout).encode())
+        for value in vars(row).values():
+            if isinstance(value, Tensor):
+                digest.update(value.cpu().numpy().tobytes())
+    check_agreement(digest.hexdigest()[:16], group, what="rows", device=batch.rows[0].input_ids.device)

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from align.core.config import check_choice
 from align.data.dataset import PreferenceData
+from align.distributed.wrappers import launched_wrapper
 from align.longseq.parallel import choose_exchange
 from align.models.loading import load_config, native_window
 from align.models.settings import ModelSettings
@@ -19,7 +20,6 @@ from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.request import data_lengths, levers_of, make_job, precision_of
 from align.settings import MemorySettings, ParallelSettings, Run
-from align.wrappers import launched_wrapper
 
 CHOICES = ("given", "auto")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, SharedPrefixBatch, pack, pair_logps
-from align.longseq.memory import apply_checkpointing
+from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from losses import logo_loss
 from losses.types import PairLogps

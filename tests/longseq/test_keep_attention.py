@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.kernels import CpuKernel, kernel_named, register_kernel
-from align.longseq.memory import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, start_parallel
 from tests.distributed import run_distributed
 from tests.longseq.plain import make_example

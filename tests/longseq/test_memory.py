@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from align.core.errors import UserError
+from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.logps import token_logps
-from align.longseq.memory import apply_checkpointing
 from align.longseq.offload import DiskStore, HostStore
 from tests.tiny import tiny_model
 

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from align.distributed.agreement import check_agreement
 from align.longseq import ATTENTION, pair_logps
-from align.longseq.agreement import check_agreement
-from align.longseq.exchange import all_reduce_sum
+from align.longseq.collectives import all_reduce_sum
 from align.longseq.parallel import start_parallel
 from tests.distributed import run_distributed
 from tests.longseq.sharded import Case, case_errors, evaluation_error

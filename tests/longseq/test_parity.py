@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.memory import CHECKPOINTING, apply_checkpointing
+from align.longseq.checkpointing import CHECKPOINTING, apply_checkpointing
 from losses import logo_loss
 from tests.longseq.plain import (
     assert_close,

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from align.core.errors import UserError
-from align.longseq.shared_prefix import SharedPrefixBatch
 
 
 def agree_on_calls(model: nn.Module, head_calls: list[int], device: torch.device) -> list[int]:
@@ -48,26 +47,6 @@ def _forward_communicates(model: nn.Module) -> bool:
     if isinstance(model, DistributedDataParallel):
         return True
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
-
-
-def check_same_rows(batch: SharedPrefixBatch, group: dist.ProcessGroup, *, settings: str) -> None:
-    """Compares a hash of the batch across the group: ranks with different rows would train on nonsense.
-
-    Args:
-        batch: this process's rows.
-        group: the processes that have to read the same ones.
-        settings: what else they need in common, as text.
-
-    Raises:
-        UserError: on every rank of the group, naming two that differ.
-    """
-    digest = hashlib.blake2b(settings.encode())
-    for row in batch.rows:
-        digest.update(repr(row.layout).encode())
-        for value in vars(row).values():
-            if isinstance(value, Tensor):
-                digest.update(value.cpu().numpy().tobytes())
-    check_agreement(digest.hexdigest()[:16], group, what="rows", device=batch.rows[0].input_ids.device)
 
 
 def check_same_settings(settings: Mapping[str, Any], *, device: torch.device | str) -> None:

@@ -1,0 +1,1 @@
+"""Processes: how they are wrapped, and what they have to agree on."""

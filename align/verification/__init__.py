@@ -1,0 +1,1 @@
+"""What `align verify` compares: a small copy of a model, plain padded rows, and the shared forward."""
