@@ -12,13 +12,13 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from align import settings
-from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
 from align.models.loading import load_causal_lm, load_tokenizer, resolve_dtype
 from align.models.settings import ModelSettings
-from align.runfolder import claim_output
+from align.runs.command import hydra_entry
+from align.runs.folder import claim_output
 from align.synthesis.generators import GeneratorSettings
 from align.synthesis.stage import WORK, Workspace
 from align.synthesize import RESUME

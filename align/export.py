@@ -17,13 +17,13 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
-from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.model_card import model_card
 from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.settings import ModelSettings, RopeSettings
-from align.runfolder import CONFIG_NAME
+from align.runs.command import hydra_entry
+from align.runs.folder import CONFIG_NAME
 
 DTYPES = ("stored", "float32", "bfloat16")
 ADAPTER = "adapter_config.json"

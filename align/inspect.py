@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from align.cli import hydra_entry
 from align.core.config import typed
 from align.core.errors import UserError
 from align.data.checks import Finding, check_rows, context_leaks, unusable_rows
@@ -27,6 +26,7 @@ from align.data.describe import answer_runs, prompt_parts
 from align.data.examples import TokenizedExample
 from align.models.loading import load_tokenizer, native_window
 from align.models.settings import ModelSettings
+from align.runs.command import hydra_entry
 
 MAX_PER_KIND = 10  # findings printed of each kind
 SCORED, UNSCORED = "bold green", "dim"

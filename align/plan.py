@@ -9,7 +9,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.dataset import load_preference_data
@@ -38,6 +37,7 @@ from align.planning.search import Priced, cheapest, price, smallest
 from align.planning.states import WRAPPERS
 from align.reference import ReferenceSettings
 from align.results import write_json
+from align.runs.command import hydra_entry
 from align.settings import MemorySettings, ParallelSettings
 
 # Keys of `align plan` alone, which `align train` does not have.

@@ -16,13 +16,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.evaluation.suite import SUMMARY
-from align.jobs import FAILURE
-from align.runfolder import CONFIG_NAME, leaves
+from align.runs.command import hydra_entry
+from align.runs.folder import CONFIG_NAME, leaves
+from align.runs.jobs import FAILURE
 
 ORDERS = ("auto", "ascending", "descending")
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}

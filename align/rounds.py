@@ -12,12 +12,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
-from align.children import run_child
-from align.cli import hydra_entry
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
-from align.preemption import EXIT_CODE
+from align.runs.children import run_child
+from align.runs.command import hydra_entry
+from align.runs.preemption import EXIT_CODE
 
 TRAINED = "train.jsonl"  # what `align synthesize` leaves in its output folder
 

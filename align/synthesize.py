@@ -11,12 +11,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
 from align.models.loading import load_tokenizer, resolve_dtype
 from align.models.settings import ModelSettings
-from align.runfolder import claim_output
+from align.runs.command import hydra_entry
+from align.runs.folder import claim_output
 from align.synthesis.card import write_card
 from align.synthesis.documents import Document, fingerprint
 from align.synthesis.duplicates import check_duplicates, remove_duplicates

@@ -25,16 +25,13 @@ from transformers import (
 )
 
 import align
-from align import checkpoints, results
-from align.cli import hydra_entry
-from align.continuation import FREE_KEYS, StepShape, check_continuation
+from align import results
 from align.core.errors import UserError
 from align.data.dataset import Collator, PreferenceData, load_preference_data
 from align.data.settings import PositionSettings
 from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.wrappers import check_launch, expected_wrapper
 from align.evaluation.in_training import SuitesInTraining
-from align.jobs import launch
 from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
@@ -42,11 +39,15 @@ from align.longseq.support import check_config, check_supported
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.planning.fit import fit_memory
-from align.preemption import EXIT_CODE, Preemption
 from align.progress import ProgressDisplay
 from align.reference_build import build_reference, frozen_model
 from align.reference_fill import fill
-from align.runfolder import claim_output
+from align.runs import checkpoints
+from align.runs.command import hydra_entry
+from align.runs.continuation import FREE_KEYS, StepShape, check_continuation
+from align.runs.folder import claim_output
+from align.runs.jobs import launch
+from align.runs.preemption import EXIT_CODE, Preemption
 from align.settings import Run, check
 from align.trainer import PreferenceTrainer
 

@@ -22,7 +22,7 @@ from align.longseq.shared_prefix import SharedPrefixBatch
 from align.methods import Method
 from align.metrics import METRICS, MeanMeter, means, prompt_metrics
 from align.reference import Reference, sum_turns
-from align.sealed import SealedCheckpoints
+from align.runs.saving import SealedCheckpoints
 from align.training_log import TrainingLog
 from align.weighting import prompt_weights
 from losses.types import PairLogps

@@ -18,7 +18,6 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
-from align.cli import hydra_entry
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.distributed.agreement import check_same_settings
@@ -30,6 +29,7 @@ from align.longseq.parallel import SequenceParallel, choose_exchange, start_para
 from align.models.settings import ModelSettings
 from align.planning.fit import fit_verify
 from align.planning.job import Rows
+from align.runs.command import hydra_entry
 from align.settings import MemorySettings, ParallelSettings
 from align.verification.plain_rows import plain_pair_logps, relative_error
 from align.verification.small_copy import build_small_copy, random_examples

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from align import checkpoints
 from align.core.errors import UserError
+from align.runs import checkpoints
 
 
 def make_checkpoint(output: Path, step: int) -> Path:

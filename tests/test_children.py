@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from align.children import run_child
-from align.preemption import EXIT_CODE
+from align.runs.children import run_child
+from align.runs.preemption import EXIT_CODE
 
 # Says who it is, and leaves a mark when it is asked to end.
 CHILD = """
@@ -28,7 +28,7 @@ time.sleep(60)
 """
 PARENT = """
 import sys
-from align.children import run_child
+from align.runs.children import run_child
 sys.exit(run_child([sys.executable, "-c", *sys.argv[1:]]))
 """
 

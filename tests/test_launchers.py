@@ -18,7 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from align.planning.search import LAUNCHED
-from align.preemption import EXIT_CODE
+from align.runs.preemption import EXIT_CODE
 
 LAUNCHERS = Path(__file__).parent.parent / "launchers"
 CONFIGS = sorted(LAUNCHERS.glob("accelerate/**/*.yaml"))

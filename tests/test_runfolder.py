@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
-from align.runfolder import claim_output
+from align.runs.folder import claim_output
 
 
 def config(**changes):

@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from align import checkpoints, cli
-from align.cli import USAGE_EXIT_CODE
+from align import cli
 from align.core.errors import UserError
-from align.preemption import EXIT_CODE, Preemption
+from align.runs import checkpoints
+from align.runs.command import USAGE_EXIT_CODE
+from align.runs.preemption import EXIT_CODE, Preemption
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
@@ -255,7 +256,7 @@ def test_ten_damaged_checkpoints_are_named_and_passed_over(folder, unbroken, tmp
 
 
 def test_deepspeed_on_another_number_of_processes_is_refused(folder, unbroken, tmp_path):
-    from align.continuation import StepShape, check_continuation
+    from align.runs.continuation import StepShape, check_continuation
 
     checkpoint = folder / "unbroken" / "checkpoint-2"
     check_continuation(checkpoint, StepShape(2, "DDP", 4))

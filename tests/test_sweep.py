@@ -15,9 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from align import cli, jobs
+from align import cli
 from align.core.errors import UserError
 from align.report import RunResult, differing, rank
+from align.runs import jobs
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from align import checkpoints
-from align.preemption import EXIT_CODE
+from align.runs import checkpoints
+from align.runs.preemption import EXIT_CODE
 from benchmarks.smoke import make_rows as make_real_rows
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows

@@ -14,8 +14,8 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from align import checkpoints
 from align.core.errors import UserError, shortage
+from align.runs import checkpoints
 
 
 class SealedCheckpoints(Trainer):

@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from align.children import run_child
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
-from align.preemption import EXIT_CODE
+from align.runs.children import run_child
+from align.runs.preemption import EXIT_CODE
 
 FAILURE = "failed.txt"  # in a job's folder: why it failed
 CHILD = "launch"  # …/launch.yaml: the resolved configuration that a job's processes read

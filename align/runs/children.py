@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from align.preemption import EXIT_CODE
+from align.runs.preemption import EXIT_CODE
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
