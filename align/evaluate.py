@@ -11,7 +11,6 @@ from accelerate import PartialState
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from align import settings
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
@@ -22,6 +21,7 @@ from align.runs.folder import claim_output
 from align.synthesis.generators import GeneratorSettings
 from align.synthesis.stage import WORK, Workspace
 from align.synthesize import RESUME
+from align.training import settings
 
 
 @hydra_entry("evaluate")

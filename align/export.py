@@ -19,11 +19,11 @@ from yaml import YAMLError
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
-from align.model_card import model_card
 from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.settings import ModelSettings, RopeSettings
 from align.runs.command import hydra_entry
 from align.runs.folder import CONFIG_NAME
+from align.training.model_card import model_card
 
 DTYPES = ("stored", "float32", "bfloat16")
 ADAPTER = "adapter_config.json"

@@ -13,8 +13,8 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
+from align.distributed.names import WRAPPERS
 from align.longseq.parallel import choose_exchange, make_groups
-from align.methods import Method
 from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.planning import report
@@ -34,11 +34,11 @@ from align.planning.request import (
     row_lengths,
 )
 from align.planning.search import Priced, cheapest, price, smallest
-from align.planning.states import WRAPPERS
-from align.reference import ReferenceSettings
-from align.results import write_json
+from align.reference.settings import ReferenceSettings
 from align.runs.command import hydra_entry
-from align.settings import MemorySettings, ParallelSettings
+from align.training.methods import Method
+from align.training.results import write_json
+from align.training.settings import MemorySettings, ParallelSettings
 
 # Keys of `align plan` alone, which `align train` does not have.
 _OWN = ("rows", "gpus", "wrapper", "json")

@@ -25,9 +25,8 @@ from transformers import (
 )
 
 import align
-from align import results
 from align.core.errors import UserError
-from align.data.dataset import Collator, PreferenceData, load_preference_data
+from align.data.dataset import PreferenceData, load_preference_data
 from align.data.settings import PositionSettings
 from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.wrappers import check_launch, expected_wrapper
@@ -39,17 +38,19 @@ from align.longseq.support import check_config, check_supported
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.planning.fit import fit_memory
-from align.progress import ProgressDisplay
-from align.reference_build import build_reference, frozen_model
-from align.reference_fill import fill
+from align.reference.build import build_reference, frozen_model
 from align.runs import checkpoints
 from align.runs.command import hydra_entry
 from align.runs.continuation import FREE_KEYS, StepShape, check_continuation
 from align.runs.folder import claim_output
 from align.runs.jobs import launch
 from align.runs.preemption import EXIT_CODE, Preemption
-from align.settings import Run, check
-from align.trainer import PreferenceTrainer
+from align.training import results
+from align.training.collate import Collator
+from align.training.fill import fill
+from align.training.progress import ProgressDisplay
+from align.training.settings import Run, check
+from align.training.trainer import PreferenceTrainer
 
 BEFORE = "before.json"  # in the output folder: held-out metrics of the untrained policy
 

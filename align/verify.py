@@ -30,7 +30,7 @@ from align.models.settings import ModelSettings
 from align.planning.fit import fit_verify
 from align.planning.job import Rows
 from align.runs.command import hydra_entry
-from align.settings import MemorySettings, ParallelSettings
+from align.training.settings import MemorySettings, ParallelSettings
 from align.verification.plain_rows import plain_pair_logps, relative_error
 from align.verification.small_copy import build_small_copy, random_examples
 from losses import logo_loss

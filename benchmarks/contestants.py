@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from align.reference.sources.sources import AdapterOff, Frozen, Reference
 from datasets import Dataset
 from omegaconf import OmegaConf
 from peft import LoraConfig
@@ -26,12 +27,11 @@ from trl import DPOConfig, DPOTrainer
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
-from align.methods import Method, load_method
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
-from align.reference import AdapterOff, Frozen, Reference
-from align.trainer import PreferenceTrainer
+from align.training.methods import Method, load_method
+from align.training.trainer import PreferenceTrainer
 from losses import PairLogps
 
 # What trains → LoRA's rank; 0 is everything.

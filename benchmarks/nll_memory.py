@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from align.reference.sources.sources import ReferenceUsage
 from contestants import arguments
 from omegaconf import OmegaConf
 from rows import cut_row, text_tokens
@@ -30,14 +31,13 @@ import hydra_conf
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, SharedPrefixBatch, pack
 from align.longseq.checkpointing import apply_checkpointing
-from align.memory import peak_memory
-from align.methods import load_method
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import EMBEDDED, ModelSettings
-from align.reference import ReferenceUsage
-from align.results import write_json
-from align.settings import MemorySettings
-from align.trainer import PreferenceTrainer
+from align.training.methods import load_method
+from align.training.peak_memory import peak_memory
+from align.training.results import write_json
+from align.training.settings import MemorySettings
+from align.training.trainer import PreferenceTrainer
 from losses import PairLogps
 
 RESULTS = Path(__file__).parent / "results" / "nll_memory.json"

@@ -32,11 +32,11 @@ from rich.console import Console
 from rich.table import Table
 from rows import text_tokens
 
-from align.data.distribution import EpochSampler
 from align.models.loading import load_tokenizer
 from align.models.settings import EMBEDDED
 from align.plan import make_plan
 from align.planning.report import PARTS
+from align.training.sampling import EpochSampler
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "plan_check.json"

@@ -46,7 +46,7 @@ from align.planning.architecture import Architecture, measure, read_config
 from align.planning.job import Job, Machine, Precision, Rows, Strategy
 from align.planning.request import GpuSettings, machine_of
 from align.planning.search import LOGITS_CHUNKS, Priced, lever_sets, price
-from align.results import write_json
+from align.training.results import write_json
 from benchmarks import flexible_degrees, plan_scale_report
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"

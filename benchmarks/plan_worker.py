@@ -11,10 +11,10 @@ import sys
 import hydra
 import torch.distributed as dist
 
-from align.memory import peak_memory
 from align.models.loading import load_tokenizer
-from align.settings import check
 from align.train import build_trainer, read_data
+from align.training.peak_memory import peak_memory
+from align.training.settings import check
 
 
 def main() -> None:

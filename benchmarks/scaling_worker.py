@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import start_parallel
-from align.memory import peak_memory
 from align.models.loading import load_tokenizer
 from align.models.structure import find_causal_lm
+from align.training.peak_memory import peak_memory
 
 SHORT = 64  # tokens of the prompt that comes first
 Step = Callable[[Row], Tensor]

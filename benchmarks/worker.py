@@ -16,7 +16,7 @@ import torch
 from contestants import CONTESTANTS, Contestant, Setting
 from rows import Row
 
-from align.memory import peak_memory
+from align.training.peak_memory import peak_memory
 
 
 def main() -> None:

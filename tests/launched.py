@@ -17,9 +17,9 @@ from typing import Any
 
 import align.train
 from align.data.dataset import PreferenceData
-from align.settings import Run
 from align.train import read_data
-from align.trainer import PreferenceTrainer
+from align.training.settings import Run
+from align.training.trainer import PreferenceTrainer
 
 
 def explode(*args: Any, **kwargs: Any) -> Any:

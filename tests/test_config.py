@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 from align.core.config import check_arguments, check_choice, typed
 from align.core.errors import UserError
 from align.models.settings import ModelSettings
-from align.reference import ReferenceSettings, resolve_source
-from align.settings import RESERVED
+from align.reference.settings import ReferenceSettings, resolve_source
+from align.training.settings import RESERVED
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from align.reference.sources.sources import Frozen
 from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import TrainingArguments
@@ -20,11 +21,10 @@ import hydra_conf
 from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import SequenceParallel, start_parallel
-from align.methods import Method, load_method
 from align.models.identity import Identity
-from align.reference import Frozen
-from align.reference_cache import Cached, LogpStore
-from align.trainer import PreferenceTrainer
+from align.reference.cache import Cached, LogpStore
+from align.training.methods import Method, load_method
+from align.training.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, make_example
 from tests.tiny import tiny_model

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align import cli
 from align.export import merged_model, read_policy
-from align.model_card import model_card, public_name
 from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.training.model_card import model_card, public_name
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.arange(8, 40)[None]

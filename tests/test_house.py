@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import align
 from align.cli import COMMANDS
-from align.methods import load_method
+from align.training.methods import load_method
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("align", "losses", "hydra_conf")

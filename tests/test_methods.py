@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 import hydra_conf
 from align.core.errors import UserError
 from align.core.instantiate import allowed, instantiate
-from align.methods import load_method
+from align.training.methods import load_method
 
 METHODS = Path(hydra_conf.__file__).parent / "method"
 NEEDS = {"reference": "none", "policy_short": False, "nll_scope": "none"}

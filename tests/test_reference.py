@@ -11,28 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from align.reference.sources.sources import AdapterOff, Frozen, autocast_forward, sum_turns
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from align import cli, reference_build
+from align import cli
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
-from align.methods import Method, Needs
 from align.models.identity import Identity
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
-from align.reference import (
-    AdapterOff,
-    Frozen,
-    ReferenceSettings,
-    autocast_forward,
-    reference_model,
-    resolve_source,
-    sum_turns,
-)
-from align.reference_cache import Cached, LogpStore
-from align.reference_fill import fill
-from align.trainer import PreferenceTrainer
+from align.reference.cache import Cached, LogpStore
+from align.reference.settings import ReferenceSettings, reference_model, resolve_source
+from align.reference.sources import build as reference_build
+from align.training.fill import fill
+from align.training.methods import Method, Needs
+from align.training.trainer import PreferenceTrainer
 from losses import LossOutput, PairLogps, dpo_loss, longpo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, make_example, randomise_lora_b

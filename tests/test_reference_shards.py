@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from align.reference.sources.sources import Frozen
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
@@ -15,11 +16,10 @@ from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.models.identity import Identity
 from align.models.settings import ModelSettings
-from align.planning.states import resolve_sharding
-from align.reference import Frozen
-from align.reference_cache import Cached, LogpStore
-from align.reference_key import row_keys
-from align.reference_shards import SHARDINGS, check_sharding, load_reference
+from align.reference.cache import Cached, LogpStore
+from align.reference.key import row_keys
+from align.reference.settings import SHARDINGS, check_sharding, resolve_sharding
+from align.reference.shards import load_reference
 from losses import PairLogps
 from tests.distributed import run_distributed
 from tests.test_trainer import Rows

@@ -7,8 +7,8 @@ import json
 
 from rich.console import Console
 
-from align import results
-from align.progress import ProgressDisplay, describe
+from align.training import results
+from align.training.progress import ProgressDisplay, describe
 
 HISTORY = [
     {"step": 1, "loss": 2.0, "rewards/margins": 0.1, "rewards/accuracies": 0.5, "tokens_per_second": 90.0,

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from align.reference.sources.sources import Frozen
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from align.longseq import ATTENTION, pack, pair_logps
-from align.methods import Method, Needs
-from align.metrics import METRICS, MeanMeter, means, prompt_metrics
-from align.reference import Frozen
 from align.runs import checkpoints
-from align.trainer import PreferenceTrainer
+from align.training.methods import Method, Needs
+from align.training.metrics import METRICS, MeanMeter, means, prompt_metrics
+from align.training.trainer import PreferenceTrainer
 from losses import LossOutput, PairLogps, dpo_loss, logo_loss
 from tests.longseq.plain import assert_close, make_example, relative_error
 from tests.tiny import tiny_model

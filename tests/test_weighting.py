@@ -9,9 +9,9 @@ import torch
 
 from align.core.errors import UserError
 from align.longseq import pack, pair_logps
-from align.methods import Method, Needs
-from align.metrics import METRICS, MeanMeter, means
-from align.weighting import prompt_weights
+from align.training.methods import Method, Needs
+from align.training.metrics import METRICS, MeanMeter, means
+from align.training.weighting import prompt_weights
 from losses import sft_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close

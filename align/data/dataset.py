@@ -6,28 +6,22 @@ batch = Collator(tokens_per_row=8192)([data.train[0], data.train[1]])["batch"]
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
 from align.data.build import build_dataset
-from align.data.examples import TokenizedExample
 from align.data.mixture import Part, mix
 from align.data.rows import to_example, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
-from align.longseq.shared_prefix import SharedPrefixBatch, pack
 
 __all__ = [
-    "Collator",
     "DataSettings",
     "PositionSettings",
     "PreferenceData",
@@ -54,36 +48,6 @@ class PreferenceData:
     eval: Dataset | None
     counts: dict[str, int]
     parts: tuple[Part, ...] = ()
-
-
-@dataclass(frozen=True)
-class Collator:
-    """Packs stored rows into a shared-prefix batch (`align.longseq.shared_prefix.pack`).
-
-    Attributes:
-        tokens_per_row: see `pack`.
-        short: also pack the rows' short contexts, for methods that read them.
-    """
-
-    tokens_per_row: int | None = None
-    short: bool = False
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, SharedPrefixBatch | Tensor]:
-        """`{"batch": …}` of B rows, in order.
-
-        With `short` also `{"short": …}`, one prompt for each of the n turns, and `owner`, `[n]` in `[0, B)`: the
-        row that each turn belongs to.
-        """
-        examples = [to_example(row) for row in rows]
-        batch: dict[str, SharedPrefixBatch | Tensor] = {"batch": self._pack(examples)}
-        if self.short:
-            batch["short"] = self._pack([turn for example in examples for turn in example.short])
-            owner = [b for b, example in enumerate(examples) for _ in example.short]
-            batch["owner"] = torch.tensor(owner, dtype=torch.long)
-        return batch
-
-    def _pack(self, examples: Sequence[TokenizedExample]) -> SharedPrefixBatch:
-        return pack(examples, tokens_per_row=self.tokens_per_row)
 
 
 def load_preference_data(

@@ -40,7 +40,7 @@ from align.synthesis.local import LocalSettings
 from align.synthesis.stage import Workspace
 
 if TYPE_CHECKING:
-    from align.trainer import PreferenceTrainer
+    from align.training.trainer import PreferenceTrainer
 
 FOLDER = "suites"  # in the output folder
 PLAIN_ATTENTION = "sdpa"  # of prompts and answers: the shared-prefix attention has no key-value cache

@@ -18,8 +18,8 @@ from align.core.files import write_atomically
 from align.data.sources import open_sources
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
-from align.metrics import METRICS
 from align.synthesis.stage import WORK
+from align.training.metrics import METRICS
 
 PAIRS = "pairs"  # their name among the tasks
 COMPARED = ("rewards/accuracies", "rewards/margins")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from align.distributed.names import SHARDED
 from align.planning.activations import Activations, activations
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Strategy
-from align.planning.states import SHARDED, States, gathered, reference_shares, states
+from align.planning.states import States, gathered, reference_shares, states
 
 BROADCAST = 250 << 20  # bytes of a message of DDP's start
 

@@ -11,14 +11,14 @@ from omegaconf import DictConfig
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.dataset import PreferenceData
-from align.methods import Method, Needs, load_method
 from align.models.loading import resolve_dtype
 from align.models.quantization import QUANTIZATIONS
 from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture
 from align.planning.job import GB, Job, Levers, Machine, Precision, Rows
-from align.reference import ReferenceSettings, resolve_source
-from align.settings import MemorySettings
+from align.reference.settings import ReferenceSettings, resolve_source
+from align.training.methods import Method, Needs, load_method
+from align.training.settings import MemorySettings
 
 # Optimizers of transformers → numbers kept for each that trains, and bytes of one (None: the weight's).
 _OPTIMIZERS: dict[str, tuple[int, int | None]] = {

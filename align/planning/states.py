@@ -26,15 +26,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from align.distributed.names import DEEPSPEED
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Precision
+from align.reference.settings import resolve_sharding
 
 NF4_BYTES = 4.127 / 8
 BUCKET = 5e8  # DeepSpeed's reduce_bucket_size, elements
 LIVE = 1e9  # DeepSpeed's stage3_max_live_parameters, elements
-DEEPSPEED = {"zero1", "zero2", "zero3", "zero3_offload"}
-SHARDED = {"fsdp2", "zero3", "zero3_offload"}
-WRAPPERS = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,6 @@ class States:
     reference: float
     buffers: float
     host: float = 0.0
-
-
-def resolve_sharding(sharding: str | None, *, wrapper: str, processes: int, quantised: bool) -> str:
-    """`none`, `full` or `hybrid`: as `reference.sharding` says; by default split where the policy's weights are.
-
-    Args:
-        sharding: None where it is not set.
-        wrapper: of the policy, one of `WRAPPERS`.
-        processes: in all.
-        quantised: weights of four bits are whole everywhere.
-    """
-    if processes == 1 or quantised:
-        return "none"
-    return sharding or ("full" if wrapper in SHARDED else "none")
 
 
 def reference_shares(job: Job, wrapper: str, processes: int, *, local: int | None = None) -> int:

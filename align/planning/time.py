@@ -32,11 +32,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from align.distributed.names import SHARDED
 from align.longseq.ulysses import share_heads
 from align.planning.activations import own_tokens
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Rows, Strategy
-from align.planning.states import SHARDED, reference_shares, states
+from align.planning.states import reference_shares, states
 
 HOST_TRAFFIC = (
     100e9  # bytes/s of a node's memory that DeepSpeed's CPU Adam reaches (an estimate; not measured here)

@@ -14,7 +14,6 @@ from datasets import Dataset, DatasetDict
 from align.core.errors import UserError
 from align.data.build import cache_key
 from align.data.dataset import (
-    Collator,
     DataSettings,
     PositionSettings,
     PreferenceData,
@@ -28,6 +27,7 @@ from align.data.formats import read_examples
 from align.data.sources import open_sources
 from align.data.tokens import ExampleTokenizer
 from align.longseq.shared_prefix import pack
+from align.training.collate import Collator
 from tests.data.helpers import byte_tokenizer, write_lines
 from tests.data.test_released import logo_row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from align.data.distribution import PLACEHOLDER, EpochSampler
+from align.training.sampling import PLACEHOLDER, EpochSampler
 
 
 def order(seed: int | None, epoch: int) -> tuple[int, ...]:

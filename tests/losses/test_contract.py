@@ -11,7 +11,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 import hydra_conf
-from align.methods import Method, load_method
+from align.training.methods import Method, load_method
 from losses import LossOutput, PairLogps
 from tests.losses.cases import columns, leaves, random_pair, rows, with_absent_column, with_leaves
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from align.memory import peak_memory
-from align.metrics import MeanMeter, means
-from align.reference import Reference
+from align.reference.sources.sources import Reference
+from align.training.metrics import MeanMeter, means
+from align.training.peak_memory import peak_memory
 
 Sum = Callable[[Sequence[int]], list[float]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -12,91 +12,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from align.core.config import check_choice
-from align.core.errors import UserError
 from align.longseq.logps import sum_by_index
 from align.longseq.shared_prefix import SharedPrefixBatch
-from align.models.settings import ModelSettings, RopeSettings
 from losses.types import PairLogps
 
 Forward = Callable[[nn.Module, SharedPrefixBatch], PairLogps]
-
-
-@dataclass(frozen=True)
-class ReferenceSettings:
-    """Group `reference`; see hydra_conf/reference/default.yaml."""
-
-    source: str | None = None
-    model: str | None = None
-    rope: str = "policy"
-    sharding: str | None = None
-    cache: str | None = None
-    fill_only: bool = False
-
-
-def resolve_source(settings: ReferenceSettings, *, needs: str, lora: bool, method: str) -> str:
-    """`none`, `adapter_off` or `frozen`: as set, or what the method and the parameters that train call for.
-
-    Args:
-        settings: group `reference`.
-        needs: the method's `needs.reference`.
-        lora: whether the policy has an adapter.
-        method: its name, for messages.
-
-    Raises:
-        UserError: the settings contradict each other, the method or the model.
-    """
-    source = settings.source
-    check_choice("reference.source", str(source or "none"), ("none", "adapter_off", "frozen"))
-    check_choice("reference.rope", settings.rope, ("policy", "checkpoint"))
-    if needs == "none":
-        if settings.fill_only:
-            raise UserError(
-                f"reference.fill_only: method={method} has no reference, so there is nothing to fill."
-            )
-        return "none"
-    if settings.fill_only and settings.cache is None:
-        raise UserError("reference.fill_only fills a cache: name its folder, reference.cache=FOLDER.")
-    if source == "none":
-        raise UserError(
-            f"method={method} needs a reference, but reference.source=none: "
-            "set reference.source=adapter_off (with LoRA) or frozen."
-        )
-    if source is None:
-        own = settings.model is not None or settings.rope == "checkpoint"
-        return "adapter_off" if lora and not own else "frozen"
-    if source == "adapter_off":
-        _check_adapter_off(settings, lora=lora)
-    return source
-
-
-def _check_adapter_off(settings: ReferenceSettings, *, lora: bool) -> None:
-    """The policy without its adapter is the starting model as the policy loaded it, and nothing else."""
-    if not lora:
-        raise UserError(
-            "reference.source=adapter_off needs an adapter to switch off: set model.lora.r, or reference.source=frozen."
-        )
-    if settings.model is not None:
-        raise UserError(
-            "reference.model names another model: it goes with reference.source=frozen, not adapter_off."
-        )
-    if settings.rope == "checkpoint":
-        raise UserError(
-            "reference.rope=checkpoint goes with reference.source=frozen: adapter_off reads with the policy's RoPE."
-        )
-
-
-def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> ModelSettings:
-    """The model settings of the reference: the starting model's, or those of `reference.model`, never an adapter.
-
-    Args:
-        settings: group `reference`.
-        policy: group `model`.
-    """
-    model = replace(policy, lora=replace(policy.lora, r=0))
-    if settings.model is not None:
-        model = replace(model, path=settings.model, revision=None)
-    return replace(model, rope=RopeSettings()) if settings.rope == "checkpoint" else model
 
 
 @dataclass

@@ -15,10 +15,11 @@ from align.longseq.parallel import SequenceParallel
 from align.longseq.support import check_supported
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm
-from align.reference import AdapterOff, Frozen, Reference, autocast_forward, reference_model
-from align.reference_cache import open_cache
-from align.reference_shards import load_reference
-from align.settings import Run
+from align.reference.cache import open_cache
+from align.reference.settings import reference_model
+from align.reference.shards import load_reference
+from align.reference.sources.sources import AdapterOff, Frozen, Reference, autocast_forward
+from align.training.settings import Run
 
 
 def build_reference(run: Run, policy: Any, parallel: SequenceParallel | None) -> Reference | None:

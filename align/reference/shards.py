@@ -7,7 +7,7 @@ a decoder layer when the forward comes to it. Nothing is trained, so nothing els
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,50 +22,9 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
-from align.core.config import check_choice
-from align.core.errors import UserError
 from align.distributed.wrappers import launched_wrapper
-from align.models.settings import ModelSettings
 from align.models.structure import decoder_layers
-from align.planning.states import resolve_sharding
-
-SHARDINGS = ("none", "full", "hybrid")
-
-
-def check_sharding(
-    sharding: str | None, *, source: str, model: ModelSettings, environment: Mapping[str, str] = os.environ
-) -> None:
-    """Before anything is loaded.
-
-    Args:
-        sharding: `reference.sharding`.
-        source: where the reference comes from, see `resolve_source`.
-        model: group `model`.
-        environment: of the launcher: its number of processes, and of those on this machine.
-
-    Raises:
-        UserError: nothing is there to split, weights of four bits, or machines with unlike numbers of processes.
-    """
-    check_choice("reference.sharding", sharding or "none", SHARDINGS)
-    if sharding in (None, "none"):
-        return
-    if source == "adapter_off":
-        raise UserError(
-            f"reference.sharding={sharding} splits a frozen reference, but this one is the policy without its "
-            "adapter: leave reference.sharding out, or set reference.source=frozen."
-        )
-    if model.quantization != "none" and source == "frozen":
-        raise UserError(
-            f"reference.sharding={sharding} cannot split weights of four bits (model.quantization="
-            f"{model.quantization}): set reference.sharding=none."
-        )
-    processes = int(environment.get("WORLD_SIZE", "1"))
-    local = int(environment.get("LOCAL_WORLD_SIZE", processes))
-    if sharding == "hybrid" and processes % local:
-        raise UserError(
-            f"reference.sharding=hybrid needs equally many processes on every machine, and {processes} do not "
-            f"divide by the {local} of this one: set reference.sharding=full."
-        )
+from align.reference.settings import resolve_sharding
 
 
 def load_reference(

@@ -21,12 +21,11 @@ from align.longseq.flash import FLASH_MODULES, check_flash
 from align.longseq.forward import DEFAULT_CHUNK
 from align.longseq.probe import check_attention_reached
 from align.longseq.support import check_config
-from align.methods import Method, load_method
 from align.models.loading import causal_lm_class, check_model, load_config, resolve_dtype
 from align.models.settings import ModelSettings
-from align.reference import ReferenceSettings, reference_model, resolve_source
-from align.reference_cache import check_folder
-from align.reference_shards import check_sharding
+from align.reference.cache import check_folder
+from align.reference.settings import ReferenceSettings, check_sharding, reference_model, resolve_source
+from align.training.methods import Method, load_method
 
 # Keywords of TrainingArguments that this toolkit sets itself → the key to use instead.
 RESERVED = {

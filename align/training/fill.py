@@ -14,8 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from align.reference_cache import Cached
-from align.trainer import PreferenceTrainer
+from align.reference.cache import Cached
+from align.training.trainer import PreferenceTrainer
 
 
 def fill(trainer: PreferenceTrainer, *datasets: Any) -> dict[str, int]:

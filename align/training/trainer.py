@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from align.data.distribution import EpochSampler, MarkedCollator, MarkedRows
 from align.distributed.wrappers import WrapperCheck
 from align.longseq.forward import DEFAULT_CHUNK, pair_logps
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
-from align.methods import Method
-from align.metrics import METRICS, MeanMeter, means, prompt_metrics
-from align.reference import Reference, sum_turns
+from align.reference.sources.sources import Reference, sum_turns
 from align.runs.saving import SealedCheckpoints
-from align.training_log import TrainingLog
-from align.weighting import prompt_weights
+from align.training.log import TrainingLog
+from align.training.methods import Method
+from align.training.metrics import METRICS, MeanMeter, means, prompt_metrics
+from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
+from align.training.weighting import prompt_weights
 from losses.types import PairLogps
 
 

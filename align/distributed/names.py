@@ -1,0 +1,7 @@
+"""Wrappers by the names of `launchers/accelerate/`: how a policy is spread over processes."""
+
+from __future__ import annotations
+
+DEEPSPEED = {"zero1", "zero2", "zero3", "zero3_offload"}
+SHARDED = {"fsdp2", "zero3", "zero3_offload"}
+WRAPPERS = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")

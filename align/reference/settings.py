@@ -1,0 +1,142 @@
+"""Group `reference` as a dataclass, and what it stands for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from align.core.config import check_choice
+from align.core.errors import UserError
+from align.distributed.names import SHARDED
+from align.models.settings import ModelSettings, RopeSettings
+
+
+@dataclass(frozen=True)
+class ReferenceSettings:
+    """Group `reference`; see hydra_conf/reference/default.yaml."""
+
+    source: str | None = None
+    model: str | None = None
+    rope: str = "policy"
+    sharding: str | None = None
+    cache: str | None = None
+    fill_only: bool = False
+
+
+def resolve_source(settings: ReferenceSettings, *, needs: str, lora: bool, method: str) -> str:
+    """`none`, `adapter_off` or `frozen`: as set, or what the method and the parameters that train call for.
+
+    Args:
+        settings: group `reference`.
+        needs: the method's `needs.reference`.
+        lora: whether the policy has an adapter.
+        method: its name, for messages.
+
+    Raises:
+        UserError: the settings contradict each other, the method or the model.
+    """
+    source = settings.source
+    check_choice("reference.source", str(source or "none"), ("none", "adapter_off", "frozen"))
+    check_choice("reference.rope", settings.rope, ("policy", "checkpoint"))
+    if needs == "none":
+        if settings.fill_only:
+            raise UserError(
+                f"reference.fill_only: method={method} has no reference, so there is nothing to fill."
+            )
+        return "none"
+    if settings.fill_only and settings.cache is None:
+        raise UserError("reference.fill_only fills a cache: name its folder, reference.cache=FOLDER.")
+    if source == "none":
+        raise UserError(
+            f"method={method} needs a reference, but reference.source=none: "
+            "set reference.source=adapter_off (with LoRA) or frozen."
+        )
+    if source is None:
+        own = settings.model is not None or settings.rope == "checkpoint"
+        return "adapter_off" if lora and not own else "frozen"
+    if source == "adapter_off":
+        _check_adapter_off(settings, lora=lora)
+    return source
+
+
+def _check_adapter_off(settings: ReferenceSettings, *, lora: bool) -> None:
+    """The policy without its adapter is the starting model as the policy loaded it, and nothing else."""
+    if not lora:
+        raise UserError(
+            "reference.source=adapter_off needs an adapter to switch off: set model.lora.r, or reference.source=frozen."
+        )
+    if settings.model is not None:
+        raise UserError(
+            "reference.model names another model: it goes with reference.source=frozen, not adapter_off."
+        )
+    if settings.rope == "checkpoint":
+        raise UserError(
+            "reference.rope=checkpoint goes with reference.source=frozen: adapter_off reads with the policy's RoPE."
+        )
+
+
+def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> ModelSettings:
+    """The model settings of the reference: the starting model's, or those of `reference.model`, never an adapter.
+
+    Args:
+        settings: group `reference`.
+        policy: group `model`.
+    """
+    model = replace(policy, lora=replace(policy.lora, r=0))
+    if settings.model is not None:
+        model = replace(model, path=settings.model, revision=None)
+    return replace(model, rope=RopeSettings()) if settings.rope == "checkpoint" else model
+
+
+SHARDINGS = ("none", "full", "hybrid")
+
+
+def check_sharding(
+    sharding: str | None, *, source: str, model: ModelSettings, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Before anything is loaded.
+
+    Args:
+        sharding: `reference.sharding`.
+        source: where the reference comes from, see `resolve_source`.
+        model: group `model`.
+        environment: of the launcher: its number of processes, and of those on this machine.
+
+    Raises:
+        UserError: nothing is there to split, weights of four bits, or machines with unlike numbers of processes.
+    """
+    check_choice("reference.sharding", sharding or "none", SHARDINGS)
+    if sharding in (None, "none"):
+        return
+    if source == "adapter_off":
+        raise UserError(
+            f"reference.sharding={sharding} splits a frozen reference, but this one is the policy without its "
+            "adapter: leave reference.sharding out, or set reference.source=frozen."
+        )
+    if model.quantization != "none" and source == "frozen":
+        raise UserError(
+            f"reference.sharding={sharding} cannot split weights of four bits (model.quantization="
+            f"{model.quantization}): set reference.sharding=none."
+        )
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    local = int(environment.get("LOCAL_WORLD_SIZE", processes))
+    if sharding == "hybrid" and processes % local:
+        raise UserError(
+            f"reference.sharding=hybrid needs equally many processes on every machine, and {processes} do not "
+            f"divide by the {local} of this one: set reference.sharding=full."
+        )
+
+
+def resolve_sharding(sharding: str | None, *, wrapper: str, processes: int, quantised: bool) -> str:
+    """`none`, `full` or `hybrid`: as `reference.sharding` says; by default split where the policy's weights are.
+
+    Args:
+        sharding: None where it is not set.
+        wrapper: of the policy, one of `WRAPPERS`.
+        processes: in all.
+        quantised: weights of four bits are whole everywhere.
+    """
+    if processes == 1 or quantised:
+        return "none"
+    return sharding or ("full" if wrapper in SHARDED else "none")

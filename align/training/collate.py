@@ -1,0 +1,44 @@
+"""Stored rows → a packed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.data.examples import TokenizedExample
+from align.data.rows import to_example
+from align.longseq.shared_prefix import SharedPrefixBatch, pack
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Packs stored rows into a shared-prefix batch (`align.longseq.shared_prefix.pack`).
+
+    Attributes:
+        tokens_per_row: see `pack`.
+        short: also pack the rows' short contexts, for methods that read them.
+    """
+
+    tokens_per_row: int | None = None
+    short: bool = False
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, SharedPrefixBatch | Tensor]:
+        """`{"batch": …}` of B rows, in order.
+
+        With `short` also `{"short": …}`, one prompt for each of the n turns, and `owner`, `[n]` in `[0, B)`: the
+        row that each turn belongs to.
+        """
+        examples = [to_example(row) for row in rows]
+        batch: dict[str, SharedPrefixBatch | Tensor] = {"batch": self._pack(examples)}
+        if self.short:
+            batch["short"] = self._pack([turn for example in examples for turn in example.short])
+            owner = [b for b, example in enumerate(examples) for _ in example.short]
+            batch["owner"] = torch.tensor(owner, dtype=torch.long)
+        return batch
+
+    def _pack(self, examples: Sequence[TokenizedExample]) -> SharedPrefixBatch:
+        return pack(examples, tokens_per_row=self.tokens_per_row)
