@@ -14,12 +14,12 @@ from rich.console import Console
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
+from align.generation.generators import GeneratorSettings
+from align.generation.stage import WORK, Workspace
 from align.models.loading import load_causal_lm, load_tokenizer, resolve_dtype
 from align.models.settings import ModelSettings
 from align.runs.command import hydra_entry
 from align.runs.folder import claim_output
-from align.synthesis.generators import GeneratorSettings
-from align.synthesis.stage import WORK, Workspace
 from align.synthesize import RESUME
 from align.training import settings
 

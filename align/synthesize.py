@@ -13,18 +13,18 @@ from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
+from align.documents.duplicates import check_duplicates, remove_duplicates
+from align.documents.lengths import show_documents, token_counts
+from align.documents.loading import Document, fingerprint
+from align.generation.generators import GeneratorSettings
+from align.generation.stage import WORK, Workspace
 from align.models.loading import load_tokenizer, resolve_dtype
 from align.models.settings import ModelSettings
 from align.runs.command import hydra_entry
 from align.runs.folder import claim_output
 from align.synthesis.card import write_card
-from align.synthesis.documents import Document, fingerprint
-from align.synthesis.duplicates import check_duplicates, remove_duplicates
-from align.synthesis.generators import GeneratorSettings
-from align.synthesis.lengths import show_documents, token_counts
 from align.synthesis.pipeline import ROWS, Pipeline, Summary, report
 from align.synthesis.select import Selector, select_rows
-from align.synthesis.stage import WORK, Workspace
 
 RESUME = ("auto", "never")
 # Keys that change no answer: how fast a server is asked, and where it stands.

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from align.documents.loading import load_documents
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.local import LocalGenerator
+from align.generation.sampling import RowSampler
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import ModelSettings
-from align.synthesis.documents import load_documents
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
-from align.synthesis.local import LocalGenerator
-from align.synthesis.sampling import RowSampler
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.synthesis.chunking import Chunk
+from align.documents.chunking import Chunk
 from align.synthesis.contexts import choose_contexts
 from align.synthesis.scorers import Bm25, Scorer, TfIdf
 from align.synthesis.spacy_scorer import SpacyOverlap

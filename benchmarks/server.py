@@ -19,9 +19,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.server import OpenAIGenerator, OpenAISettings
 from align.models.loading import load_tokenizer
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
-from align.synthesis.server import OpenAIGenerator, OpenAISettings
 
 RESULTS = Path(__file__).parent / "results" / "server.json"
 

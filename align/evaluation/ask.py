@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import PartialState
 
 from align.evaluation.suite import Evaluation
-from align.synthesis.generators import Completion, Message, Request, Sampling, derive_seed
-from align.synthesis.ledger import Ledger
-from align.synthesis.stage import WORK, run_stage
+from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
+from align.generation.ledger import Ledger
+from align.generation.stage import WORK, run_stage
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
-from align.synthesis.documents import load_documents
-from align.synthesis.generators import derive_seed
+from align.documents.loading import load_documents
+from align.generation.generators import derive_seed
 
 _SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n\s*\n\s*")
 # fmt: off

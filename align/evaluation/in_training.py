@@ -35,9 +35,9 @@ from align.core.errors import UserError
 from align.core.instantiate import build
 from align.distributed.wrappers import expected_wrapper
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
+from align.generation.local import LocalSettings
+from align.generation.stage import Workspace
 from align.models.structure import attention_of, find_causal_lm
-from align.synthesis.local import LocalSettings
-from align.synthesis.stage import Workspace
 
 if TYPE_CHECKING:
     from align.training.trainer import PreferenceTrainer

@@ -13,7 +13,7 @@ from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import read_rows
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
-from align.synthesis.prompt import check_places, fill
+from align.generation.prompts import check_places, fill
 
 COLUMNS = ("context", "input", "answers")
 PREDICTION_COLUMNS = ("pred", "answers")

@@ -13,10 +13,10 @@ from align.evaluation.haystacks import read_rows
 from align.evaluation.pictures import curve
 from align.evaluation.statistics import Interval, mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
+from align.generation.generators import Completion
 from align.scores.length import count_words, length_score
 from align.synthesis.candidates import Candidate
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.generators import Completion
 from align.synthesis.instructions import Instruction
 from align.synthesis.quality import QualityScorer
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.documents.loading import load_documents
 from align.evaluation.pictures import curve
 from align.evaluation.statistics import Interval, mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, plain
+from align.generation.stage import WORK
 from align.longseq.logps import token_logps
-from align.synthesis.documents import load_documents
-from align.synthesis.stage import WORK
 
 HEAD_CHUNK = 1024  # tokens whose vocabulary logits exist at once
 

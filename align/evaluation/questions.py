@@ -13,7 +13,7 @@ from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import read_rows
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped
-from align.synthesis.generators import Completion
+from align.generation.generators import Completion
 
 COLUMNS = ("prompt", "answers")
 

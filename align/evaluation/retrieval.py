@@ -15,7 +15,7 @@ from align.evaluation.haystacks import Found, KeyValue, MultiDocument, Needles, 
 from align.evaluation.pictures import heat_map
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
-from align.synthesis.generators import Completion
+from align.generation.generators import Completion
 
 TASKS = ("needles", "key_value", "multi_document")
 TEMPLATE_MARGIN = 64  # tokens left for the chat template around a prompt

@@ -18,7 +18,7 @@ from align.core.files import write_atomically
 from align.data.sources import open_sources
 from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
-from align.synthesis.stage import WORK
+from align.generation.stage import WORK
 from align.training.metrics import METRICS
 
 PAIRS = "pairs"  # their name among the tasks

@@ -15,7 +15,7 @@ from rich.table import Table
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.evaluation.statistics import Interval, mean_interval
-from align.synthesis.stage import Workspace
+from align.generation.stage import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

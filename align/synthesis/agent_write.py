@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
+from align.generation.prompts import check_places, fill
+from align.generation.stage import Dialogue
 from align.scores.length import count_words
 from align.synthesis.candidates import Candidate, Written
-from align.synthesis.generators import Completion, Message, Request, Sampling, derive_seed
 from align.synthesis.instructions import Instruction
 from align.synthesis.pipeline import at_least, check_share
 from align.synthesis.plans import Step, is_step_line, parse_plan, render_plan, render_step, with_lengths
-from align.synthesis.prompt import check_places, fill
 from align.synthesis.rows import trim_cut
-from align.synthesis.stage import Dialogue
 
 SOURCE = "agent_write"
 _GROUP = "agent_write"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.generation.generators import Completion
 from align.scores.length import count_words
-from align.synthesis.generators import Completion
 from align.synthesis.rows import trim_cut
 
 

@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.core.files import write_atomically
 from align.data.examples import TokenizedExample
+from align.generation.stage import Workspace
 from align.synthesis.pipeline import Summary
 from align.synthesis.select import tokenized
-from align.synthesis.stage import Workspace
 
 CARD = "README.md"
 LENGTHS, MARGINS = "lengths.png", "margins.png"

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from align.synthesis.chunking import Chunk
+from align.documents.chunking import Chunk
 from align.synthesis.scorers import Scorer
 
 # What dis-preferred answers are generated from, in turn; LOGO: nothing relevant, and half of it.

@@ -10,9 +10,9 @@ from typing import Any
 
 from align.core.errors import UserError
 from align.data.sources import open_sources, read_rows
-from align.synthesis.documents import Document
+from align.documents.loading import Document
+from align.generation.stage import Workspace
 from align.synthesis.pipeline import Summary, write_rows
-from align.synthesis.stage import Workspace
 
 KEY = "pipeline.path"
 

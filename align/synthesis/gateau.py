@@ -20,13 +20,13 @@ from align.core.config import check_choice
 from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.data.examples import TokenizedExample
+from align.generation.generators import digest_of
+from align.generation.ledger import LinesFile
+from align.generation.stage import WORK, Workspace
 from align.models.loading import load_causal_lm
 from align.models.settings import ModelSettings, RopeSettings
 from align.synthesis.context_use import answer_nll, segment_attention, segment_nlls
-from align.synthesis.generators import digest_of
-from align.synthesis.ledger import LinesFile
 from align.synthesis.select import Score, check_keep, tokenized
-from align.synthesis.stage import WORK, Workspace
 
 DEVICES = ("auto", "cpu", "cuda")
 

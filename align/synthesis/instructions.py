@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from align.core.errors import UserError
 from align.data.sources import open_sources, read_rows
+from align.documents.loading import EMBEDDED, Document
 from align.scores.length import required_length
-from align.synthesis.documents import EMBEDDED, Document
 
 KEY = "pipeline.instructions"
 

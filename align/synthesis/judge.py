@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
-from align.synthesis.prompt import fill
-from align.synthesis.stage import Workspace, run_stage
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.prompts import fill
+from align.generation.stage import Workspace, run_stage
 
 _VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _LONGEST = 8  # tokens of a verdict

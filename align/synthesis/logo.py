@@ -10,16 +10,16 @@ from itertools import accumulate, islice
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
-from align.synthesis.chunking import Chunk, cut_document
+from align.documents.chunking import Chunk, cut_document
+from align.documents.loading import Document, load_documents
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.prompts import check_places, fill
+from align.generation.stage import Workspace, run_stage
 from align.synthesis.contexts import Contexts, choose_contexts
-from align.synthesis.documents import Document, load_documents
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
 from align.synthesis.judge import Judged, judge_answers
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
-from align.synthesis.prompt import check_places, fill
 from align.synthesis.rows import Answered, Asked, Questions, build_row, trim_cut
 from align.synthesis.scorers import Bm25, Scorer
-from align.synthesis.stage import Workspace, run_stage
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from itertools import islice
 from typing import Any
 
 from align.core.errors import UserError
-from align.synthesis.chunking import Chunk
-from align.synthesis.documents import Document, load_documents
+from align.documents.chunking import Chunk
+from align.documents.loading import Document, load_documents
+from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
+from align.generation.prompts import PromptEncoder, check_places, fill
+from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.synthesis.filters import answer_problem
-from align.synthesis.generators import Completion, Message, Request, Sampling, derive_seed
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
-from align.synthesis.prompt import PromptEncoder, check_places, fill
 from align.synthesis.questions import parse_numbered
 from align.synthesis.rows import describe_call, normalise, trim_cut
-from align.synthesis.stage import Dialogue, Workspace, run_dialogues
 from align.synthesis.windows import Window, WindowSizes, cut_windows
 
 QUESTIONS = 4  # asked for of each chunk, one of which is picked (paper)

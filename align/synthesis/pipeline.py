@@ -13,8 +13,8 @@ from rich.table import Table
 
 from align.core.errors import UserError
 from align.core.files import write_atomically, writing_atomically
-from align.synthesis.documents import Document
-from align.synthesis.stage import Workspace
+from align.documents.loading import Document
+from align.generation.stage import Workspace
 
 ROWS = "train.jsonl"
 SUMMARY = "summary.json"

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from align.core.errors import UserError
+from align.generation.generators import Generator, GeneratorSettings, Message, Request, Sampling, derive_seed
+from align.generation.prompts import check_places, fill
+from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.candidates import Candidate
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.generators import Generator, GeneratorSettings, Message, Request, Sampling, derive_seed
 from align.synthesis.instructions import Instruction
 from align.synthesis.pipeline import at_least, check_share
 from align.synthesis.plans import is_step_line
-from align.synthesis.prompt import check_places, fill
-from align.synthesis.stage import Dialogue, Workspace, run_dialogues
 
 WORDS_A_PARAGRAPH = 400  # an answer of more words than this should have more than one paragraph
 _WHOLE_END = re.compile(r"[.!?。！？…:)\]}\"'”’）】*`|-]\s*$")

@@ -10,10 +10,10 @@ from typing import Any
 
 from rapidfuzz import fuzz
 
-from align.synthesis.chunking import Chunk
+from align.documents.chunking import Chunk
+from align.documents.loading import Document
+from align.generation.generators import Completion, Request
 from align.synthesis.contexts import Contexts
-from align.synthesis.documents import Document
-from align.synthesis.generators import Completion, Request
 from align.synthesis.scorers import Scorer
 
 SHORTEST_QUESTION = 3  # words

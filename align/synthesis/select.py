@@ -17,7 +17,7 @@ from align.data.released import is_released
 from align.data.settings import DataSettings
 from align.data.sources import RawRow, open_sources, read_rows
 from align.data.tokens import ExampleTokenizer
-from align.synthesis.stage import Workspace
+from align.generation.stage import Workspace
 
 SCORES = "selection.jsonl"  # every row's score, kept or not
 LENGTHS = ("prompt", "chosen", "row")

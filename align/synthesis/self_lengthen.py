@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.prompts import check_places, fill
+from align.generation.stage import Dialogue
 from align.scores.length import count_words
 from align.synthesis.candidates import Candidate, Written
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
 from align.synthesis.instructions import Instruction
 from align.synthesis.pipeline import at_least, check_share
-from align.synthesis.prompt import check_places, fill
 from align.synthesis.rows import trim_cut
-from align.synthesis.stage import Dialogue
 
 SOURCE = "self_lengthen"
 _GROUP = "self_lengthen"

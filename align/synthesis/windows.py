@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from align.synthesis.chunking import Chunk, cut_document
-from align.synthesis.documents import Document
+from align.documents.chunking import Chunk, cut_document
+from align.documents.loading import Document
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from align.synthesis.generators import derive_seed
+from align.generation.generators import derive_seed
 
 KINDS, VALUES, FILLERS = 16, 12, 48
 FACTS = 8  # in a context, each of another kind

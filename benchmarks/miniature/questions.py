@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.documents.loading import load_documents
 from align.evaluation.answers import contains_answer, normalise
 from align.evaluation.haystacks import read_rows
-from align.synthesis.documents import load_documents
-from align.synthesis.generators import derive_seed
+from align.generation.generators import derive_seed
 
 FILE = "multi_document_qa/nq-open-oracle.jsonl.gz"  # in ALIGN_DATA
 PROSE = "documents/state_union.zip"  # there too: speeches

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import UserError
+from align.documents.loading import Document
 from align.evaluation.answers import contains_answer
-from align.synthesis.documents import Document
-from align.synthesis.generators import Completion, Message, Request, Sampling, ScoredText, derive_seed
+from align.generation.generators import Completion, Message, Request, Sampling, ScoredText, derive_seed
+from align.generation.prompts import PromptEncoder
+from align.generation.stage import Workspace, run_stage
 from align.synthesis.pipeline import Summary, write_rows
-from align.synthesis.prompt import PromptEncoder
 from align.synthesis.rows import normalise, trim_cut
-from align.synthesis.stage import Workspace, run_stage
 from benchmarks.miniature import questions
 from benchmarks.miniature.questions import Row, Split
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from align.synthesis.generators import derive_seed
+from align.generation.generators import derive_seed
 
 TOPICS = tuple(f"topic{i:02}" for i in range(24))
 REQUIRED = tuple(range(10, 121, 5))  # words asked for

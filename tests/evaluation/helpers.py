@@ -11,10 +11,10 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from align.evaluation.suite import Evaluation, ScoredPairs
+from align.generation.generators import Completion, Request
+from align.generation.stage import Workspace
 from align.models.loading import load_causal_lm
 from align.models.settings import ModelSettings
-from align.synthesis.generators import Completion, Request
-from align.synthesis.stage import Workspace
 from tests.tiny import tiny_tokenizer
 
 

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_module
 
 from align.core.errors import UserError
 from align.evaluation.longwrite import LongWrite, required_bucket
+from align.generation.generators import Completion
 from align.scores.judge import DIMENSIONS
-from align.synthesis.generators import Completion
 from align.synthesis.quality import Judge
 from tests.evaluation.helpers import Answers, evaluation
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 import hydra_conf
-from align.synthesis.documents import Document
-from align.synthesis.generators import Completion, Request, Sampling
-from align.synthesis.local import LocalGenerator
+from align.documents.loading import Document
+from align.generation.generators import Completion, Request, Sampling
+from align.generation.local import LocalGenerator
+from align.generation.stage import Workspace
 from align.synthesis.logo import LogoPipeline
-from align.synthesis.stage import Workspace
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.95, min_new_tokens=2, max_new_tokens=8)

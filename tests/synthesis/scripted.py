@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import hydra_conf
+from align.generation.generators import Completion, Generator, Request
+from align.generation.local import LocalSettings
+from align.generation.stage import Workspace
 from align.models.settings import ModelSettings
 from align.scores.judge import DIMENSIONS
-from align.synthesis.generators import Completion, Generator, Request
-from align.synthesis.local import LocalSettings
-from align.synthesis.stage import Workspace
 from tests.synthesis.helpers import KilledError
 from tests.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCABULARY_SIZE, tiny_model
 

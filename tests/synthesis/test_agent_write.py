@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from align.generation.generators import Completion
 from align.synthesis.agent_write import AgentWrite, clean_step
 from align.synthesis.candidates import Candidate, Written
-from align.synthesis.generators import Completion
 from align.synthesis.instructions import Instruction
 from align.synthesis.plans import Step, parse_plan, render_plan, with_lengths
 from align.synthesis.self_lengthen import SelfLengthen, _portion

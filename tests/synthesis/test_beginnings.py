@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.synthesis import beginnings
-from align.synthesis.beginnings import Beginnings, can_share, common_length, find_families
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
-from align.synthesis.local import LocalGenerator
-from align.synthesis.stage import run_dialogues
+from align.generation import prefixes as beginnings
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.local import LocalGenerator
+from align.generation.prefixes import Beginnings, can_share, common_length, find_families
+from align.generation.stage import run_dialogues
 from tests.synthesis.helpers import SAMPLING, workspace
 from tests.tiny import KINDS, tiny_model, tiny_tokenizer
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from align.core.errors import UserError
-from align.synthesis.cache import CachedGenerator, cached
-from align.synthesis.generators import Completion, Message, Request, ScoredText, derive_seed
-from align.synthesis.stage import run_dialogues, run_scores, run_stage
+from align.generation.call_cache import CachedGenerator, cached
+from align.generation.generators import Completion, Message, Request, ScoredText, derive_seed
+from align.generation.stage import run_dialogues, run_scores, run_stage
 from tests.synthesis.helpers import SAMPLING, KilledError, local_generator, workspace
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -7,8 +7,8 @@ import string
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.synthesis.chunking import cut_document
-from align.synthesis.documents import Document
+from align.documents.chunking import cut_document
+from align.documents.loading import Document
 from tests.data.helpers import byte_tokenizer
 from tests.tiny import tiny_tokenizer
 

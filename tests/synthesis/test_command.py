@@ -15,8 +15,8 @@ from hydra import compose, initialize_config_module
 
 from align import synthesize
 from align.core.errors import UserError
+from align.generation.local import LocalSettings
 from align.models.embedded import EMBEDDED_PACKAGE
-from align.synthesis.local import LocalSettings
 from align.synthesis.logo import LogoPipeline
 from align.synthesis.pipeline import Summary, report
 from align.synthesis.scorers import Bm25

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from align.core.errors import UserError
-from align.synthesis import continued
-from align.synthesis.continued import Beginning, Continued, continued_attention
+from align.generation import prefix_attention as continued
+from align.generation.prefix_attention import Beginning, Continued, continued_attention
 from tests.tiny import tiny_model
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8

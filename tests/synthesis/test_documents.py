@@ -13,9 +13,9 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from align.core.errors import UserError
-from align.synthesis.documents import Document, fingerprint, load_documents
-from align.synthesis.duplicates import Removed, check_duplicates, remove_duplicates
-from align.synthesis.lengths import histogram, show_documents
+from align.documents.duplicates import Removed, check_duplicates, remove_duplicates
+from align.documents.lengths import histogram, show_documents
+from align.documents.loading import Document, fingerprint, load_documents
 
 needs_data = pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from align.synthesis.escape import BREAK, KNOWN, Escaper
-from align.synthesis.generators import Message, Request
-from align.synthesis.prompt import PromptEncoder, fill
+from align.generation.generators import Message, Request
+from align.generation.markers import BREAK, KNOWN, Escaper
+from align.generation.prompts import PromptEncoder, fill
 from tests.synthesis.helpers import SAMPLING
 
 CHATML = (

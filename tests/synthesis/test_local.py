@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.errors import UserError
-from align.synthesis.batches import fixed_batches
-from align.synthesis.beginnings import Family
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
-from align.synthesis.local import LocalSettings
-from align.synthesis.prompt import PromptEncoder, fill
+from align.generation.batches import fixed_batches
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.local import LocalSettings
+from align.generation.prefixes import Family
+from align.generation.prompts import PromptEncoder, fill
 from tests.data.helpers import byte_tokenizer
 from tests.synthesis.helpers import SAMPLING, local_generator
 from tests.tiny import tiny_tokenizer

@@ -12,10 +12,10 @@ import pytest
 from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
-from align.synthesis.chunking import Chunk
+from align.documents.chunking import Chunk
+from align.generation.generators import Completion, Message, Request
+from align.generation.ledger import Ledger
 from align.synthesis.contexts import choose_contexts
-from align.synthesis.generators import Completion, Message, Request
-from align.synthesis.ledger import Ledger
 from align.synthesis.rows import Asked, Questions, normalise, parse_question, trim_cut
 from align.synthesis.scorers import Bm25
 from tests.synthesis.helpers import (

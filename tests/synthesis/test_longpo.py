@@ -10,8 +10,8 @@ import pytest
 from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
-from align.synthesis.documents import Document, load_documents
-from align.synthesis.generators import Completion
+from align.documents.loading import Document, load_documents
+from align.generation.generators import Completion
 from align.synthesis.longpo import LongPOPipeline
 from align.synthesis.windows import WindowSizes, cut_windows
 from tests.synthesis.helpers import KilledError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from align.synthesis.sampling import HEAD, RowSampler, draw_nucleus
+from align.generation.sampling import HEAD, RowSampler, draw_nucleus
 
 
 def draw(logits, uniforms, **settings):

@@ -10,10 +10,10 @@ import time
 import pytest
 
 from align.core.errors import UserError
+from align.generation.generators import Message, Request, Sampling, derive_seed
+from align.generation.server import OpenAIGenerator, OpenAISettings, retry_after
+from align.generation.stage import run_stage
 from align.models.settings import ModelSettings
-from align.synthesis.generators import Message, Request, Sampling, derive_seed
-from align.synthesis.server import OpenAIGenerator, OpenAISettings, retry_after
-from align.synthesis.stage import run_stage
 from tests.data.helpers import byte_tokenizer
 from tests.synthesis.helpers import workspace
 from tests.synthesis.http_server import Reply, echo, serve

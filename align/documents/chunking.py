@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from align.synthesis.documents import Document
+from align.documents.loading import Document
 
 # From the coarsest to the finest; a cut is made behind what matches.
 BOUNDARIES = (

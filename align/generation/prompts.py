@@ -12,8 +12,8 @@ from align.core.errors import UserError
 from align.data.encoding import Encoder
 from align.data.template import ChatTemplate, Fragment, Rendering
 from align.data.template import Message as TemplateMessage
-from align.synthesis.escape import Escaper, plain_markers
-from align.synthesis.generators import Message, Request, ScoredText
+from align.generation.generators import Message, Request, ScoredText
+from align.generation.markers import Escaper, plain_markers
 
 
 class PromptEncoder:

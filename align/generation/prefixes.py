@@ -18,8 +18,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from align.core.errors import UserError
+from align.generation.prefix_attention import Beginning, Continued, KeysValues
 from align.longseq.support import check_config
-from align.synthesis.continued import Beginning, Continued, KeysValues
 
 BLOCK = 512  # tokens read at once; also the unit of what is kept for later calls
 LEAST_SHARED = 32  # tokens: a shorter common beginning (a template's) is not worth a forward of its own

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from align.core.files import write_atomically
-from align.synthesis.generators import Completion, Generator, Request, ScoredText, TextScorer, digest_of
+from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer, digest_of
 
 # Part of every key: raise it when a change of the code changes the answers.
 VERSION = 1

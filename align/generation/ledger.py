@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from align.core.errors import UserError
-from align.synthesis.generators import Completion
+from align.generation.generators import Completion
 
 Value = TypeVar("Value")
 

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
+from align.generation.call_cache import cached
+from align.generation.generators import Completion, Generator, Request, digest_of
+from align.generation.markers import Escaper
+from align.generation.pool import Pace, Pool, RetryError
 from align.models.settings import EMBEDDED, ModelSettings
-from align.synthesis.cache import cached
-from align.synthesis.escape import Escaper
-from align.synthesis.generators import Completion, Generator, Request, digest_of
-from align.synthesis.pool import Pace, Pool, RetryError
 
 DIALECTS = ("openai", "vllm")
 LIMIT_KEYS = ("max_tokens", "max_completion_tokens")

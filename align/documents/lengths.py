@@ -9,8 +9,8 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from align.core.display import progress_bar
-from align.synthesis.documents import Document
-from align.synthesis.duplicates import Removed
+from align.documents.duplicates import Removed
+from align.documents.loading import Document
 
 WIDTH = 40  # characters of the longest bar
 

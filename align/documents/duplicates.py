@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datasketch import MinHash, MinHashLSH
 
 from align.core.errors import UserError
-from align.synthesis.documents import Document
+from align.documents.loading import Document
 
 KINDS = ("none", "exact", "near")
 SHINGLE = 5  # words

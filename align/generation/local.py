@@ -20,15 +20,15 @@ from transformers import (
 
 from align.core.errors import UserError
 from align.core.files import cache_folder
+from align.generation.batches import fixed_batches
+from align.generation.call_cache import cached
+from align.generation.generators import Completion, Generator, Request, ScoredText, digest_of
+from align.generation.prefixes import Beginnings, Family, can_share, find_families
+from align.generation.prompts import PromptEncoder
+from align.generation.sampling import RowSampler
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm, load_config
 from align.models.settings import ModelSettings
-from align.synthesis.batches import fixed_batches
-from align.synthesis.beginnings import Beginnings, Family, can_share, find_families
-from align.synthesis.cache import cached
-from align.synthesis.generators import Completion, Generator, Request, ScoredText, digest_of
-from align.synthesis.prompt import PromptEncoder
-from align.synthesis.sampling import RowSampler
 
 
 @dataclass(frozen=True)

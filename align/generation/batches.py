@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from align.synthesis.beginnings import Family
-from align.synthesis.generators import Request
+from align.generation.generators import Request
+from align.generation.prefixes import Family
 
 
 def fixed_batches(

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
-from align.synthesis.generators import Completion, Generator, Request, ScoredText, TextScorer
-from align.synthesis.ledger import Ledger, LogProbLedger
+from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer
+from align.generation.ledger import Ledger, LogProbLedger
 
 Result = TypeVar("Result")
 Dialogue = Coroutine[list[Request], list[Completion], Result]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from align.core.errors import UserError
 from align.data.sources import SUFFIXES, open_sources, read_rows
-from align.synthesis.archives import read_pdf, unpacked
+from align.documents.archives import read_pdf, unpacked
 
 EMBEDDED = "embedded"
 TEXT_SUFFIXES = (".txt", ".md", ".markdown", ".rst")

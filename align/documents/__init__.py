@@ -1,0 +1,1 @@
+"""Documents: reading, unpacking, duplicates, lengths, chunks."""
