@@ -24,7 +24,7 @@ from align.runs.command import hydra_entry
 from align.runs.folder import claim_output
 from align.synthesis.card import write_card
 from align.synthesis.pipeline import ROWS, Pipeline, Summary, report
-from align.synthesis.select import Selector, select_rows
+from align.synthesis.selection.select import Selector, select_rows
 
 RESUME = ("auto", "never")
 # Keys that change no answer: how fast a server is asked, and where it stands.

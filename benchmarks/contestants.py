@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from align.reference.sources.sources import AdapterOff, Frozen, Reference
 from datasets import Dataset
 from omegaconf import OmegaConf
 from peft import LoraConfig
@@ -30,6 +29,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
+from align.reference.sources import AdapterOff, Frozen, Reference
 from align.training.methods import Method, load_method
 from align.training.trainer import PreferenceTrainer
 from losses import PairLogps

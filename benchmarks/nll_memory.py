@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from align.reference.sources.sources import ReferenceUsage
 from contestants import arguments
 from omegaconf import OmegaConf
 from rows import cut_row, text_tokens
@@ -33,6 +32,7 @@ from align.longseq import ATTENTION, SharedPrefixBatch, pack
 from align.longseq.checkpointing import apply_checkpointing
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import EMBEDDED, ModelSettings
+from align.reference.sources import ReferenceUsage
 from align.training.methods import load_method
 from align.training.peak_memory import peak_memory
 from align.training.results import write_json

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from align.reference.sources.sources import Frozen
 from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import TrainingArguments
@@ -23,6 +22,7 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import SequenceParallel, start_parallel
 from align.models.identity import Identity
 from align.reference.cache import Cached, LogpStore
+from align.reference.sources import Frozen
 from align.training.methods import Method, load_method
 from align.training.trainer import PreferenceTrainer
 from tests.distributed import run_distributed

@@ -13,13 +13,13 @@ import pytest
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from align.reference.sources.sources import AdapterOff, Frozen
 from peft import LoraConfig, get_peft_model
 from torch.distributed.tensor import DTensor
 
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import SequenceParallel, start_parallel
 from align.reference.shards import load_reference
+from align.reference.sources import AdapterOff, Frozen
 from align.training.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, randomise_lora_b

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from align.reference.sources.sources import AdapterOff
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.core.errors import UserError
@@ -23,6 +22,7 @@ from align.models import quantization
 from align.models.loading import check_model, load_causal_lm, load_config, load_tokenizer
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.reference.sources import AdapterOff
 from losses import logo_loss
 from tests.longseq.plain import (
     assert_close,

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from align.reference.sources.sources import AdapterOff, Frozen, autocast_forward, sum_turns
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
@@ -21,9 +20,10 @@ from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.models.identity import Identity
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.reference import build as reference_build
 from align.reference.cache import Cached, LogpStore
 from align.reference.settings import ReferenceSettings, reference_model, resolve_source
-from align.reference.sources import build as reference_build
+from align.reference.sources import AdapterOff, Frozen, autocast_forward, sum_turns
 from align.training.fill import fill
 from align.training.methods import Method, Needs
 from align.training.trainer import PreferenceTrainer

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from align.reference.sources.sources import Frozen
 from safetensors.torch import load_file, save_file
 
 from align.core.errors import UserError
@@ -25,6 +24,7 @@ from align.models.identity import Identity, file_hash, weights_fingerprint
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference.cache import Cached, LogpStore, check_folder
 from align.reference.key import row_keys
+from align.reference.sources import Frozen
 from losses import dpo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example

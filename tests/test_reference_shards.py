@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from align.reference.sources.sources import Frozen
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
@@ -20,6 +19,7 @@ from align.reference.cache import Cached, LogpStore
 from align.reference.key import row_keys
 from align.reference.settings import SHARDINGS, check_sharding, resolve_sharding
 from align.reference.shards import load_reference
+from align.reference.sources import Frozen
 from losses import PairLogps
 from tests.distributed import run_distributed
 from tests.test_trainer import Rows

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from align.reference.sources.sources import Frozen
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from align.longseq import ATTENTION, pack, pair_logps
+from align.reference.sources import Frozen
 from align.runs import checkpoints
 from align.training.methods import Method, Needs
 from align.training.metrics import METRICS, MeanMeter, means, prompt_metrics

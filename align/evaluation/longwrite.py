@@ -15,10 +15,10 @@ from align.evaluation.statistics import Interval, mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
 from align.generation.generators import Completion
 from align.scores.length import count_words, length_score
-from align.synthesis.candidates import Candidate
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.instructions import Instruction
-from align.synthesis.quality import QualityScorer
+from align.synthesis.longwriter.candidates import Candidate
+from align.synthesis.longwriter.instructions import Instruction
+from align.synthesis.longwriter.quality import QualityScorer
 
 NGRAM = 8  # words; one that comes again within an answer is repetition
 

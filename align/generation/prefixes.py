@@ -88,7 +88,7 @@ def common_length(first: np.ndarray, second: np.ndarray) -> int:
 
 def can_share(config: Any) -> bool:
     """Whether every layer keeps keys and values of all tokens (no sliding window, no recurrent state), and attends as
-    continued.py does."""
+    prefix_attention.py does."""
     try:
         check_config(config)
     except UserError:

@@ -18,7 +18,7 @@ from align.models.loading import load_causal_lm
 from align.reference.cache import open_cache
 from align.reference.settings import reference_model
 from align.reference.shards import load_reference
-from align.reference.sources.sources import AdapterOff, Frozen, Reference, autocast_forward
+from align.reference.sources import AdapterOff, Frozen, Reference, autocast_forward
 from align.training.settings import Run
 
 

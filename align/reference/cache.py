@@ -30,7 +30,7 @@ from align.core.files import write_atomically
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.models.identity import Identity
 from align.reference.key import row_keys
-from align.reference.sources.sources import AdapterOff, Frozen, ReferenceUsage
+from align.reference.sources import AdapterOff, Frozen, ReferenceUsage
 from losses.types import PairLogps
 
 logger = logging.getLogger(__name__)

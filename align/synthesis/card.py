@@ -14,7 +14,7 @@ from align.core.files import write_atomically
 from align.data.examples import TokenizedExample
 from align.generation.stage import Workspace
 from align.synthesis.pipeline import Summary
-from align.synthesis.select import tokenized
+from align.synthesis.selection.select import tokenized
 
 CARD = "README.md"
 LENGTHS, MARGINS = "lengths.png", "margins.png"

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from align.reference.sources.sources import Reference
+from align.reference.sources import Reference
 from align.training.metrics import MeanMeter, means
 from align.training.peak_memory import peak_memory
 

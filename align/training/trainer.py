@@ -18,7 +18,7 @@ from align.distributed.wrappers import WrapperCheck
 from align.longseq.forward import DEFAULT_CHUNK, pair_logps
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
-from align.reference.sources.sources import Reference, sum_turns
+from align.reference.sources import Reference, sum_turns
 from align.runs.saving import SealedCheckpoints
 from align.training.log import TrainingLog
 from align.training.methods import Method

@@ -14,8 +14,8 @@ from align.evaluation.answers import contains_answer
 from align.generation.generators import Completion, Message, Request, Sampling, ScoredText, derive_seed
 from align.generation.prompts import PromptEncoder
 from align.generation.stage import Workspace, run_stage
+from align.synthesis.answers import normalise, trim_cut
 from align.synthesis.pipeline import Summary, write_rows
-from align.synthesis.rows import normalise, trim_cut
 from benchmarks.miniature import questions
 from benchmarks.miniature.questions import Row, Split
 

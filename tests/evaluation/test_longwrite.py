@@ -11,7 +11,7 @@ from align.core.errors import UserError
 from align.evaluation.longwrite import LongWrite, required_bucket
 from align.generation.generators import Completion
 from align.scores.judge import DIMENSIONS
-from align.synthesis.quality import Judge
+from align.synthesis.longwriter.quality import Judge
 from tests.evaluation.helpers import Answers, evaluation
 
 
@@ -122,4 +122,4 @@ def test_the_judge_is_one_override():
             ],
         )
     assert config.suite.quality.tries == 2
-    assert config.suite.quality._target_ == "align.synthesis.quality.Judge"
+    assert config.suite.quality._target_ == "align.synthesis.longwriter.quality.Judge"

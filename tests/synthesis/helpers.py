@@ -17,7 +17,7 @@ from align.documents.loading import Document
 from align.generation.generators import Completion, Request, Sampling
 from align.generation.local import LocalGenerator
 from align.generation.stage import Workspace
-from align.synthesis.logo import LogoPipeline
+from align.synthesis.logo.pipeline import LogoPipeline
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.95, min_new_tokens=2, max_new_tokens=8)

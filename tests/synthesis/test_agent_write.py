@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.generation.generators import Completion
-from align.synthesis.agent_write import AgentWrite, clean_step
-from align.synthesis.candidates import Candidate, Written
-from align.synthesis.instructions import Instruction
-from align.synthesis.plans import Step, parse_plan, render_plan, with_lengths
-from align.synthesis.self_lengthen import SelfLengthen, _portion
+from align.synthesis.longwriter.agent_write import AgentWrite, clean_step
+from align.synthesis.longwriter.candidates import Candidate, Written
+from align.synthesis.longwriter.instructions import Instruction
+from align.synthesis.longwriter.plans import Step, parse_plan, render_plan, with_lengths
+from align.synthesis.longwriter.self_lengthen import SelfLengthen, _portion
 from tests.synthesis.scripted import settings_of
 
 ITEM = Instruction("i", "rows.jsonl:1", "Write about bees.", 30)

@@ -17,9 +17,9 @@ from align import synthesize
 from align.core.errors import UserError
 from align.generation.local import LocalSettings
 from align.models.embedded import EMBEDDED_PACKAGE
-from align.synthesis.logo import LogoPipeline
+from align.synthesis.logo.pipeline import LogoPipeline
+from align.synthesis.logo.scorers import Bm25
 from align.synthesis.pipeline import Summary, report
-from align.synthesis.scorers import Bm25
 
 
 def config(*overrides):

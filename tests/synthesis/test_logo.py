@@ -15,9 +15,10 @@ from align.data.sources import open_sources, read_rows
 from align.documents.chunking import Chunk
 from align.generation.generators import Completion, Message, Request
 from align.generation.ledger import Ledger
-from align.synthesis.contexts import choose_contexts
-from align.synthesis.rows import Asked, Questions, normalise, parse_question, trim_cut
-from align.synthesis.scorers import Bm25
+from align.synthesis.answers import normalise, trim_cut
+from align.synthesis.logo.contexts import choose_contexts
+from align.synthesis.logo.rows import Asked, Questions, parse_question
+from align.synthesis.logo.scorers import Bm25
 from tests.synthesis.helpers import (
     SAMPLING,
     KilledError,

@@ -12,8 +12,8 @@ from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
 from align.documents.loading import Document, load_documents
 from align.generation.generators import Completion
-from align.synthesis.longpo import LongPOPipeline
-from align.synthesis.windows import WindowSizes, cut_windows
+from align.synthesis.longpo.pipeline import LongPOPipeline
+from align.synthesis.longpo.windows import WindowSizes, cut_windows
 from tests.synthesis.helpers import KilledError
 from tests.synthesis.scripted import save_model, settings_of, word_tokenizer, workspace, write_documents
 

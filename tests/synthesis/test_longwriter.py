@@ -11,12 +11,12 @@ from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
 from align.scores.length import count_words, length_score
-from align.synthesis.agent_write import AgentWrite
-from align.synthesis.candidates import Candidate
-from align.synthesis.instructions import load_instructions
-from align.synthesis.longwriter import LongWriterPipeline
-from align.synthesis.quality import Checks, Judge, Quality, structure
-from align.synthesis.self_lengthen import SelfLengthen
+from align.synthesis.longwriter.agent_write import AgentWrite
+from align.synthesis.longwriter.candidates import Candidate
+from align.synthesis.longwriter.instructions import load_instructions
+from align.synthesis.longwriter.pipeline import LongWriterPipeline
+from align.synthesis.longwriter.quality import Checks, Judge, Quality, structure
+from align.synthesis.longwriter.self_lengthen import SelfLengthen
 from tests.synthesis.helpers import KilledError
 from tests.synthesis.scripted import save_model, settings_of, workspace
 

@@ -12,9 +12,9 @@ import torch
 
 from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
-from align.synthesis.context_use import answer_nll, segment_attention, segment_nlls, segments
-from align.synthesis.gateau import Gateau, guidance_scores, misalignment
-from align.synthesis.select import ByLength, ByMargin, Score, kept_places, select_rows
+from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls, segments
+from align.synthesis.selection.gateau import Gateau, guidance_scores, misalignment
+from align.synthesis.selection.select import ByLength, ByMargin, Score, kept_places, select_rows
 from tests.synthesis.scripted import WORDS, save_model, workspace
 from tests.tiny import tiny_model
 
@@ -142,7 +142,7 @@ def example(prompt=23, context=(3, 17), answer=5):
 def test_attention_by_segments_equals_that_of_the_whole_row(kind, monkeypatch):
     """Answer tokens in blocks behind a cache against one eager forward of prompt and answer."""
     monkeypatch.setattr(
-        "align.synthesis.context_use.ATTENTION_BYTES", 4 * 2 * 4 * 28 * 2
+        "align.synthesis.selection.context_use.ATTENTION_BYTES", 4 * 2 * 4 * 28 * 2
     )  # two tokens a block
     network, row = tiny_model(kind), example()
     spans = segments(row, 4)
@@ -191,7 +191,9 @@ def test_gateau_ranks_rows_and_goes_on_where_it_was_killed(model, tmp_path, monk
         return selector.scores(source, here)
 
     by_guidance, by_misalignment = ranked(1.0), ranked(0.0)
-    monkeypatch.setattr("align.synthesis.gateau.load_causal_lm", lambda *_, **__: pytest.fail("read again"))
+    monkeypatch.setattr(
+        "align.synthesis.selection.gateau.load_causal_lm", lambda *_, **__: pytest.fail("read again")
+    )
     both = ranked(0.8)
     assert len({round(score.value, 12) for score in both}) == 6
     for one, two, score in zip(by_guidance, by_misalignment, both, strict=True):

@@ -14,11 +14,11 @@ from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
-from align.synthesis.candidates import Candidate
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.instructions import Instruction
+from align.synthesis.longwriter.candidates import Candidate
+from align.synthesis.longwriter.instructions import Instruction
+from align.synthesis.longwriter.plans import is_step_line
 from align.synthesis.pipeline import at_least, check_share
-from align.synthesis.plans import is_step_line
 
 WORDS_A_PARAGRAPH = 400  # an answer of more words than this should have more than one paragraph
 _WHOLE_END = re.compile(r"[.!?。！？…:)\]}\"'”’）】*`|-]\s*$")

@@ -9,11 +9,11 @@ from align.generation.generators import Message, Request, Sampling, derive_seed
 from align.generation.prompts import check_places, fill
 from align.generation.stage import Dialogue
 from align.scores.length import count_words
-from align.synthesis.candidates import Candidate, Written
+from align.synthesis.answers import trim_cut
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.instructions import Instruction
+from align.synthesis.longwriter.candidates import Candidate, Written
+from align.synthesis.longwriter.instructions import Instruction
 from align.synthesis.pipeline import at_least, check_share
-from align.synthesis.rows import trim_cut
 
 SOURCE = "self_lengthen"
 _GROUP = "self_lengthen"

@@ -16,11 +16,11 @@ from align.documents.loading import Document, load_documents
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.prompts import PromptEncoder, check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
+from align.synthesis.answers import describe_call, normalise, trim_cut
 from align.synthesis.filters import answer_problem
+from align.synthesis.longpo.questions import parse_numbered
+from align.synthesis.longpo.windows import Window, WindowSizes, cut_windows
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
-from align.synthesis.questions import parse_numbered
-from align.synthesis.rows import describe_call, normalise, trim_cut
-from align.synthesis.windows import Window, WindowSizes, cut_windows
 
 QUESTIONS = 4  # asked for of each chunk, one of which is picked (paper)
 TURN_ROOM = 160  # tokens of a row kept for each turn's question and template

@@ -10,11 +10,18 @@ from align.generation.generators import Completion, Message, Request, Sampling, 
 from align.generation.prompts import check_places, fill
 from align.generation.stage import Dialogue
 from align.scores.length import count_words
-from align.synthesis.candidates import Candidate, Written
-from align.synthesis.instructions import Instruction
+from align.synthesis.answers import trim_cut
+from align.synthesis.longwriter.candidates import Candidate, Written
+from align.synthesis.longwriter.instructions import Instruction
+from align.synthesis.longwriter.plans import (
+    Step,
+    is_step_line,
+    parse_plan,
+    render_plan,
+    render_step,
+    with_lengths,
+)
 from align.synthesis.pipeline import at_least, check_share
-from align.synthesis.plans import Step, is_step_line, parse_plan, render_plan, render_step, with_lengths
-from align.synthesis.rows import trim_cut
 
 SOURCE = "agent_write"
 _GROUP = "agent_write"

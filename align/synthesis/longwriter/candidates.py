@@ -9,7 +9,7 @@ from typing import Any
 
 from align.generation.generators import Completion
 from align.scores.length import count_words
-from align.synthesis.rows import trim_cut
+from align.synthesis.answers import trim_cut
 
 
 @dataclass(frozen=True)

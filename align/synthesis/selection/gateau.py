@@ -25,8 +25,8 @@ from align.generation.ledger import LinesFile
 from align.generation.stage import WORK, Workspace
 from align.models.loading import load_causal_lm
 from align.models.settings import ModelSettings, RopeSettings
-from align.synthesis.context_use import answer_nll, segment_attention, segment_nlls
-from align.synthesis.select import Score, check_keep, tokenized
+from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls
+from align.synthesis.selection.select import Score, check_keep, tokenized
 
 DEVICES = ("auto", "cpu", "cuda")
 

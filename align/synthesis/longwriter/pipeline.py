@@ -14,13 +14,13 @@ from align.documents.loading import Document
 from align.generation.generators import Message, Request, Sampling, derive_seed
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.scores.length import length_score, required_length
-from align.synthesis.agent_write import AgentWrite
-from align.synthesis.candidates import Candidate, Written, from_completion
-from align.synthesis.instructions import Instruction, load_instructions
+from align.synthesis.answers import describe_call, normalise
+from align.synthesis.longwriter.agent_write import AgentWrite
+from align.synthesis.longwriter.candidates import Candidate, Written, from_completion
+from align.synthesis.longwriter.instructions import Instruction, load_instructions
+from align.synthesis.longwriter.quality import Checks, Quality, QualityScorer
+from align.synthesis.longwriter.self_lengthen import SelfLengthen
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
-from align.synthesis.quality import Checks, Quality, QualityScorer
-from align.synthesis.rows import describe_call, normalise
-from align.synthesis.self_lengthen import SelfLengthen
 
 ROWS = ("sft", "dpo")
 

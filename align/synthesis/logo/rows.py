@@ -13,11 +13,11 @@ from rapidfuzz import fuzz
 from align.documents.chunking import Chunk
 from align.documents.loading import Document
 from align.generation.generators import Completion, Request
-from align.synthesis.contexts import Contexts
-from align.synthesis.scorers import Scorer
+from align.synthesis.answers import describe_call, normalise, trim_cut
+from align.synthesis.logo.contexts import Contexts
+from align.synthesis.logo.scorers import Scorer
 
 SHORTEST_QUESTION = 3  # words
-_SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?=\s|$)")
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,6 @@ def parse_question(text: str) -> str | None:
     start = max((m.end() for m in re.finditer(r"\n|:\s|[.!。！][\"'”’)\]]*\s", before)), default=0)
     question = re.sub(r"^[\s\"'“‘*#>-]+|^\d+[.)]\s*", "", before[start:]).strip()
     return question if len(question.split()) >= SHORTEST_QUESTION or not question.isascii() else None
-
-
-def trim_cut(completion: Completion) -> str:
-    """An answer that was cut at the token limit ends at its last whole sentence, where it has one."""
-    if completion.finish == "stop":
-        return completion.text
-    ends = [match.end() for match in _SENTENCE_END.finditer(completion.text)]
-    return completion.text[: ends[-1]] if ends else completion.text
-
-
-def normalise(text: str) -> str:
-    """Case, white space and punctuation at the ends make no different answer."""
-    return re.sub(r"\s+", " ", text).strip(" .,;:!?\"'").casefold()
 
 
 def build_row(
@@ -188,8 +175,3 @@ def _describe_chunks(contexts: Contexts, documents: Sequence[Document]) -> list[
         }
         for chunk in contexts.prompt
     ]
-
-
-def describe_call(request: Request, completion: Completion) -> dict[str, Any]:
-    """`seed` draws the answer again; `finish` is `length` where it was cut and trimmed to a sentence."""
-    return {"seed": request.seed, "tokens": completion.tokens, "finish": completion.finish}

@@ -1,0 +1,28 @@
+"""What pipelines make of an answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from align.generation.generators import Completion, Request
+
+_SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?=\s|$)")
+
+
+def trim_cut(completion: Completion) -> str:
+    """An answer that was cut at the token limit ends at its last whole sentence, where it has one."""
+    if completion.finish == "stop":
+        return completion.text
+    ends = [match.end() for match in _SENTENCE_END.finditer(completion.text)]
+    return completion.text[: ends[-1]] if ends else completion.text
+
+
+def normalise(text: str) -> str:
+    """Case, white space and punctuation at the ends make no different answer."""
+    return re.sub(r"\s+", " ", text).strip(" .,;:!?\"'").casefold()
+
+
+def describe_call(request: Request, completion: Completion) -> dict[str, Any]:
+    """`seed` draws the answer again; `finish` is `length` where it was cut and trimmed to a sentence."""
+    return {"seed": request.seed, "tokens": completion.tokens, "finish": completion.finish}

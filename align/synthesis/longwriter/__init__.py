@@ -1,0 +1,1 @@
+"""LongWriter's data: long answers by plan and by trial, scored."""
