@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate import PartialState
@@ -14,7 +15,6 @@ from rich.console import Console
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
-from align.generation.generators import GeneratorSettings
 from align.generation.stage import WORK, Workspace
 from align.models.loading import load_causal_lm, load_tokenizer, resolve_dtype
 from align.models.settings import ModelSettings
@@ -22,6 +22,9 @@ from align.runs.command import hydra_entry
 from align.runs.folder import claim_output
 from align.synthesize import RESUME
 from align.training import settings
+
+if TYPE_CHECKING:
+    from align.generation.generators import GeneratorSettings
 
 
 @hydra_entry("evaluate")

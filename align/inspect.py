@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from align.core.config import typed
 from align.core.errors import UserError
@@ -23,10 +21,16 @@ from align.data.dataset import (
     to_example,
 )
 from align.data.describe import answer_runs, prompt_parts
-from align.data.examples import TokenizedExample
 from align.models.loading import load_tokenizer, native_window
 from align.models.settings import ModelSettings
 from align.runs.command import hydra_entry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from omegaconf import DictConfig
+    from transformers import PreTrainedTokenizerBase
+
+    from align.data.examples import TokenizedExample
 
 MAX_PER_KIND = 10  # findings printed of each kind
 SCORED, UNSCORED = "bold green", "dim"

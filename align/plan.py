@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from align.core.config import check_choice, typed
@@ -36,9 +36,13 @@ from align.planning.request import (
 from align.planning.search import Priced, cheapest, price, smallest
 from align.reference.settings import ReferenceSettings
 from align.runs.command import hydra_entry
-from align.training.methods import Method
 from align.training.results import write_json
 from align.training.settings import MemorySettings, ParallelSettings
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from align.training.methods import Method
 
 # Keys of `align plan` alone, which `align train` does not have.
 _OWN = ("rows", "gpus", "wrapper", "json")

@@ -9,10 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +22,9 @@ from align.evaluation.suite import SUMMARY
 from align.runs.command import hydra_entry
 from align.runs.folder import CONFIG_NAME, leaves
 from align.runs.jobs import FAILURE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ORDERS = ("auto", "ascending", "descending")
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from align.core.config import typed
@@ -18,6 +18,9 @@ from align.core.files import write_atomically
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
 from align.runs.preemption import EXIT_CODE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 TRAINED = "train.jsonl"  # what `align synthesize` leaves in its output folder
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -16,7 +17,6 @@ from align.core.instantiate import build
 from align.documents.duplicates import check_duplicates, remove_duplicates
 from align.documents.lengths import show_documents, token_counts
 from align.documents.loading import Document, fingerprint
-from align.generation.generators import GeneratorSettings
 from align.generation.stage import WORK, Workspace
 from align.models.loading import load_tokenizer, resolve_dtype
 from align.models.settings import ModelSettings
@@ -25,6 +25,9 @@ from align.runs.folder import claim_output
 from align.synthesis.card import write_card
 from align.synthesis.pipeline import ROWS, Pipeline, Summary, report
 from align.synthesis.selection.select import Selector, select_rows
+
+if TYPE_CHECKING:
+    from align.generation.generators import GeneratorSettings
 
 RESUME = ("auto", "never")
 # Keys that change no answer: how fast a server is asked, and where it stands.

@@ -6,10 +6,9 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import (
@@ -51,6 +50,9 @@ from align.training.fill import fill
 from align.training.progress import ProgressDisplay
 from align.training.settings import Run, check
 from align.training.trainer import PreferenceTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 BEFORE = "before.json"  # in the output folder: held-out metrics of the untrained policy
 

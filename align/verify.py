@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedConfig
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
@@ -34,7 +32,12 @@ from align.training.settings import MemorySettings, ParallelSettings
 from align.verification.plain_rows import plain_pair_logps, relative_error
 from align.verification.small_copy import build_small_copy, random_examples
 from losses import logo_loss
-from losses.types import PairLogps
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from transformers import PreTrainedConfig
+
+    from losses.types import PairLogps
 
 PROMPTS_PER_GROUP = 2
 LEARNING_RATE = 0.1  # wrappers want an optimizer; no step is taken

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
-from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
 from align.core.files import cache_folder
@@ -24,6 +23,9 @@ from align.data.rows import FEATURES, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import RawRow, Source, count_rows, read_rows
 from align.data.tokens import ExampleTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
 VERSION = 1

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
-from align.evaluation.suite import Evaluation
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.ledger import Ledger
 from align.generation.stage import WORK, run_stage
+
+if TYPE_CHECKING:
+    from align.evaluation.suite import Evaluation
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 from transformers import (
@@ -40,6 +39,8 @@ from align.generation.stage import Workspace
 from align.models.structure import attention_of, find_causal_lm
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from align.training.trainer import PreferenceTrainer
 
 FOLDER = "suites"  # in the output folder

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from align.core.errors import UserError
@@ -19,6 +18,7 @@ from align.generation.stage import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import Console
     from transformers import PreTrainedModel
 
 SAMPLES = "samples.jsonl"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from align.generation.generators import Request
 from align.generation.prefixes import Family
+
+if TYPE_CHECKING:
+    from align.generation.generators import Request
 
 
 def fixed_batches(

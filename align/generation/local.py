@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm, load_config
-from align.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from align.models.settings import ModelSettings
 
 
 @dataclass(frozen=True)

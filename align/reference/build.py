@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from align.longseq import pair_logps
 from align.longseq.attention import ATTENTIONS
-from align.longseq.parallel import SequenceParallel
 from align.longseq.support import check_supported
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm
@@ -19,7 +17,12 @@ from align.reference.cache import open_cache
 from align.reference.settings import reference_model
 from align.reference.shards import load_reference
 from align.reference.sources import AdapterOff, Frozen, Reference, autocast_forward
-from align.training.settings import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from align.longseq.parallel import SequenceParallel
+    from align.training.settings import Run
 
 
 def build_reference(run: Run, policy: Any, parallel: SequenceParallel | None) -> Reference | None:

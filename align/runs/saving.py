@@ -6,16 +6,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from align.core.errors import UserError, shortage
 from align.runs import checkpoints
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class SealedCheckpoints(Trainer):

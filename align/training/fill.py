@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,7 +15,9 @@ from rich.progress import (
 )
 
 from align.reference.cache import Cached
-from align.training.trainer import PreferenceTrainer
+
+if TYPE_CHECKING:
+    from align.training.trainer import PreferenceTrainer
 
 
 def fill(trainer: PreferenceTrainer, *datasets: Any) -> dict[str, int]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from losses.types import LossOutput, PairLogps
+if TYPE_CHECKING:
+    from losses.types import LossOutput, PairLogps
 
 METRICS = (
     "loss",

@@ -6,26 +6,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor, nn
-from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from align.distributed.wrappers import WrapperCheck
 from align.longseq.forward import DEFAULT_CHUNK, pair_logps
-from align.longseq.parallel import SequenceParallel
-from align.longseq.shared_prefix import SharedPrefixBatch
 from align.reference.sources import Reference, sum_turns
 from align.runs.saving import SealedCheckpoints
 from align.training.log import TrainingLog
-from align.training.methods import Method
 from align.training.metrics import METRICS, MeanMeter, means, prompt_metrics
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import prompt_weights
-from losses.types import PairLogps
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from align.longseq.parallel import SequenceParallel
+    from align.longseq.shared_prefix import SharedPrefixBatch
+    from align.training.methods import Method
+    from losses.types import PairLogps
 
 
 class PreferenceTrainer(SealedCheckpoints):

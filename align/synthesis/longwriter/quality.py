@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from align.core.errors import UserError
 from align.generation.generators import Generator, GeneratorSettings, Message, Request, Sampling, derive_seed
@@ -15,10 +15,12 @@ from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.longwriter.candidates import Candidate
-from align.synthesis.longwriter.instructions import Instruction
 from align.synthesis.longwriter.plans import is_step_line
 from align.synthesis.pipeline import at_least, check_share
+
+if TYPE_CHECKING:
+    from align.synthesis.longwriter.candidates import Candidate
+    from align.synthesis.longwriter.instructions import Instruction
 
 WORDS_A_PARAGRAPH = 400  # an answer of more words than this should have more than one paragraph
 _WHOLE_END = re.compile(r"[.!?。！？…:)\]}\"'”’）】*`|-]\s*$")

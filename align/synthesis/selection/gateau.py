@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from align.core.config import check_choice
 from align.core.display import progress_bar
@@ -27,6 +26,9 @@ from align.models.loading import load_causal_lm
 from align.models.settings import ModelSettings, RopeSettings
 from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls
 from align.synthesis.selection.select import Score, check_keep, tokenized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DEVICES = ("auto", "cpu", "cuda")
 
