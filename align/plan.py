@@ -15,6 +15,7 @@ from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
 from align.distributed.names import WRAPPERS
 from align.longseq.parallel import choose_exchange, make_groups
+from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.planning import report
@@ -37,7 +38,6 @@ from align.planning.search import Priced, cheapest, price, smallest
 from align.reference.settings import ReferenceSettings
 from align.runs.command import hydra_entry
 from align.training.results import write_json
-from align.training.settings import MemorySettings, ParallelSettings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -15,9 +15,9 @@ from rich.console import Console
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.runs import exit_codes
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
-from align.runs.preemption import EXIT_CODE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -160,8 +160,8 @@ def run(step: Step, console: Console) -> None:
     console.print(f"round {step.round}: {step.name}", style="bold", highlight=False)
     step.record.parent.mkdir(parents=True, exist_ok=True)
     code = run_child(step.command)
-    if code == EXIT_CODE:
-        raise SystemExit(EXIT_CODE)
+    if code == exit_codes.STOPPED:
+        raise SystemExit(exit_codes.STOPPED)
     if code:
         raise UserError(
             f"round {step.round}: making its {step.name} ended with exit code {code}, see above; what is finished "

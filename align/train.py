@@ -30,20 +30,20 @@ from align.data.settings import PositionSettings
 from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.wrappers import check_launch, expected_wrapper
 from align.evaluation.in_training import SuitesInTraining
-from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
+from align.longseq.settings import ATTENTIONS
 from align.longseq.support import check_config, check_supported
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.planning.fit import fit_memory
 from align.reference.build import build_reference, frozen_model
-from align.runs import checkpoints
+from align.runs import checkpoints, exit_codes
 from align.runs.command import hydra_entry
 from align.runs.continuation import FREE_KEYS, StepShape, check_continuation
 from align.runs.folder import claim_output
 from align.runs.jobs import launch
-from align.runs.preemption import EXIT_CODE, Preemption
+from align.runs.preemption import Preemption
 from align.training import results
 from align.training.collate import Collator
 from align.training.fill import fill
@@ -226,7 +226,7 @@ def say_stopped(trainer: PreferenceTrainer) -> int:
             soft_wrap=True,
             highlight=False,
         )
-    return EXIT_CODE
+    return exit_codes.STOPPED
 
 
 def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:

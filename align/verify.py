@@ -21,14 +21,13 @@ from align.core.errors import UserError
 from align.distributed.agreement import check_same_settings
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
+from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
 from align.models.settings import ModelSettings
 from align.planning.fit import fit_verify
 from align.planning.job import Rows
 from align.runs.command import hydra_entry
-from align.training.settings import MemorySettings, ParallelSettings
 from align.verification.plain_rows import plain_pair_logps, relative_error
 from align.verification.small_copy import build_small_copy, random_examples
 from losses import logo_loss

@@ -30,13 +30,13 @@ import hydra_conf
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, SharedPrefixBatch, pack
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.settings import MemorySettings
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import EMBEDDED, ModelSettings
 from align.reference.sources import ReferenceUsage
 from align.training.methods import load_method
 from align.training.peak_memory import peak_memory
 from align.training.results import write_json
-from align.training.settings import MemorySettings
 from align.training.trainer import PreferenceTrainer
 from losses import PairLogps
 

@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from typing import TYPE_CHECKING
 
 from align.core.errors import UserError
 from align.data.files import JsonLines, JsonList, Parquet, Saved
 from align.data.files import RawRow as RawRow
 from align.data.files import Source as Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
@@ -105,10 +107,14 @@ def _saved_sources(folder: Path, split: str, key: str) -> Sources:
     """A folder that `datasets` has saved; `split` may be empty."""
     if not _is_saved(folder):
         raise UserError(f"{key}={folder}:{split} names a split, but {folder} is no saved data set.")
+    from datasets import load_from_disk
+
     return _dataset_sources(load_from_disk(str(folder)), folder.name, split, key)
 
 
 def _hub_sources(name: str, split: str, key: str) -> Sources:
+    from datasets import load_dataset
+
     try:
         data = load_dataset(name)
     except Exception as error:  # network, authorisation, name, layout: each library layer has its own class
@@ -122,6 +128,8 @@ def _hub_sources(name: str, split: str, key: str) -> Sources:
 
 
 def _dataset_sources(data: Dataset | DatasetDict, name: str, split: str, key: str) -> Sources:
+    from datasets import Dataset, DatasetDict
+
     splits = ", ".join(data) if isinstance(data, DatasetDict) else "none"
     if split and (isinstance(data, Dataset) or split not in data):
         raise UserError(f"{key}={name}:{split}: there is no split {split}; the data set has: {splits}.")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.dataset import PreferenceData
+from align.longseq.settings import MemorySettings
 from align.models.loading import resolve_dtype
 from align.models.quantization import QUANTIZATIONS
 from align.models.settings import ModelSettings
@@ -18,7 +19,6 @@ from align.planning.architecture import Architecture
 from align.planning.job import GB, Job, Levers, Machine, Precision, Rows
 from align.reference.settings import ReferenceSettings, resolve_source
 from align.training.methods import Method, Needs, load_method
-from align.training.settings import MemorySettings
 
 # Optimizers of transformers → numbers kept for each that trains, and bytes of one (None: the weight's).
 _OPTIMIZERS: dict[str, tuple[int, int | None]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from align.longseq import pair_logps
-from align.longseq.attention import ATTENTIONS
+from align.longseq.settings import ATTENTIONS
 from align.longseq.support import check_supported
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-USAGE_EXIT_CODE = 2
+from align.runs import exit_codes
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | None]], Callable[[], None]]:
@@ -110,7 +110,7 @@ def _end(command: str, error: Exception) -> NoReturn:
     if sentence is None:
         raise error
     print(f"align {command}: {sentence}", file=sys.stderr)
-    sys.exit(USAGE_EXIT_CODE)
+    sys.exit(exit_codes.USAGE)
 
 
 def _tell_launcher(error: Exception) -> None:

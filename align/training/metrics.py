@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from align.training.metric_names import METRICS
+
 if TYPE_CHECKING:
     from losses.types import LossOutput, PairLogps
-
-METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-)
 
 
 def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:

@@ -15,11 +15,14 @@ from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
 from align.evaluation.in_training import build_suites, check_suites
 from align.evaluation.suite import Suite
-from align.longseq.attention import ATTENTIONS
-from align.longseq.checkpointing import check_memory
-from align.longseq.flash import FLASH_MODULES, check_flash
-from align.longseq.forward import DEFAULT_CHUNK
+from align.longseq.flash import check_flash
 from align.longseq.probe import check_attention_reached
+from align.longseq.settings import (
+    ATTENTIONS,
+    FLASH_MODULES,
+    MemorySettings,
+    ParallelSettings,
+)
 from align.longseq.support import check_config
 from align.models.loading import causal_lm_class, check_model, load_config, resolve_dtype
 from align.models.settings import ModelSettings
@@ -42,40 +45,6 @@ RESERVED = {
     "hub_token": "the environment variable HF_TOKEN, or `hf auth login`,",
     "push_to_hub_token": "the environment variable HF_TOKEN, or `hf auth login`,",
 }
-
-
-@dataclass(frozen=True)
-class MemorySettings:
-    """Group `memory`; see hydra_conf/memory/default.yaml."""
-
-    checkpointing: str = "keep_attention"
-    logits_chunk: int = DEFAULT_CHUNK
-    mlp_chunk: int | None = None
-    offload: str = "none"
-    offload_folder: str | None = None
-    choose: str = "given"
-
-    def levers(self) -> dict[str, Any]:
-        """What `apply_checkpointing` takes beside the mode."""
-        return {
-            "mlp_chunk": self.mlp_chunk,
-            "offload": self.offload,
-            "offload_folder": self.offload_folder,
-        }
-
-    def check(self, *, accelerator: bool) -> None:
-        """Refuses what contradicts itself; `accelerator` says whether the model will be on one."""
-        if self.logits_chunk < 1:
-            raise UserError(f"memory.logits_chunk={self.logits_chunk} must be a number of tokens, from 1 on.")
-        check_memory(self.checkpointing, **self.levers(), accelerator=accelerator)
-
-
-@dataclass(frozen=True)
-class ParallelSettings:
-    """Group `parallel`; see hydra_conf/parallel/none.yaml."""
-
-    kind: str = "none"
-    degree: int = 1
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers.trainer_utils import EvalLoopOutput
 
 from align.distributed.wrappers import WrapperCheck
-from align.longseq.forward import DEFAULT_CHUNK, pair_logps
+from align.longseq.forward import pair_logps
+from align.longseq.settings import DEFAULT_CHUNK
 from align.reference.sources import Reference, sum_turns
 from align.runs.saving import SealedCheckpoints
 from align.training.log import TrainingLog
-from align.training.metrics import METRICS, MeanMeter, means, prompt_metrics
+from align.training.metric_names import METRICS
+from align.training.metrics import MeanMeter, means, prompt_metrics
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import prompt_weights
 

@@ -11,7 +11,6 @@ from align.core.errors import UserError
 from align.generation.generators import Generator, GeneratorSettings, Message, Request, Sampling, derive_seed
 from align.generation.prompts import check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
-from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.filters import repeated_ngrams
@@ -136,6 +135,8 @@ class Judge:
     def _generator(self, workspace: Workspace) -> Generator:
         if self.generator is None or self.model is None:
             return workspace.generator
+        from align.models.loading import load_tokenizer
+
         return self.generator.open(ModelSettings(path=self.model), load_tokenizer(self.model))
 
     def _judge(self, name: str, item: Instruction, candidate: Candidate, seed: int) -> Dialogue[Quality]:
