@@ -26,7 +26,8 @@ from align.reference.settings import ReferenceSettings, reference_model, resolve
 from align.reference.sources import AdapterOff, Frozen, autocast_forward, sum_turns
 from align.runs import exit_codes
 from align.training.fill import fill
-from align.training.methods import Method, Needs
+from align.training.method_settings import Needs
+from align.training.methods import Method
 from align.training.trainer import PreferenceTrainer
 from losses import LossOutput, PairLogps, dpo_loss, longpo_loss
 from tests.distributed import run_distributed

@@ -14,7 +14,8 @@ from transformers import TrainingArguments
 from align.longseq import ATTENTION, pack, pair_logps
 from align.reference.sources import Frozen
 from align.runs import checkpoints
-from align.training.methods import Method, Needs
+from align.training.method_settings import Needs
+from align.training.methods import Method
 from align.training.metric_names import METRICS
 from align.training.metrics import MeanMeter, means, prompt_metrics
 from align.training.trainer import PreferenceTrainer

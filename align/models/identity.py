@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
-from align.models.loading import load_config, resolve_dtype, resolve_path
+from align.models.loading import load_config, resolve_dtype
+from align.models.paths import resolve_path
 from align.models.rope import rope_types
 
 if TYPE_CHECKING:

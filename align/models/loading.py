@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,46 +18,10 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.core.errors import UserError
-from align.models.embedded import embedded_model
-from align.models.quantization import check_quantization, quantization_config, require_quantization
+from align.models.paths import resolve_path
+from align.models.quantization import quantization_config, require_quantization
 from align.models.rope import override_rope
-from align.models.settings import EMBEDDED, ModelSettings
-
-
-def check_model(settings: ModelSettings) -> None:
-    """Refuses settings of the policy that contradict each other or this machine; reads no files.
-
-    Raises:
-        UserError: see `resolve_dtype` and `check_quantization`; `modules_to_save` without LoRA.
-    """
-    resolve_dtype(settings.dtype)
-    check_quantization(settings.quantization, lora=settings.lora.r > 0)
-    if settings.lora.modules_to_save and settings.lora.r == 0:
-        raise UserError(
-            "model.lora.modules_to_save names what trains beside LoRA, but model.lora.r=0 trains all parameters: "
-            "set model.lora.r, or leave it empty."
-        )
-
-
-def resolve_path(path: str) -> str:
-    """The folder or Hub id that transformers can load for `model.path`.
-
-    Raises:
-        UserError: the folder does not exist or holds no model, or the embedded package is missing.
-    """
-    if path == EMBEDDED:
-        return str(embedded_model())
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").is_file():
-            raise UserError(
-                f"model.path={path} is a folder without config.json: name a folder that holds a model."
-            )
-        return path
-    if Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(
-            f"model.path={path} is no model folder: name an existing folder or a Hub id (owner/name)."
-        )
-    return path
+from align.models.settings import ModelSettings
 
 
 def load_tokenizer(

@@ -18,7 +18,8 @@ from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture
 from align.planning.job import GB, Job, Levers, Machine, Precision, Rows
 from align.reference.settings import ReferenceSettings, resolve_source
-from align.training.methods import Method, Needs, load_method
+from align.training.method_settings import Needs
+from align.training.methods import Method, load_method
 
 # Optimizers of transformers → numbers kept for each that trains, and bytes of one (None: the weight's).
 _OPTIMIZERS: dict[str, tuple[int, int | None]] = {

@@ -24,7 +24,8 @@ from align.longseq.settings import (
     ParallelSettings,
 )
 from align.longseq.support import check_config
-from align.models.loading import causal_lm_class, check_model, load_config, resolve_dtype
+from align.models.checks import check_model
+from align.models.loading import causal_lm_class, load_config, resolve_dtype
 from align.models.settings import ModelSettings
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, check_sharding, reference_model, resolve_source
