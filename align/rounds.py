@@ -16,6 +16,7 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.runs import exit_codes
+from align.runs.api import make_callable
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
 
@@ -98,7 +99,12 @@ class Step:
 
 @hydra_entry("rounds")
 def main(config: DictConfig) -> None:
-    """Checks everything, then runs the steps that have not ended yet."""
+    """The command."""
+    rounds(config)
+
+
+def rounds(config: DictConfig) -> Path:
+    """Checks everything, then runs the steps that have not ended yet; the folder of the last model."""
     settings = typed(RoundsSettings, config, "")
     steps = plan(settings)
     console = Console(stderr=True)
@@ -107,6 +113,7 @@ def main(config: DictConfig) -> None:
             run(step, console)
     last = Path(settings.output) / f"round-{len(settings.lengths)}" / "model"
     Console().print(f"model {last}", soft_wrap=True, highlight=False)
+    return last
 
 
 def plan(settings: RoundsSettings) -> list[Step]:
@@ -234,6 +241,8 @@ def _set(key: str, value: str | Path) -> str:
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{text}'"
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

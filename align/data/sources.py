@@ -37,8 +37,7 @@ def open_sources(path: str | None, *, key: str = "data.path") -> Sources:
     Raises:
         UserError: nothing is there, or nothing that can be read; `key` names the setting.
     """
-    if not path:
-        raise UserError(f"{key} is not set: name a file, a folder or a Hub id with {key}=….")
+    path = check_place(path, key=key)
     place = Path(path).expanduser()
     if place.is_file():
         return Sources((_file_source(place, key),))
@@ -47,9 +46,28 @@ def open_sources(path: str | None, *, key: str = "data.path") -> Sources:
     name, _, split = path.partition(":")
     if split and Path(name).expanduser().is_dir():
         return _saved_sources(Path(name).expanduser(), split, key)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and Path(name).suffix not in SUFFIXES:
-        return _hub_sources(name, split, key)
-    raise UserError(f"{key}={path} does not exist.")
+    return _hub_sources(name, split, key)
+
+
+def check_place(path: str | None, *, key: str = "data.path") -> str:
+    """`path`, if a file, a folder or a Hub id can be meant; reads no rows and asks no Hub.
+
+    Raises:
+        UserError: not set, a file of an unknown ending or an empty one, or nothing of that name.
+    """
+    if not path:
+        raise UserError(f"{key} is not set: name a file, a folder or a Hub id with {key}=….")
+    place = Path(path).expanduser()
+    name = path.partition(":")[0]
+    if place.is_file():
+        _file_source(place, key)
+    elif not (place.is_dir() or Path(name).expanduser().is_dir() or _is_hub_id(name)):
+        raise UserError(f"{key}={path} does not exist.")
+    return path
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and Path(name).suffix not in SUFFIXES
 
 
 def count_rows(sources: Sequence[Source]) -> int:

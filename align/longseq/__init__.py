@@ -1,7 +1,24 @@
 """The shared-prefix long-sequence forward. One door: `align.longseq.forward.pair_logps`."""
 
-from align.longseq.forward import pair_logps
-from align.longseq.settings import ATTENTION
-from align.longseq.shared_prefix import Group, Layout, SharedPrefixBatch, SharedPrefixRow, pack
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from align.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from align.longseq.attention import ATTENTION
+    from align.longseq.forward import pair_logps
+    from align.longseq.shared_prefix import Group, Layout, SharedPrefixBatch, SharedPrefixRow, pack
 
 __all__ = ["ATTENTION", "Group", "Layout", "SharedPrefixBatch", "SharedPrefixRow", "pack", "pair_logps"]
+
+_ROWS = ("Group", "Layout", "SharedPrefixBatch", "SharedPrefixRow", "pack")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "pair_logps": "align.longseq.forward",
+        "ATTENTION": "align.longseq.attention",  # where it is registered
+        **dict.fromkeys(_ROWS, "align.longseq.shared_prefix"),
+    },
+)

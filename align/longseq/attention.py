@@ -33,7 +33,8 @@ from align.longseq.merge import MergedAttention
 from align.longseq.prepared import Attend as Attend
 from align.longseq.prepared import PreparedLayout as PreparedLayout
 from align.longseq.prepared import prepare as prepare
-from align.longseq.settings import ATTENTIONS
+from align.longseq.settings import ATTENTION as ATTENTION
+from align.longseq.settings import ATTENTIONS as ATTENTIONS
 
 # Keywords that models hand to every attention function and that change nothing here.
 _HARMLESS = {

@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.data.examples import Answer, TokenizedExample
+from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
-from align.longseq.settings import ATTENTION
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.support import check_supported
 

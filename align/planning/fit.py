@@ -20,7 +20,7 @@ from align.planning.architecture import Architecture, UnknownModelError, measure
 from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.request import data_lengths, levers_of, make_job, precision_of
-from align.training.settings import Run
+from align.training.run import Run
 
 
 def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +12,6 @@ from rich.table import Table
 from align.training.metric_names import COST_ROWS, ROWS
 
 PANELS = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy"}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes by a rename, so that a kill leaves the old file or the new one."""
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(staging, path)
 
 
 def summary_table(results: Mapping[str, Mapping[str, float]], *, rows: int, kind: str) -> Table:

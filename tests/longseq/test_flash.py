@@ -16,10 +16,9 @@ import torch
 
 from align.core.errors import UserError
 from align.longseq import pack, pair_logps
-from align.longseq.attention import attend, attend_plain, prepare
+from align.longseq.attention import ATTENTIONS, attend, attend_plain, prepare
 from align.longseq.flash import check_flash, load_flash
 from align.longseq.kernels import register_kernel
-from align.longseq.settings import ATTENTIONS
 from align.longseq.sharding import balanced_shards, count_tokens
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, relative_error
 from tests.longseq.test_merge import layout_of, outcome, states
