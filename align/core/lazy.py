@@ -8,19 +8,22 @@ from typing import Any
 
 
 def lazy_names(
-    package: str, places: Mapping[str, str]
+    package: str, places: Mapping[str, tuple[str, str | None]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package (PEP 562).
 
     Args:
         package: its `__name__`.
-        places: name → module that defines it: `{"pack": "align.longseq.shared_prefix"}`.
+        places: name → module and the name in it: `{"pack": ("align.longseq.shared_prefix", "pack")}`; None is the
+            module itself.
     """
 
     def find(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(places[name]), name)
+        module, attribute = places[name]
+        found = importlib.import_module(module)
+        return found if attribute is None else getattr(found, attribute)
 
     def names() -> list[str]:
         return sorted(places)

@@ -17,8 +17,8 @@ _ROWS = ("Group", "Layout", "SharedPrefixBatch", "SharedPrefixRow", "pack")
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "pair_logps": "align.longseq.forward",
-        "ATTENTION": "align.longseq.attention",  # where it is registered
-        **dict.fromkeys(_ROWS, "align.longseq.shared_prefix"),
+        "pair_logps": ("align.longseq.forward", "pair_logps"),
+        "ATTENTION": ("align.longseq.attention", "ATTENTION"),  # where it is registered
+        **{name: ("align.longseq.shared_prefix", name) for name in _ROWS},
     },
 )
