@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import open_dict
 
 from align.core.errors import UserError
 from align.core.instantiate import instantiate
+from align.runs.api import compose
 from align.training.method_settings import Needs, check_method
 from losses import LossOutput, PairLogps
 
@@ -61,6 +63,22 @@ def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ())
     method = Method(name=str(config["name"]), loss=loss, needs=needs)
     _try(method)
     return method
+
+
+def named_method(name: str, **settings: Any) -> Method:
+    """A method of `hydra_conf/method/` by its name, as `align.method("logo", beta=2.5)`.
+
+    Args:
+        name: `logo`, `dpo`, …
+        settings: of its loss, in place of the YAML's.
+
+    Raises:
+        UserError: an unknown name or setting.
+    """
+    config = compose("train", [f"method={name}"]).method
+    with open_dict(config):
+        config.loss.update(settings)
+    return load_method(config)
 
 
 def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple[PairLogps, PairLogps | None]:
