@@ -15,6 +15,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from align.core.errors import MovedWarning
+
 # Old module → where its names are now, the first one named to the user.
 MOVED: dict[str, tuple[str, ...]] = {
     "align.checkpoints": ("align.runs.checkpoints",),
@@ -112,7 +114,7 @@ class MovedFinder(MetaPathFinder):
             return None
         warnings.warn(
             f"{fullname} has moved: write {places[0]} instead. The old name goes with the next release.",
-            FutureWarning,
+            MovedWarning,
             stacklevel=2,
         )
         return ModuleSpec(fullname, _Alias(places))

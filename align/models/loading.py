@@ -17,7 +17,8 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
+from align.models.bars import weight_bars_off
 from align.models.paths import resolve_path
 from align.models.quantization import quantization_config, require_quantization
 from align.models.rope import override_rope
@@ -93,16 +94,17 @@ def load_causal_lm(
     config = load_config(settings)
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        resolve_path(settings.path),
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=quantization,
-        device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
-        trust_remote_code=settings.trust_remote_code,
-        revision=settings.revision,
-    )
+    with weight_bars_off():
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_path(settings.path),
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization,
+            device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
+            trust_remote_code=settings.trust_remote_code,
+            revision=settings.revision,
+        )
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
@@ -125,6 +127,7 @@ def _warn_of_remote_code(path: str, trust_remote_code: bool) -> None:
         warnings.warn(
             f"model.trust_remote_code=true runs Python code that comes with {path}, with your rights on this "
             "machine: read it first, or pin a commit that you have read with model.revision.",
+            AlignWarning,
             stacklevel=1,
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from align.runs import exit_codes
+from align.runs.console import quiet_libraries
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | None]], Callable[[], None]]:
@@ -50,6 +51,7 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             from align.runs.jobs import JobFailedError, check_no_sweep_inside
 
+            quiet_libraries()
             try:
                 check_no_sweep_inside(sys.argv[1:], config_name)
                 application()

@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from align.core.config import typed
 from align.core.errors import UserError
+from align.models.bars import weight_bars_off
 from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.settings import ModelSettings, RopeSettings
 from align.runs.folder import CONFIG_NAME
@@ -127,7 +128,8 @@ def write(
     staging = output.with_name(f".{output.name}.{os.getpid()}")
     staging.mkdir(parents=True)
     try:
-        model.save_pretrained(staging)
+        with weight_bars_off():
+            model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         card = model_card(policy.config, policy.results, name=output.name)
         (staging / "README.md").write_text(card, encoding="utf-8")
