@@ -12,9 +12,9 @@ import hydra
 import torch.distributed as dist
 
 from align.models.loading import load_tokenizer
-from align.train import build_trainer, read_data
 from align.training.peak_memory import peak_memory
 from align.training.run import check
+from align.training.setup import build_trainer, read_data
 
 
 def main() -> None:

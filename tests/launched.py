@@ -17,9 +17,11 @@ from typing import Any
 
 import align.train
 from align.data.dataset import PreferenceData
-from align.train import read_data
+from align.training import setup
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
+
+READ_DATA = setup.read_data
 
 
 def explode(*args: Any, **kwargs: Any) -> Any:
@@ -40,7 +42,7 @@ class FailingTrainer(PreferenceTrainer):
 
 def fewer_rows(run: Run, tokenizer: Any) -> PreferenceData:
     """As where a file was copied to one machine only in part."""
-    return read_data(replace(run, data=replace(run.data, limit=4)), tokenizer)
+    return READ_DATA(replace(run, data=replace(run.data, limit=4)), tokenizer)
 
 
 FAILURES: dict[str, tuple[str, Any]] = {
@@ -54,7 +56,7 @@ def main() -> None:
     way = sys.argv.pop(1)
     if os.environ["RANK"] == "1":
         if way in FAILURES:
-            setattr(align.train, *FAILURES[way])
+            setattr(setup, *FAILURES[way])
         else:
             sys.argv.append(way)
     align.train.main()

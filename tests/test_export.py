@@ -15,12 +15,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align import cli
-from align.export import merged_model, read_policy
 from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.runs import exit_codes
 from align.training.model_card import model_card, public_name
+from align.training.trained_policy import merged_model, read_policy
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.arange(8, 40)[None]

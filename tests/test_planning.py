@@ -20,11 +20,11 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
-from align.plan import Plan, make_plan
 from align.planning.architecture import measure, read_config
 from align.planning.here import choose_levers, warning
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict
+from align.planning.planner import Plan, make_plan
 from align.planning.report import command, overrides
 from align.planning.search import cheapest_levers, lever_sets
 from tests.test_cli import make_rows

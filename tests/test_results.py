@@ -7,6 +7,7 @@ import json
 
 from rich.console import Console
 
+from align.core.files import write_json
 from align.training import results
 from align.training.progress import ProgressDisplay, describe
 
@@ -49,7 +50,7 @@ def test_picture_and_json(tmp_path):
     results.draw_training(HISTORY, BEFORE, AFTER, tmp_path / "training.png")
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
     results.draw_training([], {}, {}, tmp_path / "empty.png")
-    results.write_json(tmp_path / "results.json", {"b": 1, "a": 2})
+    write_json(tmp_path / "results.json", {"b": 1, "a": 2})
     assert json.loads((tmp_path / "results.json").read_text()) == {"a": 2, "b": 1}
     assert not list(tmp_path.glob(".*"))
 

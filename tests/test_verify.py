@@ -18,9 +18,10 @@ from align.longseq import ATTENTION, pack
 from align.longseq.parallel import SequenceParallel, start_parallel
 from align.longseq.settings import MemorySettings
 from align.models.settings import ModelSettings
+from align.verification.comparison import compare, run_all, start_accelerator
 from align.verification.plain_rows import plain_pair_logps
 from align.verification.small_copy import build_small_copy, random_examples
-from align.verify import report, run_all, start_accelerator
+from align.verify import Verification
 from tests.distributed import run_distributed
 from tests.longseq import plain
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -162,7 +163,7 @@ def verdicts(rank: int, size: int, folder: str) -> dict[str, bool]:
             outcomes = run_all(config, memory, tuple(copies), accelerator, parallel)
             losses = [outcome.loss for outcome in outcomes]
             assert max(losses) - min(losses) < 1e-4, "a wrong backward does not show in the loss"
-            found[name] = report(outcomes, model, config.tolerance, show=rank == 0)
+            found[name] = Verification(compare(outcomes), config.tolerance).exact
     return found
 
 

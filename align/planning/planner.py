@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from rich.console import Console
 
-from align.core.config import typed
+from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
+from align.distributed.names import WRAPPERS
 from align.longseq.parallel import choose_exchange, make_groups
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.loading import load_tokenizer
@@ -64,6 +65,7 @@ def make_plan(config: DictConfig) -> Plan:
     method = read_method(config)
     model = typed(ModelSettings, config, "model")
     gpus = typed(GpuSettings, config, "gpus")
+    check_choice("wrapper", config.wrapper, WRAPPERS)
     architecture, source = read_config(model)
     sizes = measure(architecture, model)
     rows = read_rows(config, model, method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 import tempfile
@@ -50,7 +51,11 @@ class CommandModule(ModuleType):
             UserError: in one sentence what is wrong and what to do.
         """
         command = self.__name__.rpartition(".")[2]
-        return getattr(self, command)(compose(command, overrides, objects))
+        work = getattr(self, command)
+        config = compose(command, overrides, objects)
+        # `align plan` repeats its overrides in the command that it prints.
+        repeats = "own" in inspect.signature(work).parameters
+        return work(config, own=list(overrides)) if repeats else work(config)
 
 
 def compose(command: str, overrides: Iterable[str], objects: Mapping[str, Any] | None = None) -> DictConfig:

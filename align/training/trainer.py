@@ -73,7 +73,7 @@ class PreferenceTrainer(SealedCheckpoints):
             train_dataset, eval_dataset: rows in any layout of `data.path`, as a list or a `datasets.Dataset`; or
                 tokenised ones of `load_preference_data`.
             processing_class: the tokenizer; of a model given by its path, its own where None.
-            data_collator: None packs each micro-batch into one row.
+            data_collator: None packs each micro-batch into one row; with another, rows are taken as they are.
             reference: gives reference log-probs. None: the starting model, where the method needs one.
             parallel: this process's place in its sequence-parallel group; None without.
             logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
@@ -87,7 +87,11 @@ class PreferenceTrainer(SealedCheckpoints):
         if isinstance(model, str) and processing_class is None:
             processing_class = load_tokenizer(model)
         model = prepare_model(model, memory)
-        prepare = partial(prepare_rows, tokenizer=processing_class, method=method, max_length=max_length)
+        if data_collator is None:  # with one of the caller's, rows are taken as they are
+            prepare = partial(prepare_rows, tokenizer=processing_class, method=method, max_length=max_length)
+            train_dataset = prepare(train_dataset, what="train_dataset")
+            eval_dataset = prepare(eval_dataset, what="eval_dataset")
+            data_collator = Collator(short=method.needs.short)
         logits_chunk = logits_chunk or memory.logits_chunk
         if reference is None:
             reference = make_reference(
@@ -105,10 +109,10 @@ class PreferenceTrainer(SealedCheckpoints):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=prepare(train_dataset, what="train_dataset"),
-            eval_dataset=prepare(eval_dataset, what="eval_dataset"),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=data_collator or Collator(short=method.needs.short),
+            data_collator=data_collator,
             **kwargs,
         )
         self.data_collator = MarkedCollator(self.data_collator)

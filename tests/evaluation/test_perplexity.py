@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import log_softmax
 
 from align.core.errors import UserError
-from align.evaluation.perplexity import Perplexity, sequence_logps, sliding_logps
+from align.evaluation.perplexity import Perplexity
+from align.evaluation.token_logps import sequence_logps, sliding_logps
 from tests.evaluation.helpers import Answers, evaluation
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -191,9 +191,7 @@ def test_gateau_ranks_rows_and_goes_on_where_it_was_killed(model, tmp_path, monk
         return selector.scores(source, here)
 
     by_guidance, by_misalignment = ranked(1.0), ranked(0.0)
-    monkeypatch.setattr(
-        "align.synthesis.selection.gateau.load_causal_lm", lambda *_, **__: pytest.fail("read again")
-    )
+    monkeypatch.setattr("align.models.loading.load_causal_lm", lambda *_, **__: pytest.fail("read again"))
     both = ranked(0.8)
     assert len({round(score.value, 12) for score in both}) == 6
     for one, two, score in zip(by_guidance, by_misalignment, both, strict=True):
