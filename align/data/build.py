@@ -20,7 +20,7 @@ from align.core.files import cache_folder
 from align.data.formats import parse_row
 from align.data.positions import row_rng, synthesise
 from align.data.released import is_released, read_released
-from align.data.rows import FEATURES, to_row
+from align.data.stored_rows import FEATURES, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import RawRow, Source, count_rows, read_rows
 from align.data.tokens import ExampleTokenizer
@@ -42,7 +42,7 @@ class RowBuilder:
     require_rejected: bool
 
     def __call__(self, row: RawRow) -> dict[str, Any]:
-        """The columns of `align.data.rows.FEATURES`; raises UserError naming the row."""
+        """The columns of `align.data.stored_rows.FEATURES`; raises UserError naming the row."""
         if is_released(row.values):
             return self._released(row)
         parsed = parse_row(row, require_rejected=self.require_rejected)

@@ -13,7 +13,7 @@ from align.data.dataset import PreferenceData
 from align.data.formats import parse_row
 from align.data.provenance import leaks
 from align.data.released import is_released, read_released
-from align.data.rows import hash_ids
+from align.data.stored_rows import hash_ids
 from align.data.settings import DataSettings
 from align.data.sources import Source, open_sources, read_rows
 

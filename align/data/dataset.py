@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from align.core.errors import UserError
 from align.data.build import build_dataset
 from align.data.mixture import Part, mix
-from align.data.rows import to_example, to_row
+from align.data.stored_rows import to_example, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
 

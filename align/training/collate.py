@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from align.data.examples import TokenizedExample
-from align.data.rows import to_example
+from align.data.stored_rows import to_example
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 
 
