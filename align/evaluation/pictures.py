@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.evaluation.statistics import Interval
+from align.evaluation.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
