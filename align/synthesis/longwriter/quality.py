@@ -13,7 +13,7 @@ from align.generation.prompts import check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
-from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
+from align.scores.judgement import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.filters import repeated_ngrams
 from align.synthesis.longwriter.candidates import Candidate
 from align.synthesis.longwriter.instructions import Instruction
