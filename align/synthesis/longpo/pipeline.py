@@ -18,7 +18,7 @@ from align.generation.prompts import PromptEncoder, check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.synthesis.answers import describe_call, normalise, trim_cut
 from align.synthesis.filters import answer_problem
-from align.synthesis.longpo.questions import parse_numbered
+from align.synthesis.longpo.numbered import parse_numbered
 from align.synthesis.longpo.windows import Window, WindowSizes, cut_windows
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 
