@@ -10,7 +10,7 @@ from align.generation.generators import Completion
 from align.synthesis.longwriter.agent_write import AgentWrite, clean_step
 from align.synthesis.longwriter.candidates import Candidate, Written
 from align.synthesis.longwriter.instructions import Instruction
-from align.synthesis.longwriter.plans import Step, parse_plan, render_plan, with_lengths
+from align.synthesis.longwriter.writing_plan import Step, parse_plan, render_plan, with_lengths
 from align.synthesis.longwriter.self_lengthen import SelfLengthen, _portion
 from tests.synthesis.scripted import settings_of
 

@@ -17,7 +17,7 @@ from align.scores.judgement import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.filters import repeated_ngrams
 from align.synthesis.longwriter.candidates import Candidate
 from align.synthesis.longwriter.instructions import Instruction
-from align.synthesis.longwriter.plans import is_step_line
+from align.synthesis.longwriter.writing_plan import is_step_line
 from align.synthesis.pipeline import at_least, check_share
 
 WORDS_A_PARAGRAPH = 400  # an answer of more words than this should have more than one paragraph
