@@ -21,8 +21,8 @@ from pathlib import Path
 
 from align.documents.chunking import Chunk
 from align.synthesis.logo.contexts import choose_contexts
-from align.synthesis.logo.scorers import Bm25, Scorer, TfIdf
-from align.synthesis.logo.spacy_scorer import SpacyOverlap
+from align.synthesis.logo.relevance import Bm25, Scorer, TfIdf
+from align.synthesis.logo.spacy_relevance import SpacyOverlap
 
 RESULTS = Path(__file__).parent / "results" / "scorers.json"
 DATA = "multi_document_qa/nq-open-oracle.jsonl.gz"

@@ -20,9 +20,9 @@ from align.core.files import cache_folder
 from align.data.formats import parse_row
 from align.data.positions import row_rng, synthesise
 from align.data.released import is_released, read_released
-from align.data.stored_rows import FEATURES, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import RawRow, Source, count_rows, read_rows
+from align.data.stored_rows import FEATURES, to_row
 from align.data.tokens import ExampleTokenizer
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.

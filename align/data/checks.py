@@ -13,9 +13,9 @@ from align.data.dataset import PreferenceData
 from align.data.formats import parse_row
 from align.data.provenance import leaks
 from align.data.released import is_released, read_released
-from align.data.stored_rows import hash_ids
 from align.data.settings import DataSettings
 from align.data.sources import Source, open_sources, read_rows
+from align.data.stored_rows import hash_ids
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from align.core.errors import UserError
 from align.data.build import build_dataset
 from align.data.mixture import Part, mix
-from align.data.stored_rows import to_example, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
+from align.data.stored_rows import to_example, to_row
 
 __all__ = [
     "DataSettings",

@@ -17,8 +17,8 @@ from align.generation.generators import Completion, Message, Request
 from align.generation.ledger import Ledger
 from align.synthesis.answers import normalise, trim_cut
 from align.synthesis.logo.contexts import choose_contexts
+from align.synthesis.logo.relevance import Bm25
 from align.synthesis.logo.rows import Asked, Questions, parse_question
-from align.synthesis.logo.scorers import Bm25
 from tests.synthesis.helpers import (
     SAMPLING,
     KilledError,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.documents.chunking import Chunk
-from align.synthesis.logo.scorers import Scorer
+from align.synthesis.logo.relevance import Scorer
 
 # What dis-preferred answers are generated from, in turn; LOGO: nothing relevant, and half of it.
 REJECTED_KINDS = ("irrelevant", "mixed")

@@ -17,9 +17,9 @@ from align.generation.prompts import check_places, fill
 from align.generation.stage import Workspace, run_stage
 from align.synthesis.answers import trim_cut
 from align.synthesis.logo.contexts import Contexts, choose_contexts
-from align.synthesis.logo.verdicts import Judged, judge_answers
+from align.synthesis.logo.relevance import Bm25, Scorer
 from align.synthesis.logo.rows import Answered, Asked, Questions, build_row
-from align.synthesis.logo.scorers import Bm25, Scorer
+from align.synthesis.logo.verdicts import Judged, judge_answers
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 
 

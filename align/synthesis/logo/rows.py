@@ -15,7 +15,7 @@ from align.documents.loading import Document
 from align.generation.generators import Completion, Request
 from align.synthesis.answers import describe_call, normalise, trim_cut
 from align.synthesis.logo.contexts import Contexts
-from align.synthesis.logo.scorers import Scorer
+from align.synthesis.logo.relevance import Scorer
 
 SHORTEST_QUESTION = 3  # words
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
-from align.synthesis.logo.scorers import Bm25, Scorer
-from align.synthesis.logo.spacy_scorer import SpacyOverlap
+from align.synthesis.logo.relevance import Bm25, Scorer
+from align.synthesis.logo.spacy_relevance import SpacyOverlap
 
 
 def auto_scorer(model: str = "en_core_web_lg") -> Scorer:
