@@ -130,7 +130,7 @@ class Gateau:
             rope=RopeSettings(**getattr(self, f"{which}_rope")),
         )
         store = Measurements(workspace.output / WORK / f"gateau-{which}.jsonl")
-        calls = [Measured(example, f"{settings}{self.segment_tokens}") for example in examples]
+        calls = [RowToMeasure(example, f"{settings}{self.segment_tokens}") for example in examples]
         missing = [call for call in calls if call.digest not in store.finished]
         if missing:
             model = load_causal_lm(settings, device=self._device()).eval()
@@ -149,7 +149,7 @@ class Gateau:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RowToMeasure:
     """A row that one model reads; see `ledger.Call`."""
 
     example: TokenizedExample
