@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.documents.chunking import Chunk
-from align.synthesis.logo.relevance import Scorer
+from align.synthesis.logo.relevance import RelevanceScorer
 
 # What dis-preferred answers are generated from, in turn; LOGO: nothing relevant, and half of it.
 REJECTED_KINDS = ("irrelevant", "mixed")
@@ -40,7 +40,7 @@ def choose_contexts(
     asked_of: Chunk | None,
     own: Sequence[Chunk],
     foreign: Sequence[Chunk],
-    scorer: Scorer,
+    scorer: RelevanceScorer,
     *,
     critical_chunks: int,
     chunks_per_prompt: int,

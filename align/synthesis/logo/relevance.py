@@ -26,7 +26,7 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿]+")
 
 
-class Scorer(Protocol):
+class RelevanceScorer(Protocol):
     """Importance of chunks for a question."""
 
     @property

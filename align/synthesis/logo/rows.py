@@ -15,7 +15,7 @@ from align.documents.loading import Document
 from align.generation.generators import Completion, Request
 from align.synthesis.answers import comparable, describe_call, trim_cut
 from align.synthesis.logo.contexts import Contexts
-from align.synthesis.logo.relevance import Scorer
+from align.synthesis.logo.relevance import RelevanceScorer
 
 SHORTEST_QUESTION = 3  # words
 
@@ -56,7 +56,7 @@ class Questions:
         self.dropped: Counter[str] = Counter()
         self._seen: set[tuple[int, str]] = set()
 
-    def add(self, item: Asked, texts: Sequence[str], own: Sequence[Chunk], scorer: Scorer) -> None:
+    def add(self, item: Asked, texts: Sequence[str], own: Sequence[Chunk], scorer: RelevanceScorer) -> None:
         """Keeps, of the questions in the model's `texts`, the new one that has most to do with the chunk.
 
         A question that has nothing in common with its chunk, by the scorer, is about something else (or

@@ -16,7 +16,7 @@ _LONGEST = 8  # tokens of a verdict
 
 
 @dataclass(frozen=True)
-class Judged:
+class AnswersToJudge:
     """What the judge is shown.
 
     Attributes:
@@ -33,7 +33,7 @@ class Judged:
 
 
 def judge_answers(
-    items: Sequence[Judged], prompt: str, workspace: Workspace
+    items: Sequence[AnswersToJudge], prompt: str, workspace: Workspace
 ) -> list[tuple[bool | None, ...]]:
     """Whether each answer of each row is right; None where the judge said neither yes nor no.
 
