@@ -2,6 +2,14 @@
 
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
-from align.longseq.shared_prefix import Group, Layout, SharedPrefixBatch, SharedPrefixRow, pack
+from align.longseq.shared_prefix import Layout, PackedPrompt, SharedPrefixBatch, SharedPrefixRow, pack
 
-__all__ = ["ATTENTION", "Group", "Layout", "SharedPrefixBatch", "SharedPrefixRow", "pack", "pair_logps"]
+__all__ = [
+    "ATTENTION",
+    "Layout",
+    "PackedPrompt",
+    "SharedPrefixBatch",
+    "SharedPrefixRow",
+    "pack",
+    "pair_logps",
+]

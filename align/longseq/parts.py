@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from align.longseq.shared_prefix import Group, Span
+from align.longseq.shared_prefix import PackedPrompt, Span
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,26 @@ def intersect(span: Span, own: tuple[Span, ...]) -> Iterator[tuple[Span, Span]]:
         offset += stop - start
 
 
-def parts_of(groups: tuple[Group, ...], own: tuple[Span, ...]) -> tuple[Part, ...]:
+def parts_of(prompts: tuple[PackedPrompt, ...], own: tuple[Span, ...]) -> tuple[Part, ...]:
     """What the queries in `own` attend: first the squares, which hold every query once, then the rectangles.
 
     Args:
-        groups: of the whole row.
+        prompts: of the whole row, with their answers.
         own: ascending, disjoint spans of the row.
     """
     squares: list[Part] = []
     rectangles: list[Part] = []
-    for group in groups:
+    for packed in prompts:
         answers = []
-        for span in (group.prompt, *group.answers):
+        for span in (packed.prompt, *packed.answers):
             for (start, stop), place in intersect(span, own):
                 _append_square(squares, Part(place, (start, stop), (stop - start,)))
                 if start > span[0]:
                     rectangles.append(Part(place, (span[0], start)))
-                if span != group.prompt:
+                if span != packed.prompt:
                     answers.append(place)
         if answers:
-            rectangles.append(Part((answers[0][0], answers[-1][1]), group.prompt))
+            rectangles.append(Part((answers[0][0], answers[-1][1]), packed.prompt))
     return (*squares, *rectangles)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from align.longseq.parts import flatten, intersect, parts_of
-from align.longseq.shared_prefix import Group, Layout, Span
+from align.longseq.shared_prefix import Layout, PackedPrompt, Span
 
 # `(query [1, h, Q, D], key [1, k, T, D], value [1, k, T, D]) -> [1, h, Q, D]`, h a multiple of k.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -77,18 +77,18 @@ def prepare(
     """
     own = ((0, layout.length),) if queries is None else queries
     branches = []
-    for keys, span in _spans(layout.groups):
+    for keys, span in _spans(layout.prompts):
         before = sum(stop - start for start, stop in keys) - (span[1] - span[0])
         pieces = tuple(Piece(place, before + stop - span[0]) for (start, stop), place in intersect(span, own))
         if pieces:
             branches.append(Branch(keys, pieces))
-    parts = flatten(parts_of(layout.groups, own))
+    parts = flatten(parts_of(layout.prompts, own))
     return PreparedLayout(tuple(branches), parts, layout.longest_sequence, exchange)
 
 
-def _spans(groups: tuple[Group, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:
+def _spans(prompts: tuple[PackedPrompt, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:
     """Of each prompt and each answer, in row order: the keys that its last query sees, and its own span."""
-    for group in groups:
-        yield (group.prompt,), group.prompt
-        for answer in group.answers:
-            yield (group.prompt, answer), answer
+    for packed in prompts:
+        yield (packed.prompt,), packed.prompt
+        for answer in packed.answers:
+            yield (packed.prompt, answer), answer

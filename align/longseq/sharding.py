@@ -96,8 +96,8 @@ def balanced_shards(layout: Layout, degree: int) -> Shards:
     """Chunks r and 2n − 1 − r of every prompt and answer: equal tokens and equal causal work for each rank."""
     shards: list[list[Span]] = [[] for _ in range(degree)]
     counts = [0] * degree
-    for group in layout.groups:
-        for start, stop in (group.prompt, *group.answers):
+    for packed in layout.prompts:
+        for start, stop in (packed.prompt, *packed.answers):
             sizes = _chunk_sizes(stop - start, counts)
             for chunk, size in enumerate(sizes):
                 rank = _owner(chunk, degree)

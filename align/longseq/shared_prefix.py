@@ -1,8 +1,8 @@
-"""A row of shared prompts: one prompt followed by its answers, several such groups packed, no padding.
+"""A packed row: one prompt followed by its answers, several such prompts one after the other, no padding.
 
     | prompt 0 | chosen 0 | rejected 0,1 | rejected 0,2 | prompt 1 | chosen 1 | …
 
-Every answer attends its prompt and itself, never a sibling or another group. An answer's first token is
+Every answer attends its prompt and itself, never a sibling or another prompt. An answer's first token is
 predicted from the *prompt's* last hidden state, so scoring goes through an index and no token is doubled.
 """
 
@@ -23,15 +23,18 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Group:
-    """One prompt and its answers as spans of the row; they follow each other without gaps."""
+class PackedPrompt:
+    """Where one prompt and its answers lie in a packed row; they follow each other without gaps.
+
+    A prompt of 6 tokens at the row's start with answers of 3 and 2: `prompt=(0, 6), answers=((6, 9), (9, 11))`.
+    """
 
     prompt: Span
     answers: tuple[Span, ...]
 
     @property
     def stop(self) -> int:
-        """Where the group ends in its row."""
+        """Where its last answer ends, or the prompt where there is none."""
         return self.answers[-1][1] if self.answers else self.prompt[1]
 
 
@@ -39,20 +42,20 @@ class Group:
 class Layout:
     """Which tokens of a row are prompt and which belong to which answer. Reaches attention as a keyword."""
 
-    groups: tuple[Group, ...]
+    prompts: tuple[PackedPrompt, ...]
 
     @property
     def length(self) -> int:
         """T, the tokens in the row."""
-        return self.groups[-1].stop
+        return self.prompts[-1].stop
 
     @property
     def longest_sequence(self) -> int:
         """The most tokens that one answer sees, itself included: what a sliding window has to cover."""
         return max(
-            (group.prompt[1] - group.prompt[0])
-            + max((stop - start for start, stop in group.answers), default=0)
-            for group in self.groups
+            (packed.prompt[1] - packed.prompt[0])
+            + max((stop - start for start, stop in packed.answers), default=0)
+            for packed in self.prompts
         )
 
 
@@ -113,7 +116,7 @@ class SharedPrefixBatch:
     @property
     def prompt_tokens(self) -> list[int]:
         """`[B]` the same for each prompt with its answers."""
-        return [group.stop - group.prompt[0] for row in self.rows for group in row.layout.groups]
+        return [packed.stop - packed.prompt[0] for row in self.rows for packed in row.layout.prompts]
 
     def to(self, device: torch.device | str) -> SharedPrefixBatch:
         """The same batch with its tensors on `device` (what `Trainer._prepare_inputs` calls)."""
@@ -149,7 +152,7 @@ def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
     return SharedPrefixRow(
         input_ids=like.input_ids[:, :1],
         position_ids=like.position_ids[:, :1],
-        layout=Layout((Group((0, 1), ()),)),
+        layout=Layout((PackedPrompt((0, 1), ()),)),
         source=nothing,
         target=nothing,
         answer=nothing,
@@ -163,17 +166,17 @@ def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
 
 def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     """Lays out `examples` one after the other; `answers` = A of the whole batch."""
-    groups, offset = [], 0
+    prompts, offset = [], 0
     for example in examples:
-        groups.append(_group(example, offset))
-        offset = groups[-1].answers[-1][1]
+        prompts.append(_packed_prompt(example, offset))
+        offset = prompts[-1].answers[-1][1]
     lengths = torch.zeros(len(examples), answers, dtype=torch.long)
     scored: list[tuple[Tensor, Tensor, Tensor]] = []
     context: list[tuple[Tensor, Tensor, Tensor]] = []
-    for b, (example, group) in enumerate(zip(examples, groups, strict=True)):
-        context.append(_context_triples(example, group, b))
-        for j, (answer, span) in enumerate(zip(example.answers, group.answers, strict=True)):
-            source, target = _predictions(answer.input_ids, answer.scored, span, group.prompt[1] - 1)
+    for b, (example, packed) in enumerate(zip(examples, prompts, strict=True)):
+        context.append(_context_triples(example, packed, b))
+        for j, (answer, span) in enumerate(zip(example.answers, packed.answers, strict=True)):
+            source, target = _predictions(answer.input_ids, answer.scored, span, packed.prompt[1] - 1)
             lengths[b, j] = len(target)
             scored.append((source, target, torch.full_like(source, b * answers + j)))
     source, target, answer_index = (torch.cat(parts) for parts in zip(*scored, strict=True))
@@ -183,7 +186,7 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     return SharedPrefixRow(
         input_ids=torch.cat([_ids(example) for example in examples])[None],
         position_ids=torch.cat([_positions(example) for example in examples])[None],
-        layout=Layout(tuple(groups)),
+        layout=Layout(tuple(prompts)),
         source=source,
         target=target,
         answer=answer_index,
@@ -195,14 +198,14 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     )
 
 
-def _group(example: TokenizedExample, offset: int) -> Group:
+def _packed_prompt(example: TokenizedExample, offset: int) -> PackedPrompt:
     """Spans of one example that starts at `offset` of its row."""
     stop = offset + len(example.prompt_ids)
     prompt, spans = (offset, stop), []
     for answer in example.answers:
         spans.append((stop, stop + len(answer.input_ids)))
         stop = spans[-1][1]
-    return Group(prompt, tuple(spans))
+    return PackedPrompt(prompt, tuple(spans))
 
 
 def _ids(example: TokenizedExample) -> Tensor:
@@ -230,13 +233,13 @@ def _predictions(
 
 
 def _context_triples(
-    example: TokenizedExample, group: Group, prompt_index: int
+    example: TokenizedExample, packed: PackedPrompt, prompt_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(source, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
-    start, stop = group.prompt
+    start, stop = packed.prompt
     chosen = example.answers[0]
     branch_source, branch_target = _predictions(
-        chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), group.answers[0], stop - 1
+        chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), packed.answers[0], stop - 1
     )
     source = torch.cat([torch.arange(start, stop - 1), branch_source])
     target = torch.cat([torch.as_tensor(example.prompt_ids, dtype=torch.long)[1:], branch_target])

@@ -188,7 +188,7 @@ class Cached:
         rows = tuple(batch.rows[i] for i in chosen)
         logps = self.live(policy, SharedPrefixBatch(rows))
         table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1).to(self.identity.dtype)
-        counts = [len(group.answers) for row in rows for group in row.layout.groups]
+        counts = [len(packed.answers) for row in rows for packed in row.layout.prompts]
         flat = [key for i in chosen for key in keys[i]]
         new = {
             key: tuple(values[:count])

@@ -20,7 +20,7 @@ from align.models.identity import Identity, content_digest
 
 
 def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
-    """One key a prompt, `[b]`: the same wherever its group lies in the row and whatever lies beside it."""
+    """One key a prompt, `[b]`: the same wherever it lies in the row and whatever lies beside it."""
     ids, positions = row.input_ids[0].cpu().numpy(), row.position_ids[0].cpu().numpy()
     source, answer = row.source.cpu().numpy(), row.answer.cpu().numpy()
     slots = row.lengths.shape[1]
@@ -28,9 +28,9 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
     if identity.row_length_matters:
         model = f"{model} {positions.max()}"
     keys = []
-    for b, group in enumerate(row.layout.groups):
-        start = group.prompt[0]
-        edges = [group.prompt[1], *(stop for _, stop in group.answers)]
+    for b, packed in enumerate(row.layout.prompts):
+        start = packed.prompt[0]
+        edges = [packed.prompt[1], *(stop for _, stop in packed.answers)]
         mine = answer // slots == b
         parts = (
             np.array(edges) - start,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import align.longseq
 from align.core.errors import UserError
-from align.longseq import Group, Layout, pack
+from align.longseq import Layout, PackedPrompt, pack
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.parallel import choose_exchange, make_groups, start_parallel
 from align.longseq.sharding import (
@@ -39,22 +39,22 @@ DEGREES = st.integers(1, 9)
 
 def layout_of(rows: list[tuple[int, list[int]]]) -> Layout:
     """Prompts with their answers, one after the other."""
-    groups, offset = [], 0
+    prompts, offset = [], 0
     for prompt, answers in rows:
         bounds = np.cumsum([offset, prompt, *answers]).tolist()
         spans = list(pairwise(bounds))
-        groups.append(Group(spans[0], tuple(spans[1:])))
+        prompts.append(PackedPrompt(spans[0], tuple(spans[1:])))
         offset = bounds[-1]
-    return Layout(tuple(groups))
+    return Layout(tuple(prompts))
 
 
 def keys_seen(layout: Layout) -> list[list[int]]:
     """For each token the row indices that it attends, straight from the definition."""
     seen = []
-    for group in layout.groups:
-        prompt = list(range(*group.prompt))
+    for packed in layout.prompts:
+        prompt = list(range(*packed.prompt))
         seen += [prompt[: i + 1] for i in range(len(prompt))]
-        for start, stop in group.answers:
+        for start, stop in packed.answers:
             seen += [prompt + list(range(start, i + 1)) for i in range(start, stop)]
     return seen
 
@@ -63,9 +63,9 @@ def scored_tokens(layout: Layout) -> torch.Tensor:
     """The tokens that predict an answer's: its own but the last, and the prompt's last, which repeats."""
     sources = [
         token
-        for group in layout.groups
-        for start, stop in group.answers
-        for token in (group.prompt[1] - 1, *range(start, stop - 1))
+        for packed in layout.prompts
+        for start, stop in packed.answers
+        for token in (packed.prompt[1] - 1, *range(start, stop - 1))
     ]
     return torch.tensor(sources, dtype=torch.long)
 
