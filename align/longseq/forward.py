@@ -75,11 +75,11 @@ def pair_logps(
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of the model: a row, who sees whom in it, `[S]` sources and targets, and calls of the head."""
+    """One call of the model: a row, who sees whom in it, `[S]` predictors and targets, and calls of the head."""
 
     row: SharedPrefixRow
     layout: PreparedLayout
-    source: Tensor
+    predictor: Tensor
     target: Tensor
     chunks: int
 
@@ -104,8 +104,8 @@ def _calls(
     # Tiles of a layer are calls too: processes count them by the longest row of all.
     most_tokens = agree_on_calls(model, [row.input_ids.shape[1] for row, _ in placed], device)
     return [
-        _Call(row, replace(layout, most_tokens=tokens), source, target, chunks)
-        for (row, layout), (source, target), chunks, tokens in zip(
+        _Call(row, replace(layout, most_tokens=tokens), predictor, target, chunks)
+        for (row, layout), (predictor, target), chunks, tokens in zip(
             placed, scored, head_calls, most_tokens, strict=True
         )
     ]
@@ -119,10 +119,10 @@ def _check_attention(lm: PreTrainedModel) -> None:
 
 
 def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor]:
-    """`[S]` sources and targets: the answers' tokens, then the context's where the NLL covers it."""
+    """`[S]` predictors and target ids: the answers' tokens, then the prompt's where the NLL covers it."""
     if nll_scope != "sequence":
-        return row.source, row.target
-    return torch.cat([row.source, row.context_source]), torch.cat([row.target, row.context_target])
+        return row.predictor, row.target
+    return torch.cat([row.predictor, row.context_predictor]), torch.cat([row.target, row.context_target])
 
 
 def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
@@ -130,7 +130,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
     head, row = lm.get_output_embeddings(), call.row
 
     def score(hidden: Tensor) -> Tensor:
-        return token_logps(head, hidden[0, call.source], call.target, chunks=call.chunks)
+        return token_logps(head, hidden[0, call.predictor], call.target, chunks=call.chunks)
 
     with _scoring(lm, score):
         output = model(
@@ -144,8 +144,8 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
     check_every_layer_called(lm, len(call.layout.callers))
     logps = output.logits
     prompts, answers = row.lengths.shape
-    sums = sum_by_index(logps[: len(row.source)], row.answer, prompts * answers).view(prompts, answers)
-    context = logps[len(row.source) :]
+    sums = sum_by_index(logps[: len(row.predictor)], row.answer, prompts * answers).view(prompts, answers)
+    context = logps[len(row.predictor) :]
     context_sums = sum_by_index(context, row.context_prompt[: len(context)], prompts)
     return torch.cat([sums, context_sums[:, None]], dim=1)
 

@@ -150,7 +150,7 @@ def _place_ulysses(
     row: SharedPrefixRow, parallel: SequenceParallel
 ) -> tuple[SharedPrefixRow, PreparedLayout]:
     """Equally many scored and other tokens; attention runs over the whole row."""
-    shards = even_shards(row.layout.length, row.source, parallel.degree)
+    shards = even_shards(row.layout.length, row.predictor, parallel.degree)
     exchange = Ulysses(parallel.group, parallel.rank, shards)
     return shard_row(row, shards[parallel.rank]), prepare(row.layout, exchange=exchange)
 

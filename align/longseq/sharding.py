@@ -41,18 +41,18 @@ from align.longseq.shared_prefix import Layout, SharedPrefixRow, Span
 Shards = tuple[tuple[Span, ...], ...]
 
 
-def even_shards(length: int, source: Tensor, degree: int) -> Shards:
-    """An n-th of the tokens in `source` and an n-th of the others for each rank, both consecutive among their kind.
+def even_shards(length: int, predictor: Tensor, degree: int) -> Shards:
+    """An n-th of the tokens in `predictor` and an n-th of the others for each rank, both consecutive among their kind.
 
     Args:
         length: T, tokens of the row.
-        source: `[S]` indices in `[0, T)` of the tokens that predict a scored one; they may repeat.
+        predictor: `[S]` indices in `[0, T)` of the tokens that predict a scored one; they may repeat.
         degree: n, the ranks.
 
     Returns:
-        Spans of each rank; counts of tokens, and of those in `source`, differ by at most one between ranks.
+        Spans of each rank; counts of tokens, and of those in `predictor`, differ by at most one between ranks.
     """
-    runs = _runs(length, source)
+    runs = _runs(length, predictor)
     spans: list[list[Span]] = [[] for _ in range(degree)]
     for scores in (False, True):
         own = tuple(span for span, kind in runs if kind is scores)
@@ -63,10 +63,10 @@ def even_shards(length: int, source: Tensor, degree: int) -> Shards:
     return tuple(_joined(own) for own in spans)
 
 
-def _runs(length: int, source: Tensor) -> list[tuple[Span, bool]]:
+def _runs(length: int, predictor: Tensor) -> list[tuple[Span, bool]]:
     """The row as the longest spans of tokens that all predict a scored one, or all do not."""
     scores = torch.zeros(length, dtype=torch.bool)
-    scores[source.cpu()] = True
+    scores[predictor.cpu()] = True
     cuts = [0, *((scores[1:] != scores[:-1]).nonzero().flatten() + 1).tolist(), length]
     return [((start, stop), bool(scores[start])) for start, stop in pairwise(cuts)]
 
@@ -148,9 +148,9 @@ def token_index(spans: tuple[Span, ...], device: torch.device) -> Tensor:
 
 
 def shard_row(row: SharedPrefixRow, spans: tuple[Span, ...]) -> SharedPrefixRow:
-    """The tokens of `row` in `spans`, and the scored triples whose source is among them.
+    """The tokens of `row` in `spans`, and the scored triples whose predictor is among them.
 
-    Labels were shifted in the whole row (`source` predicts `target`), so a target may lie in another shard.
+    Labels were shifted in the whole row (`predictor` predicts `target`), so a target may lie in another shard.
 
     One token that nobody sees is put at the end. A shard is then never empty, which several libraries do
     not survive, and its position is the row's largest, so that RoPE variants that depend on the longest
@@ -161,23 +161,23 @@ def shard_row(row: SharedPrefixRow, spans: tuple[Span, ...]) -> SharedPrefixRow:
         spans: ascending, disjoint, t tokens in all.
 
     Returns:
-        `input_ids`, `position_ids` `[1, t + 1]`; `source`, `context_source` index them. `layout`, `lengths`
+        `input_ids`, `position_ids` `[1, t + 1]`; `predictor`, `context_predictor` index them. `layout`, `lengths`
         and `context_length` remain those of the whole row.
     """
     device = row.input_ids.device
     own = token_index(spans, device)
     place = torch.full((row.layout.length,), -1, device=device)
     place[own] = torch.arange(len(own), device=device)
-    source, context_source = place[row.source], place[row.context_source]
-    scored, in_context = source >= 0, context_source >= 0
+    predictor, context_predictor = place[row.predictor], place[row.context_predictor]
+    scored, in_context = predictor >= 0, context_predictor >= 0
     return replace(
         row,
         input_ids=torch.cat([row.input_ids[:, own], row.input_ids[:, :1]], dim=1),
         position_ids=torch.cat([row.position_ids[:, own], row.position_ids.amax(1, keepdim=True)], dim=1),
-        source=source[scored],
+        predictor=predictor[scored],
         target=row.target[scored],
         answer=row.answer[scored],
-        context_source=context_source[in_context],
+        context_predictor=context_predictor[in_context],
         context_target=row.context_target[in_context],
         context_prompt=row.context_prompt[in_context],
     )

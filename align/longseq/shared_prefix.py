@@ -67,11 +67,13 @@ class SharedPrefixRow:
         input_ids: `[1, T]`.
         position_ids: `[1, T]`.
         layout: spans of prompts and answers.
-        source: `[S]` index in `[0, T)` of the hidden state that predicts a scored token.
+        predictor: `[S]` index in `[0, T)` of the token whose hidden state predicts a scored one: the token before
+            it, and for the first token of every answer the prompt's last. With a prompt at 0 … 5 and answers at
+            6 … 8 and 9 … 10: `5, 6, 7, 5, 9`.
         target: `[S]` the scored token's id.
         answer: `[S]` flat index `prompt · A + answer` in `[0, b·A)`; answer 0 is the chosen one.
         lengths: `[b, A]` scored tokens of each answer; 0 for an absent one.
-        context_source: `[C]` as `source`, for the tokens of prompt and chosen branch that no answer scores
+        context_predictor: `[C]` as `predictor`, for the tokens of prompt and chosen branch that no answer scores
             (the prompt's first token, which nothing predicts, is not among them).
         context_target: `[C]` their ids.
         context_prompt: `[C]` their prompt's index in `[0, b)`.
@@ -81,11 +83,11 @@ class SharedPrefixRow:
     input_ids: Tensor
     position_ids: Tensor
     layout: Layout
-    source: Tensor
+    predictor: Tensor
     target: Tensor
     answer: Tensor
     lengths: Tensor
-    context_source: Tensor
+    context_predictor: Tensor
     context_target: Tensor
     context_prompt: Tensor
     context_length: Tensor
@@ -148,16 +150,16 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
 def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
     """A row of no prompts, one token long: what a process reads while others still have rows."""
     like = batch.rows[0]
-    nothing = like.source[:0]
+    nothing = like.predictor[:0]
     return SharedPrefixRow(
         input_ids=like.input_ids[:, :1],
         position_ids=like.position_ids[:, :1],
         layout=Layout((PackedPrompt((0, 1), ()),)),
-        source=nothing,
+        predictor=nothing,
         target=nothing,
         answer=nothing,
         lengths=like.lengths[:0],
-        context_source=nothing,
+        context_predictor=nothing,
         context_target=nothing,
         context_prompt=nothing,
         context_length=nothing,
@@ -176,22 +178,22 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     for b, (example, packed) in enumerate(zip(examples, prompts, strict=True)):
         context.append(_context_triples(example, packed, b))
         for j, (answer, span) in enumerate(zip(example.answers, packed.answers, strict=True)):
-            source, target = _predictions(answer.input_ids, answer.scored, span, packed.prompt[1] - 1)
+            predictor, target = _predictions(answer.input_ids, answer.scored, span, packed.prompt[1] - 1)
             lengths[b, j] = len(target)
-            scored.append((source, target, torch.full_like(source, b * answers + j)))
-    source, target, answer_index = (torch.cat(parts) for parts in zip(*scored, strict=True))
-    context_source, context_target, context_prompt = (
+            scored.append((predictor, target, torch.full_like(predictor, b * answers + j)))
+    predictor, target, answer_index = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    context_predictor, context_target, context_prompt = (
         torch.cat(parts) for parts in zip(*context, strict=True)
     )
     return SharedPrefixRow(
         input_ids=torch.cat([_ids(example) for example in examples])[None],
         position_ids=torch.cat([_positions(example) for example in examples])[None],
         layout=Layout(tuple(prompts)),
-        source=source,
+        predictor=predictor,
         target=target,
         answer=answer_index,
         lengths=lengths,
-        context_source=context_source,
+        context_predictor=context_predictor,
         context_target=context_target,
         context_prompt=context_prompt,
         context_length=torch.tensor([len(ids) for _, ids, _ in context]),
@@ -226,21 +228,21 @@ def _predictions(
     input_ids: np.ndarray, wanted: np.ndarray, span: tuple[int, int], prompt_last: int
 ) -> tuple[Tensor, Tensor]:
     """Row indices of the hidden states that predict a branch's `wanted` tokens, and those tokens' ids."""
-    source = torch.arange(span[0] - 1, span[1] - 1)
-    source[0] = prompt_last
+    predictor = torch.arange(span[0] - 1, span[1] - 1)
+    predictor[0] = prompt_last
     mask = torch.as_tensor(wanted, dtype=torch.bool)
-    return source[mask], torch.as_tensor(input_ids, dtype=torch.long)[mask]
+    return predictor[mask], torch.as_tensor(input_ids, dtype=torch.long)[mask]
 
 
 def _context_triples(
     example: TokenizedExample, packed: PackedPrompt, prompt_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(source, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
+    """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
     start, stop = packed.prompt
     chosen = example.answers[0]
-    branch_source, branch_target = _predictions(
+    branch_predictor, branch_target = _predictions(
         chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), packed.answers[0], stop - 1
     )
-    source = torch.cat([torch.arange(start, stop - 1), branch_source])
+    predictor = torch.cat([torch.arange(start, stop - 1), branch_predictor])
     target = torch.cat([torch.as_tensor(example.prompt_ids, dtype=torch.long)[1:], branch_target])
-    return source, target, torch.full_like(source, prompt_index)
+    return predictor, target, torch.full_like(predictor, prompt_index)

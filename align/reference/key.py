@@ -22,7 +22,7 @@ from align.models.identity import Identity, content_digest
 def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
     """One key a prompt, `[b]`: the same wherever it lies in the row and whatever lies beside it."""
     ids, positions = row.input_ids[0].cpu().numpy(), row.position_ids[0].cpu().numpy()
-    source, answer = row.source.cpu().numpy(), row.answer.cpu().numpy()
+    predictor, answer = row.predictor.cpu().numpy(), row.answer.cpu().numpy()
     slots = row.lengths.shape[1]
     model = identity.digest
     if identity.row_length_matters:
@@ -36,7 +36,7 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
             np.array(edges) - start,
             ids[start : edges[-1]],
             positions[start : edges[-1]],
-            source[mine] - start,
+            predictor[mine] - start,
             answer[mine] % slots,
         )
         keys.append(content_digest(model, parts))

@@ -61,13 +61,13 @@ def keys_seen(layout: Layout) -> list[list[int]]:
 
 def scored_tokens(layout: Layout) -> torch.Tensor:
     """The tokens that predict an answer's: its own but the last, and the prompt's last, which repeats."""
-    sources = [
+    predictors = [
         token
         for packed in layout.prompts
         for start, stop in packed.answers
         for token in (packed.prompt[1] - 1, *range(start, stop - 1))
     ]
-    return torch.tensor(sources, dtype=torch.long)
+    return torch.tensor(predictors, dtype=torch.long)
 
 
 @given(ROWS, DEGREES)
@@ -89,8 +89,8 @@ def test_every_token_has_one_owner_and_owners_are_even(rows, degree):
 @given(st.lists(st.booleans(), min_size=1, max_size=60), DEGREES)
 def test_even_shards_share_the_scored_tokens(scores, degree):
     """Whatever is scored (turns of a conversation lie within an answer), both counts are even to within one."""
-    source = torch.tensor(scores).nonzero().flatten()
-    shards = even_shards(len(scores), source.repeat(2), degree)
+    predictor = torch.tensor(scores).nonzero().flatten()
+    shards = even_shards(len(scores), predictor.repeat(2), degree)
     owned = [token_index(spans, CPU).tolist() for spans in shards]
     assert sorted(token for own in owned for token in own) == list(range(len(scores)))
     assert all(own == sorted(own) for own in owned)
@@ -157,13 +157,13 @@ def test_shards_of_queries_attend_what_the_definition_says(way, rows, degree, se
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 5, 40])
 @pytest.mark.parametrize("kind", ["balanced", "even"])
-def test_scored_triples_go_to_the_owner_of_the_source(kind, degree):
+def test_scored_triples_go_to_the_owner_of_the_predictor(kind, degree):
     """Over all shards each triple appears once, still pointing at the token that predicts it."""
     rng = np.random.default_rng(0)
     row = pack(
         [make_example(rng, prompt=11, answers=[4, 6]), make_example(rng, prompt=6, answers=[1, 2])]
     ).rows[0]
-    even = even_shards(row.layout.length, row.source, degree)
+    even = even_shards(row.layout.length, row.predictor, degree)
     shards = balanced_shards(row.layout, degree) if kind == "balanced" else even
     found, context = [], []
     for spans in shards:
@@ -173,17 +173,17 @@ def test_scored_triples_go_to_the_owner_of_the_source(kind, degree):
         assert torch.equal(shard.input_ids[0, :-1], row.input_ids[0, own])
         assert torch.equal(shard.position_ids[0, :-1], row.position_ids[0, own])
         assert shard.position_ids.max() == row.position_ids.max()
-        found += zip(own[shard.source].tolist(), shard.target.tolist(), shard.answer.tolist(), strict=True)
+        found += zip(own[shard.predictor].tolist(), shard.target.tolist(), shard.answer.tolist(), strict=True)
         context += zip(
-            own[shard.context_source].tolist(),
+            own[shard.context_predictor].tolist(),
             shard.context_target.tolist(),
             shard.context_prompt.tolist(),
             strict=True,
         )
-    wanted = zip(row.source.tolist(), row.target.tolist(), row.answer.tolist(), strict=True)
+    wanted = zip(row.predictor.tolist(), row.target.tolist(), row.answer.tolist(), strict=True)
     assert sorted(found) == sorted(wanted)
     wanted = zip(
-        row.context_source.tolist(), row.context_target.tolist(), row.context_prompt.tolist(), strict=True
+        row.context_predictor.tolist(), row.context_target.tolist(), row.context_prompt.tolist(), strict=True
     )
     assert sorted(context) == sorted(wanted)
 
