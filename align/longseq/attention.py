@@ -127,7 +127,7 @@ def attend_plain(
 
 
 def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
-    """`[queries, keys]` causal mask aligned to the lower right: the last query sees every key."""
+    """`[queries, keys]` causal mask aligned to the lower right: of 2 queries and 5 keys they see 4 and 5."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
@@ -138,10 +138,10 @@ def _nothing(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _lower_precision(states: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values in autocast's precision, as it would hand them to torch's own function."""
-    kind = states[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    device = states[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return states
-    query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in states)
+    query, key, value = (one.to(torch.get_autocast_dtype(device)) for one in states)
     return query, key, value
 
 

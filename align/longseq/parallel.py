@@ -1,8 +1,8 @@
 """Sequence parallelism: n consecutive processes share every row, each with about 1/n of its tokens.
 
-A world of N processes with degree n holds N/n groups. The ranks of a group read the same rows, groups read
-different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them the whole world is data-parallel, and
-`exchange.all_reduce_sum` makes their mean over the world the true gradient.
+A world of N processes with degree n holds N/n groups: 8 processes at degree 4 are the groups 0 … 3 and 4 … 7.
+The ranks of a group read the same rows, groups read different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them the whole world is data-parallel, and
+`collectives.all_reduce_sum` makes their mean over the world the true gradient.
 
 Nothing here depends on `module.training`: evaluation and references run sharded like training.
 """
@@ -33,7 +33,7 @@ class SequenceParallel:
         group: the processes that share a row.
         degree: n, how many they are.
         rank: this process's rank among them.
-        kind: the exchange's name, `ulysses` or `gather`.
+        kind: the exchange's name, `ulysses` or `gather`, as in the key `parallel.kind`.
         place: makes of a whole row this process's shard, and the layout whose exchange reaches the rest.
     """
 
@@ -156,7 +156,7 @@ def _place_ulysses(
 
 
 def _place_gather(row: SharedPrefixRow, parallel: SequenceParallel) -> tuple[SharedPrefixRow, PreparedLayout]:
-    """Chunks of every prompt and answer, balanced; attention runs for the own queries."""
+    """Two slices of every prompt and answer, balanced; attention runs for the own queries."""
     shards = balanced_shards(row.layout, parallel.degree)
     own = shards[parallel.rank]
     exchange = Gather.over(parallel.group, parallel.rank, shards, row.input_ids.device)

@@ -16,7 +16,11 @@ from align.longseq.shared_prefix import PackedPrompt, Span
 
 @dataclass(frozen=True)
 class Part:
-    """One call of an attention kernel.
+    """One call of an attention kernel: some of a row's queries to some of its keys.
+
+    A prompt of 10 tokens with answers of 4 and 3 takes two. `Part((0, 17), (0, 17), (10, 4, 3))` is three causal
+    squares: the prompt with itself, and each answer with itself. `Part((10, 17), (0, 10))` is one rectangle: both
+    answers' queries and the whole prompt.
 
     Attributes:
         queries: their span among the queries that are attended from here.
@@ -41,7 +45,10 @@ class Part:
 
 
 def intersect(span: Span, own: tuple[Span, ...]) -> Iterator[tuple[Span, Span]]:
-    """The parts of `own` inside `span`, each with its place among the own queries."""
+    """What of `own` lies inside `span`, each stretch with its place among the own queries.
+
+    With own tokens (0, 2) and (6, 9), the span (5, 8) holds (6, 8), whose places are (2, 4).
+    """
     offset = 0
     for start, stop in own:
         low, high = max(start, span[0]), min(stop, span[1])
@@ -88,7 +95,10 @@ def _append_square(squares: list[Part], part: Part) -> None:
 
 
 def flatten(parts: Iterable[Part]) -> list[int]:
-    """Parts as the whole numbers that an operator of torch takes; `unflatten` reads them back."""
+    """Parts as the whole numbers that an operator of torch takes; `unflatten` reads them back.
+
+    `Part((10, 17), (0, 10))` is `10, 17, 0, 10, 0`; the last number counts the squares, whose sizes would follow.
+    """
     return [
         number for part in parts for number in (*part.queries, *part.keys, len(part.squares), *part.squares)
     ]
