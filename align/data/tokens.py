@@ -20,8 +20,8 @@ from align.data.template import (
     PlainTemplate,
     Rendering,
     Template,
-    end_of_text,
 )
+from align.data.template_structure import end_of_text
 
 Span = tuple[int, int]
 
