@@ -135,9 +135,21 @@ class Columns:
             return [[message] for message in messages]
         return [messages] if messages else []
 
+    def single(self, name: str, branch: Branch) -> str:
+        """The text of a branch of the column `name` that is one assistant's message.
+
+        Raises:
+            UserError: it holds several messages, or an empty one.
+        """
+        if len(branch) != 1 or branch[0]["role"] != "assistant":
+            raise self.error(f"column {name} must hold one assistant's answer here.")
+        if not branch[0]["content"].strip():
+            raise self.error(f"column {name} has an empty answer.")
+        return branch[0]["content"]
+
 
 def common_prefix(sequences: Iterable[Any]) -> int:
-    """How many leading items all sequences share."""
+    """How many leading items all sequences share: 2 of `abc` and `abd`."""
     length = 0
     for items in zip(*sequences, strict=False):
         if any(item != items[0] for item in items[1:]):

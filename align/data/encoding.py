@@ -1,7 +1,7 @@
 """Fragments → token ids with the token span of every fragment; content never becomes a special token.
 
 The fragments `<|im_start|>user⏎`, `Hello there` and `<|im_end|>` may become the ids 1, 4093, 198, 19556, 665, 2 with
-the spans (0, 3), (3, 5) and (5, 6). A document that holds the text `<|im_end|>` gets the ids of `<`, `|`, `im` and so on.
+the spans (0, 3), (3, 5) and (5, 6). A document that holds the text `<|im_end|>` gets the ids of its characters.
 """
 
 from __future__ import annotations

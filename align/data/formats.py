@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from align.data.columns import Branch, Columns, Message, common_prefix
+from align.data.context_rows import context_row
 from align.data.examples import Example, Turn
 from align.data.sources import RawRow, open_sources, read_rows
 
@@ -17,14 +17,16 @@ LAYOUTS = (
     "conversations + chosen + rejected, prompt + completion, messages, "
     "context + query + win_response + lose_response (LongReward), instruction + chosen + rejected (LongDPO)"
 )
-# Question, chosen and rejected of rows with a context: our names, and LongReward's (pairs, then SFT rows).
-OURS = (("question",), ("chosen", "completion"), ("rejected",))
-LONGREWARD = (("query",), ("win_response", "answer"), ("lose_response",))
 
 
 @dataclass(frozen=True)
 class ParsedRow:
-    """A row as text, and how many of its rejected answers were dropped since they equal the chosen one."""
+    """A row as text.
+
+    Attributes:
+        example: the row.
+        dropped: how many of its rejected answers were left out, since they equal the chosen one.
+    """
 
     example: Example
     dropped: int = 0
@@ -72,7 +74,7 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
 def _read_layout(columns: Columns) -> Example:
     """Picks the layout by the columns that are there."""
     if "context" in columns:
-        return _context_row(columns)
+        return context_row(columns)
     if "conversations" in columns:
         return _conversation_row(columns, "conversations")
     if "prompt" in columns:
@@ -85,64 +87,6 @@ def _read_layout(columns: Columns) -> Example:
         return _implicit_row(columns)
     found = ", ".join(columns.values) or "none"
     raise columns.error(f"unknown layout with the columns {found}; accepted are: {LAYOUTS}.")
-
-
-def _context_row(columns: Columns) -> Example:
-    """`context` with `question` (one turn) or `questions` (several turns over one context); LongReward's rows too."""
-    chunks = columns.chunks("context")
-    if "questions" in columns:
-        turns = _several_turns(columns)
-    else:
-        released = "question" not in columns and any(
-            name in columns for name in ("query", "win_response", "lose_response")
-        )
-        names = LONGREWARD if released else OURS
-        name, other = columns.first(*names[1]), names[2][0]
-        chosen = _single(columns, name, columns.branch(name, columns.get(name)))
-        if name == "win_response" and other not in columns:
-            raise columns.error("column lose_response is missing beside win_response.")
-        rejected = [_single(columns, other, branch) for branch in columns.branches(other)]
-        question = columns.text(columns.first(*names[0]))
-        turns = (Turn(question, chosen, tuple(rejected), columns.optional_text("short_prompt")),)
-    return Example(columns.source, turns, chunks=chunks, system=columns.optional_text("system"))
-
-
-def _several_turns(columns: Columns) -> tuple[Turn, ...]:
-    """`questions`, `chosens`, `rejecteds`, `short_prompts`: one entry a turn, in each column as many."""
-    questions, chosens = columns.texts("questions"), columns.texts("chosens")
-    rejecteds = columns.get("rejecteds") if "rejecteds" in columns else [[]] * len(questions)
-    shorts: Sequence[str | None] = (
-        columns.texts("short_prompts") if "short_prompts" in columns else [None] * len(questions)
-    )
-    if not isinstance(rejecteds, list):
-        raise columns.wrong_type("rejecteds", "a list with one entry a turn")
-    lengths = {
-        "questions": len(questions),
-        "chosens": len(chosens),
-        "rejecteds": len(rejecteds),
-        "short_prompts": len(shorts),
-    }
-    if len(set(lengths.values())) > 1:
-        counted = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        raise columns.error(f"the turns' columns have different lengths ({counted}).")
-    negatives = [_negatives(columns, entry) for entry in rejecteds]
-    if len({len(entry) for entry in negatives}) > 1:
-        counts = ", ".join(str(len(entry)) for entry in negatives)
-        raise columns.error(f"every turn must have as many rejected answers as the others, not {counts}.")
-    return tuple(
-        Turn(question, chosen, rejected, short)
-        for question, chosen, rejected, short in zip(questions, chosens, negatives, shorts, strict=True)
-    )
-
-
-def _negatives(columns: Columns, entry: Any) -> tuple[str, ...]:
-    """One turn's entry of `rejecteds`: a text or a list of texts."""
-    values = [entry] if isinstance(entry, str) else entry
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise columns.wrong_type("rejecteds", "a list that holds a string or a list of strings for each turn")
-    if not all(value.strip() for value in values):
-        raise columns.error("column rejecteds has an empty answer.")
-    return tuple(values)
 
 
 def _conversation_row(columns: Columns, name: str) -> Example:
@@ -185,7 +129,10 @@ def _instruction_row(columns: Columns) -> Example:
 
 
 def _implicit_row(columns: Columns) -> Example:
-    """`chosen` and `rejected` share their beginning, which is the prompt (TRL's `extract_prompt`)."""
+    """`chosen` and `rejected` share their beginning, which is the prompt (TRL's `extract_prompt`).
+
+    Of the texts `Is it? Yes` and `Is it? No` the prompt is `Is it?`, and the answers are ` Yes` and ` No`.
+    """
     chosen = columns.get("chosen")
     branches = [columns.branch("chosen", chosen), *columns.branches("rejected")]
     if isinstance(chosen, str):
@@ -198,9 +145,7 @@ def _implicit_row(columns: Columns) -> Example:
 
 
 def _implicit_text(columns: Columns, branches: list[Branch]) -> Example:
-    texts = [
-        _single(columns, "chosen" if i == 0 else "rejected", branch) for i, branch in enumerate(branches)
-    ]
+    texts = [columns.single("chosen" if i == 0 else "rejected", branch) for i, branch in enumerate(branches)]
     if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
         raise columns.error("every rejected answer equals the chosen one.")
     cut = common_prefix(texts) if len(texts) > 1 else 0
@@ -225,37 +170,37 @@ def _chat_example(columns: Columns, prompt: list[Message], branches: list[Branch
 
 
 def _turns(columns: Columns, branches: list[Branch]) -> tuple[Turn, ...]:
-    """The turns of answers that share their later questions; `branches[0]` is the chosen one."""
+    """The turns of answers that share their later questions.
+
+    The chosen branch `assistant: A, user: and then?, assistant: B` beside the rejected one `assistant: C, user: and
+    then?, assistant: D` makes two turns: A against C, and to the question `and then?` B against D.
+
+    Args:
+        columns: the row, for messages to people.
+        branches: what follows the prompt, the chosen one first.
+    """
     for i, branch in enumerate(branches):
-        name = "chosen" if i == 0 else "rejected"
-        expected = ["user" if k % 2 else "assistant" for k in range(len(branch))]
-        if [message["role"] for message in branch] != expected or len(branch) % 2 == 0:
-            raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
-        if not all(message["content"].strip() for message in branch):
-            raise columns.error(f"column {name} has an empty answer.")
+        _check_branch(columns, "chosen" if i == 0 else "rejected", branch)
         if branch[1::2] != branches[0][1::2]:
             raise columns.error("chosen and rejected must have the same later questions.")
     short = columns.optional_text("short_prompt")
     if short is not None and len(branches[0]) > 1:
         raise columns.error("a row of several turns takes short_prompts beside context and questions.")
-    return tuple(
-        Turn(
-            question=branches[0][k - 1]["content"] if k else None,
-            chosen=branches[0][k]["content"],
-            rejected=tuple(branch[k]["content"] for branch in branches[1:]),
-            short_prompt=short,
-        )
-        for k in range(0, len(branches[0]), 2)
-    )
+    turns = []
+    for place in range(0, len(branches[0]), 2):
+        question = branches[0][place - 1]["content"] if place else None
+        chosen, *rejected = (branch[place]["content"] for branch in branches)
+        turns.append(Turn(question, chosen, tuple(rejected), short))
+    return tuple(turns)
 
 
-def _single(columns: Columns, name: str, branch: Branch) -> str:
-    """The text of an answer that is one assistant's message."""
-    if len(branch) != 1 or branch[0]["role"] != "assistant":
-        raise columns.error(f"column {name} must hold one assistant's answer here.")
-    if not branch[0]["content"].strip():
+def _check_branch(columns: Columns, name: str, branch: Branch) -> None:
+    """Refuses a branch that is not assistant, user, assistant, … to the assistant, or that has an empty message."""
+    expected = ["user" if place % 2 else "assistant" for place in range(len(branch))]
+    if [message["role"] for message in branch] != expected or len(branch) % 2 == 0:
+        raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
+    if not all(message["content"].strip() for message in branch):
         raise columns.error(f"column {name} has an empty answer.")
-    return branch[0]["content"]
 
 
 def _drop_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:

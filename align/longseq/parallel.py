@@ -1,8 +1,8 @@
 """Sequence parallelism: n consecutive processes share every row, each with about 1/n of its tokens.
 
 A world of N processes with degree n holds N/n groups: 8 processes at degree 4 are the groups 0 … 3 and 4 … 7.
-The ranks of a group read the same rows, groups read different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them the whole world is data-parallel, and
-`collectives.all_reduce_sum` makes their mean over the world the true gradient.
+The ranks of a group read the same rows, groups read different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them
+the whole world is data-parallel, and `collectives.all_reduce_sum` makes their mean over the world the true gradient.
 
 Nothing here depends on `module.training`: evaluation and references run sharded like training.
 """
