@@ -155,9 +155,12 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
 
 
-def _shards(count: int, parts: int) -> list[tuple[int, int]]:
-    """`count` places in at most `parts` ranges of about the same size, in order."""
-    edges = [count * i // parts for i in range(parts + 1)]
+def _shards(count: int, processes: int) -> list[tuple[int, int]]:
+    """`count` places in at most one range a process, of about the same size, in order.
+
+    10 places for 4 processes: (0, 2), (2, 5), (5, 7), (7, 10).
+    """
+    edges = [count * i // processes for i in range(processes + 1)]
     return [(start, stop) for start, stop in pairwise(edges) if start < stop]
 
 

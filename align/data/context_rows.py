@@ -32,10 +32,10 @@ def _one_turn(columns: Columns) -> Turn:
     """The one question over a context with its answers, under our columns' names or LongReward's."""
     names = LONGREWARD if _is_longreward(columns) else OURS
     name = columns.first(*names.chosen)
-    chosen = columns.single(name, columns.branch(name, columns.get(name)))
+    chosen = columns.single(name, columns.answer(name, columns.get(name)))
     if name == "win_response" and names.rejected not in columns:
         raise columns.error("column lose_response is missing beside win_response.")
-    rejected = [columns.single(names.rejected, branch) for branch in columns.branches(names.rejected)]
+    rejected = [columns.single(names.rejected, answer) for answer in columns.answers(names.rejected)]
     question = columns.text(names.question)
     return Turn(question, chosen, tuple(rejected), columns.optional_text("short_prompt"))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from align.data.columns import Branch, Columns, Message, common_prefix
+from align.data.columns import AnswerMessages, Columns, Message, common_prefix
 from align.data.context_rows import context_row
 from align.data.examples import Example, Turn
 from align.data.sources import RawRow, open_sources, read_rows
@@ -93,8 +93,8 @@ def _conversation_row(columns: Columns, name: str) -> Example:
     """A conversation: the prompt where `chosen` is there (ranking rows), else the whole of an SFT row."""
     messages = columns.conversation(name)
     if "chosen" in columns:
-        branches = [columns.branch("chosen", columns.get("chosen")), *columns.branches("rejected")]
-        return _chat_example(columns, messages, branches)
+        answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
+        return _chat_example(columns, messages, answers)
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
     if first is None:
         raise columns.error(f"column {name} holds no assistant's message and there is no column chosen.")
@@ -103,17 +103,17 @@ def _conversation_row(columns: Columns, name: str) -> Example:
 
 def _prompt_row(columns: Columns) -> Example:
     """`prompt` with `chosen` and `rejected`, or with `completion`."""
-    answer = "chosen" if "chosen" in columns else "completion"
-    chosen = columns.branch(answer, columns.get("chosen", "completion"))
-    branches = [chosen, *columns.branches("rejected")]
+    column = "chosen" if "chosen" in columns else "completion"
+    chosen = columns.answer(column, columns.get("chosen", "completion"))
+    answers = [chosen, *columns.answers("rejected")]
     if not isinstance(columns.get("prompt"), str):
-        return _chat_example(columns, columns.conversation("prompt"), branches)
+        return _chat_example(columns, columns.conversation("prompt"), answers)
     prompt = columns.text("prompt")
     if chosen[0]["role"] != "assistant":  # TRL: a prompt column beside conversations that hold it too
         return _implicit_row(columns)
-    if not isinstance(columns.get(answer), str):
-        return _chat_example(columns, [{"role": "user", "content": prompt}], branches)
-    turns = _turns(columns, branches)
+    if not isinstance(columns.get(column), str):
+        return _chat_example(columns, [{"role": "user", "content": prompt}], answers)
+    turns = _turns(columns, answers)
     return Example(columns.source, turns, text=prompt, system=columns.optional_text("system"))
 
 
@@ -124,8 +124,8 @@ def _instruction_row(columns: Columns) -> Example:
             "column input beside instruction is not read: put both into prompt, as the model is to see them."
         )
     prompt = columns.text("instruction")
-    branches = [columns.branch("chosen", columns.get("chosen")), *columns.branches("rejected")]
-    return Example(columns.source, _turns(columns, branches), text=prompt)
+    answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
+    return Example(columns.source, _turns(columns, answers), text=prompt)
 
 
 def _implicit_row(columns: Columns) -> Example:
@@ -134,18 +134,19 @@ def _implicit_row(columns: Columns) -> Example:
     Of the texts `Is it? Yes` and `Is it? No` the prompt is `Is it?`, and the answers are ` Yes` and ` No`.
     """
     chosen = columns.get("chosen")
-    branches = [columns.branch("chosen", chosen), *columns.branches("rejected")]
+    conversations = [columns.answer("chosen", chosen), *columns.answers("rejected")]
     if isinstance(chosen, str):
-        return _implicit_text(columns, branches)
-    if all(branch == branches[0] for branch in branches[1:]):
-        cut = len(branches[0]) - 1  # an SFT conversation, or equal answers, which are told later
+        return _implicit_text(columns, conversations)
+    if all(other == conversations[0] for other in conversations[1:]):
+        cut = len(conversations[0]) - 1  # an SFT conversation, or equal answers, which are told later
     else:
-        cut = common_prefix(branches)
-    return _chat_example(columns, branches[0][:cut], [branch[cut:] for branch in branches])
+        cut = common_prefix(conversations)
+    return _chat_example(columns, conversations[0][:cut], [one[cut:] for one in conversations])
 
 
-def _implicit_text(columns: Columns, branches: list[Branch]) -> Example:
-    texts = [columns.single("chosen" if i == 0 else "rejected", branch) for i, branch in enumerate(branches)]
+def _implicit_text(columns: Columns, conversations: list[AnswerMessages]) -> Example:
+    """The same where both are plain texts."""
+    texts = [columns.single("chosen" if i == 0 else "rejected", one) for i, one in enumerate(conversations)]
     if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
         raise columns.error("every rejected answer equals the chosen one.")
     cut = common_prefix(texts) if len(texts) > 1 else 0
@@ -157,7 +158,7 @@ def _implicit_text(columns: Columns, branches: list[Branch]) -> Example:
     return Example(columns.source, turns, text=texts[0][:cut], system=columns.optional_text("system"))
 
 
-def _chat_example(columns: Columns, prompt: list[Message], branches: list[Branch]) -> Example:
+def _chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMessages]) -> Example:
     """A row of chat messages; the prompt must end with the user's."""
     if not prompt or prompt[-1]["role"] != "user":
         raise columns.error("the prompt must end with a user's message.")
@@ -166,40 +167,40 @@ def _chat_example(columns: Columns, prompt: list[Message], branches: list[Branch
     system = columns.optional_text("system")
     if system is not None and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": system}, *prompt]
-    return Example(columns.source, _turns(columns, branches), messages=tuple(prompt))
+    return Example(columns.source, _turns(columns, answers), messages=tuple(prompt))
 
 
-def _turns(columns: Columns, branches: list[Branch]) -> tuple[Turn, ...]:
+def _turns(columns: Columns, answers: list[AnswerMessages]) -> tuple[Turn, ...]:
     """The turns of answers that share their later questions.
 
-    The chosen branch `assistant: A, user: and then?, assistant: B` beside the rejected one `assistant: C, user: and
+    The chosen `assistant: A, user: and then?, assistant: B` beside the rejected `assistant: C, user: and
     then?, assistant: D` makes two turns: A against C, and to the question `and then?` B against D.
 
     Args:
         columns: the row, for messages to people.
-        branches: what follows the prompt, the chosen one first.
+        answers: each as messages, the chosen one first.
     """
-    for i, branch in enumerate(branches):
-        _check_branch(columns, "chosen" if i == 0 else "rejected", branch)
-        if branch[1::2] != branches[0][1::2]:
+    for i, answer in enumerate(answers):
+        _check_answer(columns, "chosen" if i == 0 else "rejected", answer)
+        if answer[1::2] != answers[0][1::2]:
             raise columns.error("chosen and rejected must have the same later questions.")
     short = columns.optional_text("short_prompt")
-    if short is not None and len(branches[0]) > 1:
+    if short is not None and len(answers[0]) > 1:
         raise columns.error("a row of several turns takes short_prompts beside context and questions.")
     turns = []
-    for place in range(0, len(branches[0]), 2):
-        question = branches[0][place - 1]["content"] if place else None
-        chosen, *rejected = (branch[place]["content"] for branch in branches)
+    for place in range(0, len(answers[0]), 2):
+        question = answers[0][place - 1]["content"] if place else None
+        chosen, *rejected = (answer[place]["content"] for answer in answers)
         turns.append(Turn(question, chosen, tuple(rejected), short))
     return tuple(turns)
 
 
-def _check_branch(columns: Columns, name: str, branch: Branch) -> None:
-    """Refuses a branch that is not assistant, user, assistant, … to the assistant, or that has an empty message."""
-    expected = ["user" if place % 2 else "assistant" for place in range(len(branch))]
-    if [message["role"] for message in branch] != expected or len(branch) % 2 == 0:
+def _check_answer(columns: Columns, name: str, answer: AnswerMessages) -> None:
+    """Refuses an answer that is not assistant, user, assistant, … to the assistant, or that has an empty message."""
+    expected = ["user" if place % 2 else "assistant" for place in range(len(answer))]
+    if [message["role"] for message in answer] != expected or len(answer) % 2 == 0:
         raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
-    if not all(message["content"].strip() for message in branch):
+    if not all(message["content"].strip() for message in answer):
         raise columns.error(f"column {name} has an empty answer.")
 
 

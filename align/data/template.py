@@ -1,4 +1,4 @@
-"""A row's text with every character's owner: the template's own text, a message's content, a chunk of the context.
+"""A row's text in fragments: which are the template's own, which a message's content, which a chunk of the context.
 
 Where the template's text begins and ends is known from its structure (template_structure.py), not searched for. So a
 document that contains chat markers such as `<|im_end|>` cannot move masks and spans.
@@ -134,14 +134,14 @@ class ChatTemplate:
         roles = tuple(message.role for message in messages)
         structure = self.reader.structure(roles, len(answers))
         before = [
-            _share_before(text, branches) for text, branches in zip(structure.before, answers, strict=True)
+            _share_before(text, of_turn) for text, of_turn in zip(structure.before, answers, strict=True)
         ]
         return Rendering(
             prompt=(*self._prompt(structure, messages, roles), Fragment(before[0].of_prompt, "template")),
             between=tuple(self._between(structure, roles, questions, before[1:])),
             answers=tuple(
-                tuple(own.of_answers + _answer(text, structure) for text in branches)
-                for own, branches in zip(before, answers, strict=True)
+                tuple(own.of_answers + _answer(text, structure) for text in of_turn)
+                for own, of_turn in zip(before, answers, strict=True)
             ),
             end=structure.end,
         )

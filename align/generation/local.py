@@ -153,7 +153,10 @@ class LocalGenerator:
         return self._identify()
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
-        """As many dialogues as their prefixes can be kept of, and as a batch has rows; one at least."""
+        """As many dialogues at once as their prefixes can be kept of, and as a batch has rows; one at least.
+
+        Dialogues that open with 15,000 tokens each go on in twos with `keep_tokens` 32,768.
+        """
         waves: list[range] = []
         start = used = 0
         for place, opening in enumerate(openings):

@@ -1,7 +1,8 @@
 """Shared-prefix attention behind transformers' AttentionInterface, under names of its own.
 
 A prompt's queries attend causally to the prompt. Answer i's queries attend to the whole prompt and causally
-to answer i. Nothing else is computed, so siblings and other groups of the row cannot be seen.
+to answer i. Nothing else is computed, so siblings and other prompts of the row cannot be seen. Of a prompt of 10 tokens
+with answers of 4 and 3, the second answer's first token, at 14 of the row, attends to 0 … 9 and to itself.
 
 The batch's layout reaches the function as the forward keyword `layout`; the mask interface under the same
 name returns None, so that no library mask is built and a jump in `position_ids` (synthesised positions) is

@@ -122,16 +122,16 @@ def choose_exchange(*, heads: int, kv_heads: int, degree: int, length: int) -> t
     copies = sum(share.kv[1] - share.kv[0] for share in shares)
     sent = {"ulysses": length / degree * (2 * heads + 2 * copies), "gather": length * 2.0 * kv_heads}
     work = {"ulysses": 2.0 * length**2 * most, "gather": 2.0 * length**2 * heads / degree}
-    cost = {kind: work[kind] + _OPERATIONS_PER_ELEMENT * sent[kind] for kind in sent}
-    kind = min(cost, key=cost.__getitem__)
-    other = "gather" if kind == "ulysses" else "ulysses"
+    cost = {name: work[name] + _OPERATIONS_PER_ELEMENT * sent[name] for name in sent}
+    exchange = min(cost, key=cost.__getitem__)
+    other = "gather" if exchange == "ulysses" else "ulysses"
     reason = (
-        f"parallel={kind}, because for {heads} query and {kv_heads} KV heads on {degree} ranks and rows of "
-        f"{length} tokens it is estimated at {cost[kind] / cost[other]:.2f} × the cost of {other}: it moves "
-        f"{sent[kind] / sent[other]:.2f} × as much, and {other}'s slowest rank has "
-        f"{work[other] / work[kind]:.2f} × its attention work."
+        f"parallel={exchange}, because for {heads} query and {kv_heads} KV heads on {degree} ranks and rows of "
+        f"{length} tokens it is estimated at {cost[exchange] / cost[other]:.2f} × the cost of {other}: it moves "
+        f"{sent[exchange] / sent[other]:.2f} × as much, and {other}'s slowest rank has "
+        f"{work[other] / work[exchange]:.2f} × its attention work."
     )
-    return kind, reason
+    return exchange, reason
 
 
 # ---- a row's shard

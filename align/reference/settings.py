@@ -93,7 +93,9 @@ def _check_adapter_off(settings: ReferenceSettings, *, lora: bool) -> None:
 
 
 def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> ModelSettings:
-    """The model settings of the reference: the starting model's, or those of `reference.model`, never an adapter.
+    """The model settings of the reference: the starting model's, or those of `reference.model`, never with an adapter.
+
+    A policy of `model.path=A model.lora.r=16` has the reference A without LoRA; with `reference.model=B` it is B.
 
     Args:
         settings: group `reference`.
