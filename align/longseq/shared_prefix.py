@@ -51,7 +51,10 @@ class Layout:
 
     @property
     def longest_sequence(self) -> int:
-        """The most tokens that one answer sees, itself included: what a sliding window has to cover."""
+        """The most tokens that one answer sees, itself included: what a sliding window has to cover.
+
+        A prompt of 10 tokens with answers of 4 and 3: 14.
+        """
         return max(
             (packed.prompt[1] - packed.prompt[0])
             + max((stop - start for start, stop in packed.answers), default=0)
@@ -117,7 +120,7 @@ class SharedPrefixBatch:
 
     @property
     def prompt_tokens(self) -> list[int]:
-        """`[B]` the same for each prompt with its answers."""
+        """`[B]` tokens of each prompt with its answers."""
         return [packed.stop - packed.prompt[0] for row in self.rows for packed in row.layout.prompts]
 
     def to(self, device: torch.device | str) -> SharedPrefixBatch:
@@ -127,6 +130,8 @@ class SharedPrefixBatch:
 
 def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = None) -> SharedPrefixBatch:
     """Packs prompts with their answers into rows, in order, each row at most `tokens_per_row` tokens.
+
+    Prompts that take 3,000, 4,000 and 2,000 tokens with their answers make rows of 7,000 and 2,000 with 8,192 a row.
 
     Args:
         examples: B ≥ 1 tokenised rows; their number of answers may differ.
@@ -148,7 +153,7 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
 
 
 def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
-    """A row of no prompts, one token long: what a process reads while others still have rows."""
+    """A row of no prompts, one token long that scores nothing: what a process reads while others still have rows."""
     like = batch.rows[0]
     nothing = like.predictor[:0]
     return SharedPrefixRow(
@@ -227,7 +232,10 @@ def _positions(example: TokenizedExample) -> Tensor:
 def _predictions(
     input_ids: np.ndarray, wanted: np.ndarray, span: tuple[int, int], prompt_last: int
 ) -> tuple[Tensor, Tensor]:
-    """Row indices of the hidden states that predict a branch's `wanted` tokens, and those tokens' ids."""
+    """Row indices of the hidden states that predict an answer's `wanted` tokens, and those tokens' ids.
+
+    Of an answer at (14, 17), behind a prompt that ends with token 9, all wanted: 9, 14, 15.
+    """
     predictor = torch.arange(span[0] - 1, span[1] - 1)
     predictor[0] = prompt_last
     mask = torch.as_tensor(wanted, dtype=torch.bool)
