@@ -1,4 +1,4 @@
-"""The best scorer that is installed."""
+"""The best scorer of relevance that is installed."""
 
 from __future__ import annotations
 

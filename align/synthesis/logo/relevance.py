@@ -1,4 +1,8 @@
-"""How much a chunk matters to a question. A scorer is a class here or elsewhere, named by `pipeline.scorer`."""
+"""Relevance of chunks to a question: which ones matter to its answer, and which do not.
+
+Asked `What runs on Python?`, a chunk about Python has a high score and one about bread 0. The class that scores is one
+of these or of elsewhere, named by `pipeline.scorer`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ _WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿]+")
 
 
 class RelevanceScorer(Protocol):
-    """Importance of chunks for a question."""
+    """Scores the relevance of chunks to a question."""
 
     @property
     def name(self) -> str:
