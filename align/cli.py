@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from align.runs.command import USAGE_EXIT_CODE
+from align.runs import exit_codes
 
 COMMANDS = {
     "train": "preference training: LOGO, LongPO, LongWriter and relatives",
@@ -28,7 +28,7 @@ def main() -> None:
         return
     if command not in COMMANDS:
         print(f"align: unknown command '{command}'; use one of: {', '.join(COMMANDS)}.", file=sys.stderr)
-        sys.exit(USAGE_EXIT_CODE)
+        sys.exit(exit_codes.USAGE)
     # Hydra reads sys.argv itself; the program's name stays visible in its messages.
     sys.argv = [f"align {command}", *sys.argv[2:]]
     importlib.import_module(f"align.{command}").main()

@@ -1,33 +1,44 @@
-"""`align evaluate`: what a model can do; one Hydra main that reads as its table of contents."""
+"""`align evaluate`, and `align.evaluate(…)` from Python: what a model can do."""
 
 from __future__ import annotations
 
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from accelerate import PartialState
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
-from align.evaluation.suite import Evaluation, ScoredPairs, Suite, show_result, write_result
+from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
 from align.generation.generators import GeneratorSettings
 from align.generation.stage import WORK, Workspace
-from align.models.loading import load_causal_lm, load_tokenizer, resolve_dtype
+from align.models.checks import check_model
 from align.models.settings import ModelSettings
+from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.folder import claim_output
-from align.synthesize import RESUME
-from align.training import settings
+from align.runs.folder import RESUME, claim_output
+
+if TYPE_CHECKING:
+    from align.evaluation.suite import ScoredPairs
 
 
 @hydra_entry("evaluate")
 def main(config: DictConfig) -> None:
+    """The command."""
+    evaluate(config)
+
+
+def evaluate(config: DictConfig) -> Result:
     """Checks everything, runs the suite or goes on running it, and shows scores with their intervals."""
     suite, generator, model = check(config)
+    # Nothing above imports torch, so that a slip is answered at once.
+    from accelerate import PartialState
+
+    from align.models.loading import load_causal_lm, load_tokenizer
+
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     output = claim(config)
     opened = generator.open(model, tokenizer)
@@ -37,18 +48,21 @@ def main(config: DictConfig) -> None:
     if PartialState().is_main_process:
         write_result(result, output)
         show_result(result, output, Console(), title=f"{type(suite).__name__}: {model.path}")
+    return result
 
 
 def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     """Every setting as its type, contradictions refused; reads no weights."""
     model = typed(ModelSettings, config, "model")
-    resolve_dtype(model.dtype)
+    check_model(model)
     check_choice("resume", str(config.resume), RESUME)
     return build(config, "suite"), build(config, "generator"), model
 
 
 def claim(config: DictConfig) -> Path:
     """The output folder as this configuration's own; `resume=never` empties it of earlier answers."""
+    from accelerate import PartialState
+
     output = Path(config.output)
     claim_output(output, config, ignore=("resume", "trainer"))
     if config.resume == "never" and PartialState().is_main_process:
@@ -59,7 +73,12 @@ def claim(config: DictConfig) -> Path:
 
 def score_pairs(config: DictConfig, path: str | None) -> ScoredPairs:
     """Every row of `path`, or of `data.path`, through the training forward, wrapped and sharded as in training."""
-    from align.train import build_trainer, read_data
+    import numpy as np
+
+    from align.evaluation.suite import ScoredPairs
+    from align.models.loading import load_tokenizer
+    from align.training.run import check as check_run
+    from align.training.setup import build_trainer, read_data
 
     whole = config.copy()
     with open_dict(whole):
@@ -67,7 +86,7 @@ def score_pairs(config: DictConfig, path: str | None) -> ScoredPairs:
         if path is not None:
             whole.data.path, whole.data.eval_path, whole.data.mix = path, None, []
             whole.positions.mode = "none"
-    run = settings.check(whole)
+    run = check_run(whole)
     tokenizer = load_tokenizer(run.model.path, trust_remote_code=run.model.trust_remote_code)
     data = read_data(run, tokenizer)
     trainer = build_trainer(run, tokenizer, data)
@@ -75,6 +94,8 @@ def score_pairs(config: DictConfig, path: str | None) -> ScoredPairs:
     rows = data.train.select_columns(["source", "longest_sequence"])
     return ScoredPairs(np.asarray(found.predictions), [dict(row) for row in rows])
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

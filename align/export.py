@@ -1,32 +1,19 @@
-"""`align export`: a run's policy as an ordinary model folder, LoRA merged, with a card that says what it is."""
+"""`align export`, and `align.export(…)` from Python: a run's policy as an ordinary model folder, with a card."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-from peft import PeftModel
+from omegaconf import DictConfig
 from rich.console import Console
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from yaml import YAMLError
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
-from align.models.loading import load_causal_lm, load_config, load_tokenizer
-from align.models.settings import ModelSettings, RopeSettings
+from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.folder import CONFIG_NAME
-from align.training.model_card import model_card
 
 DTYPES = ("stored", "float32", "bfloat16")
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -38,38 +25,30 @@ class ExportSettings:
     dtype: str = "stored"
 
 
-@dataclass(frozen=True)
-class TrainedPolicy:
-    """What a run left behind.
-
-    Attributes:
-        weights: folder of the trained weights or of the adapter.
-        config: the run's whole configuration.
-        model: its group `model`.
-        results: content of results.json; empty for a checkpoint of a run that goes on.
-    """
-
-    weights: Path
-    config: Mapping[str, Any]
-    model: ModelSettings
-    results: Mapping[str, Any]
-
-    @property
-    def has_adapter(self) -> bool:
-        """Whether `weights` holds a LoRA adapter and not the whole model."""
-        return (self.weights / ADAPTER).is_file()
-
-
 @hydra_entry("export")
 def main(config: DictConfig) -> None:
-    """Reads the run, merges, and writes model, tokenizer and card."""
+    """The command."""
+    export(config)
+
+
+def export(config: DictConfig) -> Path:
+    """Reads the run, merges, and writes model, tokenizer and card; the new folder."""
     settings = typed(ExportSettings, config, "")
     check_choice("dtype", settings.dtype, DTYPES)
     output = new_folder(settings.output)
-    policy = read_policy(Path(settings.path))
-    tokenizer = load_policy_tokenizer(policy)
-    write(merged_model(policy, settings.dtype), tokenizer, policy, output)
+    if not Path(settings.path).is_dir():
+        raise UserError(
+            f"path={settings.path} is no folder: name a run of `align train`, or a checkpoint of one."
+        )
+    # Nothing above imports torch, so that a slip is answered at once.
+    from align.training import trained_policy
+
+    policy = trained_policy.read_policy(Path(settings.path))
+    tokenizer = trained_policy.load_policy_tokenizer(policy)
+    merged = trained_policy.merged_model(policy, settings.dtype)
+    trained_policy.write(merged, tokenizer, policy, output)
     Console().print(f"model {output}", soft_wrap=True, highlight=False)
+    return output
 
 
 def new_folder(path: str) -> Path:
@@ -80,93 +59,7 @@ def new_folder(path: str) -> Path:
     return output
 
 
-def read_policy(path: Path) -> TrainedPolicy:
-    """The policy of a run folder, or of one of its checkpoints.
-
-    Raises:
-        UserError: no run of `align train`, or one that has not finished and no checkpoint of it was named.
-    """
-    is_run = (path / CONFIG_NAME).is_file()
-    run, weights = (path, path / "model") if is_run else (path.parent, path)
-    if not (run / CONFIG_NAME).is_file():
-        raise UserError(f"path={path} is no run of `align train`: it has no {CONFIG_NAME}, nor its parent.")
-    if not any((weights / name).is_file() for name in (ADAPTER, "config.json")):
-        raise UserError(
-            f"path={path} holds no finished policy: let the run end, or name a checkpoint, path={run}/checkpoint-N."
-        )
-    try:
-        config = OmegaConf.load(run / CONFIG_NAME)
-    except YAMLError as error:
-        raise UserError(f"{run / CONFIG_NAME} cannot be read as YAML: restore it.") from error
-    if not isinstance(config, DictConfig) or "model" not in config:
-        raise UserError(f"{run / CONFIG_NAME} holds no configuration of `align train`: restore it.")
-    return TrainedPolicy(
-        weights=weights,
-        config=OmegaConf.to_container(config),  # type: ignore[arg-type]
-        model=typed(ModelSettings, config, "model"),
-        results=read_results(run / "results.json") if is_run else {},
-    )
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """What the run measured; empty where it has not ended."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as JSON: restore or remove it.") from error
-
-
-def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedModel:
-    """The trained model without adapters; LoRA's product is added in `dtype`.
-
-    A four-bit base is read in its own precision: the adapter is added to the weights that were quantised.
-    """
-    settings = replace(policy.model, quantization="none", lora=replace(policy.model.lora, r=0))
-    if not policy.has_adapter:  # the saved configuration has the RoPE overrides already
-        settings = replace(settings, path=str(policy.weights), revision=None, rope=RopeSettings())
-    if dtype == "stored":
-        dtype = "bfloat16" if load_config(settings).dtype == torch.bfloat16 else "float32"
-    model = load_causal_lm(replace(settings, dtype=dtype))
-    if policy.has_adapter:
-        adapted = PeftModel.from_pretrained(model, str(policy.weights))
-        try:
-            model = adapted.merge_and_unload(safe_merge=True)  # type: ignore[operator]
-        except ValueError as error:
-            raise UserError(f"{policy.weights} cannot be merged: {' '.join(str(error).split())}") from error
-    model.config.use_cache = True
-    return model
-
-
-def load_policy_tokenizer(policy: TrainedPolicy) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with the policy, else its base model's."""
-    if (policy.weights / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(
-            str(policy.weights), trust_remote_code=policy.model.trust_remote_code
-        )
-    return load_tokenizer(
-        policy.model.path,
-        trust_remote_code=policy.model.trust_remote_code,
-        revision=policy.model.revision,
-    )
-
-
-def write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, policy: TrainedPolicy, output: Path
-) -> None:
-    """Writes the folder; it appears by a rename, so that a killed export leaves nothing half-made."""
-    staging = output.with_name(f".{output.name}.{os.getpid()}")
-    staging.mkdir(parents=True)
-    try:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        card = model_card(policy.config, policy.results, name=output.name)
-        (staging / "README.md").write_text(card, encoding="utf-8")
-        os.rename(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

@@ -1,54 +1,71 @@
-"""`align inspect`: rows as the model will see them, and checks of the data; exit code 1 where one finds something."""
+"""`align inspect`, and `align.inspect(…)` from Python: rows as the model will see them, and checks of the data."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from align.core.config import typed
 from align.core.errors import UserError
-from align.data.checks import Finding, check_rows, context_leaks, unusable_rows
-from align.data.dataset import (
-    DataSettings,
-    PositionSettings,
-    PreferenceData,
-    load_preference_data,
-    to_example,
-)
-from align.data.describe import answer_runs, prompt_sections
-from align.data.examples import TokenizedExample
-from align.models.loading import load_tokenizer, native_window
+from align.data.settings import DataSettings, PositionSettings
+from align.data.sources import check_place
+from align.models.checks import check_model
 from align.models.settings import ModelSettings
+from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 
-MAX_PER_KIND = 10  # findings printed of each kind
-SCORED, UNSCORED = "bold green", "dim"
+if TYPE_CHECKING:
+    from align.data.checks import Finding
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in the data.
+
+    Attributes:
+        findings: each with its kind and a sentence; empty where nothing is wrong.
+        counts: see `PreferenceData.counts`; empty where rows could not be read.
+    """
+
+    findings: list[Finding]
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @hydra_entry("inspect")
 def main(config: DictConfig) -> int:
-    """Prints rows, counts and findings; 1 where there are findings."""
+    """The command: 1 where there are findings."""
+    return 1 if inspect(config).findings else 0
+
+
+def inspect(config: DictConfig) -> Inspection:
+    """Prints rows, counts and findings."""
     model = typed(ModelSettings, config, "model")
-    data_settings = typed(DataSettings, config, "data")
+    settings = typed(DataSettings, config, "data")
     positions = typed(PositionSettings, config, "positions")
     for key in ("rows", "characters"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise UserError(f"{key}={config[key]} must be a whole number from 0 on.")
+    check_model(model)
+    check_place(settings.path)
+    # Nothing above imports torch, so that a slip is answered at once.
+    from align.data.checks import check_rows, context_leaks, unusable_rows
+    from align.data.dataset import load_preference_data
+    from align.data.display import print_counts, print_findings, print_row
+    from align.data.stored_rows import to_example
+    from align.models.loading import load_tokenizer, native_window
+
     console = Console(soft_wrap=False)
-    findings = unusable_rows(data_settings, require_rejected=config.require_rejected)
+    findings = unusable_rows(settings, require_rejected=config.require_rejected)
+    counts: dict[str, int] = {}
     if not findings:
         tokenizer = load_tokenizer(
             model.path, trust_remote_code=model.trust_remote_code, revision=model.revision
         )
         data = load_preference_data(
-            data_settings,
+            settings,
             tokenizer,
             positions=positions,
             seed=config.seed,
@@ -58,87 +75,14 @@ def main(config: DictConfig) -> int:
             print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
         print_counts(console, data)
         # Rows that data.max_length has cut fit by themselves.
-        window = native_window(model) if data_settings.max_length is None else None
-        findings = [*check_rows(data, window=window), *context_leaks(data_settings)]
+        window = native_window(model) if settings.max_length is None else None
+        findings = [*check_rows(data, window=window), *context_leaks(settings)]
+        counts = data.counts
     print_findings(console, findings)
-    return 1 if findings else 0
+    return Inspection(findings, counts)
 
 
-def print_row(
-    console: Console, example: TokenizedExample, tokenizer: PreTrainedTokenizerBase, *, characters: int
-) -> None:
-    """One row as a table: its parts with tokens, positions, jumps and text; scored tokens stand in ⟦ ⟧."""
-    longest = len(example.prompt_ids) + example.longest_answer
-    padded = longest * len(example.answers)
-    table = Table(
-        title=f"{example.source}: {len(example.prompt_ids)} prompt tokens, {len(example.answers)} answers",
-        caption=f"{example.num_tokens} tokens with the prompt shared, {padded} as {len(example.answers)} padded "
-        f"rows: {1 - example.num_tokens / padded:.0%} saved · {example.cut_tokens} context tokens cut · "
-        f"{len(example.short)} short prompts",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("part", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("positions", justify="right", no_wrap=True)
-    table.add_column("jumps", no_wrap=True)
-    table.add_column("text (⟦scored⟧)", overflow="fold")
-    for section in prompt_sections(example):
-        text = Text(_short(_decode(tokenizer, section.ids), characters), style=UNSCORED)
-        table.add_row(
-            section.name, str(len(section.ids)), f"{section.first}–{section.last}", section.jumps, text
-        )
-    first = int(example.position_ids[-1]) + 1
-    for j, answer in enumerate(example.answers):
-        text = Text()
-        for ids, scored in answer_runs(answer):
-            shown = _short(_decode(tokenizer, ids), characters)
-            text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
-        n = len(answer.input_ids)
-        name = "chosen" if j == 0 else f"rejected {j}"
-        table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
-    console.print(table)
-
-
-def print_counts(console: Console, data: PreferenceData) -> None:
-    """What was read, held out, cut and saved."""
-    counts = data.counts
-    saved = 1 - counts["tokens"] / counts["padded_tokens"]
-    lines = [
-        f"{counts['rows']} rows: {counts['train_rows']} to train on, {counts['eval_rows']} held out",
-        f"{counts['tokens']} tokens with shared prompts, {counts['padded_tokens']} as padded rows: {saved:.0%} saved",
-        f"longest prompt with answer: {counts['longest_sequence']} tokens; largest position: "
-        f"{counts['largest_position']}",
-        f"cut: {counts['cut_tokens']} context tokens in {counts['cut_rows']} rows",
-    ]
-    lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
-    console.print("\n".join(lines), highlight=False)
-
-
-def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """The findings by kind, the first of each in full."""
-    if not findings:
-        console.print("Nothing wrong was found.", style="green")
-        return
-    for kind, count in Counter(finding.kind for finding in findings).items():
-        console.print(f"{kind}: {count}", style="bold red", highlight=False)
-        for finding in [finding for finding in findings if finding.kind == kind][:MAX_PER_KIND]:
-            console.print(f"  {finding.message}", markup=False, highlight=False, soft_wrap=True)
-        if count > MAX_PER_KIND:
-            console.print(f"  … and {count - MAX_PER_KIND} more", highlight=False)
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
-
-
-def _short(text: str, characters: int) -> str:
-    """At most `characters` of the text, half from either end; line breaks shown as ⏎."""
-    half = characters // 2
-    if len(text) > characters:
-        text = f"{text[:half]} … {text[len(text) - half :]}"
-    return text.replace("\n", "⏎")
-
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

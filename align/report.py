@@ -9,10 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -20,9 +19,13 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.evaluation.suite import SUMMARY
+from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.folder import CONFIG_NAME, leaves
 from align.runs.jobs import FAILURE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 ORDERS = ("auto", "ascending", "descending")
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}
@@ -62,8 +65,31 @@ class RunResult:
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What `align report` found.
+
+    Attributes:
+        metric: what the runs are ranked by.
+        ranked: the finished runs, the best first.
+        rest: those that failed, have not finished or lack the metric.
+        page, picture: the files that were written.
+    """
+
+    metric: str
+    ranked: list[RunResult]
+    rest: list[RunResult]
+    page: Path
+    picture: Path
+
+
 @hydra_entry("report")
 def main(config: DictConfig) -> None:
+    """The command."""
+    report(config)
+
+
+def report(config: DictConfig) -> Report:
     """Reads the runs, ranks them, prints the table and writes HTML and PNG."""
     settings = typed(ReportSettings, config, "")
     check_choice("order", settings.order, ORDERS)
@@ -79,11 +105,13 @@ def main(config: DictConfig) -> None:
         console.print(
             f"{run.name}: {run.state}{': ' + run.reason if run.reason else ''}", soft_wrap=True, markup=False
         )
-    picture = draw(ranked, keys, metric)
-    (folder / "report.png").write_bytes(picture)
-    write_atomically(folder / "report.html", page(ranked, rest, keys, metric, picture))
-    for label, name in (("page", "report.html"), ("picture", "report.png")):
-        console.print(f"{label:<9} {folder / name}", soft_wrap=True, highlight=False)
+    made = Report(metric, ranked, rest, page=folder / "report.html", picture=folder / "report.png")
+    drawn = draw(ranked, keys, metric)
+    made.picture.write_bytes(drawn)
+    write_atomically(made.page, page(ranked, rest, keys, metric, drawn))
+    for label, path in (("page", made.page), ("picture", made.picture)):
+        console.print(f"{label:<9} {path}", soft_wrap=True, highlight=False)
+    return made
 
 
 def read_runs(folder: Path) -> list[RunResult]:
@@ -282,6 +310,8 @@ def _short(key: str) -> str:
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

@@ -8,16 +8,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.runs import exit_codes
+from align.runs.api import make_callable
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
-from align.runs.preemption import EXIT_CODE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 TRAINED = "train.jsonl"  # what `align synthesize` leaves in its output folder
 
@@ -95,7 +99,12 @@ class Step:
 
 @hydra_entry("rounds")
 def main(config: DictConfig) -> None:
-    """Checks everything, then runs the steps that have not ended yet."""
+    """The command."""
+    rounds(config)
+
+
+def rounds(config: DictConfig) -> Path:
+    """Checks everything, then runs the steps that have not ended yet; the folder of the last model."""
     settings = typed(RoundsSettings, config, "")
     steps = plan(settings)
     console = Console(stderr=True)
@@ -104,6 +113,7 @@ def main(config: DictConfig) -> None:
             run(step, console)
     last = Path(settings.output) / f"round-{len(settings.lengths)}" / "model"
     Console().print(f"model {last}", soft_wrap=True, highlight=False)
+    return last
 
 
 def plan(settings: RoundsSettings) -> list[Step]:
@@ -157,8 +167,8 @@ def run(step: Step, console: Console) -> None:
     console.print(f"round {step.round}: {step.name}", style="bold", highlight=False)
     step.record.parent.mkdir(parents=True, exist_ok=True)
     code = run_child(step.command)
-    if code == EXIT_CODE:
-        raise SystemExit(EXIT_CODE)
+    if code == exit_codes.STOPPED:
+        raise SystemExit(exit_codes.STOPPED)
     if code:
         raise UserError(
             f"round {step.round}: making its {step.name} ended with exit code {code}, see above; what is finished "
@@ -231,6 +241,8 @@ def _set(key: str, value: str | Path) -> str:
     text = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{text}'"
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""`align synthesize`: preference data from documents; one Hydra main that reads as its table of contents."""
+"""`align synthesize`, and `align.synthesize(…)` from Python: preference data from documents."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from align.documents.lengths import show_documents, token_counts
 from align.documents.loading import Document, fingerprint
 from align.generation.generators import GeneratorSettings
 from align.generation.stage import WORK, Workspace
-from align.models.loading import load_tokenizer, resolve_dtype
+from align.models.checks import check_model
 from align.models.settings import ModelSettings
+from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.folder import claim_output
+from align.runs.folder import RESUME, claim_output
 from align.synthesis.card import write_card
 from align.synthesis.pipeline import ROWS, Pipeline, Summary, report
 from align.synthesis.selection.select import Selector, select_rows
 
-RESUME = ("auto", "never")
 # Keys that change no answer: how fast a server is asked, and where it stands.
 _PACE = (
     "concurrency",
@@ -43,6 +43,11 @@ UNSELECTED = "unselected"  # folder of a pipeline's rows and calls where `select
 
 @hydra_entry("synthesize")
 def main(config: DictConfig) -> None:
+    """The command."""
+    synthesize(config)
+
+
+def synthesize(config: DictConfig) -> Summary:
     """Checks everything, reads the documents, makes the rows or goes on making them, and shows counts."""
     start = time.monotonic()
     pipeline, generator, model = check(config)
@@ -50,6 +55,9 @@ def main(config: DictConfig) -> None:
     documents, removed = remove_duplicates(
         pipeline.read(), kind=config.deduplicate, threshold=config.near_duplicate
     )
+    # Nothing above imports torch, so that a slip is answered at once.
+    from align.models.loading import load_tokenizer
+
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     show_documents(token_counts(documents, tokenizer, Console(stderr=True)), removed, Console(stderr=True))
     opened = generator.open(model, tokenizer)
@@ -58,6 +66,7 @@ def main(config: DictConfig) -> None:
     summary = select(selector, pipeline, documents, workspace)
     write_card(summary, config, workspace)
     report(summary, Console(), seconds=time.monotonic() - start)
+    return summary
 
 
 def select(
@@ -81,7 +90,7 @@ def select(
 def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSettings]:
     """Every setting as its type, contradictions refused; reads no documents and no weights."""
     model = typed(ModelSettings, config, "model")
-    resolve_dtype(model.dtype)
+    check_model(model)
     check_choice("resume", str(config.resume), RESUME)
     check_duplicates(config.deduplicate, config.near_duplicate)
     return build(config, "pipeline"), build(config, "generator"), model
@@ -97,6 +106,8 @@ def claim(config: DictConfig, *, documents_sha256: str) -> Path:
             shutil.rmtree(output / folder, ignore_errors=True)
     return output
 
+
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

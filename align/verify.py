@@ -1,60 +1,105 @@
-"""`align verify`: plain rows against the shared prefix against shards, on the user's model class and launch."""
+"""`align verify`, and `align.verify(…)` from Python: plain rows against the shared prefix against shards."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
-from accelerate import Accelerator, PartialState
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedConfig
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
-from align.distributed.agreement import check_same_settings
-from align.distributed.wrappers import actual_wrapper
-from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.attention import ATTENTIONS
-from align.longseq.checkpointing import apply_checkpointing
-from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
+from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
+from align.models.checks import check_model
 from align.models.settings import ModelSettings
-from align.planning.fit import fit_verify
-from align.planning.job import Rows
+from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.training.settings import MemorySettings, ParallelSettings
-from align.verification.plain_rows import plain_pair_logps, relative_error
-from align.verification.small_copy import build_small_copy, random_examples
-from losses import logo_loss
-from losses.types import PairLogps
 
-PROMPTS_PER_GROUP = 2
-LEARNING_RATE = 0.1  # wrappers want an optimizer; no step is taken
+if TYPE_CHECKING:
+    from align.verification.comparison import Difference
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Loss and gradients of one way to compute the same step, on one process or many."""
+class Verification:
+    """How exact each way to compute a step is.
 
-    way: str
-    where: str
-    loss: float
-    gradients: dict[str, Tensor]
+    Attributes:
+        differences: of each way from plain rows in fp32.
+        tolerance: largest relative error that counts as exact.
+    """
+
+    differences: list[Difference]
+    tolerance: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether all are within the tolerance."""
+        return all(max(each.loss, each.gradient) <= self.tolerance for each in self.differences)
 
 
 @hydra_entry("verify")
 def main(config: DictConfig) -> int:
-    """Prints the table of relative errors; 1 where one exceeds the tolerance."""
-    check_numbers(config)
+    """The command: 1 where an error exceeds the tolerance."""
+    return 0 if verify(config).exact else 1
+
+
+def verify(config: DictConfig) -> Verification:
+    """Computes one step in every way that the launch allows, on two random layers of the model's architecture."""
+    model, memory, parallel_settings = check(config)
+    # Nothing above imports torch, so that a slip is answered at once.
+    import torch
+
+    from align.distributed.agreement import check_same_settings
+    from align.longseq.attention import ATTENTION
+    from align.longseq.checkpointing import apply_checkpointing
+    from align.planning.fit import fit_verify
+    from align.planning.job import Rows
+    from align.verification import comparison
+    from align.verification.small_copy import build_small_copy
+
+    memory.check(accelerator=torch.accelerator.is_available())
+    # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
+    plain, shared, launched = (
+        build_small_copy(model, attention=attention, seed=config.seed)
+        for attention in ("sdpa", ATTENTION, ATTENTION)
+    )
+    answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
+    accelerator = comparison.start_accelerator()
+    try:
+        check_same_settings(dict(config), device=accelerator.device)
+        memory = fit_verify(
+            model,
+            memory,
+            rows=Rows(config.prompt_tokens, answers),
+            degree=parallel_settings.degree,
+            at=accelerator,
+        )
+        for copied in (shared, launched):
+            apply_checkpointing(copied, memory.checkpointing, **memory.levers())
+        parallel = comparison.form_groups(parallel_settings, plain.config, config, accelerator)
+        outcomes = comparison.run_all(config, memory, (plain, shared, launched), accelerator, parallel)
+        differences = comparison.compare(outcomes)
+        if accelerator.is_main_process:
+            comparison.show(
+                differences,
+                title=model.path,
+                tolerance=config.tolerance,
+                gradients=len(outcomes[0].gradients),
+            )
+    finally:
+        accelerator.end_training()
+    return Verification(differences, config.tolerance)
+
+
+def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSettings]:
+    """Refuses what leaves nothing to compare, without torch."""
+    for key, least in (("prompt_tokens", 2), ("answer_tokens", 3)):
+        if not isinstance(config[key], int) or config[key] < least:
+            raise UserError(f"{key}={config[key]} must be a whole number from {least} on.")
+    if not isinstance(config.tolerance, (int, float)) or config.tolerance <= 0:
+        raise UserError(f"tolerance={config.tolerance} must be a positive number.")
     model = typed(ModelSettings, config, "model")
+    check_model(model)
     check_choice("model.attention", model.attention, ATTENTIONS)
     if model.attention != "sdpa":
         raise UserError(
@@ -62,203 +107,13 @@ def main(config: DictConfig) -> int:
             "set model.attention=sdpa here; the tests of the kernels are `pytest -m gpu`."
         )
     memory = typed(MemorySettings, config, "memory")
-    memory.check(accelerator=torch.accelerator.is_available())
-    parallel_settings = typed(ParallelSettings, config, "parallel")
-    # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
-    plain, shared, launched = (
-        build_small_copy(model, attention=attention, seed=config.seed)
-        for attention in ("sdpa", ATTENTION, ATTENTION)
-    )
-    accelerator = start_accelerator()
-    try:
-        check_same_settings(dict(config), device=accelerator.device)
-        memory = fit_verify(
-            model, memory, rows=random_rows(config), degree=parallel_settings.degree, at=accelerator
-        )
-        for copied in (shared, launched):
-            apply_checkpointing(copied, memory.checkpointing, **memory.levers())
-        parallel = form_groups(parallel_settings, plain.config, config, accelerator)
-        outcomes = run_all(config, memory, (plain, shared, launched), accelerator, parallel)
-        passed = report(outcomes, model, config.tolerance, show=accelerator.is_main_process)
-    finally:
-        accelerator.end_training()
-    return 0 if passed else 1
+    memory.check(accelerator=True)
+    parallel = typed(ParallelSettings, config, "parallel")
+    parallel.check()
+    return model, memory, parallel
 
 
-def random_rows(config: DictConfig) -> Rows:
-    """The lengths of the longest of the random rows."""
-    answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
-    return Rows(config.prompt_tokens, answers)
-
-
-def check_numbers(config: DictConfig) -> None:
-    """Refuses lengths and tolerances that leave nothing to compare."""
-    for key, least in (("prompt_tokens", 2), ("answer_tokens", 3)):
-        if not isinstance(config[key], int) or config[key] < least:
-            raise UserError(f"{key}={config[key]} must be a whole number from {least} on.")
-    if not isinstance(config.tolerance, (int, float)) or config.tolerance <= 0:
-        raise UserError(f"tolerance={config.tolerance} must be a positive number.")
-
-
-# ---- the launch
-
-
-def start_accelerator() -> Accelerator:
-    """The launch as accelerate sees it, in fp32 whatever its configuration says about precision."""
-    if not torch.accelerator.is_available():
-        # accelerate counts one process under DeepSpeed on CPU unless told of the CPU before.
-        PartialState(cpu=True)
-    accelerator = Accelerator(mixed_precision="no")
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
-        for precision in ("bf16", "fp16"):
-            plugin.deepspeed_config[precision] = {"enabled": False}
-    return accelerator
-
-
-def form_groups(
-    settings: ParallelSettings, model: PreTrainedConfig, config: DictConfig, accelerator: Accelerator
-) -> SequenceParallel | None:
-    """The sequence-parallel groups of the launched processes; `auto` says what it takes and why."""
-    kind = settings.kind
-    if kind == "auto" and settings.degree > 1:
-        kind, reason = choose_exchange(
-            heads=model.num_attention_heads,
-            kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
-            degree=settings.degree,
-            length=config.prompt_tokens + 2 * config.answer_tokens,
-        )
-        if accelerator.is_main_process:
-            Console(stderr=True).print(reason, highlight=False)
-    return start_parallel("none" if settings.degree == 1 else kind, settings.degree)
-
-
-def run_all(
-    config: DictConfig,
-    memory: MemorySettings,
-    models: tuple[Any, Any, Any],
-    accelerator: Accelerator,
-    parallel: SequenceParallel | None,
-) -> list[Outcome]:
-    """Every way to compute the step: two in this process alone and, where several were launched, one in all."""
-    degree = 1 if parallel is None else parallel.degree
-    groups = accelerator.num_processes // degree
-    group = accelerator.process_index // degree
-    examples = random_examples(
-        PROMPTS_PER_GROUP * groups,
-        prompt_tokens=config.prompt_tokens,
-        answer_tokens=config.answer_tokens,
-        seed=config.seed,
-    )
-    plain, shared, launched = models
-
-    def forward(
-        model: nn.Module, share: slice = slice(None), over: SequenceParallel | None = None
-    ) -> PairLogps:
-        batch = pack(examples[share]).to(accelerator.device)
-        return pair_logps(model, batch, parallel=over, chunk_size=memory.logits_chunk)
-
-    outcomes = [
-        alone("plain rows", plain.to(accelerator.device), lambda model: plain_pair_logps(model, examples)),
-        alone("shared prefix", shared.to(accelerator.device), forward),
-    ]
-    if accelerator.num_processes > 1:
-        way = "shared prefix" if parallel is None else f"sharded, {parallel.kind} × {degree}"
-        share = slice(group, None, groups)
-        outcomes.append(in_wrapper(way, launched, accelerator, lambda model: forward(model, share, parallel)))
-    return outcomes
-
-
-def step_loss(logps: PairLogps) -> Tensor:
-    """LOGO's, whose gradient reaches the chosen and every rejected answer; the mean over the prompts."""
-    return logo_loss(logps, beta=2.5, gamma=0.25, sft_weight=0.1).loss.mean()
-
-
-def alone(way: str, model: nn.Module, forward: Callable[[nn.Module], PairLogps]) -> Outcome:
-    """A step of this process alone."""
-    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    loss = step_loss(forward(model))
-    gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
-    return Outcome(way, "one process", loss.item(), gradients)
-
-
-def in_wrapper(
-    way: str, model: nn.Module, accelerator: Accelerator, forward: Callable[[nn.Module], PairLogps]
-) -> Outcome:
-    """A step of all launched processes in the wrapper that the launch asks for."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    wrapped: Any = accelerator.prepare(model, torch.optim.SGD(weights, lr=LEARNING_RATE))[0]
-    wrapper = actual_wrapper(wrapped)
-    check_wrapper_asked_for(wrapper)
-    if isinstance(wrapped, FullyShardedDataParallel):
-        raise UserError(
-            "FSDP version 1 flattens weights, so gradients cannot be compared by name: set fsdp_version: 2."
-        )
-    loss = step_loss(forward(wrapped))
-    # Not accelerator.backward, which under DeepSpeed takes a step too.
-    wrapped.backward(loss) if wrapper == "DeepSpeed" else loss.backward()
-    total = loss.detach().clone()
-    dist.all_reduce(total)
-    gradients = {
-        name: _full_gradient(weight, wrapper)
-        for name, weight in accelerator.unwrap_model(wrapped).named_parameters()
-        if weight.requires_grad
-    }
-    stage = f" ZeRO-{wrapped.zero_optimization_stage()}" if wrapper == "DeepSpeed" else ""
-    where = f"{accelerator.num_processes} processes, {wrapper}{stage}"
-    return Outcome(way, where, total.item() / accelerator.num_processes, gradients)
-
-
-def check_wrapper_asked_for(actual: str) -> None:
-    """Refuses another wrapper than the launch asked for, which libraries fall back to without a word."""
-    for name in ("DeepSpeed", "FSDP"):
-        asked = os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true"
-        if asked and actual != name:
-            raise UserError(
-                f"The launch asks for {name}, but accelerate wrapped the model in {actual}: "
-                f"{name} is not to be had on this machine, or ACCELERATE_USE_CPU is set."
-            )
-
-
-def _full_gradient(weight: Tensor, wrapper: str) -> Tensor:
-    """The whole gradient of a weight that a wrapper may have scattered."""
-    if wrapper == "DeepSpeed":
-        from deepspeed.utils import safe_get_full_grad
-
-        return safe_get_full_grad(weight)
-    if weight.grad is None:
-        return torch.zeros_like(weight)
-    return weight.grad.full_tensor() if isinstance(weight.grad, DTensor) else weight.grad
-
-
-# ---- the table
-
-
-def report(outcomes: list[Outcome], model: ModelSettings, tolerance: float, *, show: bool) -> bool:
-    """Prints each way's errors against the first one; whether all are within the tolerance."""
-    expected, *others = outcomes
-    table = Table(title=f"{model.path}: relative errors against plain rows in fp32", title_justify="left")
-    for heading in ("forward", "where", "loss", "worst gradient", "of", "exact"):
-        table.add_column(heading, overflow="fold")
-    passed = True
-    for outcome in others:
-        loss = abs(outcome.loss - expected.loss) / abs(expected.loss)
-        errors = {
-            name: relative_error(outcome.gradients[name], gradient)
-            for name, gradient in expected.gradients.items()
-        }
-        worst = max(errors, key=errors.__getitem__)
-        exact = max(loss, errors[worst]) <= tolerance
-        passed &= exact
-        verdict = "[green]yes" if exact else "[bold red]NO"
-        table.add_row(outcome.way, outcome.where, f"{loss:.1e}", f"{errors[worst]:.1e}", worst, verdict)
-    if show:
-        console = Console()
-        console.print(table)
-        console.print(f"{len(expected.gradients)} gradients compared, tolerance {tolerance:.0e}")
-    return passed
-
+make_callable(__name__)
 
 if __name__ == "__main__":
     main()

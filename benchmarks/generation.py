@@ -21,7 +21,7 @@ from transformers import DynamicCache, LogitsProcessorList, PreTrainedModel, Pre
 
 from align.documents.loading import load_documents
 from align.generation.generators import Message, Request, Sampling, derive_seed
-from align.generation.local import LocalGenerator
+from align.generation.local_generator import LocalGenerator
 from align.generation.sampling import RowSampler
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import ModelSettings

@@ -27,16 +27,16 @@ from rows import cut_row, text_tokens
 from torch import nn
 
 import hydra_conf
+from align.core.files import write_json
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, SharedPrefixBatch, pack
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.settings import MemorySettings
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import EMBEDDED, ModelSettings
 from align.reference.sources import ReferenceUsage
 from align.training.methods import load_method
 from align.training.peak_memory import peak_memory
-from align.training.results import write_json
-from align.training.settings import MemorySettings
 from align.training.trainer import PreferenceTrainer
 from losses import PairLogps
 

@@ -41,12 +41,13 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 import hydra_conf
+from align.core.files import write_json
 from align.models.settings import LoraSettings, ModelSettings
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.job import Job, Machine, Precision, Rows, Strategy
-from align.planning.request import GpuSettings, machine_of
+from align.planning.request import machine_of
 from align.planning.search import LOGITS_CHUNKS, Priced, lever_sets, price
-from align.training.results import write_json
+from align.planning.settings import GpuSettings
 from benchmarks import flexible_degrees, plan_scale_report
 
 MODEL = "meta-llama/Meta-Llama-3-8B-Instruct"

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from align.models.loading import load_tokenizer
 from align.train import build_trainer, read_data
 from align.training.peak_memory import peak_memory
-from align.training.settings import check
+from align.training.run import check
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import report
 from rich.console import Console
 from rich.table import Table
 
-from align.longseq.forward import DEFAULT_CHUNK
+from align.longseq.settings import DEFAULT_CHUNK
 from align.models.settings import EMBEDDED
 
 HERE = Path(__file__).parent

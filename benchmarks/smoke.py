@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hydra_conf
-from align.training.results import write_json
+from align.core.files import write_json
 
 HERE = Path(__file__).parent
 METHODS = sorted(path.stem for path in (Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))

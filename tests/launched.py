@@ -18,7 +18,7 @@ from typing import Any
 import align.train
 from align.data.dataset import PreferenceData
 from align.train import read_data
-from align.training.settings import Run
+from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from align.runs import exit_codes
 from align.runs.children import run_child
-from align.runs.preemption import EXIT_CODE
 
 # Says who it is, and leaves a mark when it is asked to end.
 CHILD = """
@@ -52,7 +52,7 @@ def test_the_command_ends_too(tmp_path, number):
     wait_for(tmp_path / "pid")
     child = int((tmp_path / "pid").read_text())
     parent.send_signal(number)
-    assert parent.wait(60) == (EXIT_CODE if number == signal.SIGTERM else -signal.SIGKILL)
+    assert parent.wait(60) == (exit_codes.STOPPED if number == signal.SIGTERM else -signal.SIGKILL)
     wait_for(tmp_path / "asked")
     deadline = time.monotonic() + 60
     while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:

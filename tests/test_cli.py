@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from align import cli
+from align.runs import exit_codes
 from tests.longseq.plain import assert_close
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -109,7 +110,7 @@ BAD_OVERRIDES = [
 @pytest.mark.parametrize(("overrides", "sentence"), BAD_OVERRIDES, ids=[o[0][-1] for o in BAD_OVERRIDES])
 def test_bad_override_ends_in_one_sentence(run, tmp_path, overrides, sentence):
     code, _, err = run(*overrides)
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     said = [line for line in err.splitlines() if line.startswith("align train: ")]
     assert len(said) == 1, err
     assert sentence in said[0]
@@ -120,7 +121,7 @@ def test_bad_override_ends_in_one_sentence(run, tmp_path, overrides, sentence):
 
 def test_a_token_in_the_configuration_is_refused_and_kept_nowhere(run, tmp_path):
     code, out, err = run("+trainer.hub_token=hf_secretsecret")
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     assert "trainer.hub_token is set by this toolkit: use the environment variable HF_TOKEN" in err
     assert "hf_secretsecret" not in out + err
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
@@ -152,7 +153,7 @@ BAD_ROW_NAMES = [
 def test_bad_row_is_named(run, rows, tmp_path, content, sentence):
     rows.write_text(content)
     code, _, err = run("data.max_length=32")
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     said = [line for line in err.splitlines() if line.startswith("align train: ")]
     assert len(said) == 1, err
     assert sentence in said[0]
@@ -176,7 +177,7 @@ def test_unknown_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["align", "trian"])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    assert end.value.code == cli.USAGE_EXIT_CODE
+    assert end.value.code == exit_codes.USAGE
     assert "unknown command 'trian'" in capsys.readouterr().err
 
 
@@ -199,7 +200,7 @@ def test_a_method_is_one_override(run, tmp_path, method, rank):
 def test_another_configuration_is_refused_by_its_keys(run):
     assert run("trainer.max_steps=1")[0] == 0
     code, _, err = run("trainer.max_steps=2")
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     assert "trainer.max_steps (1 → 2)" in err
 
 

@@ -12,7 +12,7 @@ from align.core.config import check_arguments, check_choice, typed
 from align.core.errors import UserError
 from align.models.settings import ModelSettings
 from align.reference.settings import ReferenceSettings, resolve_source
-from align.training.settings import RESERVED
+from align.training.trainer_keys import RESERVED
 
 
 @dataclass(frozen=True)

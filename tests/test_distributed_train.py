@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from align.training.results import ROWS
+from align.training.metric_names import ROWS
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer

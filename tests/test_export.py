@@ -19,6 +19,7 @@ from align.export import merged_model, read_policy
 from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.runs import exit_codes
 from align.training.model_card import model_card, public_name
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -185,7 +186,7 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
     assert str(tmp_path) not in card and "secret-home" not in card
 
     code, _, err = run_command(monkeypatch, capfd, "export", f"path={run}", f"output={output}")
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     assert "is there and not empty" in err
 
     first = tmp_path / "first"
@@ -217,7 +218,7 @@ def test_what_is_no_run_is_refused(monkeypatch, capfd, tmp_path, files, sentence
         (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_text(content)
     code, _, err = run_command(monkeypatch, capfd, "export", f"path={run}", f"output={tmp_path / 'out'}")
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     said = [line for line in err.splitlines() if line.startswith("align export: ")]
     assert len(said) == 1 and sentence in said[0]
     assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
 from align.planning.search import LAUNCHED
-from align.runs.preemption import EXIT_CODE
+from align.runs import exit_codes
 
 LAUNCHERS = Path(__file__).parent.parent / "launchers"
 CONFIGS = sorted(LAUNCHERS.glob("accelerate/**/*.yaml"))
@@ -221,7 +221,7 @@ def test_sigterm_reaches_the_launcher_and_ends_with_its_own_code(tmp_path):
     machines[0].send_signal(signal.SIGTERM)
     for machine, expected in zip(machines, ("saved after 77\n", ""), strict=True):
         out, err = machine.communicate(timeout=30)
-        assert machine.returncode == EXIT_CODE
+        assert machine.returncode == exit_codes.STOPPED
         assert out == expected
         assert "machine 0 was told to stop; the same command goes on" in err
 
@@ -276,5 +276,5 @@ def test_slurm_job_ends_with_the_code_of_its_tasks(tmp_path):
     assert job.stdout is not None
     assert job.stdout.readline() == "started\n"
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == EXIT_CODE
+    assert job.wait(timeout=30) == exit_codes.STOPPED
     job.communicate()

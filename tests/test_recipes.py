@@ -22,7 +22,7 @@ from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.reference.settings import reference_model
-from align.training.settings import Run, check
+from align.training.run import Run, check
 from losses import logo_loss
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, randomise_lora_b
 

@@ -24,8 +24,10 @@ from align.reference import build as reference_build
 from align.reference.cache import Cached, LogpStore
 from align.reference.settings import ReferenceSettings, reference_model, resolve_source
 from align.reference.sources import AdapterOff, Frozen, autocast_forward, sum_turns
+from align.runs import exit_codes
 from align.training.fill import fill
-from align.training.methods import Method, Needs
+from align.training.method_settings import Needs
+from align.training.methods import Method
 from align.training.trainer import PreferenceTrainer
 from losses import LossOutput, PairLogps, dpo_loss, longpo_loss
 from tests.distributed import run_distributed
@@ -419,5 +421,5 @@ def test_short_context_that_is_missing_is_named(align_train, tmp_path):
     rows = tmp_path / "bare.jsonl"
     rows.write_text('{"prompt": "w9 w10", "chosen": "w11", "rejected": "w12"}\n' * 2)
     code, _, err = align_train("method=longpo", f"data.path={rows}", f"output={tmp_path / 'out'}")
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     assert "bare.jsonl:1: the method reads the context made short" in err

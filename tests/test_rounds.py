@@ -29,7 +29,7 @@ from align.rounds import (
     plan,
     run,
 )
-from align.training.settings import check
+from align.training.run import check
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TWO = RoundsSettings([100, 200], ModelKeys("start"), output="out")

@@ -25,9 +25,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from align import cli
 from align.core.errors import UserError
-from align.runs import checkpoints
-from align.runs.command import USAGE_EXIT_CODE
-from align.runs.preemption import EXIT_CODE, Preemption
+from align.runs import checkpoints, exit_codes
+from align.runs.preemption import Preemption
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
@@ -136,7 +135,7 @@ def test_another_number_of_prompts_a_step_is_refused(folder, unbroken):
     """Two processes with the batch of one would make steps of eight."""
     broken_off(folder, "doubled", 4)
     codes = run_distributed(train, 2, arguments(folder, "doubled", *SPREAD), timeout=120)
-    assert codes == [USAGE_EXIT_CODE] * 2
+    assert codes == [exit_codes.USAGE] * 2
     assert "was made with 4 prompts a step, this start has 8" in (folder / "doubled.log").read_text()
 
 
@@ -199,7 +198,7 @@ def test_sigterm_ends_the_command_with_its_own_code(folder, unbroken, tmp_path):
     wait_for(lambda: any((folder / name).glob("checkpoint-*")), process)
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
-    assert process.exitcode == EXIT_CODE
+    assert process.exitcode == exit_codes.STOPPED
     assert checkpoints.last_good(folder / name) is not None
     assert not (folder / name / "results.json").exists()
     assert run(argv) == [0]
@@ -218,7 +217,7 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_the_last_checkpoint(folder, un
     argv = arguments(folder, "full", *SPREAD)
     process = forked(argv, file_limit=FILE_LIMIT)
     process.join(120)
-    assert process.exitcode == USAGE_EXIT_CODE
+    assert process.exitcode == exit_codes.USAGE
     err = (folder / "full.log").read_text()
     assert "Traceback" not in err
     (said,) = [line for line in err.splitlines() if line.startswith("align train:")]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from align import cli
 from align.core.errors import UserError
 from align.report import RunResult, differing, rank
-from align.runs import jobs
+from align.runs import exit_codes, jobs
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -143,7 +143,7 @@ def test_evaluations_are_ranked_by_their_scores(align, tmp_path):
 def test_report_says_what_is_missing(align, tmp_path, monkeypatch, override, sentence):
     monkeypatch.chdir(tmp_path)
     code, _, err = align("report", override)
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     assert sentence in err
 
 
@@ -201,7 +201,7 @@ def test_joblib_runs_jobs_side_by_side(align, tmp_path):
 def test_a_sweep_inside_a_launcher_is_refused(align, monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     code, _, err = align("train", "-m", "seed=1,2", f"output={tmp_path}")
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     assert "`align train -m …`, with launch.processes=N or launch.config=FILE" in err
     assert not list(tmp_path.iterdir())
 

@@ -14,8 +14,10 @@ from transformers import TrainingArguments
 from align.longseq import ATTENTION, pack, pair_logps
 from align.reference.sources import Frozen
 from align.runs import checkpoints
-from align.training.methods import Method, Needs
-from align.training.metrics import METRICS, MeanMeter, means, prompt_metrics
+from align.training.method_settings import Needs
+from align.training.methods import Method
+from align.training.metric_names import METRICS
+from align.training.metrics import MeanMeter, means, prompt_metrics
 from align.training.trainer import PreferenceTrainer
 from losses import LossOutput, PairLogps, dpo_loss, logo_loss
 from tests.longseq.plain import assert_close, make_example, relative_error

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from align.runs import checkpoints
-from align.runs.preemption import EXIT_CODE
+from align.runs import checkpoints, exit_codes
 from benchmarks.smoke import make_rows as make_real_rows
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
@@ -153,7 +152,7 @@ def test_sigterm_saves_on_both_hosts_and_the_command_goes_on(hosts, folder):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=240)
-    assert process.returncode == EXIT_CODE, said[-3000:]
+    assert process.returncode == exit_codes.STOPPED, said[-3000:]
     assert not (folder / "told" / "results.json").exists()
     assert checkpoints.last_good(folder / "told") is not None
     assert no_hosts_left(process)

@@ -9,8 +9,10 @@ import torch
 
 from align.core.errors import UserError
 from align.longseq import pack, pair_logps
-from align.training.methods import Method, Needs
-from align.training.metrics import METRICS, MeanMeter, means
+from align.training.method_settings import Needs
+from align.training.methods import Method
+from align.training.metric_names import METRICS
+from align.training.metrics import MeanMeter, means
 from align.training.weighting import prompt_weights
 from losses import sft_loss
 from tests.distributed import run_distributed

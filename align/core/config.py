@@ -50,7 +50,12 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_arguments(
-    values: Mapping[str, Any], schema: type, *, group: str, reserved: Mapping[str, str]
+    values: Mapping[str, Any],
+    schema: type,
+    *,
+    group: str,
+    reserved: Mapping[str, str],
+    library: str | None = None,
 ) -> None:
     """Checks keys and plain types of keywords that a library's dataclass will receive.
 
@@ -59,6 +64,7 @@ def check_arguments(
         schema: the library's dataclass, e.g. `transformers.TrainingArguments`.
         group: the group's name, for messages.
         reserved: keyword → the key of ours to use instead.
+        library: who takes the keywords, for messages; None is the dataclass itself.
 
     Raises:
         UserError: unknown or reserved keyword, or a plain value of the wrong type.
@@ -69,7 +75,9 @@ def check_arguments(
         if name in reserved:
             raise UserError(f"{group}.{name} is set by this toolkit: use {reserved[name]} instead.")
         if name not in fields:
-            raise UserError(f"{group}.{name} is not known to {schema.__name__}{_suggestion(name, fields)}.")
+            raise UserError(
+                f"{group}.{name} is not known to {library or schema.__name__}{_suggestion(name, fields)}."
+            )
         if not _fits(value, fields[name]):
             wanted = " or ".join(kind.__name__ for kind in _plain_types(fields[name]))
             raise UserError(f"{group}.{name}={value!r} has the wrong type: it takes {wanted}.")

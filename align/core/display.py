@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,3 +28,47 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
+
+
+class Tally:
+    """Counts work that several processes share, in a folder: each adds to a file of its own."""
+
+    EVERY = 50  # counted before a file is written, so that counting costs nothing
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._path = folder / f"{name}.count"
+        self._count = 0
+
+    def add(self) -> None:
+        """One more is done."""
+        self._count += 1
+        if self._count % self.EVERY == 0:
+            self._path.write_text(str(self._count))
+
+    @staticmethod
+    def total(folder: Path) -> int:
+        """What all have done so far."""
+        texts = [path.read_text() for path in folder.glob("*.count")]
+        return sum(int(text) for text in texts if text)
+
+
+@contextmanager
+def watched(folder: Path, description: str, *, total: int, console: Console) -> Iterator[None]:
+    """Within it a bar shows the `Tally` of a folder, once the work takes longer than a second."""
+    done = threading.Event()
+
+    def show() -> None:
+        if done.wait(1.0):
+            return
+        with progress_bar(console) as progress:
+            task = progress.add_task(description, total=total)
+            while not done.wait(0.5):
+                progress.update(task, completed=Tally.total(folder))
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -26,6 +26,14 @@ class UserError(Exception):
     """
 
 
+class AlignWarning(UserWarning):
+    """What a user should know and need not put right: one sentence. Commands print it without its place in the code."""
+
+
+class MovedWarning(AlignWarning, FutureWarning):
+    """A name that has moved was used by its old place."""
+
+
 def shortage(error: BaseException) -> str | None:
     """In words, how a disk refused to take what was written; None for any other error."""
     seen: BaseException | None = error

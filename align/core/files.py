@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -35,3 +36,10 @@ def cache_folder() -> Path:
     if "ALIGN_CACHE" in os.environ:
         return Path(os.environ["ALIGN_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "align"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes by a rename, so that a kill leaves the old file or the new one."""
+    staging = path.with_name(f".{path.name}.tmp")
+    staging.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    os.replace(staging, path)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from align.core.config import check_arguments
 from align.core.errors import UserError
+from align.core.static import read_parameters
 
 # What Hydra reads from a node beside the callable's own arguments.
 _HYDRA_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
@@ -36,15 +37,8 @@ def instantiate(config: Any, *, allow: Sequence[str], where: str = "configuratio
         UserError: a refused, missing or unknown target; a key that the target does not take; an
             interpolation that leads nowhere; a target that rejects its arguments.
     """
-    try:
-        plain = OmegaConf.to_container(
-            OmegaConf.create(config) if _is_plain(config) else config, resolve=True
-        )
-    except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {_first_line(error)}") from error
-    if not isinstance(plain, dict) or "_target_" not in plain:
-        raise UserError(f"{where} needs a `_target_`: the dotted name of what to call")
-    nodes = list(_targets(plain, where))
+    nodes = _nodes(config, where)
+    plain = nodes[0][0]
     for node, key in nodes:
         _check_name(node["_target_"], allow, key)
     for node, key in nodes:
@@ -53,6 +47,28 @@ def instantiate(config: Any, *, allow: Sequence[str], where: str = "configuratio
         return hydra_instantiate(plain, _convert_="all")
     except InstantiationException as error:
         raise UserError(f"{where}: {_first_line(error.__cause__ or error)}") from error
+
+
+def check_targets(config: Any, *, allow: Sequence[str], where: str) -> None:
+    """What `instantiate` would refuse, as far as names and sources tell: nothing is imported.
+
+    Args:
+        config, allow, where: as `instantiate`.
+
+    Raises:
+        UserError: no `_target_`, a refused one, a key that a function does not take, text where it asks for a number.
+    """
+    nodes = _nodes(config, where)
+    for node, key in nodes:
+        _check_name(node["_target_"], allow, key)
+    for node, key in nodes:
+        parameters = read_parameters(node["_target_"])
+        if parameters is None:
+            continue  # only an import tells, and `instantiate` makes it
+        for name in sorted(node.keys() & parameters.numbers):
+            _check_number(node[name], f"{key}.{name}")
+        if not parameters.any_keyword:
+            _check_known(node, parameters.names, key)
 
 
 def build(config: DictConfig, group: str) -> Any:
@@ -76,6 +92,25 @@ def build(config: DictConfig, group: str) -> Any:
 def allowed(name: str, allow: Sequence[str]) -> bool:
     """Whether a dotted name is one of `allow` or lies inside it: `losses` allows `losses.x`, not `losses_x`."""
     return any(name == prefix or name.startswith(f"{prefix}.") for prefix in allow)
+
+
+def _nodes(config: Any, where: str) -> list[tuple[dict[str, Any], str]]:
+    """Every node with a `_target_`, in plain values, with its key; `config` itself first."""
+    try:
+        plain = OmegaConf.to_container(
+            OmegaConf.create(config) if _is_plain(config) else config, resolve=True
+        )
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}: {_first_line(error)}") from error
+    if not isinstance(plain, dict) or "_target_" not in plain:
+        raise UserError(f"{where} needs a `_target_`: the dotted name of what to call")
+    return _targets(plain, where)
+
+
+def _check_known(node: Mapping[str, Any], names: Sequence[str], key: str) -> None:
+    """Refuses a key that the target does not take."""
+    for given in sorted(node.keys() - _HYDRA_KEYS - set(names)):
+        raise UserError(f"{key}.{given} is unknown; {node['_target_']} takes {', '.join(names)}")
 
 
 def _is_plain(config: Any) -> bool:
@@ -113,17 +148,16 @@ def _check_call(node: dict[str, Any], allow: Sequence[str], key: str) -> None:
         )
     parameters = inspect.signature(target).parameters
     for given in node.keys() & parameters.keys():
-        _check_number(node[given], parameters[given], f"{key}.{given}")
+        if parameters[given].annotation in (float, int, "float", "int"):
+            _check_number(node[given], f"{key}.{given}")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    for given in node.keys() - _HYDRA_KEYS - parameters.keys():
-        raise UserError(f"{key}.{given} is unknown; {name} takes {', '.join(parameters)}")
+    _check_known(node, tuple(parameters), key)
 
 
-def _check_number(value: Any, parameter: inspect.Parameter, key: str) -> None:
-    """Refuses text or nothing where the target's signature asks for a number."""
-    wants_number = parameter.annotation in (float, int, "float", "int")
-    if wants_number and (isinstance(value, bool) or not isinstance(value, float | int)):
+def _check_number(value: Any, key: str) -> None:
+    """Refuses text or nothing where a number is asked for."""
+    if isinstance(value, bool) or not isinstance(value, float | int):
         raise UserError(f"{key}={'null' if value is None else value} has to be a number")
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
-from transformers import PreTrainedTokenizerBase
+from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from rich.console import Console
 
+from align.core.display import Tally, watched
 from align.core.errors import UserError
 from align.core.files import cache_folder
 from align.data.formats import parse_row
@@ -25,8 +29,12 @@ from align.data.sources import RawRow, Source, count_rows, read_rows
 from align.data.stored_rows import FEATURES, to_row
 from align.data.tokens import ExampleTokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
 VERSION = 1
+REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = 32  # rows held in memory before they are written; rows may be megabytes
 # Settings that do not change a stored row: they say which rows, or what happens to them afterwards.
 NOT_STORED = ("path", "eval_path", "eval_size", "mix", "tokens_per_row", "num_proc")
@@ -98,27 +106,41 @@ def build_dataset(
     if next(read_rows(sources, 0, count), None) is None:
         return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     with tempfile.TemporaryDirectory() as folder:
-        refusal = Path(folder) / "refusal"
+        refusal = Path(folder) / REFUSAL
+        console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0)
         try:
-            dataset = Dataset.from_generator(
-                _generate,
-                features=FEATURES,
-                cache_dir=str(cache_folder() / "data"),
-                gen_kwargs={
-                    "shards": shards,
-                    "sources": tuple(sources),
-                    "builder": builder,
-                    "refusal": str(refusal),
-                },
-                num_proc=min(settings.num_proc, len(shards)),
-                fingerprint=key,
-                writer_batch_size=WRITER_BATCH,
-            )
+            with watched(Path(folder), "rows", total=count, console=console), library_bars_off():
+                dataset = Dataset.from_generator(
+                    _generate,
+                    features=FEATURES,
+                    cache_dir=str(cache_folder() / "data"),
+                    gen_kwargs={
+                        "shards": shards,
+                        "sources": tuple(sources),
+                        "builder": builder,
+                        "folder": folder,
+                    },
+                    num_proc=min(settings.num_proc, len(shards)),
+                    fingerprint=key,
+                    writer_batch_size=WRITER_BATCH,
+                )
         except DatasetGenerationError:
             if not refusal.is_file():
                 raise
             raise UserError(refusal.read_text()) from None
     return dataset.with_format("numpy")
+
+
+@contextmanager
+def library_bars_off() -> Iterator[None]:
+    """Within it `datasets` shows no bars of its own: they know no total."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def cache_key(
@@ -165,13 +187,18 @@ def _shards(count: int, processes: int) -> list[tuple[int, int]]:
 
 
 def _generate(
-    shards: list[tuple[int, int]], sources: Sequence[Source], builder: RowBuilder, refusal: str
+    shards: list[tuple[int, int]], sources: Sequence[Source], builder: RowBuilder, folder: str
 ) -> Iterator[dict[str, Any]]:
-    """Rows of some shards. `datasets` hides what a worker raises, so a UserError is also left in `refusal`."""
+    """Rows of some shards, counted in `folder`.
+
+    `datasets` hides what a worker raises, so a UserError is also left there.
+    """
+    tally = Tally(Path(folder), str(os.getpid()))
     for start, stop in shards:
         for row in read_rows(sources, start, stop):
             try:
                 yield builder(row)
             except UserError as error:
-                Path(refusal).write_text(str(error))
+                Path(folder, REFUSAL).write_text(str(error))
                 raise
+            tally.add()

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from align.core.errors import UserError
-from align.data.dataset import PreferenceData
 from align.data.formats import parse_row
 from align.data.provenance import leaks
 from align.data.released import is_released, read_released
-from align.data.settings import DataSettings
 from align.data.sources import Source, open_sources, read_rows
 from align.data.stored_rows import hash_ids
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from align.data.dataset import PreferenceData
+    from align.data.settings import DataSettings
 
 
 @dataclass(frozen=True)

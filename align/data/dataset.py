@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
 from align.data.build import build_dataset
@@ -20,6 +20,9 @@ from align.data.mixture import Ingredient, mix
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
 from align.data.stored_rows import to_example, to_row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "DataSettings",

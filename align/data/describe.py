@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.data.examples import Answer, TokenizedExample
+if TYPE_CHECKING:
+    from align.data.examples import Answer, TokenizedExample
 
 MAX_CHUNKS = 8  # chunks described one by one; of more only the first and last half of this
 

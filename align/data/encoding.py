@@ -10,11 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from align.data.template import Fragment
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.data.template import Fragment
 
 # Tokenizers of the SentencePiece kind put a word boundary before the text they are given. What continues a
 # text is encoded after this anchor, which merges with nothing in such vocabularies and is dropped again.

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
-
-import pyarrow
-import pyarrow.parquet
-from datasets import Dataset
+from typing import TYPE_CHECKING, Any, Protocol
 
 from align.core.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
+    from datasets import Dataset
 
 PARQUET_BATCH = 16  # rows decoded at once: long rows are megabytes
 
@@ -106,6 +106,9 @@ class Parquet:
     path: Path
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
+        import pyarrow
+        import pyarrow.parquet
+
         try:
             return pyarrow.parquet.ParquetFile(self.path)
         except (pyarrow.ArrowInvalid, OSError) as error:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from align.core.errors import UserError
-from align.data.settings import MixedSettings
+
+if TYPE_CHECKING:
+    from align.data.settings import MixedSettings
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from align.core.errors import UserError
-from align.data.examples import TokenizedExample
+
+if TYPE_CHECKING:
+    from align.data.examples import TokenizedExample
 
 # Places N chunks, of `lengths` tokens, in [0, extent): their tokens' positions, strictly increasing.
 Placement = Callable[[Sequence[int], int, np.random.Generator], np.ndarray]

@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from typing import TYPE_CHECKING
 
 from align.core.errors import UserError
 from align.data.files import JsonLines, JsonList, Parquet, Saved
 from align.data.files import RawRow as RawRow
 from align.data.files import Source as Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
@@ -38,8 +40,7 @@ def open_sources(path: str | None, *, key: str = "data.path") -> Sources:
     Raises:
         UserError: nothing is there, or nothing that can be read; `key` names the setting.
     """
-    if not path:
-        raise UserError(f"{key} is not set: name a file, a folder or a Hub id with {key}=….")
+    path = check_place(path, key=key)
     place = Path(path).expanduser()
     if place.is_file():
         return Sources((_file_source(place, key),))
@@ -48,9 +49,28 @@ def open_sources(path: str | None, *, key: str = "data.path") -> Sources:
     name, _, split = path.partition(":")
     if split and Path(name).expanduser().is_dir():
         return _saved_sources(Path(name).expanduser(), split, key)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and Path(name).suffix not in SUFFIXES:
-        return _hub_sources(name, split, key)
-    raise UserError(f"{key}={path} does not exist.")
+    return _hub_sources(name, split, key)
+
+
+def check_place(path: str | None, *, key: str = "data.path") -> str:
+    """`path`, if a file, a folder or a Hub id can be meant; reads no rows and asks no Hub.
+
+    Raises:
+        UserError: not set, a file of an unknown ending or an empty one, or nothing of that name.
+    """
+    if not path:
+        raise UserError(f"{key} is not set: name a file, a folder or a Hub id with {key}=….")
+    place = Path(path).expanduser()
+    name = path.partition(":")[0]
+    if place.is_file():
+        _file_source(place, key)
+    elif not (place.is_dir() or Path(name).expanduser().is_dir() or _is_hub_id(name)):
+        raise UserError(f"{key}={path} does not exist.")
+    return path
+
+
+def _is_hub_id(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and Path(name).suffix not in SUFFIXES
 
 
 def count_rows(sources: Sequence[Source]) -> int:
@@ -111,10 +131,14 @@ def _saved_sources(folder: Path, split: str, key: str) -> Sources:
     """A folder that `datasets` has saved; `split` may be empty."""
     if not _is_saved(folder):
         raise UserError(f"{key}={folder}:{split} names a split, but {folder} is no saved data set.")
+    from datasets import load_from_disk
+
     return _dataset_sources(load_from_disk(str(folder)), folder.name, split, key)
 
 
 def _hub_sources(name: str, split: str, key: str) -> Sources:
+    from datasets import load_dataset
+
     try:
         data = load_dataset(name)
     except Exception as error:  # network, authorisation, name, layout: each library layer has its own class
@@ -138,6 +162,8 @@ def _dataset_sources(data: Dataset | DatasetDict, name: str, split: str, key: st
         split: empty where none is asked for.
         key: the setting, for messages.
     """
+    from datasets import Dataset
+
     splits = {} if isinstance(data, Dataset) else dict(data)
     if split and split not in splits:
         known = ", ".join(splits) or "none"

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
 from align.data.template_structure import Structure, TemplateReader, roles_of_row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # template: trusted, its special tokens count · text: content · chunk: a piece of context, content too ·
 # bare: a last user message of which the beginning is context and the end the question, content too

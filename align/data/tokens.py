@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
 from align.data.encoding import Encoder
 from align.data.examples import Answer, Example, TokenizedExample, Turn
-from align.data.settings import DataSettings
 from align.data.template import (
     PLAIN_SEPARATOR,
     ChatTemplate,
@@ -22,6 +21,11 @@ from align.data.template import (
     Template,
 )
 from align.data.template_structure import end_of_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.data.settings import DataSettings
 
 Span = tuple[int, int]
 

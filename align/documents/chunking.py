@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from align.documents.loading import Document
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.documents.loading import Document
 
 # From the coarsest to the finest; a cut is made behind what matches.
 BOUNDARIES = (

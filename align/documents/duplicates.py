@@ -7,8 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasketch import MinHash, MinHashLSH
-
 from align.core.errors import UserError
 from align.documents.loading import Document
 
@@ -80,6 +78,8 @@ class _Near:
     """The shingles of the documents kept so far."""
 
     def __init__(self, threshold: float) -> None:
+        from datasketch import MinHashLSH
+
         self.threshold = threshold
         # A looser index, so that an estimate below the truth hides no candidate; the true index decides.
         self.index = MinHashLSH(threshold=0.7 * threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
@@ -87,6 +87,8 @@ class _Near:
 
     def add(self, name: str, words: Sequence[str]) -> tuple[str, float] | None:
         """The kept document that this one is like, and how much; None keeps it."""
+        from datasketch import MinHash
+
         own = shingles(words)
         sketch = MinHash(num_perm=PERMUTATIONS, seed=1)
         sketch.update_batch(sorted(own))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedTokenizerBase
 
 from align.core.display import progress_bar
-from align.documents.duplicates import Removed
-from align.documents.loading import Document
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from align.documents.duplicates import Removed
+    from align.documents.loading import Document
 
 WIDTH = 40  # characters of the longest bar
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-
-from align.evaluation.suite import Evaluation
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.ledger import Ledger
 from align.generation.stage import WORK, run_stage
+
+if TYPE_CHECKING:
+    from align.evaluation.suite import Evaluation
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def answer(stage: str, samples: Sequence[Sample], evaluation: Evaluation) -> lis
     A process takes every n-th sample and stores its answers in a ledger of its own. A later start reads the
     ledgers of all earlier ones, with any number of processes.
     """
+    from accelerate import PartialState
+
     state = PartialState()
     requests = [sample.request for sample in samples]
     if state.num_processes == 1:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.documents.loading import load_documents
 from align.generation.generators import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SENTENCE_START = re.compile(r"(?<=[.!?])\s+|\n\s*\n\s*")
 # fmt: off

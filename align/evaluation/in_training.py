@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 from transformers import (
@@ -32,7 +31,6 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from align.core.errors import UserError
-from align.core.instantiate import build
 from align.distributed.wrappers import expected_wrapper
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
 from align.generation.local import LocalSettings
@@ -144,11 +142,6 @@ def answering(policy: nn.Module) -> Iterator[PreTrainedModel]:
         model.generation_config = settings
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def build_suites(config: DictConfig) -> dict[str, Suite]:
-    """The suites of `suites`, their values' types and ranges checked; loads nothing."""
-    return {str(name): build(config, f"suites.{name}") for name in config.get("suites") or {}}
 
 
 def check_suites(suites: Mapping[str, Suite], args: TrainingArguments) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.evaluation.ask import Sample, answer, user_request
@@ -13,12 +13,14 @@ from align.evaluation.haystacks import read_rows
 from align.evaluation.intervals import Interval, mean_interval
 from align.evaluation.pictures import curve
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
-from align.generation.generators import Completion
 from align.scores.length import count_words, length_score
 from align.synthesis.filters import repeated_ngrams
 from align.synthesis.longwriter.candidates import Candidate
 from align.synthesis.longwriter.instructions import Instruction
 from align.synthesis.longwriter.quality import QualityScorer
+
+if TYPE_CHECKING:
+    from align.generation.generators import Completion
 
 NGRAM = 8  # words; one that comes again within an answer is repetition
 

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import torch
-from accelerate import PartialState
-from torch import Tensor
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
@@ -22,9 +17,6 @@ from align.evaluation.intervals import Interval, mean_interval
 from align.evaluation.pictures import curve
 from align.evaluation.suite import Evaluation, Result, at_least, plain
 from align.generation.stage import WORK
-from align.longseq.logps import token_logps
-
-HEAD_CHUNK = 1024  # tokens whose vocabulary logits exist at once
 
 
 @dataclass(frozen=True)
@@ -105,6 +97,11 @@ def _measure(
     suite: Perplexity, texts: Sequence[tuple[str, list[int]]], evaluation: Evaluation
 ) -> list[dict[str, Any]]:
     """A record a document, in order; each is stored when it is done, and several processes share them."""
+    import torch
+    from accelerate import PartialState
+
+    from align.evaluation.token_logps import score_document
+
     state = PartialState()
     folder = evaluation.workspace.output / WORK / "perplexity"
     places = {name: folder / f"{i:05}.json" for i, (name, _) in enumerate(texts)}
@@ -114,7 +111,14 @@ def _measure(
         model = evaluation.load().eval()
         with progress_bar(evaluation.workspace.console) as progress:
             for name, ids in progress.track(own, description="perplexity"):
-                record = _score(suite, model, name, torch.tensor(ids, device=state.device))
+                scored = score_document(
+                    model,
+                    torch.tensor(ids, device=state.device),
+                    window=suite.window,
+                    stride=suite.stride,
+                    edges=suite.edges,
+                )
+                record = {"id": name, **scored}
                 write_atomically(places[name], json.dumps(record))
     state.wait_for_everyone()
     return [_read(places[name]) for name, _ in texts]
@@ -122,47 +126,3 @@ def _measure(
 
 def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-@torch.inference_mode()
-def _score(suite: Perplexity, model: Any, name: str, ids: Tensor) -> dict[str, Any]:
-    """One document: the whole of it, and in windows of which only the unseen part counts."""
-    nll = -sequence_logps(model, ids)
-    sliding = torch.cat(
-        [-part for part in sliding_logps(model, ids, window=suite.window, stride=suite.stride)]
-    )
-    edges = [*suite.edges, len(ids) + 1]
-    return {
-        "id": name,
-        "tokens": len(ids),
-        "nll": float(nll.mean()),
-        "nll_sliding": float(sliding.mean()),
-        "by_position": {
-            str(low): float(nll[max(low - 1, 0) : high - 1].mean())
-            for low, high in pairwise(edges)
-            if max(low - 1, 0) < min(high - 1, len(nll))
-        },
-    }
-
-
-def sequence_logps(model: Any, ids: Tensor) -> Tensor:
-    """`[n − 1]` log-probs, fp32, of tokens 1 … n − 1 of `ids` `[n]`, each given all before it."""
-    hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
-    slices = math.ceil(len(hidden) / HEAD_CHUNK)
-    return token_logps(model.get_output_embeddings(), hidden, ids[1:], slices=slices)
-
-
-def sliding_logps(model: Any, ids: Tensor, *, window: int, stride: int) -> Iterator[Tensor]:
-    """The same tokens' log-probs, each given at least `window − stride` tokens before it (fewer at the start).
-
-    Windows begin every `stride` tokens; of each only what the one before has not scored counts.
-    """
-    scored = 1
-    for start in range(0, len(ids), stride):
-        stop = min(start + window, len(ids))
-        if stop > scored:
-            logps = sequence_logps(model, ids[start:stop])
-            yield logps[scored - start - 1 :]
-            scored = stop
-        if stop == len(ids):
-            return

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.evaluation.intervals import Interval
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from align.evaluation.intervals import Interval
 
 
 def heat_map(

@@ -10,7 +10,7 @@ from align.core.errors import UserError
 from align.evaluation.intervals import mean_interval
 from align.evaluation.pictures import curve
 from align.evaluation.suite import Evaluation, Result, ScoredPairs, grouped, plain
-from align.training.metrics import METRICS
+from align.training.metric_names import METRICS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.evaluation.answers import contains_answer
@@ -13,7 +13,9 @@ from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import read_rows
 from align.evaluation.intervals import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped
-from align.generation.generators import Completion
+
+if TYPE_CHECKING:
+    from align.generation.generators import Completion
 
 COLUMNS = ("prompt", "answers")
 

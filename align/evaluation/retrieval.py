@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.evaluation.answers import contains_answer
@@ -15,7 +15,9 @@ from align.evaluation.haystacks import Found, KeyValue, MultiDocument, Needles, 
 from align.evaluation.intervals import mean_interval
 from align.evaluation.pictures import heat_map
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
-from align.generation.generators import Completion
+
+if TYPE_CHECKING:
+    from align.generation.generators import Completion
 
 TASKS = ("needles", "key_value", "multi_document")
 TEMPLATE_MARGIN = 64  # tokens left for the chat template around a prompt

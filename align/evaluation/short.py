@@ -11,15 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.data.sources import open_sources
 from align.evaluation.intervals import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
 from align.generation.stage import WORK
-from align.training.metrics import METRICS
+from align.training.metric_names import METRICS
 
 PAIRS = "pairs"  # their name among the tasks
 COMPARED = ("rewards/accuracies", "rewards/margins")
@@ -71,6 +69,8 @@ class Short:
         self, name: str, evaluation: Evaluation, measure: Callable[[Evaluation], dict[str, Any]]
     ) -> dict[str, Any]:
         """What `measure` gives, from the disk where it has been measured."""
+        from accelerate import PartialState
+
         path = evaluation.workspace.output / WORK / "short" / f"{name}.json"
         known = path.is_file()
         PartialState().wait_for_everyone()  # all have looked before one writes: they measure together, or none

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.core.instantiate import build
 from align.evaluation.intervals import Interval, mean_interval
 from align.generation.stage import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import Console
     from transformers import PreTrainedModel
 
 SAMPLES = "samples.jsonl"
@@ -131,3 +134,8 @@ def at_least(values: Mapping[str, float], least: float) -> None:
     for key, value in values.items():
         if value < least:
             raise UserError(f"suite.{key}={value} is too small: give {least:g} or more.")
+
+
+def build_suites(config: DictConfig) -> dict[str, Suite]:
+    """The suites of `suites`, their values' types and ranges checked; loads nothing."""
+    return {str(name): build(config, f"suites.{name}") for name in config.get("suites") or {}}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.generation.generators import Request
 from align.generation.prefixes import Family
+
+if TYPE_CHECKING:
+    from align.generation.generators import Request
 
 
 def fixed_batches(

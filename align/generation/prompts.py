@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
 from align.data.encoding import Encoder
 from align.data.template import ChatTemplate, Fragment, Rendering
 from align.data.template import Message as TemplateMessage
-from align.generation.generators import Message, Request, ScoredText
 from align.generation.markers import Escaper, plain_markers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.generation.generators import Message, Request, ScoredText
 
 
 class PromptEncoder:

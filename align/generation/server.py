@@ -10,10 +10,8 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-from transformers import PreTrainedTokenizerBase
 
 from align.core.errors import UserError
 from align.generation.call_cache import cached
@@ -21,6 +19,9 @@ from align.generation.generators import Completion, Generator, Request, digest_o
 from align.generation.markers import Escaper
 from align.generation.pool import Pace, Pool, RetryError
 from align.models.settings import EMBEDDED, ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DIALECTS = ("openai", "vllm")
 LIMIT_KEYS = ("max_tokens", "max_completion_tokens")

@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from collections.abc import Generator as Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer
 from align.generation.ledger import Ledger, LogProbLedger
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Result = TypeVar("Result")
 Dialogue = Coroutine[list[Request], list[Completion], Result]

@@ -34,11 +34,8 @@ from align.longseq.merge import MergedAttention
 from align.longseq.prepared import Attend as Attend
 from align.longseq.prepared import PreparedLayout as PreparedLayout
 from align.longseq.prepared import prepare as prepare
-
-ATTENTION = "align_sdpa"
-# `model.attention` → the name that transformers knows it by. A name with "flash" in it would make
-# transformers look for the package itself and prepare masks of its own.
-ATTENTIONS = {"sdpa": ATTENTION, "flash2": "align_fa2", "flash3": "align_fa3"}
+from align.longseq.settings import ATTENTION as ATTENTION
+from align.longseq.settings import ATTENTIONS as ATTENTIONS
 
 # Keywords that models hand to every attention function and that change nothing here.
 _HARMLESS = {

@@ -10,16 +10,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from align.core.config import check_choice
 from align.core.errors import UserError
 from align.longseq.keep_attention import keep_attention_contexts
 from align.longseq.offload import Store, make_store
+from align.longseq.settings import check_memory
 from align.longseq.tiling import Recomputing, tiled_layer
 from align.models.structure import find_causal_lm
 
@@ -37,7 +36,6 @@ CHECKPOINTING: dict[str, Contexts | None] = {
     "full": _no_contexts,
     "keep_attention": keep_attention_contexts,
 }
-OFFLOAD = ("none", "host", "disk")
 
 
 @dataclass(frozen=True)
@@ -70,48 +68,6 @@ class LayerCheckpoint:
             return checkpoint(
                 run, hidden, *others, use_reentrant=False, context_fn=lambda: (forward, recomputing)
             )
-
-
-def check_memory(
-    checkpointing: str,
-    *,
-    mlp_chunk: int | None = None,
-    offload: str = "none",
-    offload_folder: str | None = None,
-    accelerator: bool = True,
-) -> None:
-    """Refuses settings that contradict each other, before a model is loaded.
-
-    Args:
-        checkpointing: as the key of the group `memory`, like the next three.
-        mlp_chunk: tokens, or None.
-        offload: `none`, `host` or `disk`.
-        offload_folder: an existing folder, or None.
-        accelerator: whether the model will be on one.
-
-    Raises:
-        UserError: names the key, and what to set instead.
-    """
-    check_choice("memory.checkpointing", checkpointing, CHECKPOINTING)
-    check_choice("memory.offload", offload, OFFLOAD)
-    if mlp_chunk is not None and mlp_chunk < 1:
-        raise UserError(f"memory.mlp_chunk={mlp_chunk} must be a number of tokens, from 1 on, or null.")
-    for key, value, unset in (("mlp_chunk", mlp_chunk, None), ("offload", offload, "none")):
-        if checkpointing == "none" and value != unset:
-            raise UserError(
-                f"memory.{key}={value} works on checkpointed layers: set memory.checkpointing=full or keep_attention."
-            )
-    if offload == "host" and not accelerator:
-        raise UserError(
-            "memory.offload=host moves activations off an accelerator, and this run is on the CPU: "
-            "set memory.offload=disk or none."
-        )
-    if offload_folder is None:
-        return
-    if offload != "disk":
-        raise UserError(f"memory.offload_folder={offload_folder} is read with memory.offload=disk only.")
-    if not Path(offload_folder).is_dir():
-        raise UserError(f"memory.offload_folder={offload_folder} is not a folder: make it, or name another.")
 
 
 def apply_checkpointing(

@@ -20,15 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align.core.errors import UserError
-
-# `model.attention` → the module that has to be there, and where it comes from.
-FLASH_MODULES = {
-    "flash2": ("flash_attn.flash_attn_interface", "the extra `flash` (pip install -e '.[flash]')"),
-    "flash3": (
-        "flash_attn_interface",
-        "FlashAttention 3, which the extra `flash` does not bring: build it in the folder hopper of flash-attn",
-    ),
-}
+from align.longseq.settings import FLASH_MODULES
 
 # `(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal) -> (output, log-sum-exp [h, total])`
 Forward = Callable[..., tuple[Tensor, Tensor]]

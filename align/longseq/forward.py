@@ -17,12 +17,11 @@ from align.longseq.attention import ATTENTIONS, PreparedLayout
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.logps import sum_by_index, token_logps
 from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
+from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
 from align.longseq.support import check_every_layer_called
 from align.models.structure import find_causal_lm
 from losses.types import PairLogps
-
-DEFAULT_CHUNK = 1024
 
 
 def pair_logps(

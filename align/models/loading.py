@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,47 +17,12 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from align.core.errors import UserError
-from align.models.embedded import embedded_model
-from align.models.quantization import check_quantization, quantization_config, require_quantization
+from align.core.errors import AlignWarning, UserError
+from align.models.bars import weight_bars_off
+from align.models.paths import resolve_path
+from align.models.quantization import quantization_config, require_quantization
 from align.models.rope import override_rope
-from align.models.settings import EMBEDDED, ModelSettings
-
-
-def check_model(settings: ModelSettings) -> None:
-    """Refuses settings of the policy that contradict each other or this machine; reads no files.
-
-    Raises:
-        UserError: see `resolve_dtype` and `check_quantization`; `modules_to_save` without LoRA.
-    """
-    resolve_dtype(settings.dtype)
-    check_quantization(settings.quantization, lora=settings.lora.r > 0)
-    if settings.lora.modules_to_save and settings.lora.r == 0:
-        raise UserError(
-            "model.lora.modules_to_save names what trains beside LoRA, but model.lora.r=0 trains all parameters: "
-            "set model.lora.r, or leave it empty."
-        )
-
-
-def resolve_path(path: str) -> str:
-    """The folder or Hub id that transformers can load for `model.path`.
-
-    Raises:
-        UserError: the folder does not exist or holds no model, or the embedded package is missing.
-    """
-    if path == EMBEDDED:
-        return str(embedded_model())
-    if Path(path).is_dir():
-        if not (Path(path) / "config.json").is_file():
-            raise UserError(
-                f"model.path={path} is a folder without config.json: name a folder that holds a model."
-            )
-        return path
-    if Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(
-            f"model.path={path} is no model folder: name an existing folder or a Hub id (owner/name)."
-        )
-    return path
+from align.models.settings import ModelSettings
 
 
 def load_tokenizer(
@@ -130,16 +94,17 @@ def load_causal_lm(
     config = load_config(settings)
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        resolve_path(settings.path),
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        quantization_config=quantization,
-        device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
-        trust_remote_code=settings.trust_remote_code,
-        revision=settings.revision,
-    )
+    with weight_bars_off():
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve_path(settings.path),
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            quantization_config=quantization,
+            device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
+            trust_remote_code=settings.trust_remote_code,
+            revision=settings.revision,
+        )
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
@@ -162,6 +127,7 @@ def _warn_of_remote_code(path: str, trust_remote_code: bool) -> None:
         warnings.warn(
             f"model.trust_remote_code=true runs Python code that comes with {path}, with your rights on this "
             "machine: read it first, or pin a commit that you have read with model.revision.",
+            AlignWarning,
             stacklevel=1,
         )
 

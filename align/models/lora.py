@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
 
 from align.core.errors import UserError
-from align.models.settings import LoraSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from align.models.settings import LoraSettings
 
 _EMBEDDINGS = {"embed_tokens", "lm_head"}
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-
-import torch
-from transformers import BitsAndBytesConfig
+from typing import TYPE_CHECKING
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig
 
 QUANTIZATIONS = ("none", "nf4")
 
@@ -42,6 +44,8 @@ def require_quantization(name: str) -> None:
             f"model.quantization={name} needs the package bitsandbytes: "
             "install it with `pip install 'long-preference[qlora]'`, or set model.quantization=none."
         )
+    import torch
+
     if not torch.cuda.is_available():
         raise UserError(
             f"model.quantization={name} needs a CUDA GPU, and none is visible: set model.quantization=none."
@@ -59,6 +63,8 @@ def quantization_config(name: str, dtype: torch.dtype) -> BitsAndBytesConfig | N
     """
     if name == "none":
         return None
+    from transformers import BitsAndBytesConfig
+
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

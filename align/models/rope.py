@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-from align.models.settings import RopeSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from align.models.settings import RopeSettings
 
 # Type → the keys that it takes beside theta; `_NEEDED` have to be there, from here or from the checkpoint.
 TYPES: dict[str, tuple[str, ...]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 EMBEDDED = "embedded"  # `model.path` of the model that a PyPI package brings
+DTYPES = ("auto", "float32", "bfloat16")  # of `model.dtype`
 
 
 @dataclass(frozen=True)

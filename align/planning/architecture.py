@@ -11,8 +11,9 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from align.core.errors import UserError
-from align.models.loading import load_config, resolve_path
+from align.models.loading import load_config
 from align.models.lora import add_lora
+from align.models.paths import resolve_path
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
 from align.models.structure import decoder_layers, find_causal_lm

@@ -13,15 +13,14 @@ from align.core.config import check_choice
 from align.data.dataset import PreferenceData
 from align.distributed.wrappers import launched_wrapper
 from align.longseq.parallel import choose_exchange
+from align.longseq.settings import CHOICES, MemorySettings, ParallelSettings
 from align.models.loading import load_config, native_window
 from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture, UnknownModelError, measure
 from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.request import data_lengths, levers_of, make_job, precision_of
-from align.training.settings import MemorySettings, ParallelSettings, Run
-
-CHOICES = ("given", "auto")
+from align.training.run import Run
 
 
 def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:

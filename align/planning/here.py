@@ -12,8 +12,9 @@ import torch.distributed as dist
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Machine, Strategy
 from align.planning.memory import predict
-from align.planning.request import GpuSettings, machine_of
+from align.planning.request import machine_of
 from align.planning.search import HEADROOM, LAUNCHED, Priced, cheapest, cheapest_levers, lever_sets, price
+from align.planning.settings import GpuSettings
 from align.planning.tables import gigabytes, lever_overrides, overrides
 
 CUDA_RUNTIME = (

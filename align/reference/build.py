@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from align.longseq import pair_logps
 from align.longseq.attention import ATTENTIONS
@@ -15,51 +15,70 @@ from align.longseq.parallel import SequenceParallel
 from align.longseq.support import check_supported
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm
+from align.models.settings import ModelSettings
 from align.reference.cache import open_cache
-from align.reference.settings import reference_model
+from align.reference.settings import ReferenceSettings, reference_model
 from align.reference.shards import load_reference
 from align.reference.sources import AdapterOff, Frozen, Reference, autocast_forward
-from align.training.settings import Run
 
 
-def build_reference(run: Run, policy: Any, parallel: SequenceParallel | None) -> Reference | None:
+def build_reference(
+    settings: ReferenceSettings,
+    *,
+    source: str,
+    model: ModelSettings,
+    policy: Any,
+    arguments: TrainingArguments,
+    logits_chunk: int,
+    parallel: SequenceParallel | None,
+) -> Reference | None:
     """The reference that `reference.source` stands for, behind its cache where there is one.
 
     Args:
-        run: the checked settings.
+        settings: group `reference`.
+        source: `none`, `adapter_off` or `frozen`, see `resolve_source`.
+        model: group `model`, the policy's.
         policy: the model that trains; with `reference.fill_only` the reference's own, see `frozen_model`.
+        arguments: of the run: its precision and processes.
+        logits_chunk: tokens whose vocabulary logits exist at once.
         parallel: this process's place in its sequence-parallel group; None without.
     """
-    if run.reference_source == "none":
+    if source == "none":
         return None
-    precision = torch.bfloat16 if run.arguments.bf16 else torch.float16 if run.arguments.fp16 else None
-    forward = autocast_forward(
-        partial(pair_logps, parallel=parallel, chunk_size=run.memory.logits_chunk), precision
-    )
+    precision = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    forward = autocast_forward(partial(pair_logps, parallel=parallel, chunk_size=logits_chunk), precision)
     live: AdapterOff | Frozen
-    if run.reference.fill_only:
+    if settings.fill_only:
         live = Frozen(lambda: policy, forward)
-    elif run.reference_source == "adapter_off":
+    elif source == "adapter_off":
         live = AdapterOff(policy, forward)
     else:
-        live = Frozen(partial(frozen_model, run), forward)
-    if run.reference.cache is None:
+        live = Frozen(partial(frozen_model, settings, model, arguments), forward)
+    if settings.cache is None:
         return live
-    folder = Path(run.reference.cache)
-    with run.arguments.main_process_first(local=False, desc="hash of the reference's weights"):
-        identity = Identity.of(reference_model(run.reference, run.model), autocast=precision, cache=folder)
-    return open_cache(live, folder, identity, describe=run.arguments.process_index == 0)
+    folder = Path(settings.cache)
+    with arguments.main_process_first(local=False, desc="hash of the reference's weights"):
+        identity = Identity.of(reference_model(settings, model), autocast=precision, cache=folder)
+    return open_cache(live, folder, identity, describe=arguments.process_index == 0)
 
 
-def frozen_model(run: Run) -> PreTrainedModel:
-    """The reference's model in evaluation mode, on the training device, whole or split."""
-    settings = reference_model(run.reference, run.model)
-    load = partial(load_causal_lm, settings, attention=ATTENTIONS[settings.attention])
+def frozen_model(
+    settings: ReferenceSettings, policy: ModelSettings, arguments: TrainingArguments
+) -> PreTrainedModel:
+    """The reference's model in evaluation mode, on the training device, whole or split.
+
+    Args:
+        settings: group `reference`.
+        policy: group `model`.
+        arguments: of the run.
+    """
+    own = reference_model(settings, policy)
+    load = partial(load_causal_lm, own, attention=ATTENTIONS[own.attention])
     model = load_reference(
         lambda device: load(device=device),
-        run.reference.sharding,
-        arguments=run.arguments,
-        quantised=settings.quantization != "none",
+        settings.sharding,
+        arguments=arguments,
+        quantised=own.quantization != "none",
     )
     check_supported(model)
     return model

@@ -13,10 +13,14 @@ context) is not named either: it decides which rows are read, and a row has one 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from align.longseq.shared_prefix import SharedPrefixRow
 from align.models.identity import Identity, content_digest
+
+if TYPE_CHECKING:
+    from align.longseq.shared_prefix import SharedPrefixRow
 
 
 def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:

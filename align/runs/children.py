@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from align.runs.preemption import EXIT_CODE
+from align.runs import exit_codes
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -36,7 +36,7 @@ def run_child(command: Sequence[str]) -> int:
         code = process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
-    return EXIT_CODE if told else code
+    return exit_codes.STOPPED if told else code
 
 
 def _end_with_parent() -> None:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-USAGE_EXIT_CODE = 2
+from align.runs import exit_codes
+from align.runs.console import quiet_libraries
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | None]], Callable[[], None]]:
@@ -50,6 +51,7 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             from align.runs.jobs import JobFailedError, check_no_sweep_inside
 
+            quiet_libraries()
             try:
                 check_no_sweep_inside(sys.argv[1:], config_name)
                 application()
@@ -93,24 +95,24 @@ def _run_job(function: Callable[[Any], int | float | None], config: Any, command
     try:
         result = function(config)
     except Exception as error:
-        sentence = _sentence(error)
-        if sentence is None:
+        said = sentence(error)
+        if said is None:
             traceback.print_exc()
-            sentence = f"{type(error).__name__}: {error}"
-        print(f"align {command}: job {folder} failed: {sentence}", file=sys.stderr)
-        jobs.record_failure(folder, sentence)
-        raise jobs.JobFailedError(sentence) from None
+            said = f"{type(error).__name__}: {error}"
+        print(f"align {command}: job {folder} failed: {said}", file=sys.stderr)
+        jobs.record_failure(folder, said)
+        raise jobs.JobFailedError(said) from None
     return _exit_or_value(result)
 
 
 def _end(command: str, error: Exception) -> NoReturn:
     """Ends with one sentence and exit code 2 where the user can put it right; re-raises a defect."""
     _tell_launcher(error)
-    sentence = _sentence(error)
-    if sentence is None:
+    said = sentence(error)
+    if said is None:
         raise error
-    print(f"align {command}: {sentence}", file=sys.stderr)
-    sys.exit(USAGE_EXIT_CODE)
+    print(f"align {command}: {said}", file=sys.stderr)
+    sys.exit(exit_codes.USAGE)
 
 
 def _tell_launcher(error: Exception) -> None:
@@ -121,7 +123,7 @@ def _tell_launcher(error: Exception) -> None:
         get_error_handler().record_exception(error)
 
 
-def _sentence(error: BaseException) -> str | None:
+def sentence(error: BaseException) -> str | None:
     """One sentence for an error that the user can put right; None for a defect."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException

@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.runs import exit_codes
 from align.runs.children import run_child
-from align.runs.preemption import EXIT_CODE
 
 FAILURE = "failed.txt"  # in a job's folder: why it failed
 CHILD = "launch"  # …/launch.yaml: the resolved configuration that a job's processes read
@@ -106,8 +106,8 @@ def launch(config: DictConfig) -> int | None:
     output = Path(str(config.output))
     _write_child_config(config, output)
     code = run_child(_command(settings, output))
-    if code == EXIT_CODE:
-        raise SystemExit(EXIT_CODE)
+    if code == exit_codes.STOPPED:
+        raise SystemExit(exit_codes.STOPPED)
     if code:
         raise UserError(
             f"the processes of {output} ended with exit code {code}; what they said stands above."

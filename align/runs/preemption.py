@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# What a shell reports for a process that SIGTERM ended: not finished, and not a failure of its own.
-EXIT_CODE = 128 + signal.SIGTERM
+from align.runs import exit_codes
 
 
 class Preemption(TrainerCallback):
@@ -57,10 +56,10 @@ class Preemption(TrainerCallback):
         """Leaves the evaluation before the first step at once: there is nothing to save yet.
 
         Raises:
-            SystemExit: with `EXIT_CODE`, on all processes.
+            SystemExit: with `exit_codes.STOPPED`, on all processes.
         """
         if state.global_step == 0 and self._agreed(args.device):
-            raise SystemExit(EXIT_CODE)
+            raise SystemExit(exit_codes.STOPPED)
 
     def _agreed(self, device: torch.device) -> bool:
         """Whether any process was asked."""

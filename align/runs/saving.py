@@ -6,16 +6,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from torch import nn
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from align.core.errors import UserError, shortage
+from align.models.bars import weight_bars_off
 from align.runs import checkpoints
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class SealedCheckpoints(Trainer):
@@ -50,7 +53,8 @@ class SealedCheckpoints(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`, without the pickled arguments, which nobody reads and which may hold a token."""
-        super()._save(output_dir, state_dict)
+        with weight_bars_off():
+            super()._save(output_dir, state_dict)
         Path(output_dir or str(self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 

@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from align.core.files import write_atomically
-from align.data.examples import TokenizedExample
-from align.generation.stage import Workspace
-from align.synthesis.pipeline import Summary
 from align.synthesis.selection.select import tokenized
+
+if TYPE_CHECKING:
+    from align.data.examples import TokenizedExample
+    from align.generation.stage import Workspace
+    from align.synthesis.pipeline import Summary
 
 CARD = "README.md"
 LENGTHS, MARGINS = "lengths.png", "margins.png"

@@ -6,13 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.data.sources import open_sources, read_rows
 from align.documents.loading import Document
-from align.generation.stage import Workspace
 from align.synthesis.pipeline import Summary, write_rows
+
+if TYPE_CHECKING:
+    from align.generation.stage import Workspace
 
 KEY = "pipeline.path"
 

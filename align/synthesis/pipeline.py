@@ -6,15 +6,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.console import Console
 from rich.table import Table
 
 from align.core.errors import UserError
 from align.core.files import write_atomically, writing_atomically
-from align.documents.loading import Document
-from align.generation.stage import Workspace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from align.documents.loading import Document
+    from align.generation.stage import Workspace
 
 ROWS = "train.jsonl"
 SUMMARY = "summary.json"

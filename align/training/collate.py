@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from align.data.examples import TokenizedExample
 from align.data.stored_rows import to_example
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
+
+if TYPE_CHECKING:
+    from align.data.examples import TokenizedExample
 
 
 @dataclass(frozen=True)

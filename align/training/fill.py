@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from align.core.display import progress_bar
+from align.data.dataset import PreferenceData
 from align.reference.cache import Cached
+from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
+
+
+def fill_cache(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
+    """Fills the reference cache and says what it took."""
+    counts = fill(trainer, data.train, data.eval)
+    if trainer.is_world_process_zero():
+        Console().print(
+            f"reference cache {run.reference.cache}: {counts['prompts']} prompts, {counts['tokens']} tokens read, "
+            f"{counts['cached']} rows found",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def fill(trainer: PreferenceTrainer, *datasets: Any) -> dict[str, int]:
@@ -33,19 +40,10 @@ def fill(trainer: PreferenceTrainer, *datasets: Any) -> dict[str, int]:
     if not isinstance(reference, Cached):
         raise ValueError("fill needs a trainer whose reference is Cached")
     present = [dataset for dataset in datasets if dataset is not None]
-    main = trainer.is_world_process_zero()
-    progress = Progress(
-        TextColumn("filling the reference cache"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not main,
-    )
+    console = Console(stderr=True, quiet=not trainer.is_world_process_zero())
     prompts = 0
-    with progress:
-        task = progress.add_task("", total=sum(map(len, present)))
+    with progress_bar(console) as progress:
+        task = progress.add_task("filling the reference cache", total=sum(map(len, present)))
         for dataset in present:
             for count in trainer.read_reference(dataset):
                 prompts += count

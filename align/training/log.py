@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from align.reference.sources import Reference
 from align.training.metrics import MeanMeter, means
 from align.training.peak_memory import peak_memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.reference.sources import Reference
 
 Sum = Callable[[Sequence[int]], list[float]]
 

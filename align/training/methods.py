@@ -3,58 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import open_dict
 
 from align.core.errors import UserError
 from align.core.instantiate import instantiate
+from align.runs.api import compose
+from align.training.method_settings import Needs, check_method
 from losses import LossOutput, PairLogps
 
 Loss = Callable[[PairLogps, PairLogps | None], LossOutput]
-
-_ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
-    "reference": ("none", "same", "short"),
-    "policy_short": (False, True),
-    "nll_scope": ("none", "chosen", "sequence"),
-    "weighting": ("prompt", "token"),
-}
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a loss reads beside the policy's log-probs.
-
-    Attributes:
-        reference: `none`; `same`: the reference scores the answers on the policy's prompt (and on the short
-            one as well, where `policy_short`); `short`: on the row's short prompt.
-        policy_short: the policy also scores the answers on the short prompt (`PairLogps.short`).
-        nll_scope: what `PairLogps.nll` averages over: `none`, the `chosen` answer, or the whole `sequence`
-            of prompt and chosen answer.
-        weighting: what the loss of a step is the mean over: its prompts (`prompt`), or the scored tokens of
-            their chosen answers (`token`), for a loss that is itself a mean over those tokens.
-    """
-
-    reference: str
-    policy_short: bool
-    nll_scope: str
-    weighting: str = "prompt"
-
-    @property
-    def short(self) -> bool:
-        """Whether anything is read on the short context."""
-        return self.policy_short or self.reference == "short"
-
-    def __post_init__(self) -> None:
-        for name, values in _ALLOWED_NEEDS.items():
-            value = getattr(self, name)
-            if not any(
-                value is allowed or (value == allowed and isinstance(value, str)) for allowed in values
-            ):
-                choices = ", ".join(str(allowed).lower() for allowed in values)
-                raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
 
 
 @dataclass(frozen=True)
@@ -93,11 +54,7 @@ def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ())
     Raises:
         UserError: see above; an unknown or missing key; a refused target.
     """
-    _check_keys(config, ("name", "loss", "needs"), "method")
-    optional = tuple(field.name for field in fields(Needs) if field.default is not MISSING)
-    required = tuple(field.name for field in fields(Needs) if field.default is MISSING)
-    _check_keys(config["needs"], required, "method.needs", optional=optional)
-    needs = Needs(**{str(name): value for name, value in config["needs"].items()})
+    needs = check_method(config, allow_targets=allow_targets)
     loss = instantiate(config["loss"], allow=("losses", *allow_targets), where="method.loss")
     if not callable(loss):
         raise UserError(
@@ -106,6 +63,22 @@ def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ())
     method = Method(name=str(config["name"]), loss=loss, needs=needs)
     _try(method)
     return method
+
+
+def named_method(name: str, **settings: Any) -> Method:
+    """A method of `hydra_conf/method/` by its name, as `align.method("logo", beta=2.5)`.
+
+    Args:
+        name: `logo`, `dpo`, …
+        settings: of its loss, in place of the YAML's.
+
+    Raises:
+        UserError: an unknown name or setting.
+    """
+    config = compose("train", [f"method={name}"]).method
+    with open_dict(config):
+        config.loss.update(settings)
+    return load_method(config)
 
 
 def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple[PairLogps, PairLogps | None]:
@@ -142,18 +115,3 @@ def _try(method: Method) -> None:
         raise UserError(f"method {method.name}: its loss and its settings do not fit: {error}") from error
     if not isinstance(output, LossOutput) or output.loss.shape != policy.chosen.shape:
         raise UserError(f"method {method.name}: its loss has to return a LossOutput with one loss a prompt")
-
-
-def _check_keys(
-    config: Any, required: tuple[str, ...], where: str, *, optional: tuple[str, ...] = ()
-) -> None:
-    """Raises UserError unless `config` is a mapping with the keys `required`, and no others but `optional`."""
-    known = (*required, *optional)
-    if not isinstance(config, Mapping) and not OmegaConf.is_dict(config):
-        raise UserError(f"{where} has to be a mapping with the keys {', '.join(known)}")
-    unknown = [str(key) for key in config if key not in known]
-    if unknown:
-        raise UserError(f"{where}.{unknown[0]} is unknown; the keys are {', '.join(known)}")
-    missing = [key for key in required if key not in config]
-    if missing:
-        raise UserError(f"{where}.{missing[0]} is missing; the keys are {', '.join(known)}")

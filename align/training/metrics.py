@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from losses.types import LossOutput, PairLogps
+from align.training.metric_names import METRICS
 
-METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-)
+if TYPE_CHECKING:
+    from losses.types import LossOutput, PairLogps
 
 
 def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:

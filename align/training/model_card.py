@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from align.models.settings import EMBEDDED
-from align.training.results import COST_ROWS, ROWS
+from align.training.metric_names import COST_ROWS, ROWS
 
 _EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SECRET = re.compile(r"token$|secret|password|passwd|credential|api_?key|auth", re.IGNORECASE)

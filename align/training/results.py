@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,30 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-# Held-out metric → label and format of the table.
-ROWS = {
-    "eval_rewards/accuracies": ("reward accuracy", "{:.1%}"),
-    "eval_rewards/margins": ("reward margin", "{:.4f}"),
-    "eval_loss": ("loss", "{:.4f}"),
-    "eval_logps/chosen": ("log-prob of the chosen answer", "{:.2f}"),
-    "eval_logps/rejected": ("log-prob of a rejected answer", "{:.2f}"),
-}
-COST_ROWS = {
-    "tokens_per_second": ("training speed", "{:.0f} tokens/s"),
-    "memory/peak_gb": ("peak memory", "{:.2f} GB"),
-    "num_tokens": ("tokens trained on", "{:.0f}"),
-    "reference/tokens": ("tokens read by the reference", "{:.0f}"),
-    "reference/cached": ("reference rows from the cache", "{:.0f}"),
-    "train_runtime": ("training time", "{:.0f} s"),
-}
+from align.training.metric_names import COST_ROWS, ROWS
+
 PANELS = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy"}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes by a rename, so that a kill leaves the old file or the new one."""
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(staging, path)
 
 
 def summary_table(results: Mapping[str, Mapping[str, float]], *, rows: int, kind: str) -> Table:

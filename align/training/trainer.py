@@ -11,21 +11,28 @@ from typing import Any
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from align.distributed.wrappers import WrapperCheck
-from align.longseq.forward import DEFAULT_CHUNK, pair_logps
+from align.longseq.forward import pair_logps
 from align.longseq.parallel import SequenceParallel
+from align.longseq.settings import MemorySettings
 from align.longseq.shared_prefix import SharedPrefixBatch
+from align.models.loading import load_tokenizer
 from align.reference.sources import Reference, sum_turns
 from align.runs.saving import SealedCheckpoints
+from align.training.collate import Collator
 from align.training.log import TrainingLog
 from align.training.methods import Method
-from align.training.metrics import METRICS, MeanMeter, means, prompt_metrics
+from align.training.metric_names import METRICS
+from align.training.metrics import MeanMeter, means, prompt_metrics
+from align.training.preparation import make_reference, prepare_model, prepare_rows
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import prompt_weights
 from losses.types import PairLogps
+
+DEFAULT_MEMORY = MemorySettings()
 
 
 class PreferenceTrainer(SealedCheckpoints):
@@ -41,26 +48,51 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | str,
         args: TrainingArguments,
         *,
         method: Method,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Any = None,
         reference: Reference | None = None,
         parallel: SequenceParallel | None = None,
-        logits_chunk: int = DEFAULT_CHUNK,
+        logits_chunk: int | None = None,
+        memory: MemorySettings = DEFAULT_MEMORY,
+        max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
         """As `Trainer`, and:
 
         Args:
-            model: the policy, loaded with attention `align_sdpa`.
+            model: the policy: a causal language model, inside PEFT or not, or the path of one. Its attention
+                becomes the shared prefix's.
             args: the Trainer's arguments.
-            method: the loss and what it needs.
-            reference: gives reference log-probs; None for methods without one.
+            method: the loss and what it needs: `align.method("dpo")`.
+            train_dataset, eval_dataset: rows in any layout of `data.path`, as a list or a `datasets.Dataset`; or
+                tokenised ones of `load_preference_data`.
+            processing_class: the tokenizer; of a model given by its path, its own where None.
+            data_collator: None packs each micro-batch into one row.
+            reference: gives reference log-probs. None: the starting model, where the method needs one.
             parallel: this process's place in its sequence-parallel group; None without.
-            logits_chunk: tokens whose vocabulary logits exist at once.
+            logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
+            memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
+            max_length: tokens to which contexts of rows that are not tokenised are cut; None leaves them whole.
             kwargs: the rest of Trainer's own.
+
+        Raises:
+            UserError: a model or a row that cannot be used.
         """
+        if isinstance(model, str) and processing_class is None:
+            processing_class = load_tokenizer(model)
+        model = prepare_model(model, memory)
+        prepare = partial(prepare_rows, tokenizer=processing_class, method=method, max_length=max_length)
+        logits_chunk = logits_chunk or memory.logits_chunk
+        if reference is None:
+            reference = make_reference(
+                method.needs, model, arguments=args, parallel=parallel, logits_chunk=logits_chunk
+            )
         self.method = method
         self.reference = reference
         self.parallel = parallel
@@ -70,7 +102,15 @@ class PreferenceTrainer(SealedCheckpoints):
         self._evaluation_only = False
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=prepare(train_dataset, what="train_dataset"),
+            eval_dataset=prepare(eval_dataset, what="eval_dataset"),
+            processing_class=processing_class,
+            data_collator=data_collator or Collator(short=method.needs.short),
+            **kwargs,
+        )
         self.data_collator = MarkedCollator(self.data_collator)
         self.add_callback(WrapperCheck(self))
         self._parameters = sum(parameter.numel() for parameter in model.parameters())

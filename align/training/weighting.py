@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from align.longseq.shared_prefix import SharedPrefixBatch
+if TYPE_CHECKING:
+    from align.longseq.shared_prefix import SharedPrefixBatch
 
 
 def _one(lengths: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from align import cli
+from align.runs import exit_codes
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -120,6 +121,6 @@ def test_what_cannot_be_asked_is_refused(train, tmp_path, monkeypatch, overrides
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     code, _, err = train("run", *needles(tmp_path), *overrides)
-    assert code == cli.USAGE_EXIT_CODE
+    assert code == exit_codes.USAGE
     assert sentence in err
     assert not (tmp_path / "run" / "model").exists()

@@ -13,7 +13,7 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.probe import check_attention_reached
 from align.longseq.support import check_config, check_supported, effective_window
 from align.models.settings import ModelSettings
-from align.training.settings import check_architecture
+from align.training.run import check_architecture
 from tests.longseq.plain import make_example
 from tests.tiny import KINDS, tiny_model
 

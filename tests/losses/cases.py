@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from align.training.methods import Needs
+from align.training.method_settings import Needs
 from losses import PairLogps
 
 

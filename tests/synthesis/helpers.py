@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 import hydra_conf
 from align.documents.loading import Document
 from align.generation.generators import Completion, Request, Sampling
-from align.generation.local import LocalGenerator
+from align.generation.local_generator import LocalGenerator
 from align.generation.stage import Workspace
 from align.synthesis.logo.pipeline import LogoPipeline
 from tests.tiny import tiny_model, tiny_tokenizer

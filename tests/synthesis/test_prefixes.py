@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from align.generation import prefixes
 from align.generation.generators import Message, Request, Sampling, derive_seed
-from align.generation.local import LocalGenerator
+from align.generation.local_generator import LocalGenerator
 from align.generation.prefixes import PrefixReader, can_share, common_length, find_families
 from align.generation.stage import run_dialogues
 from tests.synthesis.helpers import SAMPLING, workspace

@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from align.documents.chunking import Chunk
-from align.synthesis.logo.relevance import RelevanceScorer
+
+if TYPE_CHECKING:
+    from align.synthesis.logo.relevance import RelevanceScorer
 
 # What dis-preferred answers are generated from, in turn; LOGO: nothing relevant, and half of it.
 REJECTED_KINDS = ("irrelevant", "mixed")

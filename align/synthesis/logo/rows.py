@@ -6,16 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rapidfuzz import fuzz
 
 from align.documents.chunking import Chunk
-from align.documents.loading import Document
 from align.generation.generators import Completion, Request
 from align.synthesis.answers import comparable, describe_call, trim_cut
 from align.synthesis.logo.contexts import Contexts
-from align.synthesis.logo.relevance import RelevanceScorer
+
+if TYPE_CHECKING:
+    from align.documents.loading import Document
+    from align.synthesis.logo.relevance import RelevanceScorer
 
 SHORTEST_QUESTION = 3  # words
 

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
-from align.documents.chunking import Chunk
 from align.documents.loading import Document, load_documents
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.prompts import PromptEncoder, check_places, fill
@@ -21,6 +20,9 @@ from align.synthesis.filters import answer_problem
 from align.synthesis.longpo.numbered import parse_numbered
 from align.synthesis.longpo.windows import Window, WindowSizes, cut_windows
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
+
+if TYPE_CHECKING:
+    from align.documents.chunking import Chunk
 
 QUESTIONS = 4  # asked for of each chunk, one of which is picked (paper)
 TURN_ROOM = 160  # tokens of a row kept for each turn's question and template

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.prompts import check_places, fill
-from align.generation.stage import Dialogue
 from align.scores.length import count_words
 from align.synthesis.answers import trim_cut
 from align.synthesis.longwriter.candidates import Candidate, Written
-from align.synthesis.longwriter.instructions import Instruction
 from align.synthesis.longwriter.writing_plan import (
     Step,
     is_step_line,
@@ -22,6 +21,10 @@ from align.synthesis.longwriter.writing_plan import (
     with_lengths,
 )
 from align.synthesis.pipeline import at_least, check_share
+
+if TYPE_CHECKING:
+    from align.generation.stage import Dialogue
+    from align.synthesis.longwriter.instructions import Instruction
 
 SOURCE = "agent_write"
 _GROUP = "agent_write"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from align.generation.generators import Completion
 from align.scores.length import count_words
 from align.synthesis.answers import trim_cut
+
+if TYPE_CHECKING:
+    from align.generation.generators import Completion
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-from align.documents.loading import Document
 from align.generation.generators import Message, Request, Sampling, derive_seed
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.scores.length import length_score, required_length
@@ -21,6 +20,9 @@ from align.synthesis.longwriter.instructions import Instruction, load_instructio
 from align.synthesis.longwriter.quality import Checks, Quality, QualityScorer
 from align.synthesis.longwriter.self_lengthen import SelfLengthen
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
+
+if TYPE_CHECKING:
+    from align.documents.loading import Document
 
 ROWS = ("sft", "dpo")
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from align.core.errors import UserError
 from align.generation.generators import Generator, GeneratorSettings, Message, Request, Sampling, derive_seed
 from align.generation.prompts import check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
-from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.scores.judgement import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.longwriter.candidates import Candidate
-from align.synthesis.longwriter.instructions import Instruction
 from align.synthesis.longwriter.writing_plan import is_step_line
 from align.synthesis.pipeline import at_least, check_share
+
+if TYPE_CHECKING:
+    from align.synthesis.longwriter.candidates import Candidate
+    from align.synthesis.longwriter.instructions import Instruction
 
 WORDS_A_PARAGRAPH = 400  # an answer of more words than this should have more than one paragraph
 _WHOLE_END = re.compile(r"[.!?。！？…:)\]}\"'”’）】*`|-]\s*$")
@@ -134,6 +135,8 @@ class Judge:
     def _generator(self, workspace: Workspace) -> Generator:
         if self.generator is None or self.model is None:
             return workspace.generator
+        from align.models.loading import load_tokenizer
+
         return self.generator.open(ModelSettings(path=self.model), load_tokenizer(self.model))
 
     def _judge(self, name: str, item: Instruction, candidate: Candidate, seed: int) -> Dialogue[Quality]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from align.generation.generators import Message, Request, Sampling, derive_seed
 from align.generation.prompts import check_places, fill
-from align.generation.stage import Dialogue
 from align.scores.length import count_words
 from align.synthesis.answers import trim_cut
 from align.synthesis.filters import repeated_ngrams
 from align.synthesis.longwriter.candidates import Candidate, Written
-from align.synthesis.longwriter.instructions import Instruction
 from align.synthesis.pipeline import at_least, check_share
+
+if TYPE_CHECKING:
+    from align.generation.stage import Dialogue
+    from align.synthesis.longwriter.instructions import Instruction
 
 SOURCE = "self_lengthen"
 _GROUP = "self_lengthen"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from align.data.examples import TokenizedExample
 from align.models.structure import attention_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from align.data.examples import TokenizedExample
 
 ATTENTION_BYTES = 1 << 28  # attention weights held at once; bounds the answer tokens of one forward
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
 from align.core.config import check_choice
 from align.core.display import progress_bar
@@ -23,10 +21,12 @@ from align.data.examples import TokenizedExample
 from align.generation.generators import digest_of
 from align.generation.ledger import LinesFile
 from align.generation.stage import WORK, Workspace
-from align.models.loading import load_causal_lm
 from align.models.settings import ModelSettings, RopeSettings
-from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls
 from align.synthesis.selection.select import Score, check_keep, tokenized
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -78,6 +78,8 @@ class Gateau:
 
     def scores(self, path: Path, workspace: Workspace) -> list[Score]:
         """One model after the other reads all rows; what an earlier start has measured is read from the disk."""
+        from align.synthesis.selection.context_use import answer_nll
+
         examples = [example for _, example in tokenized(path, workspace)]
         for example in examples:
             if not example.chunk_spans:
@@ -108,6 +110,8 @@ class Gateau:
         ]
 
     def _read_long(self, model: PreTrainedModel, example: TokenizedExample) -> dict[str, Any]:
+        from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls
+
         return {
             "nll": answer_nll(model, example),
             "attention": segment_attention(model, example, segment_tokens=self.segment_tokens),
@@ -133,6 +137,8 @@ class Gateau:
         calls = [RowToMeasure(example, f"{settings}{self.segment_tokens}") for example in examples]
         missing = [call for call in calls if call.digest not in store.finished]
         if missing:
+            from align.models.loading import load_causal_lm
+
             model = load_causal_lm(settings, device=self._device()).eval()
             with progress_bar(workspace.console) as progress:
                 task = progress.add_task(
@@ -144,6 +150,8 @@ class Gateau:
         return [store.finished[call.digest] for call in calls]
 
     def _device(self) -> torch.device:
+        import torch
+
         cuda = torch.cuda.is_available()
         return torch.device(("cuda" if cuda else "cpu") if self.device == "auto" else self.device)
 

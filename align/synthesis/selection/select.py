@@ -6,18 +6,20 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from align.core.config import check_choice
 from align.core.errors import UserError
 from align.core.files import writing_atomically
-from align.data.examples import TokenizedExample
 from align.data.formats import parse_row
 from align.data.released import is_released
 from align.data.settings import DataSettings
 from align.data.sources import RawRow, open_sources, read_rows
 from align.data.tokens import ExampleTokenizer
-from align.generation.stage import Workspace
+
+if TYPE_CHECKING:
+    from align.data.examples import TokenizedExample
+    from align.generation.stage import Workspace
 
 SCORES = "selection.jsonl"  # every row's score, kept or not
 LENGTHS = ("prompt", "chosen", "row")

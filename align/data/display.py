@@ -1,0 +1,96 @@
+"""Rows, counts and findings as `align inspect` prints them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from align.data.checks import Finding
+from align.data.dataset import PreferenceData
+from align.data.describe import answer_runs, prompt_sections
+from align.data.examples import TokenizedExample
+
+MAX_PER_KIND = 10  # findings printed of each kind
+SCORED, UNSCORED = "bold green", "dim"
+
+
+def print_row(
+    console: Console, example: TokenizedExample, tokenizer: PreTrainedTokenizerBase, *, characters: int
+) -> None:
+    """One row as a table: its parts with tokens, positions, jumps and text; scored tokens stand in ⟦ ⟧."""
+    longest = len(example.prompt_ids) + example.longest_answer
+    padded = longest * len(example.answers)
+    table = Table(
+        title=f"{example.source}: {len(example.prompt_ids)} prompt tokens, {len(example.answers)} answers",
+        caption=f"{example.num_tokens} tokens with the prompt shared, {padded} as {len(example.answers)} padded "
+        f"rows: {1 - example.num_tokens / padded:.0%} saved · {example.cut_tokens} context tokens cut · "
+        f"{len(example.short)} short prompts",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("part", no_wrap=True)
+    table.add_column("tokens", justify="right", no_wrap=True)
+    table.add_column("positions", justify="right", no_wrap=True)
+    table.add_column("jumps", no_wrap=True)
+    table.add_column("text (⟦scored⟧)", overflow="fold")
+    for section in prompt_sections(example):
+        text = Text(_short(_decode(tokenizer, section.ids), characters), style=UNSCORED)
+        table.add_row(
+            section.name, str(len(section.ids)), f"{section.first}–{section.last}", section.jumps, text
+        )
+    first = int(example.position_ids[-1]) + 1
+    for j, answer in enumerate(example.answers):
+        text = Text()
+        for ids, scored in answer_runs(answer):
+            shown = _short(_decode(tokenizer, ids), characters)
+            text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
+        n = len(answer.input_ids)
+        name = "chosen" if j == 0 else f"rejected {j}"
+        table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
+    console.print(table)
+
+
+def print_counts(console: Console, data: PreferenceData) -> None:
+    """What was read, held out, cut and saved."""
+    counts = data.counts
+    saved = 1 - counts["tokens"] / counts["padded_tokens"]
+    lines = [
+        f"{counts['rows']} rows: {counts['train_rows']} to train on, {counts['eval_rows']} held out",
+        f"{counts['tokens']} tokens with shared prompts, {counts['padded_tokens']} as padded rows: {saved:.0%} saved",
+        f"longest prompt with answer: {counts['longest_sequence']} tokens; largest position: "
+        f"{counts['largest_position']}",
+        f"cut: {counts['cut_tokens']} context tokens in {counts['cut_rows']} rows",
+    ]
+    lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
+    console.print("\n".join(lines), highlight=False)
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """The findings by kind, the first of each in full."""
+    if not findings:
+        console.print("Nothing wrong was found.", style="green")
+        return
+    for kind, count in Counter(finding.kind for finding in findings).items():
+        console.print(f"{kind}: {count}", style="bold red", highlight=False)
+        for finding in [finding for finding in findings if finding.kind == kind][:MAX_PER_KIND]:
+            console.print(f"  {finding.message}", markup=False, highlight=False, soft_wrap=True)
+        if count > MAX_PER_KIND:
+            console.print(f"  … and {count - MAX_PER_KIND} more", highlight=False)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _short(text: str, characters: int) -> str:
+    """At most `characters` of the text, half from either end; line breaks shown as ⏎."""
+    half = characters // 2
+    if len(text) > characters:
+        text = f"{text[:half]} … {text[len(text) - half :]}"
+    return text.replace("\n", "⏎")

@@ -1,0 +1,111 @@
+"""`model.attention` and the groups `memory` and `parallel` as types: what may be chosen, checked without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.core.config import check_choice
+from align.core.errors import UserError
+
+ATTENTION = "align_sdpa"
+# `model.attention` → the name that transformers knows it by. A name with "flash" in it would make
+# transformers look for the package itself and prepare masks of its own.
+ATTENTIONS = {"sdpa": ATTENTION, "flash2": "align_fa2", "flash3": "align_fa3"}
+# `model.attention` → the module that has to be there, and where it comes from.
+FLASH_MODULES = {
+    "flash2": ("flash_attn.flash_attn_interface", "the extra `flash` (pip install -e '.[flash]')"),
+    "flash3": (
+        "flash_attn_interface",
+        "FlashAttention 3, which the extra `flash` does not bring: build it in the folder hopper of flash-attn",
+    ),
+}
+CHECKPOINTING_MODES = ("none", "full", "keep_attention")  # of `memory.checkpointing`, see checkpointing.py
+OFFLOAD = ("none", "host", "disk")
+CHOICES = ("given", "auto")  # of `memory.choose`
+EXCHANGES = ("none", "ulysses", "gather", "auto")  # of `parallel.kind`
+DEFAULT_CHUNK = 1024  # tokens whose vocabulary logits exist at once
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """Group `memory`; see hydra_conf/memory/default.yaml."""
+
+    checkpointing: str = "keep_attention"
+    logits_chunk: int = DEFAULT_CHUNK
+    mlp_chunk: int | None = None
+    offload: str = "none"
+    offload_folder: str | None = None
+    choose: str = "given"
+
+    def levers(self) -> dict[str, Any]:
+        """What `apply_checkpointing` takes beside the mode."""
+        return {
+            "mlp_chunk": self.mlp_chunk,
+            "offload": self.offload,
+            "offload_folder": self.offload_folder,
+        }
+
+    def check(self, *, accelerator: bool) -> None:
+        """Refuses what contradicts itself; `accelerator` says whether the model will be on one."""
+        check_choice("memory.choose", self.choose, CHOICES)
+        if self.logits_chunk < 1:
+            raise UserError(f"memory.logits_chunk={self.logits_chunk} must be a number of tokens, from 1 on.")
+        check_memory(self.checkpointing, **self.levers(), accelerator=accelerator)
+
+
+@dataclass(frozen=True)
+class ParallelSettings:
+    """Group `parallel`; see hydra_conf/parallel/none.yaml."""
+
+    kind: str = "none"
+    degree: int = 1
+
+    def check(self) -> None:
+        """Refuses an exchange that is not known, and a degree below 1."""
+        check_choice("parallel.kind", self.kind, EXCHANGES)
+        if self.degree < 1:
+            raise UserError(f"parallel.degree={self.degree} must be a number of processes, from 1 on.")
+
+
+def check_memory(
+    checkpointing: str,
+    *,
+    mlp_chunk: int | None = None,
+    offload: str = "none",
+    offload_folder: str | None = None,
+    accelerator: bool = True,
+) -> None:
+    """Refuses settings that contradict each other, before a model is loaded.
+
+    Args:
+        checkpointing: as the key of the group `memory`, like the next three.
+        mlp_chunk: tokens, or None.
+        offload: `none`, `host` or `disk`.
+        offload_folder: an existing folder, or None.
+        accelerator: whether the model will be on one.
+
+    Raises:
+        UserError: names the key, and what to set instead.
+    """
+    check_choice("memory.checkpointing", checkpointing, CHECKPOINTING_MODES)
+    check_choice("memory.offload", offload, OFFLOAD)
+    if mlp_chunk is not None and mlp_chunk < 1:
+        raise UserError(f"memory.mlp_chunk={mlp_chunk} must be a number of tokens, from 1 on, or null.")
+    for key, value, unset in (("mlp_chunk", mlp_chunk, None), ("offload", offload, "none")):
+        if checkpointing == "none" and value != unset:
+            raise UserError(
+                f"memory.{key}={value} works on checkpointed layers: set memory.checkpointing=full or keep_attention."
+            )
+    if offload == "host" and not accelerator:
+        raise UserError(
+            "memory.offload=host moves activations off an accelerator, and this run is on the CPU: "
+            "set memory.offload=disk or none."
+        )
+    if offload_folder is None:
+        return
+    if offload != "disk":
+        raise UserError(f"memory.offload_folder={offload_folder} is read with memory.offload=disk only.")
+    if not Path(offload_folder).is_dir():
+        raise UserError(f"memory.offload_folder={offload_folder} is not a folder: make it, or name another.")

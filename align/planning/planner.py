@@ -1,0 +1,183 @@
+"""A plan: the given settings, the cheapest that fit, and what rows without a shared prompt would take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from align.core.config import typed
+from align.core.errors import UserError
+from align.data.dataset import load_preference_data
+from align.data.settings import DataSettings, PositionSettings
+from align.longseq.parallel import choose_exchange, make_groups
+from align.longseq.settings import MemorySettings, ParallelSettings
+from align.models.loading import load_tokenizer
+from align.models.settings import ModelSettings
+from align.planning import tables
+from align.planning.architecture import Architecture, measure, read_config
+from align.planning.here import available_memory, resident_memory
+from align.planning.job import Job, Machine, Rows, Strategy
+from align.planning.plain import plain_rows
+from align.planning.request import (
+    data_lengths,
+    describe,
+    levers_of,
+    machine_of,
+    make_job,
+    precision_of,
+    read_method,
+    row_lengths,
+)
+from align.planning.search import Priced, cheapest, price, smallest
+from align.planning.settings import GpuSettings
+from align.reference.settings import ReferenceSettings
+from align.training.methods import Method
+
+# Keys of `align plan` alone, which `align train` does not have.
+_OWN = ("rows", "gpus", "wrapper", "json")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is printed: the given settings, the cheapest that fit (None where none do), and `plain`, what the
+    given ones would need without a shared prompt (`align.planning.plain`).
+    """
+
+    sizes: Architecture
+    source: str
+    job: Job
+    machine: Machine
+    given: Priced
+    best: Priced | None
+    plain: Priced
+    prompts: int
+
+
+def make_plan(config: DictConfig) -> Plan:
+    """The plan of a composed configuration; reads config.json, and a tokenizer where data.path is set.
+
+    Raises:
+        UserError: what `align train` would refuse too, and lengths or machines that make no sense.
+    """
+    method = read_method(config)
+    model = typed(ModelSettings, config, "model")
+    gpus = typed(GpuSettings, config, "gpus")
+    architecture, source = read_config(model)
+    sizes = measure(architecture, model)
+    rows = read_rows(config, model, method)
+    job = make_job(
+        method,
+        model,
+        typed(ReferenceSettings, config, "reference"),
+        config.trainer,
+        rows,
+        device=gpus.device,
+    )
+    machine = machine_of(
+        gpus,
+        memory=available_memory(),
+        runtime=resident_memory(),
+        products=precision_of(model, config.trainer, device=gpus.device).products,
+    )
+    strategy = given_strategy(config, sizes, job, machine)
+    given = price(sizes, job, strategy, machine)
+    prompts = given.time.prompts
+    best = cheapest(sizes, job, machine, prompts=prompts)
+    plain = price(sizes, *plain_rows(job, strategy), machine)
+    return Plan(sizes, source, job, machine, given, best, plain, prompts)
+
+
+def read_rows(config: DictConfig, model: ModelSettings, method: Method) -> Rows:
+    """Lengths of the data, or of the key `rows`."""
+    if config.data.path is None:
+        return row_lengths(config, method)
+    data = load_preference_data(
+        typed(DataSettings, config, "data"),
+        load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision),
+        positions=typed(PositionSettings, config, "positions"),
+        seed=config.seed,
+        require_rejected=method.uses_rejected(),
+        require_short=method.needs.short,
+    )
+    return data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))
+
+
+def given_strategy(config: DictConfig, sizes: Architecture, job: Job, machine: Machine) -> Strategy:
+    """Wrapper, exchange, degree and levers as they are set.
+
+    Raises:
+        UserError: a degree that does not divide the GPUs.
+    """
+    parallel = typed(ParallelSettings, config, "parallel")
+    memory = typed(MemorySettings, config, "memory")
+    make_groups(machine.count, parallel.degree)
+    exchange = "none" if parallel.degree == 1 else parallel.kind
+    if exchange == "auto":
+        exchange, _ = choose_exchange(
+            heads=sizes.heads, kv_heads=sizes.kv_heads, degree=parallel.degree, length=job.rows.tokens
+        )
+    wrapper = "none" if machine.count == 1 else config.wrapper
+    if machine.count > 1 and wrapper == "none":
+        raise UserError(f"wrapper=none is for one process, and gpus.count={machine.count}: name a wrapper.")
+    return Strategy(wrapper, exchange, parallel.degree, levers_of(memory))
+
+
+def own_overrides(arguments: list[str]) -> list[str]:
+    """The user's overrides that `align train` takes too, without those that the plan sets."""
+    replaced = (*_OWN, "memory", "parallel", "trainer.gradient_accumulation_steps")
+    kept = []
+    for word in arguments:
+        key = word.lstrip("+~").partition("=")[0]
+        if "=" in word and not any(key == name or key.startswith(f"{name}.") for name in replaced):
+            kept.append(word)
+    return kept
+
+
+def show(plan: Plan, own: list[str]) -> None:
+    """The tables, then the command to paste or the sentence that nothing fits."""
+    console = Console()
+    tables.show([describe(plan.sizes, plan.job), f"sizes from {plan.source}"], console=console)
+    columns = {"given": plan.given}
+    if plan.best is not None:
+        columns["cheapest that fits"] = plan.best
+    columns["given, a row an answer"] = plan.plain
+    console.print(tables.memory_table(columns, plan.machine))
+    tables.show(
+        [
+            "a row an answer: with a copy of the prompt for each, and all positions' logits at once, as elsewhere"
+        ],
+        console=console,
+    )
+    if plan.best is None:
+        tables.show([nothing_fits(plan)], console=console)
+    else:
+        tables.show(["", tables.command(plan.best, plan.machine, rest=own)], console=console)
+
+
+def nothing_fits(plan: Plan) -> str:
+    """One sentence: what would be needed."""
+    least = smallest(plan.sizes, plan.job, plan.machine, prompts=plan.prompts)
+    need, have = tables.gigabytes(least.memory.total), tables.gigabytes(plan.machine.memory)
+    host = ""
+    if least.memory.host > 0:
+        host = f" and {tables.gigabytes(least.memory.host)} of host memory a machine"
+    levers = " ".join(tables.lever_overrides(least.strategy.levers))
+    return (
+        f"Nothing fits {plan.machine.count} × {have}: the least is {need} per GPU{host} "
+        f"({least.strategy.wrapper}, degree {least.strategy.degree}, {levers}); "
+        "take more or larger GPUs, or shorter rows."
+    )
+
+
+def to_json(plan: Plan) -> dict[str, object]:
+    """The plan as JSON: bytes and seconds."""
+    return {
+        "model": vars(plan.sizes),
+        "rows": vars(plan.job.rows),
+        "machine": vars(plan.machine),
+        "given": tables.to_json(plan.given, plan.machine),
+        "cheapest": tables.to_json(plan.best, plan.machine),
+        "row_an_answer": tables.to_json(plan.plain, plan.machine),
+    }

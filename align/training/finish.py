@@ -1,0 +1,113 @@
+"""What a run measures before its first step, and what it leaves at its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.core.errors import UserError
+from align.core.files import write_json
+from align.data.dataset import PreferenceData
+from align.training import results
+from align.training.run import Run
+from align.training.trainer import PreferenceTrainer
+
+# In the output folder: held-out metrics of the untrained policy, all figures of the run, and the trained weights.
+BEFORE, RESULTS, MODEL = "before.json", "results.json", "model"
+
+
+class MetricsBefore(TrainerCallback):
+    """Keeps the held-out metrics of the untrained policy, for the table; a resumed run finds them there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Writes them where no step has been made; a run begun anew writes over an earlier one's."""
+        if state.is_world_process_zero and state.global_step == 0:
+            write_json(self.path, kwargs["metrics"])
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run has left in its folder.
+
+    Attributes:
+        output: the folder.
+        model: folder of the trained weights or of the adapter; None where the run was stopped, or filled a cache.
+        before, after: held-out metrics (`eval_…`) before the first step and after the last; empty without such rows.
+        training: what it cost: seconds, tokens, peak memory.
+        data: counts of its rows.
+        objective: the metric that a sweeper optimises; None where no rows are held out.
+        stopped: whether SIGTERM ended it; the same call goes on.
+    """
+
+    output: Path
+    model: Path | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    training: dict[str, float] = field(default_factory=dict)
+    data: dict[str, int] = field(default_factory=dict)
+    objective: float | None = None
+    stopped: bool = False
+
+
+def say_stopped(trainer: PreferenceTrainer) -> None:
+    """Says where a run that SIGTERM ended goes on from."""
+    if trainer.is_world_process_zero():
+        Console(stderr=True).print(
+            f"stopped by SIGTERM; step {trainer.state.global_step} is saved, and the same command goes on from it",
+            soft_wrap=True,
+            highlight=False,
+        )
+
+
+def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
+    """Saves the policy; shows and writes before/after as table, JSON and picture."""
+    after = {} if trainer.eval_dataset is None else trainer.evaluate()
+    history = trainer.state.log_history
+    trainer.save_model(str(run.output / MODEL))
+    if not trainer.is_world_process_zero():
+        return
+    path = run.output / BEFORE
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    costs = results.training_costs(history)
+    summary = {"before": before, "after": after, "training": costs, "data": data.counts}
+    if data.ingredients:
+        summary["mixture"] = {one.path: one.rows for one in data.ingredients}
+    write_json(run.output / RESULTS, summary)
+    results.draw_training(history, before, after, run.output / "training.png")
+    console = Console()
+    rows = 0 if data.eval is None else len(data.eval)
+    console.print(results.summary_table(summary, rows=rows, kind=run.method.name))
+    for label, name in (("policy", MODEL), ("results", RESULTS), ("picture", "training.png")):
+        console.print(f"{label:<9} {run.output / name}", soft_wrap=True, highlight=False)
+
+
+def read_result(output: Path, *, objective: str) -> TrainResult:
+    """What a finished run's `results.json` says; without one (another rank writes it), the folder alone.
+
+    Args:
+        output: the run's folder.
+        objective: held-out metric that a sweeper optimises.
+
+    Raises:
+        UserError: no such metric was measured.
+    """
+    try:
+        found = json.loads((output / RESULTS).read_text())
+    except FileNotFoundError:
+        return TrainResult(output)
+    after = found["after"]
+    if after and objective not in after:
+        raise UserError(f"objective={objective} is no held-out metric: use {', '.join(sorted(after))}.")
+    parts = {name: found[name] for name in ("before", "after", "training", "data")}
+    value = float(after[objective]) if after else None
+    return TrainResult(output, model=output / MODEL, **parts, objective=value)

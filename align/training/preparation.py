@@ -1,0 +1,113 @@
+"""What `PreferenceTrainer` takes from a notebook, made into what it computes with: a model, rows, a reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from align.core.errors import UserError
+from align.data.dataset import load_preference_data
+from align.data.settings import DataSettings, PositionSettings
+from align.longseq import pair_logps
+from align.longseq.attention import ATTENTION, ATTENTIONS
+from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.parallel import SequenceParallel
+from align.longseq.settings import MemorySettings
+from align.longseq.support import check_supported
+from align.models.loading import load_causal_lm
+from align.models.settings import ModelSettings
+from align.models.structure import find_causal_lm
+from align.reference.sources import AdapterOff, Frozen, Reference, autocast_forward
+from align.runs.api import store
+from align.training.method_settings import Needs
+from align.training.methods import Method
+
+
+def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
+    """A model whose attention is the shared prefix's; one that has it already is returned as it is.
+
+    Args:
+        model: a causal language model of transformers, inside PEFT or not; or a folder, a Hub id or `embedded`.
+        memory: what is kept for the backward pass.
+
+    Raises:
+        UserError: a model that the shared-prefix forward does not compute.
+    """
+    if isinstance(model, str):
+        model = load_causal_lm(ModelSettings(path=model), attention=ATTENTION)
+    elif find_causal_lm(model).config._attn_implementation in ATTENTIONS.values():
+        return model
+    check_supported(model)
+    find_causal_lm(model).set_attn_implementation(ATTENTION)
+    apply_checkpointing(model, memory.checkpointing, **memory.levers())
+    return model
+
+
+def prepare_rows(
+    rows: Dataset | Iterable[Mapping[str, Any]] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    method: Method,
+    max_length: int | None,
+    what: str,
+) -> Dataset | None:
+    """Rows as the collator takes them; those that are tokenised already, and None, are returned as they are.
+
+    Args:
+        rows: dictionaries or a `datasets.Dataset` in any layout of `data.path` (`prompt`, `chosen`, `rejected`, …).
+        tokenizer: with a chat template where rows are conversations.
+        method: whether it needs rejected answers and short contexts.
+        max_length: tokens to which contexts are cut; None leaves them whole.
+        what: the argument's name, for messages.
+
+    Raises:
+        UserError: no tokenizer, or a row that cannot be used.
+    """
+    if rows is None or (isinstance(rows, Dataset) and "prompt_ids" in rows.column_names):
+        return rows
+    if tokenizer is None:
+        raise UserError(f"{what} has to be tokenised: give the tokenizer, processing_class=….")
+    settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
+    return load_preference_data(
+        settings,
+        tokenizer,
+        positions=PositionSettings(),
+        seed=0,
+        require_rejected=method.uses_rejected(),
+        require_short=method.needs.short,
+    ).train
+
+
+def make_reference(
+    needs: Needs,
+    policy: nn.Module,
+    *,
+    arguments: TrainingArguments,
+    parallel: SequenceParallel | None,
+    logits_chunk: int,
+) -> Reference | None:
+    """The starting model as reference: the policy with its adapter off, else a frozen copy; None where none is needed.
+
+    Args:
+        needs: of the method.
+        policy: before its first step.
+        arguments: the precision that the policy computes in.
+        parallel: as the trainer's.
+        logits_chunk: as the trainer's.
+    """
+    if needs.reference == "none":
+        return None
+    precision = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    forward = autocast_forward(partial(pair_logps, parallel=parallel, chunk_size=logits_chunk), precision)
+    if isinstance(policy, PeftModel):
+        return AdapterOff(policy, forward)
+    frozen = copy.deepcopy(policy).eval().requires_grad_(False).to(arguments.device)
+    return Frozen(lambda: frozen, forward)

@@ -1,0 +1,90 @@
+"""A training run whose settings have all been checked, also against torch, the model's configuration and the launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import TrainingArguments
+
+from align.core.errors import UserError
+from align.longseq.flash import check_flash
+from align.longseq.probe import check_attention_reached
+from align.longseq.settings import FLASH_MODULES
+from align.longseq.support import check_config
+from align.models.loading import causal_lm_class, load_config, resolve_dtype
+from align.models.settings import ModelSettings
+from align.reference.cache import check_folder
+from align.reference.settings import ReferenceSettings, reference_model
+from align.training.methods import Method, load_method
+from align.training.settings import Settings, read_settings
+from align.training.trainer_keys import check_trainer_keys
+
+
+@dataclass(frozen=True)
+class Run(Settings):
+    """A training run; no weights are loaded yet."""
+
+    method: Method
+    arguments: TrainingArguments
+
+
+def check(config: DictConfig) -> Run:
+    """Every setting as its type, contradictions refused; reads no data and no weights."""
+    settings = read_settings(config)
+    method = load_method(config.method, allow_targets=settings.allow_targets)
+    arguments = training_arguments(config)
+    settings.memory.check(accelerator=arguments.device.type != "cpu")
+    check_attention(settings.model, arguments)
+    check_architecture(settings.model)
+    if settings.reference_source != "none":
+        check_reference(settings.reference, settings.model)
+    return Run(**vars(settings), method=method, arguments=arguments)
+
+
+def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
+    """Refuses `model.attention` where its kernels cannot run."""
+    if model.attention in FLASH_MODULES:
+        lowered = arguments.bf16 or arguments.fp16
+        check_flash(model.attention, dtype=torch.bfloat16 if lowered else resolve_dtype(model.dtype))
+
+
+def check_architecture(model: ModelSettings) -> None:
+    """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
+    config = load_config(model)
+    check_config(config)
+    kind = causal_lm_class(model, config)
+    if kind is not None:
+        check_attention_reached(kind, config)
+
+
+def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
+    """The reference's architecture, before its weights load."""
+    settings = reference_model(reference, model)
+    if (settings.path, settings.revision) == (model.path, model.revision):
+        check_config(load_config(settings))
+    else:
+        check_architecture(settings)
+    if reference.cache is not None:
+        check_folder(Path(reference.cache))
+
+
+def training_arguments(config: DictConfig) -> TrainingArguments:
+    """The group `trainer` as TrainingArguments, with what this toolkit sets itself."""
+    values: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    check_trainer_keys(values)
+    if not torch.accelerator.is_available():
+        # Untold, accelerate would make every process of a launch on CPU believe that it is alone.
+        values["use_cpu"] = True
+    try:
+        return TrainingArguments(
+            output_dir=str(config.output),
+            seed=config.seed,
+            remove_unused_columns=False,
+            **values,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error

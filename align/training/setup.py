@@ -1,0 +1,132 @@
+"""From checked settings to a trainer: data, policy, reference, sequence-parallel groups."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    set_seed,
+)
+
+import align
+from align.data.dataset import PreferenceData, load_preference_data
+from align.data.settings import PositionSettings
+from align.distributed.agreement import check_agreement
+from align.distributed.wrappers import expected_wrapper
+from align.longseq.attention import ATTENTIONS
+from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
+from align.longseq.support import check_config, check_supported
+from align.models.loading import load_causal_lm, load_config, native_window
+from align.models.lora import add_lora
+from align.reference.build import build_reference, frozen_model
+from align.training.collate import Collator
+from align.training.progress import ProgressDisplay
+from align.training.run import Run
+from align.training.trainer import PreferenceTrainer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
+    """What every process has to have been started with: the configuration and the launcher's wrapper."""
+    settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return {**settings, "wrapper": expected_wrapper(run.arguments), "align version": align.__version__}
+
+
+def check_same_data(data: PreferenceData, run: Run) -> None:
+    """Processes with unlike numbers of rows would make unlike numbers of steps, and wait for each other."""
+    if run.arguments.world_size > 1:
+        check_agreement(data.counts, dist.group.WORLD, what="data", device=run.arguments.device)
+
+
+def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
+    """Tokenised rows, cut to the model's window, split and with their positions."""
+    settings = run.data
+    if settings.max_length is None:
+        settings = replace(settings, max_length=native_window(run.model))
+    data = load_preference_data(
+        settings,
+        tokenizer,
+        positions=run.positions,
+        seed=run.seed,
+        require_rejected=run.method.uses_rejected(),
+        require_short=run.method.needs.short,
+    )
+    check_config(load_config(run.model), longest_sequence=data.counts["longest_sequence"])
+    return data
+
+
+def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> Dataset:
+    """Every row of another path, at its own positions."""
+    data = replace(run.data, path=path, eval_path=None, eval_size=0, mix=[])
+    return read_data(replace(run, data=data, positions=PositionSettings()), tokenizer).train
+
+
+def load_policy(run: Run) -> Any:
+    """The model that trains, with its adapter and its memory levers."""
+    base = load_causal_lm(run.model, attention=ATTENTIONS[run.model.attention])
+    check_supported(base)
+    policy = add_lora(base, run.model.lora)
+    apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
+    return policy
+
+
+def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: PreferenceData) -> PreferenceTrainer:
+    """Loads policy and reference and puts them, the data and the display into a trainer."""
+    set_seed(run.seed)  # adapters draw their weights
+    # A cache is filled by the reference alone, which then stands in the policy's place.
+    policy = (
+        frozen_model(run.reference, run.model, run.arguments) if run.reference.fill_only else load_policy(run)
+    )
+    parallel = start_sequence_parallel(run, policy.config, data)
+    trainer = PreferenceTrainer(
+        model=policy,
+        args=run.arguments,
+        method=run.method,
+        reference=build_reference(
+            run.reference,
+            source=run.reference_source,
+            model=run.model,
+            policy=policy,
+            arguments=run.arguments,
+            logits_chunk=run.memory.logits_chunk,
+            parallel=parallel,
+        ),
+        parallel=parallel,
+        logits_chunk=run.memory.logits_chunk,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
+        processing_class=tokenizer,
+    )
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ProgressDisplay())
+    return trainer
+
+
+def start_sequence_parallel(
+    run: Run, config: PreTrainedConfig, data: PreferenceData
+) -> SequenceParallel | None:
+    """Forms the sequence-parallel groups; `parallel=auto` takes the exchange that fits and says why."""
+    kind = run.parallel.kind
+    if kind == "auto" and run.parallel.degree > 1:
+        kind, reason = choose_exchange(
+            heads=config.num_attention_heads,
+            kv_heads=getattr(config, "num_key_value_heads", config.num_attention_heads),
+            degree=run.parallel.degree,
+            length=data.counts["longest_sequence"],
+        )
+        if run.arguments.process_index == 0:
+            Console(stderr=True).print(reason, highlight=False)
+    return start_parallel("none" if run.parallel.degree == 1 else kind, run.parallel.degree)
