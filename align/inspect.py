@@ -54,7 +54,7 @@ def inspect(config: DictConfig) -> Inspection:
     from align.data.checks import check_rows, context_leaks, unusable_rows
     from align.data.dataset import load_preference_data
     from align.data.display import print_counts, print_findings, print_row
-    from align.data.rows import to_example
+    from align.data.stored_rows import to_example
     from align.models.loading import load_tokenizer, native_window
 
     console = Console(soft_wrap=False)

@@ -173,20 +173,28 @@ def common_objective(runs: Sequence[RunResult]) -> str:
 
 
 def rank(runs: Sequence[RunResult], metric: str, *, order: str = "auto") -> list[RunResult]:
-    """The finished runs, the best first; equal ones in their own order.
+    """The finished runs that have the metric, the best first; equal ones in their own order.
+
+    Args:
+        runs: all runs.
+        metric: by which they are ranked.
+        order: `ascending` takes the lowest value as the best, `descending` the highest; `auto` the lowest of losses
+            and perplexities (0.4 before 0.7) and the highest of anything else.
 
     Raises:
         UserError: no finished run has the metric.
     """
-    finished = [run for run in runs if run.after]
-    with_metric = [run for run in finished if run.after and metric in run.after]
-    if finished and not with_metric:
-        known = sorted({name for run in finished for name in run.after or {}})
+    values = {run.name: run.after[metric] for run in runs if run.after and metric in run.after}
+    known = sorted({name for run in runs for name in run.after or {}})
+    if known and not values:
         raise UserError(f"metric={metric} is in no run's results: use {', '.join(known)}.")
-    descending = order == "descending" or (
-        order == "auto" and "loss" not in metric and "perplexity" not in metric
-    )
-    return sorted(with_metric, key=lambda run: (run.after or {})[metric] * (-1 if descending else 1))
+    lowest_first = order == "ascending" or (order == "auto" and _less_is_better(metric))
+    ranked = [run for run in runs if run.name in values]
+    return sorted(ranked, key=lambda run: values[run.name] if lowest_first else -values[run.name])
+
+
+def _less_is_better(metric: str) -> bool:
+    return "loss" in metric or "perplexity" in metric
 
 
 def differing(runs: Sequence[RunResult]) -> list[str]:

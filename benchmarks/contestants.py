@@ -156,8 +156,8 @@ def _shared_sequences(inputs: dict[str, Any]) -> list[list[int]]:
     found = []
     for row in inputs["batch"].rows:
         ids = row.input_ids[0].tolist()
-        for group in row.layout.groups:
-            found += [ids[slice(*group.prompt)] + ids[slice(*answer)] for answer in group.answers]
+        for packed in row.layout.prompts:
+            found += [ids[slice(*packed.prompt)] + ids[slice(*answer)] for answer in packed.answers]
     return found
 
 

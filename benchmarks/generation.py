@@ -114,7 +114,7 @@ def make_generator(
         window=None,
         batch_tokens=1_000_000,
         batch_size=64,
-        share_beginnings=share,
+        share_prefixes=share,
     )
 
 

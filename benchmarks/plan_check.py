@@ -35,7 +35,7 @@ from rows import text_tokens
 from align.models.loading import load_tokenizer
 from align.models.settings import EMBEDDED
 from align.planning.planner import make_plan
-from align.planning.report import PARTS
+from align.planning.tables import PARTS
 from align.training.sampling import EpochSampler
 
 HERE = Path(__file__).parent

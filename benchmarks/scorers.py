@@ -21,8 +21,8 @@ from pathlib import Path
 
 from align.documents.chunking import Chunk
 from align.synthesis.logo.contexts import choose_contexts
-from align.synthesis.logo.scorers import Bm25, Scorer, TfIdf
-from align.synthesis.logo.spacy_scorer import SpacyOverlap
+from align.synthesis.logo.relevance import Bm25, RelevanceScorer, TfIdf
+from align.synthesis.logo.spacy_relevance import SpacyOverlap
 
 RESULTS = Path(__file__).parent / "results" / "scorers.json"
 DATA = "multi_document_qa/nq-open-oracle.jsonl.gz"
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     pairs = read_pairs(Path(os.environ["ALIGN_DATA"]))
-    scorers: list[Scorer] = [Bm25(), TfIdf()]
+    scorers: list[RelevanceScorer] = [Bm25(), TfIdf()]
     if all(importlib.util.find_spec(name) for name in ("spacy", "en_core_web_lg")):
         scorers += [SpacyOverlap(), SpacyOverlap(threshold=2)]
     outcomes = [measure(scorer, pairs[: arguments.passages], arguments.questions) for scorer in scorers]
@@ -81,7 +81,7 @@ def read_pairs(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def measure(scorer: Scorer, pairs: Sequence[tuple[str, str]], questions: int) -> Outcome:
+def measure(scorer: RelevanceScorer, pairs: Sequence[tuple[str, str]], questions: int) -> Outcome:
     """The shares over the first `questions` pairs; the pool is every different passage of all pairs."""
     texts = list(dict.fromkeys(passage for _, passage in pairs))
     pool = [Chunk(0, i, f"p#{i}", text, 0, len(text.split())) for i, text in enumerate(texts)]

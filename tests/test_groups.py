@@ -45,7 +45,7 @@ class Recording(PreferenceTrainer):
         prompts = [example.prompt_ids.tolist() for example in self.train_dataset.examples]
         (row,) = inputs["batch"].rows
         found = [
-            prompts.index(row.input_ids[0, slice(*group.prompt)].tolist()) for group in row.layout.groups
+            prompts.index(row.input_ids[0, slice(*packed.prompt)].tolist()) for packed in row.layout.prompts
         ]
         self.read.append(
             [i if real else None for i, real in zip(found, inputs["real"].tolist(), strict=True)]

@@ -25,8 +25,8 @@ from align.planning.here import choose_levers, warning
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict
 from align.planning.planner import Plan, make_plan
-from align.planning.report import command, overrides
 from align.planning.search import cheapest_levers, lever_sets
+from align.planning.tables import command, overrides
 from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 

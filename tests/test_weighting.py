@@ -143,7 +143,7 @@ def test_long_sums_keep_fp32_precision():
     def total(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         head = weight.to(dtype).requires_grad_()
         logps = token_logps(
-            partial(torch.nn.functional.linear, weight=head), hidden.to(dtype), target, chunks=12
+            partial(torch.nn.functional.linear, weight=head), hidden.to(dtype), target, slices=12
         )
         summed = sum_by_index(logps, torch.zeros_like(target), 1)
         (gradient,) = torch.autograd.grad(summed, head)

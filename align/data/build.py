@@ -24,9 +24,9 @@ from align.core.files import cache_folder
 from align.data.formats import parse_row
 from align.data.positions import row_rng, synthesise
 from align.data.released import is_released, read_released
-from align.data.rows import FEATURES, to_row
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import RawRow, Source, count_rows, read_rows
+from align.data.stored_rows import FEATURES, to_row
 from align.data.tokens import ExampleTokenizer
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class RowBuilder:
     require_rejected: bool
 
     def __call__(self, row: RawRow) -> dict[str, Any]:
-        """The columns of `align.data.rows.FEATURES`; raises UserError naming the row."""
+        """The columns of `align.data.stored_rows.FEATURES`; raises UserError naming the row."""
         if is_released(row.values):
             return self._released(row)
         parsed = parse_row(row, require_rejected=self.require_rejected)
@@ -177,9 +177,12 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
 
 
-def _shards(count: int, parts: int) -> list[tuple[int, int]]:
-    """`count` places in at most `parts` ranges of about the same size, in order."""
-    edges = [count * i // parts for i in range(parts + 1)]
+def _shards(count: int, processes: int) -> list[tuple[int, int]]:
+    """`count` places in at most one range a process, of about the same size, in order.
+
+    10 places for 4 processes: (0, 2), (2, 5), (5, 7), (7, 10).
+    """
+    edges = [count * i // processes for i in range(processes + 1)]
     return [(start, stop) for start, stop in pairwise(edges) if start < stop]
 
 

@@ -12,8 +12,8 @@ from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.provenance import leaks
 from align.data.released import is_released, read_released
-from align.data.rows import hash_ids
 from align.data.sources import Source, open_sources, read_rows
+from align.data.stored_rows import hash_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,29 +41,29 @@ def unusable_rows(settings: DataSettings, *, require_rejected: bool = False) -> 
     Raises:
         UserError: a path or a whole file cannot be read.
     """
-    parts = _parts(settings)
-    return [finding for part in parts for finding in _unusable(part, settings.limit, require_rejected)]
+    files = _files_read(settings)
+    return [finding for file in files for finding in _unusable(file, settings.limit, require_rejected)]
 
 
 def context_leaks(settings: DataSettings) -> list[Finding]:
     """Rows whose prompt lacks what their chosen answer was made from; see `provenance.leaks`."""
     return [
         Finding("leak", f"{row.source}: {sentence}.")
-        for part in _parts(settings)
-        for row in read_rows([part], 0, settings.limit)
+        for file in _files_read(settings)
+        for row in read_rows([file], 0, settings.limit)
         for sentence in leaks(row.values)
     ]
 
 
-def _parts(settings: DataSettings) -> list[Source]:
+def _files_read(settings: DataSettings) -> list[Source]:
     """Everything that is read: training rows, what is mixed in, held-out rows."""
     sources = open_sources(settings.path)
-    parts = [*sources.train, *sources.held_out]
+    files = [*sources.train, *sources.held_out]
     if settings.eval_path is not None:
-        parts = [*sources.train, *open_sources(settings.eval_path, key="data.eval_path").train]
+        files = [*sources.train, *open_sources(settings.eval_path, key="data.eval_path").train]
     for i, entry in enumerate(settings.mix):
-        parts += open_sources(entry.path, key=f"data.mix[{i}].path").train
-    return parts
+        files += open_sources(entry.path, key=f"data.mix[{i}].path").train
+    return files
 
 
 def _unusable(source: Source, limit: int | None, require_rejected: bool) -> Iterator[Finding]:
@@ -84,12 +84,12 @@ def check_rows(data: PreferenceData, *, window: int | None) -> list[Finding]:
         data: tokenised rows; prompts are compared as tokens, before position synthesis.
         window: tokens that the model reads at most; None does not check.
     """
-    parts = [data.train] if data.eval is None else [data.train, data.eval]
-    findings = [finding for part in parts for finding in _equal_answers(part)]
-    findings += [finding for part in parts for finding in _duplicates(part)]
+    datasets = [data.train] if data.eval is None else [data.train, data.eval]
+    findings = [finding for rows in datasets for finding in _equal_answers(rows)]
+    findings += [finding for rows in datasets for finding in _duplicates(rows)]
     findings += _leaks(data)
     if window is not None:
-        findings += [finding for part in parts for finding in _over_window(part, window)]
+        findings += [finding for rows in datasets for finding in _over_window(rows, window)]
     return findings
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from align.core.errors import UserError
 
 Message = dict[str, str]  # {"role": …, "content": …}
-Branch = list[Message]  # what follows a prompt: an answer, or answers with the user's turns between
+# What follows a prompt: an answer, or answers with the user's questions between them.
+AnswerMessages = list[Message]
 
 ROLES = {
     "system": "system",
@@ -20,7 +21,12 @@ ROLES = {
 
 
 class Columns:
-    """One raw row; columns that are null count as absent."""
+    """One raw row; columns that are null count as absent.
+
+    Args:
+        source: where the row stands, before every complaint: `train.jsonl:17: column chosen is empty.`
+        values: column → value.
+    """
 
     def __init__(self, source: str, values: Mapping[str, Any]) -> None:
         self.source = source
@@ -105,7 +111,7 @@ class Columns:
             raise self.error(f"column {name} has a message whose content is no string but {kind}.")
         return {"role": ROLES[role], "content": content}
 
-    def branch(self, name: str, value: Any) -> Branch:
+    def answer(self, name: str, value: Any) -> AnswerMessages:
         """An answer as messages: text, one message, or a list of messages."""
         if isinstance(value, str):
             return [{"role": "assistant", "content": value}]
@@ -117,27 +123,39 @@ class Columns:
             f"column {name} must hold an answer as a string or messages, not {type(value).__name__}."
         )
 
-    def branches(self, name: str) -> list[Branch]:
+    def answers(self, name: str) -> list[AnswerMessages]:
         """A column that holds one answer or a list of answers; an absent one holds none.
 
-        A list of texts or of lists is several answers. A list of messages is one answer, except where all
-        of several messages are the assistant's, which no conversation has.
+        A list of texts or of lists is several answers: `["no", "perhaps"]` is two. A list of messages is one answer,
+        except where all of several messages are the assistant's, which no conversation has.
         """
         if name not in self:
             return []
         value = self.values[name]
         if not isinstance(value, list):
-            return [self.branch(name, value)]
+            return [self.answer(name, value)]
         if not all(isinstance(item, Mapping) for item in value):
-            return [self.branch(name, item) for item in value]
+            return [self.answer(name, item) for item in value]
         messages = [self.message(name, item) for item in value]
         if all(message["role"] == "assistant" for message in messages):
             return [[message] for message in messages]
         return [messages] if messages else []
 
+    def single(self, name: str, answer: AnswerMessages) -> str:
+        """The text of an answer of the column `name` that is one assistant's message.
+
+        Raises:
+            UserError: it holds several messages, or an empty one.
+        """
+        if len(answer) != 1 or answer[0]["role"] != "assistant":
+            raise self.error(f"column {name} must hold one assistant's answer here.")
+        if not answer[0]["content"].strip():
+            raise self.error(f"column {name} has an empty answer.")
+        return answer[0]["content"]
+
 
 def common_prefix(sequences: Iterable[Any]) -> int:
-    """How many leading items all sequences share."""
+    """How many leading items all sequences share: 2 of `abc` and `abd`."""
     length = 0
     for items in zip(*sequences, strict=False):
         if any(item != items[0] for item in items[1:]):

@@ -16,10 +16,10 @@ from datasets import Dataset
 
 from align.core.errors import UserError
 from align.data.build import build_dataset
-from align.data.mixture import Part, mix
-from align.data.rows import to_example, to_row
+from align.data.mixture import Ingredient, mix
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
+from align.data.stored_rows import to_example, to_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,13 +44,13 @@ class PreferenceData:
         counts: over both: `rows`, `train_rows`, `eval_rows`, `tokens` (each prompt once), `padded_tokens`
             (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
             `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer).
-        parts: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
+        ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
     """
 
     train: Dataset
     eval: Dataset | None
     counts: dict[str, int]
-    parts: tuple[Part, ...] = ()
+    ingredients: tuple[Ingredient, ...] = ()
 
 
 def load_preference_data(
@@ -80,9 +80,9 @@ def load_preference_data(
     if settings.eval_path is not None:
         held_out = open_sources(settings.eval_path, key="data.eval_path").train
 
-    def build(part: Sequence[Source], key: str, name: str) -> Dataset:
+    def build(files: Sequence[Source], key: str, name: str) -> Dataset:
         dataset = build_dataset(
-            part, settings, tokenizer, positions=positions, seed=seed, require_rejected=require_rejected
+            files, settings, tokenizer, positions=positions, seed=seed, require_rejected=require_rejected
         )
         if not len(dataset):
             raise UserError(f"{key}={name} holds no rows.")
@@ -96,31 +96,34 @@ def load_preference_data(
         held = build(held_out, key, str(settings.eval_path or settings.path))
     else:
         train, held = split_held_out(train, settings.eval_size, seed=seed)
-    parts: tuple[Part, ...] = ()
+    ingredients: tuple[Ingredient, ...] = ()
     if settings.mix:
         keys = [f"data.mix[{i}].path" for i in range(len(settings.mix))]
         others = [
             build(open_sources(entry.path, key=key).train, key, entry.path)
             for entry, key in zip(settings.mix, keys, strict=True)
         ]
-        train, parts = mix(train, str(settings.path), list(zip(settings.mix, others, strict=True)), seed=seed)
-    return PreferenceData(train, held, _counts(train, held), parts)
+        mixed = list(zip(settings.mix, others, strict=True))
+        train, ingredients = mix(train, str(settings.path), mixed, seed=seed)
+    return PreferenceData(train, held, _counts(train, held), ingredients)
 
 
 def _check_short(dataset: Dataset) -> None:
     """Raises UserError naming the first row without a short context."""
     columns = dataset.select_columns(["source", "short_prompt_lengths"]).with_format("arrow")
-    for part in columns.iter(batch_size=1000):
-        without = pc.index(pc.list_value_length(part["short_prompt_lengths"]), 0).as_py()
+    for rows in columns.iter(batch_size=1000):
+        without = pc.index(pc.list_value_length(rows["short_prompt_lengths"]), 0).as_py()
         if without >= 0:
             raise UserError(
-                f"{part['source'][without]}: the method reads the context made short, which this row does not "
+                f"{rows['source'][without]}: the method reads the context made short, which this row does not "
                 "have: add short_prompt (short_prompts, one a turn)."
             )
 
 
 def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
     """Splits rows at random so that rows of the same prompt stay on one side.
+
+    100 rows of 50 prompts, two rows each, with a size of 0.1: five prompts are held out, with 10 rows.
 
     Args:
         dataset: rows with a `prompt_hash`.
@@ -138,18 +141,18 @@ def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset
         return dataset, None
     wanted = max(1, round(size * len(dataset)) if size < 1 else int(size))
     prompts: dict[str, list[int]] = {}
-    for row, prompt in enumerate(dataset["prompt_hash"]):
-        prompts.setdefault(prompt, []).append(row)
-    groups = list(prompts.values())
+    for row, name in enumerate(dataset["prompt_hash"]):
+        prompts.setdefault(name, []).append(row)
+    rows_of_prompt = list(prompts.values())
     held: set[int] = set()
-    for group in np.random.default_rng(seed).permutation(len(groups)):
+    for prompt in np.random.default_rng(seed).permutation(len(rows_of_prompt)):
         if len(held) >= wanted:
             break
-        held.update(groups[group])
+        held.update(rows_of_prompt[prompt])
     if len(held) == len(dataset):
         raise UserError(
             f"data.eval_size={size:g} leaves nothing to train on: the data has {len(dataset)} rows of "
-            f"{len(groups)} prompts; set data.eval_size=0, or name held-out rows with data.eval_path."
+            f"{len(rows_of_prompt)} prompts; set data.eval_size=0, or name held-out rows with data.eval_path."
         )
     train = [row for row in range(len(dataset)) if row not in held]
     return dataset.select(train), dataset.select(sorted(held))
@@ -157,14 +160,14 @@ def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset
 
 def _counts(train: Dataset, held: Dataset | None) -> dict[str, int]:
     """See `PreferenceData.counts`."""
-    parts = [train] if held is None else [train, held]
+    both = [train] if held is None else [train, held]
 
     def column(name: str) -> np.ndarray:
-        return np.concatenate([np.asarray(part[name][:], dtype=np.int64) for part in parts])
+        return np.concatenate([np.asarray(rows[name][:], dtype=np.int64) for rows in both])
 
     cut, longest = column("cut_tokens"), column("longest_sequence")
     return {
-        "rows": sum(len(part) for part in parts),
+        "rows": sum(len(rows) for rows in both),
         "train_rows": len(train),
         "eval_rows": 0 if held is None else len(held),
         "tokens": int(column("num_tokens").sum()),

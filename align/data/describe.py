@@ -1,4 +1,4 @@
-"""A tokenised row's parts, as people want to see them."""
+"""A tokenised row as people want to see it: its prompt by sections, its answers by what is scored."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MAX_CHUNKS = 8  # chunks described one by one; of more only the first and last h
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stretch of the prompt.
+class Section:
+    """Consecutive tokens of a prompt with one task: `Section("chunk 3", ids, 1024, 1535, "+512 before")`.
 
     Attributes:
         name: `system`, `chunk 3`, `question`, `prompt` where no chunk is marked, or `chunks 5–12` for several.
@@ -34,21 +34,21 @@ class Part:
     jumps: str
 
 
-def prompt_parts(example: TokenizedExample) -> list[Part]:
-    """The prompt as system part, chunks (with what separates them) and question."""
+def prompt_sections(example: TokenizedExample) -> list[Section]:
+    """The prompt as system message, chunks (with what separates them) and question."""
     spans = example.chunk_spans
     total = len(example.prompt_ids)
     if not spans:
-        return [_part(example, "prompt", 0, total)]
+        return [_section(example, "prompt", 0, total)]
     edges = [start for start, _ in spans] + [spans[-1][1]]
-    parts = [_part(example, "system", 0, edges[0])] if edges[0] else []
+    sections = [_section(example, "system", 0, edges[0])] if edges[0] else []
     half = MAX_CHUNKS // 2
     for first, last in _grouped(len(spans), half):
         name = f"chunk {first + 1}" if last == first + 1 else f"chunks {first + 1}–{last}"
-        parts.append(_part(example, name, edges[first], edges[last]))
+        sections.append(_section(example, name, edges[first], edges[last]))
     if edges[-1] < total:
-        parts.append(_part(example, "question", edges[-1], total))
-    return parts
+        sections.append(_section(example, "question", edges[-1], total))
+    return sections
 
 
 def answer_runs(answer: Answer) -> Iterator[tuple[np.ndarray, bool]]:
@@ -59,18 +59,20 @@ def answer_runs(answer: Answer) -> Iterator[tuple[np.ndarray, bool]]:
 
 
 def _grouped(count: int, half: int) -> list[tuple[int, int]]:
-    """Chunk numbers one by one; where there are many, those in the middle as one group."""
+    """Chunk numbers one by one; of 20 with half = 4 the numbers 0 … 3, then (4, 16) as one, then 16 … 19."""
     if count <= 2 * half + 1:
         return [(i, i + 1) for i in range(count)]
     ends = [(i, i + 1) for i in range(count)]
     return [*ends[:half], (half, count - half), *ends[count - half :]]
 
 
-def _part(example: TokenizedExample, name: str, start: int, stop: int) -> Part:
+def _section(example: TokenizedExample, name: str, start: int, stop: int) -> Section:
     positions = example.position_ids[start:stop]
     before = int(positions[0] - (example.position_ids[start - 1] if start else -1)) - 1
     inside = np.diff(positions) - 1
     words = [f"+{before} before"] if before else []
     if inside.any():
         words.append(f"{np.count_nonzero(inside)} inside, to +{inside.max()}")
-    return Part(name, example.prompt_ids[start:stop], int(positions[0]), int(positions[-1]), ", ".join(words))
+    return Section(
+        name, example.prompt_ids[start:stop], int(positions[0]), int(positions[-1]), ", ".join(words)
+    )

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.data.checks import Finding
 from align.data.dataset import PreferenceData
-from align.data.describe import answer_runs, prompt_parts
+from align.data.describe import answer_runs, prompt_sections
 from align.data.examples import TokenizedExample
 
 MAX_PER_KIND = 10  # findings printed of each kind
@@ -39,9 +39,11 @@ def print_row(
     table.add_column("positions", justify="right", no_wrap=True)
     table.add_column("jumps", no_wrap=True)
     table.add_column("text (⟦scored⟧)", overflow="fold")
-    for part in prompt_parts(example):
-        text = Text(_short(_decode(tokenizer, part.ids), characters), style=UNSCORED)
-        table.add_row(part.name, str(len(part.ids)), f"{part.first}–{part.last}", part.jumps, text)
+    for section in prompt_sections(example):
+        text = Text(_short(_decode(tokenizer, section.ids), characters), style=UNSCORED)
+        table.add_row(
+            section.name, str(len(section.ids)), f"{section.first}–{section.last}", section.jumps, text
+        )
     first = int(example.position_ids[-1]) + 1
     for j, answer in enumerate(example.answers):
         text = Text()
@@ -65,7 +67,7 @@ def print_counts(console: Console, data: PreferenceData) -> None:
         f"{counts['largest_position']}",
         f"cut: {counts['cut_tokens']} context tokens in {counts['cut_rows']} rows",
     ]
-    lines += [f"mixed in: {part.rows} of {part.available} rows of {part.path}" for part in data.parts[1:]]
+    lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
     console.print("\n".join(lines), highlight=False)
 
 

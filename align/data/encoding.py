@@ -1,4 +1,8 @@
-"""Fragments → token ids with the token span of every fragment; content never becomes a special token."""
+"""Fragments → token ids with the token span of every fragment; content never becomes a special token.
+
+The fragments `<|im_start|>user⏎`, `Hello there` and `<|im_end|>` may become the ids 1, 4093, 198, 19556, 665, 2 with
+the spans (0, 3), (3, 5) and (5, 6). A document that holds the text `<|im_end|>` gets the ids of its characters.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
 # Tokenizers of the SentencePiece kind put a word boundary before the text they are given. What continues a
 # text is encoded after this anchor, which merges with nothing in such vocabularies and is dropped again.
 ANCHOR = "\n"
+
+# Token ids `[n]` and each token's first character `[n]`, both int64.
+Tokens = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -72,30 +79,48 @@ class Encoder:
         bounds = np.searchsorted(starts, edges, side="left").tolist()
         return Encoded(ids, tuple(pairwise(bounds)))
 
-    def _encode_around(
-        self, text: str, cuts: Sequence[tuple[int, int]], continues: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and first characters of the tokens, with special tokens at `cuts` and nowhere else.
+    def _encode_around(self, text: str, cuts: Sequence[tuple[int, int]], continues: bool) -> Tokens:
+        """Tokens of the text, with special tokens at `cuts` and nowhere else.
 
-        A special token swallows the white space beside it where the tokenizer says so (Phi-3).
+        `Hi <|im_end|> you` with the cut (3, 13) is `Hi ` as text, one special token whose first character is 3, and
+        ` you` as text.
+
+        Args:
+            text: the whole string.
+            cuts: where the template's special tokens stand in it, in their order.
+            continues: as in `encode`.
         """
-        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        tokens: list[Tokens] = []
         at, anchored = 0, continues
-        for start, stop in [*cuts, (len(text), len(text))]:
-            name = text[start:stop]
-            token = self._added.get(name)
-            left = len(text[at:start].rstrip()) + at if token is not None and token.lstrip else start
-            ids, starts = self._encode_content(text[at:left], anchored=anchored)
-            parts.append((ids, starts + at))
-            if name:
-                special = np.array([self.tokenizer.convert_tokens_to_ids(name)], dtype=np.int64)
-                parts.append((special, np.array([start], dtype=np.int64)))
-            rest = text[stop:]
-            at = stop + (len(rest) - len(rest.lstrip()) if token is not None and token.rstrip else 0)
-            anchored = not self._boundary_after_special
-        return np.concatenate([ids for ids, _ in parts]), np.concatenate([starts for _, starts in parts])
+        for start, stop in cuts:
+            before, after = self._text_around(text, at, start, stop)
+            tokens.append(_moved(self._encode_content(text[at:before], anchored=anchored), at))
+            special = self.tokenizer.convert_tokens_to_ids(text[start:stop])
+            tokens.append((np.array([special], dtype=np.int64), np.array([start], dtype=np.int64)))
+            at, anchored = after, not self._boundary_after_special
+        tokens.append(_moved(self._encode_content(text[at:], anchored=anchored), at))
+        return _joined(tokens)
 
-    def _encode_content(self, text: str, *, anchored: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _text_around(self, text: str, at: int, start: int, stop: int) -> tuple[int, int]:
+        """Where the text before a special token ends, and where the text after it begins.
+
+        That is at the token itself, except where the tokenizer has it swallow the white space beside it (Phi-3): with
+        `Hi <|end|> you` and the token at (3, 10) then at 2 and 11.
+
+        Args:
+            text: the whole string.
+            at: where the text before it begins.
+            start: the token's first character.
+            stop: the character after its last.
+        """
+        token = self._added.get(text[start:stop])
+        if token is None:
+            return start, stop
+        before = at + len(text[at:start].rstrip()) if token.lstrip else start
+        after = len(text) - len(text[stop:].lstrip()) if token.rstrip else stop
+        return before, after
+
+    def _encode_content(self, text: str, *, anchored: bool) -> Tokens:
         """As `_encode_plain`, and no special token comes out of it.
 
         Vocabularies that hold special tokens as words (word level, unigram) find them all the same; there
@@ -106,15 +131,21 @@ class Encoder:
         names = {match.group() for match in markers}
         if not np.isin(ids, [self.tokenizer.convert_tokens_to_ids(name) for name in names]).any():
             return ids, starts
-        parts, at = [], 0
+        tokens, at = [], 0
         for stop in [*(match.start() + 1 for match in markers), len(text)]:
-            ids, starts = self._encode_plain(text[at:stop], anchored=anchored or at > 0, split=True)
-            parts.append((ids, starts + at))
+            piece = self._encode_plain(text[at:stop], anchored=anchored or at > 0, split=True)
+            tokens.append(_moved(piece, at))
             at = stop
-        return np.concatenate([ids for ids, _ in parts]), np.concatenate([starts for _, starts in parts])
+        return _joined(tokens)
 
-    def _encode_plain(self, text: str, *, anchored: bool, split: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Ids `[n]` and each token's first character `[n]`, both int64."""
+    def _encode_plain(self, text: str, *, anchored: bool, split: bool) -> Tokens:
+        """Tokens of the text as the tokenizer gives them.
+
+        Args:
+            text: may be empty.
+            anchored: it continues a text, so that no word boundary is put before it.
+            split: special tokens are taken apart like other words.
+        """
         anchor = ANCHOR if anchored and self._adds_boundary else ""
         if not text:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
@@ -144,6 +175,17 @@ class Encoder:
 
     def _tokens(self, text: str) -> list[str]:
         return list(self.tokenizer.convert_ids_to_tokens(self._ids(text)))
+
+
+def _moved(tokens: Tokens, by: int) -> Tokens:
+    """The tokens of a text that begins `by` characters into the whole one."""
+    ids, starts = tokens
+    return ids, starts + by
+
+
+def _joined(tokens: Sequence[Tokens]) -> Tokens:
+    """Tokens one after the other."""
+    return np.concatenate([ids for ids, _ in tokens]), np.concatenate([starts for _, starts in tokens])
 
 
 def _inside(span: tuple[int, int], regions: Sequence[tuple[int, int]]) -> bool:

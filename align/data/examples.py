@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange over the row's context.
+    """One question over the row's context and its answers: `Turn("How old is it?", "90 years.", ("Red.",))`.
 
     Attributes:
         question: the user's text of this turn; None where the prompt itself ends with the question.
@@ -50,7 +50,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Answer:
-    """One branch after the prompt.
+    """What follows the prompt: an answer, or in a row of several turns all answers with the questions between them.
+
+    An answer of 3 tokens, a question of 4 with the template around it, and an answer of 2 have n = 9, of which 3 + 2
+    are scored. Together with the prompt it makes a branch.
 
     Attributes:
         input_ids: `[n]` int64, n ≥ 1.
@@ -71,7 +74,7 @@ class TokenizedExample:
         prompt_ids: `[P]` int64, P ≥ 1.
         position_ids: `[P]` int64, strictly increasing; 0 … P−1 without position synthesis. Every answer
             goes on from `position_ids[-1] + 1` by unit steps.
-        answers: 1 + M branches; `answers[0]` is the chosen one.
+        answers: 1 + M of them; `answers[0]` is the chosen one.
         chunk_spans: `(start, stop)` of each context chunk in `prompt_ids`, increasing and disjoint; the
             tokens before the first are the system part, those after the last the question.
         cut_tokens: how many context tokens were dropped to fit `data.max_length`.
@@ -88,10 +91,10 @@ class TokenizedExample:
 
     @property
     def longest_answer(self) -> int:
-        """Tokens of the longest branch."""
+        """Tokens of the longest answer."""
         return max(len(answer.input_ids) for answer in self.answers)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens the model reads for this row: the prompt once and every answer."""
+        """Tokens the model reads for this row, the prompt once and every answer: 1,000 + 100 + 50 are 1,150."""
         return len(self.prompt_ids) + sum(len(answer.input_ids) for answer in self.answers)

@@ -1,4 +1,4 @@
-"""The kinds of file and data set that hold rows, read piece by piece, each row with its place."""
+"""The sources of rows: kinds of file and data set, each read a few rows at a time, each row with its place."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class RawRow:
 
 
 class Source(Protocol):
-    """Something that holds rows; small to pickle, so that any process can read its share."""
+    """A file or a data set that holds rows; small to pickle, so that any process can read its share."""
 
     def count(self) -> int:
         """Places for rows, blank lines included."""
 
     def read(self, start: int, stop: int) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """`(place, name, values)` of the rows at places start … stop − 1."""
+        """`(place, where, values)` of the rows at places start … stop − 1: `16, "train.jsonl:17", {"prompt": …}`."""
 
     def identity(self) -> list[Any]:
         """What changes when the rows change; plain JSON values."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
-from align.data.columns import Branch, Columns, Message, common_prefix
+from align.data.columns import AnswerMessages, Columns, Message, common_prefix
+from align.data.context_rows import context_row
 from align.data.examples import Example, Turn
 from align.data.sources import RawRow, open_sources, read_rows
 
@@ -17,14 +17,16 @@ LAYOUTS = (
     "conversations + chosen + rejected, prompt + completion, messages, "
     "context + query + win_response + lose_response (LongReward), instruction + chosen + rejected (LongDPO)"
 )
-# Question, chosen and rejected of rows with a context: our names, and LongReward's (pairs, then SFT rows).
-OURS = (("question",), ("chosen", "completion"), ("rejected",))
-LONGREWARD = (("query",), ("win_response", "answer"), ("lose_response",))
 
 
 @dataclass(frozen=True)
 class ParsedRow:
-    """A row as text, and how many of its rejected answers were dropped since they equal the chosen one."""
+    """A row as text.
+
+    Attributes:
+        example: the row.
+        dropped: how many of its rejected answers were left out, since they equal the chosen one.
+    """
 
     example: Example
     dropped: int = 0
@@ -72,7 +74,7 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
 def _read_layout(columns: Columns) -> Example:
     """Picks the layout by the columns that are there."""
     if "context" in columns:
-        return _context_row(columns)
+        return context_row(columns)
     if "conversations" in columns:
         return _conversation_row(columns, "conversations")
     if "prompt" in columns:
@@ -87,70 +89,12 @@ def _read_layout(columns: Columns) -> Example:
     raise columns.error(f"unknown layout with the columns {found}; accepted are: {LAYOUTS}.")
 
 
-def _context_row(columns: Columns) -> Example:
-    """`context` with `question` (one turn) or `questions` (several turns over one context); LongReward's rows too."""
-    chunks = columns.chunks("context")
-    if "questions" in columns:
-        turns = _several_turns(columns)
-    else:
-        released = "question" not in columns and any(
-            name in columns for name in ("query", "win_response", "lose_response")
-        )
-        names = LONGREWARD if released else OURS
-        name, other = columns.first(*names[1]), names[2][0]
-        chosen = _single(columns, name, columns.branch(name, columns.get(name)))
-        if name == "win_response" and other not in columns:
-            raise columns.error("column lose_response is missing beside win_response.")
-        rejected = [_single(columns, other, branch) for branch in columns.branches(other)]
-        question = columns.text(columns.first(*names[0]))
-        turns = (Turn(question, chosen, tuple(rejected), columns.optional_text("short_prompt")),)
-    return Example(columns.source, turns, chunks=chunks, system=columns.optional_text("system"))
-
-
-def _several_turns(columns: Columns) -> tuple[Turn, ...]:
-    """`questions`, `chosens`, `rejecteds`, `short_prompts`: one entry a turn, in each column as many."""
-    questions, chosens = columns.texts("questions"), columns.texts("chosens")
-    rejecteds = columns.get("rejecteds") if "rejecteds" in columns else [[]] * len(questions)
-    shorts: Sequence[str | None] = (
-        columns.texts("short_prompts") if "short_prompts" in columns else [None] * len(questions)
-    )
-    if not isinstance(rejecteds, list):
-        raise columns.wrong_type("rejecteds", "a list with one entry a turn")
-    lengths = {
-        "questions": len(questions),
-        "chosens": len(chosens),
-        "rejecteds": len(rejecteds),
-        "short_prompts": len(shorts),
-    }
-    if len(set(lengths.values())) > 1:
-        counted = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        raise columns.error(f"the turns' columns have different lengths ({counted}).")
-    negatives = [_negatives(columns, entry) for entry in rejecteds]
-    if len({len(entry) for entry in negatives}) > 1:
-        counts = ", ".join(str(len(entry)) for entry in negatives)
-        raise columns.error(f"every turn must have as many rejected answers as the others, not {counts}.")
-    return tuple(
-        Turn(question, chosen, rejected, short)
-        for question, chosen, rejected, short in zip(questions, chosens, negatives, shorts, strict=True)
-    )
-
-
-def _negatives(columns: Columns, entry: Any) -> tuple[str, ...]:
-    """One turn's entry of `rejecteds`: a text or a list of texts."""
-    values = [entry] if isinstance(entry, str) else entry
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise columns.wrong_type("rejecteds", "a list that holds a string or a list of strings for each turn")
-    if not all(value.strip() for value in values):
-        raise columns.error("column rejecteds has an empty answer.")
-    return tuple(values)
-
-
 def _conversation_row(columns: Columns, name: str) -> Example:
     """A conversation: the prompt where `chosen` is there (ranking rows), else the whole of an SFT row."""
     messages = columns.conversation(name)
     if "chosen" in columns:
-        branches = [columns.branch("chosen", columns.get("chosen")), *columns.branches("rejected")]
-        return _chat_example(columns, messages, branches)
+        answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
+        return _chat_example(columns, messages, answers)
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
     if first is None:
         raise columns.error(f"column {name} holds no assistant's message and there is no column chosen.")
@@ -159,17 +103,17 @@ def _conversation_row(columns: Columns, name: str) -> Example:
 
 def _prompt_row(columns: Columns) -> Example:
     """`prompt` with `chosen` and `rejected`, or with `completion`."""
-    answer = "chosen" if "chosen" in columns else "completion"
-    chosen = columns.branch(answer, columns.get("chosen", "completion"))
-    branches = [chosen, *columns.branches("rejected")]
+    column = "chosen" if "chosen" in columns else "completion"
+    chosen = columns.answer(column, columns.get("chosen", "completion"))
+    answers = [chosen, *columns.answers("rejected")]
     if not isinstance(columns.get("prompt"), str):
-        return _chat_example(columns, columns.conversation("prompt"), branches)
+        return _chat_example(columns, columns.conversation("prompt"), answers)
     prompt = columns.text("prompt")
     if chosen[0]["role"] != "assistant":  # TRL: a prompt column beside conversations that hold it too
         return _implicit_row(columns)
-    if not isinstance(columns.get(answer), str):
-        return _chat_example(columns, [{"role": "user", "content": prompt}], branches)
-    turns = _turns(columns, branches)
+    if not isinstance(columns.get(column), str):
+        return _chat_example(columns, [{"role": "user", "content": prompt}], answers)
+    turns = _turns(columns, answers)
     return Example(columns.source, turns, text=prompt, system=columns.optional_text("system"))
 
 
@@ -180,27 +124,29 @@ def _instruction_row(columns: Columns) -> Example:
             "column input beside instruction is not read: put both into prompt, as the model is to see them."
         )
     prompt = columns.text("instruction")
-    branches = [columns.branch("chosen", columns.get("chosen")), *columns.branches("rejected")]
-    return Example(columns.source, _turns(columns, branches), text=prompt)
+    answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
+    return Example(columns.source, _turns(columns, answers), text=prompt)
 
 
 def _implicit_row(columns: Columns) -> Example:
-    """`chosen` and `rejected` share their beginning, which is the prompt (TRL's `extract_prompt`)."""
+    """`chosen` and `rejected` share their beginning, which is the prompt (TRL's `extract_prompt`).
+
+    Of the texts `Is it? Yes` and `Is it? No` the prompt is `Is it?`, and the answers are ` Yes` and ` No`.
+    """
     chosen = columns.get("chosen")
-    branches = [columns.branch("chosen", chosen), *columns.branches("rejected")]
+    conversations = [columns.answer("chosen", chosen), *columns.answers("rejected")]
     if isinstance(chosen, str):
-        return _implicit_text(columns, branches)
-    if all(branch == branches[0] for branch in branches[1:]):
-        cut = len(branches[0]) - 1  # an SFT conversation, or equal answers, which are told later
+        return _implicit_text(columns, conversations)
+    if all(other == conversations[0] for other in conversations[1:]):
+        cut = len(conversations[0]) - 1  # an SFT conversation, or equal answers, which are told later
     else:
-        cut = common_prefix(branches)
-    return _chat_example(columns, branches[0][:cut], [branch[cut:] for branch in branches])
+        cut = common_prefix(conversations)
+    return _chat_example(columns, conversations[0][:cut], [one[cut:] for one in conversations])
 
 
-def _implicit_text(columns: Columns, branches: list[Branch]) -> Example:
-    texts = [
-        _single(columns, "chosen" if i == 0 else "rejected", branch) for i, branch in enumerate(branches)
-    ]
+def _implicit_text(columns: Columns, conversations: list[AnswerMessages]) -> Example:
+    """The same where both are plain texts."""
+    texts = [columns.single("chosen" if i == 0 else "rejected", one) for i, one in enumerate(conversations)]
     if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
         raise columns.error("every rejected answer equals the chosen one.")
     cut = common_prefix(texts) if len(texts) > 1 else 0
@@ -212,7 +158,7 @@ def _implicit_text(columns: Columns, branches: list[Branch]) -> Example:
     return Example(columns.source, turns, text=texts[0][:cut], system=columns.optional_text("system"))
 
 
-def _chat_example(columns: Columns, prompt: list[Message], branches: list[Branch]) -> Example:
+def _chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMessages]) -> Example:
     """A row of chat messages; the prompt must end with the user's."""
     if not prompt or prompt[-1]["role"] != "user":
         raise columns.error("the prompt must end with a user's message.")
@@ -221,41 +167,41 @@ def _chat_example(columns: Columns, prompt: list[Message], branches: list[Branch
     system = columns.optional_text("system")
     if system is not None and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": system}, *prompt]
-    return Example(columns.source, _turns(columns, branches), messages=tuple(prompt))
+    return Example(columns.source, _turns(columns, answers), messages=tuple(prompt))
 
 
-def _turns(columns: Columns, branches: list[Branch]) -> tuple[Turn, ...]:
-    """The turns of answers that share their later questions; `branches[0]` is the chosen one."""
-    for i, branch in enumerate(branches):
-        name = "chosen" if i == 0 else "rejected"
-        expected = ["user" if k % 2 else "assistant" for k in range(len(branch))]
-        if [message["role"] for message in branch] != expected or len(branch) % 2 == 0:
-            raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
-        if not all(message["content"].strip() for message in branch):
-            raise columns.error(f"column {name} has an empty answer.")
-        if branch[1::2] != branches[0][1::2]:
+def _turns(columns: Columns, answers: list[AnswerMessages]) -> tuple[Turn, ...]:
+    """The turns of answers that share their later questions.
+
+    The chosen `assistant: A, user: and then?, assistant: B` beside the rejected `assistant: C, user: and
+    then?, assistant: D` makes two turns: A against C, and to the question `and then?` B against D.
+
+    Args:
+        columns: the row, for messages to people.
+        answers: each as messages, the chosen one first.
+    """
+    for i, answer in enumerate(answers):
+        _check_answer(columns, "chosen" if i == 0 else "rejected", answer)
+        if answer[1::2] != answers[0][1::2]:
             raise columns.error("chosen and rejected must have the same later questions.")
     short = columns.optional_text("short_prompt")
-    if short is not None and len(branches[0]) > 1:
+    if short is not None and len(answers[0]) > 1:
         raise columns.error("a row of several turns takes short_prompts beside context and questions.")
-    return tuple(
-        Turn(
-            question=branches[0][k - 1]["content"] if k else None,
-            chosen=branches[0][k]["content"],
-            rejected=tuple(branch[k]["content"] for branch in branches[1:]),
-            short_prompt=short,
-        )
-        for k in range(0, len(branches[0]), 2)
-    )
+    turns = []
+    for place in range(0, len(answers[0]), 2):
+        question = answers[0][place - 1]["content"] if place else None
+        chosen, *rejected = (answer[place]["content"] for answer in answers)
+        turns.append(Turn(question, chosen, tuple(rejected), short))
+    return tuple(turns)
 
 
-def _single(columns: Columns, name: str, branch: Branch) -> str:
-    """The text of an answer that is one assistant's message."""
-    if len(branch) != 1 or branch[0]["role"] != "assistant":
-        raise columns.error(f"column {name} must hold one assistant's answer here.")
-    if not branch[0]["content"].strip():
+def _check_answer(columns: Columns, name: str, answer: AnswerMessages) -> None:
+    """Refuses an answer that is not assistant, user, assistant, … to the assistant, or that has an empty message."""
+    expected = ["user" if place % 2 else "assistant" for place in range(len(answer))]
+    if [message["role"] for message in answer] != expected or len(answer) % 2 == 0:
+        raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
+    if not all(message["content"].strip() for message in answer):
         raise columns.error(f"column {name} has an empty answer.")
-    return branch[0]["content"]
 
 
 def _drop_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:

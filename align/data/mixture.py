@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One place that the training rows come from.
+class Ingredient:
+    """One place that the training rows come from: `Ingredient("chat.jsonl", 20, 500)` gave 20 of its 500 rows.
 
     Attributes:
         path: as it was named.
@@ -32,8 +32,10 @@ class Part:
 
 def mix(
     base: Dataset, path: str, others: Sequence[tuple[MixedSettings, Dataset]], *, seed: int
-) -> tuple[Dataset, tuple[Part, ...]]:
+) -> tuple[Dataset, tuple[Ingredient, ...]]:
     """All rows of `base`, then of each other place `ratio · len(base)` rows, drawn without repetition.
+
+    1,000 rows of `data.path` and one entry of `data.mix` with ratio 0.2 are 1,200 rows.
 
     What a place contributes follows from the seed and its place in the list alone, so that a resumed run and
     every process draw the same rows. The trainer shuffles them.
@@ -50,14 +52,14 @@ def mix(
     Raises:
         UserError: a place has too few rows for its ratio, or a ratio asks for less than one row.
     """
-    datasets, parts = [base], [Part(path, len(base), len(base))]
+    datasets, ingredients = [base], [Ingredient(path, len(base), len(base))]
     for i, (entry, rows) in enumerate(others):
         wanted = round(entry.ratio * len(base))
         _check(i, entry, wanted, base=len(base), available=len(rows))
         drawn = np.random.default_rng((seed, i)).permutation(len(rows))[:wanted]
         datasets.append(rows.select(np.sort(drawn)))
-        parts.append(Part(entry.path, wanted, len(rows)))
-    return concatenate_datasets(datasets).with_format("numpy"), tuple(parts)
+        ingredients.append(Ingredient(entry.path, wanted, len(rows)))
+    return concatenate_datasets(datasets).with_format("numpy"), tuple(ingredients)
 
 
 def _check(i: int, entry: MixedSettings, wanted: int, *, base: int, available: int) -> None:

@@ -59,19 +59,21 @@ def synthesise(
     sparse_chance = _sparse_chance(mode, draw, sparse_share)
     if sparse_chance is None:
         return example
-    parts = _parts(example, target_length)
-    kind = "sparse" if rng.random() < sparse_chance else "continuous"
+    lengths = _lengths(example, target_length)
+    gaps = "sparse" if rng.random() < sparse_chance else "continuous"
     positions = np.empty(len(example.prompt_ids), dtype=np.int64)
-    positions[: parts.system] = np.arange(parts.system)
-    context = _PLACEMENTS[kind, draw](parts.chunks, parts.extent, rng)
-    question_at = parts.system + parts.extent
-    positions[parts.system : parts.system + len(context)] = parts.system + context
-    positions[len(positions) - parts.question :] = question_at + np.arange(parts.question)
+    positions[: lengths.system] = np.arange(lengths.system)
+    context = _PLACEMENTS[gaps, draw](lengths.chunks, lengths.extent, rng)
+    question_at = lengths.system + lengths.extent
+    positions[lengths.system : lengths.system + len(context)] = lengths.system + context
+    positions[len(positions) - lengths.question :] = question_at + np.arange(lengths.question)
     return replace(example, position_ids=positions)
 
 
 def cover_windows(n: int, w: int) -> list[range]:
     """Windows of n positions that together cover a slot of w: ⌈w/n⌉ of them, evenly spread.
+
+    A chunk of 4 in a slot of 10 has three windows: 0 … 3, 3 … 6 and 6 … 9.
 
     Window i starts at `i·(w − n) // (⌈w/n⌉ − 1)`, so the first starts at 0 and the last ends at w − 1.
 
@@ -87,8 +89,12 @@ def cover_windows(n: int, w: int) -> list[range]:
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """How many tokens each part of a prompt has, and the positions open to its context."""
+class _Lengths:
+    """How many tokens each stretch of a prompt has, and how many positions are open to its context.
+
+    A system part of 20, two chunks of 512, a question of 30 and an answer of 50 tokens in K = 8,192 positions: the
+    context's 1,024 tokens move within 8,192 − 20 − 30 − 50 = 8,092.
+    """
 
     system: int
     chunks: tuple[int, ...]
@@ -109,7 +115,7 @@ def _sparse_chance(mode: str, draw: str, sparse_share: float) -> float | None:
     return chances[mode]
 
 
-def _parts(example: TokenizedExample, target_length: int) -> _Parts:
+def _lengths(example: TokenizedExample, target_length: int) -> _Lengths:
     """Measures a prompt; raises UserError where it has no chunks or more tokens than K."""
     starts = [start for start, stop in example.chunk_spans if stop > start]
     if not starts:
@@ -127,11 +133,13 @@ def _parts(example: TokenizedExample, target_length: int) -> _Parts:
     chunks = tuple(int(n) for n in np.diff([*starts, stop]))
     question = len(example.prompt_ids) - stop
     extent = target_length - starts[0] - question - example.longest_answer
-    return _Parts(system=starts[0], chunks=chunks, question=question, extent=extent)
+    return _Lengths(system=starts[0], chunks=chunks, question=question, extent=extent)
 
 
 def _slots(lengths: Sequence[int], extent: int) -> list[range]:
     """One slot a chunk, in order, in [0, extent), each wide enough for its chunk.
+
+    Two chunks of 512 in an extent of 6,000 get the slots 0 … 1,999 and 2,000 … 3,999.
 
     N chunks get the first N of N + 1 equal slots, as in the released pre-processing. Where K is so near the
     real length that a chunk does not fit its equal slot, widths are proportional to the chunks' lengths.
@@ -166,14 +174,20 @@ def _sparse_slots(lengths: Sequence[int], extent: int, rng: np.random.Generator)
 
 
 def _continuous_uniform(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
-    """One bias a chunk, uniform over the slack and sorted, so that chunks keep their order."""
+    """One bias a chunk, uniform over the slack and sorted, so that chunks keep their order.
+
+    Two chunks of 3 tokens in an extent of 10 have a slack of 4; biases 1 and 4 give 1, 2, 3 and 7, 8, 9.
+    """
     slack = extent - sum(lengths)
     biases = np.sort(rng.integers(slack + 1, size=len(lengths)))
     return np.arange(sum(lengths)) + np.repeat(biases, lengths)
 
 
 def _sparse_uniform(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
-    """One bias a token, uniform over the slack and sorted, so that positions increase strictly."""
+    """One bias a token, uniform over the slack and sorted, so that positions increase strictly.
+
+    Three tokens in an extent of 6 have a slack of 3; biases 0, 2, 2 give 0, 3, 4.
+    """
     total = sum(lengths)
     return np.arange(total) + np.sort(rng.integers(extent - total + 1, size=total))
 

@@ -33,8 +33,8 @@ def leaks(values: Mapping[str, Any]) -> Iterator[str]:
         yield from _contexts_of_answers(values, set(asked))
     whole = _plain("\n\n".join(context))
     for place, short in enumerate(_texts(values.get("short_prompts", values.get("short_prompt"))), start=1):
-        paragraphs = [_plain(part) for part in _PARAGRAPHS.split(short) if part.strip()]
-        found = sum(part in whole for part in paragraphs)
+        paragraphs = [_plain(text) for text in _PARAGRAPHS.split(short) if text.strip()]
+        found = sum(text in whole for text in paragraphs)
         if found < (len(paragraphs) if asked else min(1, len(paragraphs))):
             lost = f"{len(paragraphs) - found} of {len(paragraphs)} paragraphs"
             yield f"{lost} of short context {place} are not in the context"

@@ -23,7 +23,15 @@ IGNORED = -100  # a label that takes no part in the loss
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One released row: prompt and answer in one."""
+    """One released sequence: prompt and answer in one, as for a model that reads a row an answer.
+
+    Attributes:
+        name: how its columns begin: `chosen`, `rejected`, `reject_1`, `ref_chosen`, …
+        ids: `[n]` token ids.
+        labels: `[n]` the same, and −100 where nothing is scored: a prompt of 3 and an answer of 2 tokens
+            `−100, −100, −100, 57, 2`.
+        positions: `[n]`; None without synthesised ones.
+    """
 
     name: str
     ids: np.ndarray
@@ -54,9 +62,7 @@ def read_released(
     names = ["chosen", *_rejected_names(columns.values)]
     if require_rejected and len(names) == 1:
         raise columns.error("no rejected answer, which this method needs.")
-    sequences = [
-        _sequence(columns, name, {part: _column(columns, name, part) for part in _PARTS}) for name in names
-    ]
+    sequences = [_sequence(columns, name, _columns(columns, name)) for name in names]
     return TokenizedExample(
         source=source,
         **_shared(columns, sequences),
@@ -64,7 +70,8 @@ def read_released(
     )
 
 
-_PARTS = ("input_ids", "attention_mask", "position_ids", "labels")
+# What a released row has of each answer: the columns `chosen_input_ids`, `chosen_labels` and so on.
+_SUFFIXES = ("input_ids", "attention_mask", "position_ids", "labels")
 _OPTIONAL = ("attention_mask", "position_ids")
 
 
@@ -74,10 +81,14 @@ def _rejected_names(values: Mapping[str, Any]) -> list[str]:
     return [match[1] for match in sorted(found, key=lambda match: int(match[2] or 0))]
 
 
-def _column(columns: Columns, name: str, part: str) -> Any:
-    if part in _OPTIONAL and f"{name}_{part}" not in columns:
-        return None
-    return columns.get(f"{name}_{part}")
+def _columns(columns: Columns, name: str) -> dict[str, Any]:
+    """The values of `NAME_input_ids`, `NAME_labels` and so on by their endings; None for one that may be absent."""
+    return {
+        suffix: None
+        if suffix in _OPTIONAL and f"{name}_{suffix}" not in columns
+        else columns.get(f"{name}_{suffix}")
+        for suffix in _SUFFIXES
+    }
 
 
 def _integers(columns: Columns, name: str, value: Any) -> np.ndarray:
@@ -90,17 +101,23 @@ def _integers(columns: Columns, name: str, value: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _sequence(columns: Columns, name: str, parts: Mapping[str, Any]) -> _Sequence:
-    """Checks one released row and cuts its trailing padding."""
+def _sequence(columns: Columns, name: str, values: Mapping[str, Any]) -> _Sequence:
+    """Checks one released row and cuts its trailing padding.
+
+    Args:
+        columns: the row, for messages to people.
+        name: `chosen`, `reject_1`, …
+        values: of the columns that begin with it, by their endings.
+    """
     arrays = {
-        part: _integers(columns, f"{name}_{part}", value)
-        for part, value in parts.items()
+        suffix: _integers(columns, f"{name}_{suffix}", value)
+        for suffix, value in values.items()
         if value is not None
     }
     n = len(arrays["input_ids"])
-    for part, array in arrays.items():
+    for suffix, array in arrays.items():
         if len(array) != n:
-            raise columns.error(f"column {name}_{part} has {len(array)} entries, {name}_input_ids {n}.")
+            raise columns.error(f"column {name}_{suffix} has {len(array)} entries, {name}_input_ids {n}.")
     attended = np.flatnonzero(arrays.get("attention_mask", np.ones(n, dtype=np.int64)))
     if len(attended) and len(attended) != attended[-1] + 1:
         raise columns.error(f"column {name}_attention_mask hides tokens inside the row.")
@@ -145,19 +162,28 @@ def _check_positions(columns: Columns, sequence: _Sequence, prompt: np.ndarray) 
 
 
 def _short_turns(columns: Columns, source: str) -> tuple[TokenizedExample, ...]:
-    """LongPO's reference rows: one `TokenizedExample` a turn, padding cut."""
+    """LongPO's reference rows: one `TokenizedExample` a turn, padding cut.
+
+    The columns `ref_chosen_*` and `ref_rejected_*` are lists with one entry a turn: of a row with two turns
+    `ref_chosen_input_ids` is `[[1, 5, 7], [1, 9]]`, and so are the others.
+    """
     if "ref_chosen_input_ids" not in columns:
         return ()
     names = ("ref_chosen", "ref_rejected")
-    turns = {name: {part: _column(columns, name, part) for part in _PARTS} for name in names}
-    present = [value for parts in turns.values() for value in parts.values() if value is not None]
-    if not all(isinstance(value, list) for value in present) or len({len(value) for value in present}) != 1:
+    lists = {name: _columns(columns, name) for name in names}
+    present = [values for of_name in lists.values() for values in of_name.values() if values is not None]
+    if (
+        not all(isinstance(values, list) for values in present)
+        or len({len(values) for values in present}) != 1
+    ):
         raise columns.error("the columns ref_chosen_* and ref_rejected_* must be lists with one row a turn.")
     short = []
-    for k in range(len(present[0])):
-        rows = [
-            _sequence(columns, name, {p: None if v is None else v[k] for p, v in turns[name].items()})
-            for name in names
-        ]
-        short.append(TokenizedExample(source=source, **_shared(columns, rows)))
+    for turn in range(len(present[0])):
+        sequences = [_sequence(columns, name, _entries(lists[name], turn)) for name in names]
+        short.append(TokenizedExample(source=source, **_shared(columns, sequences)))
     return tuple(short)
+
+
+def _entries(lists: Mapping[str, list[Any] | None], turn: int) -> dict[str, Any]:
+    """Of each column the entry of one turn; None where there is no such column."""
+    return {kind: None if values is None else values[turn] for kind, values in lists.items()}

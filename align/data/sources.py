@@ -22,7 +22,10 @@ HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 
 @dataclass(frozen=True)
 class Sources:
-    """What a path holds: the rows to train on and, where it names them itself, held-out rows."""
+    """What a path holds: the rows to train on and, where it names them itself, held-out rows.
+
+    A source is a file or a data set that holds rows; `RawRow.source` is where one stands in it: `train.jsonl:17`.
+    """
 
     train: tuple[Source, ...]
     held_out: tuple[Source, ...] = ()
@@ -76,7 +79,10 @@ def count_rows(sources: Sequence[Source]) -> int:
 
 
 def read_rows(sources: Sequence[Source], start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
-    """Rows at places start … stop − 1 of all sources, one after the other; None reads to the end."""
+    """Rows at places start … stop − 1 of all sources, one after the other; None reads to the end.
+
+    Places 4 … 6 of two files with 5 rows each are the last row of the first and the first two of the second.
+    """
     offset = 0
     for source in sources:
         count = source.count()
@@ -146,22 +152,36 @@ def _hub_sources(name: str, split: str, key: str) -> Sources:
 
 
 def _dataset_sources(data: Dataset | DatasetDict, name: str, split: str, key: str) -> Sources:
-    from datasets import Dataset, DatasetDict
+    """The splits of a data set as sources: the one that is asked for, else `train` with a held-out one beside it.
 
-    splits = ", ".join(data) if isinstance(data, DatasetDict) else "none"
-    if split and (isinstance(data, Dataset) or split not in data):
-        raise UserError(f"{key}={name}:{split}: there is no split {split}; the data set has: {splits}.")
+    Of the splits train, test and extra: train is trained on and test held out; `NAME:extra` takes extra alone.
+
+    Args:
+        data: what `datasets` gave.
+        name: of the folder or on the Hub, for messages and places of rows.
+        split: empty where none is asked for.
+        key: the setting, for messages.
+    """
+    from datasets import Dataset
+
+    splits = {} if isinstance(data, Dataset) else dict(data)
+    if split and split not in splits:
+        known = ", ".join(splits) or "none"
+        raise UserError(f"{key}={name}:{split}: there is no split {split}; the data set has: {known}.")
     if isinstance(data, Dataset):
         return Sources((Saved(name, data),))
-    if split:
-        return Sources((Saved(f"{name}/{split}", data[split]),))
-    if "train" not in data and len(data) != 1:
+    train = split or _train_split(list(splits), name, key)
+    others = () if split else [other for other in HELD_OUT_SPLITS if other in splits and other != train]
+    held_out = tuple(Saved(f"{name}/{other}", splits[other]) for other in others[:1])
+    return Sources((Saved(f"{name}/{train}", splits[train]),), held_out)
+
+
+def _train_split(splits: Sequence[str], name: str, key: str) -> str:
+    """`train`, or the only split that there is."""
+    if "train" in splits:
+        return "train"
+    if len(splits) != 1:
         raise UserError(
-            f"{key}={name} has the splits {splits} and none is called train: name one, {key}={name}:SPLIT."
+            f"{key}={name} has the splits {', '.join(splits)} and none is called train: name one, {key}={name}:SPLIT."
         )
-    train = "train" if "train" in data else next(iter(data))
-    held_out = next((found for found in HELD_OUT_SPLITS if found in data and found != train), None)
-    return Sources(
-        (Saved(f"{name}/{train}", data[train]),),
-        () if held_out is None else (Saved(f"{name}/{held_out}", data[held_out]),),
-    )
+    return splits[0]

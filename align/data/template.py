@@ -1,19 +1,20 @@
-"""Chat templates taken apart: which characters are the template's own and which are a message's content.
+"""A row's text in fragments: which are the template's own, which a message's content, which a chunk of the context.
 
-The template is rendered once with a mark in place of every content and split at the marks. So masks and
-spans come from structure, and a document that contains chat markers cannot move them.
+Where the template's text begins and ends is known from its structure (template_structure.py), not searched for. So a
+document that contains chat markers such as `<|im_end|>` cannot move masks and spans.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from jinja2.exceptions import TemplateError
 
 from align.core.errors import UserError
+from align.data.template_structure import Structure, TemplateReader, roles_of_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +50,9 @@ class Message:
 @dataclass(frozen=True)
 class Rendering:
     """A row's text around its answers (n turns).
+
+    With ChatML (⏎ is a line break), one question and two answers to it: `prompt` is `<|im_start|>user⏎`, the question,
+    `<|im_end|>⏎<|im_start|>assistant⏎`; `answers` is `(("yes", "no"),)`; `end` is `<|im_end|>`.
 
     Attributes:
         prompt: everything before the first answer, the generation prompt included.
@@ -100,33 +104,11 @@ class PlainTemplate:
         )
 
 
-@dataclass(frozen=True)
-class _Structure:
-    """What a chat template writes around the contents of a row of certain roles (n turns).
-
-    Attributes:
-        prompt: text and marks up to the first answer, with the generation prompt.
-        before: `[n]` white space or thinking block that it writes after the generation prompt.
-        between: `[n − 1]` (text before the next question, text after it up to its generation prompt).
-        end: what ends an answer.
-        keeps: whether it keeps an answer's leading and trailing white space.
-    """
-
-    prompt: tuple[str | int, ...]
-    before: tuple[str, ...]
-    between: tuple[tuple[str, str], ...]
-    end: str
-    keeps: tuple[bool, bool]
-
-
 class ChatTemplate:
     """A tokenizer's chat template."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, specials: re.Pattern[str]) -> None:
-        self.tokenizer = tokenizer
-        self.specials = specials
-        self._skeletons: dict[tuple[tuple[str, ...], bool], str] = {}
-        self._structures: dict[tuple[tuple[str, ...], int], _Structure] = {}
+        self.reader = TemplateReader(tokenizer, specials)
 
     def render(
         self,
@@ -152,140 +134,96 @@ class ChatTemplate:
         self, messages: Sequence[Message], questions: Sequence[str], answers: Sequence[Sequence[str]]
     ) -> Rendering:
         roles = tuple(message.role for message in messages)
-        structure = self._structure(roles, len(answers))
-        prompt: list[Fragment] = []
-        for part in structure.prompt:
-            if isinstance(part, str):
-                prompt.append(Fragment(part, "template"))
-            else:
-                written = self._written(roles, True, part, messages[part].content)
-                prompt.extend(_fit(messages[part], written))
-        leads = [_lead(before, turn) for before, turn in zip(structure.before, answers, strict=True)]
-        prompt.append(Fragment(leads[0][0], "template"))
-        all_roles = _all_roles(roles, len(answers))
-        between = []
-        for k, ((head, tail), question) in enumerate(zip(structure.between, questions, strict=True)):
-            written = self._written(all_roles, False, len(roles) + 2 * k + 1, question)
-            between.append(
-                (
-                    Fragment(head, "template"),
-                    Fragment(written, "text"),
-                    Fragment(tail + leads[k + 1][0], "template"),
-                )
-            )
-        texts = tuple(
-            tuple(lead + self._answer(text, structure) for text in turn)
-            for (_, lead), turn in zip(leads, answers, strict=True)
-        )
-        return Rendering(tuple(prompt), tuple(between), texts, structure.end)
-
-    def _answer(self, text: str, structure: _Structure) -> str:
-        text = _without_end(text, structure.end)
-        text = text if structure.keeps[0] else text.lstrip()
-        return text if structure.keeps[1] else text.rstrip()
-
-    def _structure(self, roles: tuple[str, ...], turns: int) -> _Structure:
-        if (roles, turns) not in self._structures:
-            self._structures[roles, turns] = self._find_structure(roles, turns)
-        return self._structures[roles, turns]
-
-    def _find_structure(self, roles: tuple[str, ...], turns: int) -> _Structure:
-        prompt = _split_marks(self._skeleton(roles, True), len(roles))
-        all_roles = _all_roles(roles, turns)
-        whole = _split_marks(self._skeleton(all_roles, False), len(all_roles))
-        generation = prompt[-1] if isinstance(prompt[-1], str) else ""
-        if turns > 1 and whole[: len(prompt) - 1] != prompt[:-1]:
-            raise UserError("it moves text when turns are added, so that turns cannot share a prompt")
-        around = [whole.index(len(roles) + k) for k in range(2 * turns - 1)]  # answers and later questions
-        before = [str(whole[at - 1]) for at in around[::2]]
-        after = [str(whole[at + 1]) for at in around[::2]]
-        end = self._end(after[-1])
-        keeps = self._written(all_roles, False, len(all_roles) - 1, " \tx\t ")
-        return _Structure(
-            prompt=tuple(prompt),
-            before=tuple(text[len(generation) :] if text.startswith(generation) else "" for text in before),
-            between=tuple(
-                (head.removeprefix(end), generation if tail.startswith(generation) else tail)
-                for head, tail in zip(after[:-1], before[1:], strict=True)
+        structure = self.reader.structure(roles, len(answers))
+        before = [
+            _share_before(text, of_turn) for text, of_turn in zip(structure.before, answers, strict=True)
+        ]
+        return Rendering(
+            prompt=(*self._prompt(structure, messages, roles), Fragment(before[0].of_prompt, "template")),
+            between=tuple(self._between(structure, roles, questions, before[1:])),
+            answers=tuple(
+                tuple(own.of_answers + _answer(text, structure) for text in of_turn)
+                for own, of_turn in zip(before, answers, strict=True)
             ),
-            end=end,
-            keeps=(keeps.startswith(" "), keeps.endswith(" ")),
+            end=structure.end,
         )
 
-    def _end(self, tail: str) -> str:
-        """The end of a turn: up to the first special token that the template writes after an answer."""
-        match = self.specials.search(tail)
-        return end_of_text(self.tokenizer) if match is None else tail[: match.end()]
+    def _prompt(
+        self, structure: Structure, messages: Sequence[Message], roles: tuple[str, ...]
+    ) -> Iterator[Fragment]:
+        """The template's text, and each message's fragments where its content stands."""
+        for piece in structure.prompt:
+            if isinstance(piece, str):
+                yield Fragment(piece, "template")
+            else:
+                message = messages[piece]
+                yield from _fit(message, self.reader.written(roles, piece, message.content, generation=True))
 
-    def _skeleton(self, roles: tuple[str, ...], generation: bool) -> str:
-        if (roles, generation) not in self._skeletons:
-            marks = [_mark(i) for i in range(len(roles))]
-            self._skeletons[roles, generation] = self._apply(marks, roles, generation)
-        return self._skeletons[roles, generation]
-
-    def _written(self, roles: tuple[str, ...], generation: bool, index: int, content: str) -> str:
-        """What the template makes of the content of message `index`: itself, stripped, or rewritten."""
-        skeleton = self._skeleton(roles, generation)
-        prefix, suffix = skeleton.split(_mark(index))
-        contents = [content if i == index else _mark(i) for i in range(len(roles))]
-        text = self._apply(contents, roles, generation)
-        if not (text.startswith(prefix) and text.endswith(suffix)) or len(text) < len(prefix) + len(suffix):
-            raise UserError(
-                f"what it writes around a {roles[index]} message depends on the message's content"
+    def _between(
+        self,
+        structure: Structure,
+        roles: tuple[str, ...],
+        questions: Sequence[str],
+        before: Sequence[_Before],
+    ) -> Iterator[tuple[Fragment, ...]]:
+        """From each answer but the last to the next one: text, question, text."""
+        row_roles = roles_of_row(roles, len(questions) + 1)
+        turns = zip(structure.between, questions, before, strict=True)
+        for place, ((to_question, to_answer), question, own) in zip(
+            range(len(roles) + 1, len(row_roles), 2), turns, strict=True
+        ):
+            written = self.reader.written(row_roles, place, question, generation=False)
+            yield (
+                Fragment(to_question, "template"),
+                Fragment(written, "text"),
+                Fragment(to_answer + own.of_prompt, "template"),
             )
-        return text[len(prefix) : len(text) - len(suffix)]
-
-    def _apply(self, contents: Sequence[str], roles: tuple[str, ...], generation: bool) -> str:
-        messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
-        return str(text)
 
 
-def end_of_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's end-of-text token, which ends answers where no chat template says otherwise."""
-    if tokenizer.eos_token is None:
-        raise UserError("the tokenizer has no end-of-text token (eos_token), with which answers end.")
-    return tokenizer.eos_token
+class _Before(NamedTuple):
+    """What a template writes before an answer, shared out: to the prompt before it, and to the answer's own text."""
+
+    of_prompt: str
+    of_answers: str
 
 
-def _mark(index: int) -> str:
-    """Stands for the content of message `index`; characters of the private use area, in no template."""
-    return f"\ue000{index}\ue001"
+def _share_before(before: str, answers: Sequence[str]) -> _Before:
+    """Whether what the template writes before the answers belongs to the prompt or to each answer.
 
-
-def _split_marks(skeleton: str, messages: int) -> list[str | int]:
-    """Text, mark, text, mark, …, text."""
-    parts: list[str | int] = re.split("\ue000(\\d+)\ue001", skeleton)  # type: ignore[assignment]
-    parts[1::2] = [int(mark) for mark in parts[1::2]]
-    if sorted(parts[1::2]) != list(range(messages)):
-        raise UserError("it drops or repeats a message")
-    return parts
-
-
-def _all_roles(roles: tuple[str, ...], turns: int) -> tuple[str, ...]:
-    return (*roles, *(("assistant", "user") * turns)[: 2 * turns - 1])
-
-
-def _lead(before: str, answers: Sequence[str]) -> tuple[str, str]:
-    """What a template writes before answers, as (part of the prompt, part of each answer)."""
+    White space is the answers': `" "` before `yes` makes the answer `" yes"`. A thinking block, such as
+    `<think>⏎⏎</think>⏎⏎`, is the prompt's, and left out where one of the answers begins with `<think>` itself.
+    """
     if not before.strip():
-        return "", before
+        return _Before("", before)
     opening = before.split()[0]
     brought = any(answer.lstrip().startswith(opening) for answer in answers)
-    return ("", "") if brought else (before, "")
+    return _Before("" if brought else before, "")
+
+
+def _answer(text: str, structure: Structure) -> str:
+    """An answer as the template writes it: without an end of its own, and without the white space that it strips."""
+    text = _without_end(text, structure.end)
+    text = text if structure.keeps[0] else text.lstrip()
+    return text if structure.keeps[1] else text.rstrip()
 
 
 def _fit(message: Message, written: str) -> list[Fragment]:
-    """The message's fragments, cut to what the template has written of them."""
+    """The message's fragments, cut to what the template has written of them.
+
+    Of the fragments `" one"` and `" two "` a template that strips has written `"one two"`: `"one"` and `" two"`.
+
+    Raises:
+        UserError: it has rewritten a content of which the spans are needed.
+    """
     content = message.content
     if written == content:
         return list(message.fragments)
     fragments = list(message.fragments)
-    start = content.find(written) if written and written in (content.lstrip(), content.strip()) else 0
     if written not in (content.lstrip(), content.rstrip(), content.strip()):
         if any(fragment.kind != "text" for fragment in fragments):
             raise UserError(f"it rewrites a {message.role} message that holds context")
         return [Fragment(written, "text")]
+    start = content.find(written) if written and written in (content.lstrip(), content.strip()) else 0
     stop = start + len(written)
     cut, at = [], 0
     for fragment in fragments:

@@ -19,8 +19,8 @@ from align.data.template import (
     PlainTemplate,
     Rendering,
     Template,
-    end_of_text,
 )
+from align.data.template_structure import end_of_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -125,12 +125,12 @@ class ExampleTokenizer:
     def _context_fragments(self, example: Example) -> tuple[Fragment, ...]:
         """`data.template` filled with the chunks and the first question."""
         separator = Fragment(self.settings.chunk_separator, "template")
-        context = [piece for chunk in example.chunks for piece in (separator, Fragment(chunk, "chunk"))][1:]
+        context = [one for chunk in example.chunks for one in (separator, Fragment(chunk, "chunk"))][1:]
         question = [Fragment(example.turns[0].question or "", "text")]
         fragments: list[Fragment] = []
-        for part in _split_places(self.settings.template):
+        for text in _split_places(self.settings.template):
             places = {"{context}": context, "{question}": question}
-            fragments.extend(places.get(part, [Fragment(part, "template")]))
+            fragments.extend(places.get(text, [Fragment(text, "template")]))
         return tuple(fragments)
 
     def _encode_prompt(self, rendering: Rendering, *, plain: bool) -> _Prompt:
@@ -143,15 +143,15 @@ class ExampleTokenizer:
             if fragment.kind == "bare":
                 chunks = [(first, max(first, last - self.settings.keep_tail))]
         if len(chunks) == 1:
-            chunks = _pieces(chunks[0], self.chunk_tokens)
+            chunks = _chunks_of(chunks[0], self.chunk_tokens)
         shifted = tuple((first + len(start), last + len(start)) for first, last in chunks)
         return _Prompt(np.concatenate([start, encoded.ids]), shifted)
 
     def _encode_answers(self, rendering: Rendering) -> tuple[Answer, ...]:
-        """Each branch: answer, end, template and question unscored, answer, end, …"""
+        """Each answer with its end; of several turns also template and question, unscored, before the next answer."""
         end = Fragment(rendering.end, "template")
         between = [self.encoder.encode(part, continues=True).ids for part in rendering.between]
-        branches = []
+        answers = []
         for texts in zip(*rendering.answers, strict=True):
             ids, scored = [], []
             for k, text in enumerate(texts):
@@ -160,8 +160,8 @@ class ExampleTokenizer:
                     scored.append(np.zeros(len(between[k - 1]), dtype=bool))
                 ids.append(self.encoder.encode([Fragment(text, "text"), end], continues=True).ids)
                 scored.append(np.ones(len(ids[-1]), dtype=bool))
-            branches.append(Answer(np.concatenate(ids), np.concatenate(scored)))
-        return tuple(branches)
+            answers.append(Answer(np.concatenate(ids), np.concatenate(scored)))
+        return tuple(answers)
 
     def _fit(self, source: str, prompt: _Prompt, answers: tuple[Answer, ...]) -> TokenizedExample:
         """Cuts the context so that prompt and longest answer fit `data.max_length`."""
@@ -199,21 +199,28 @@ def _bare_messages(example: Example) -> list[Message]:
 
 
 def _split_places(template: str) -> list[str]:
-    """`data.template` at its two places: text, place, text, place, text."""
+    """`data.template` cut at its two places.
+
+    Of `Text: {context} Q: {question}` it is `Text: `, `{context}`, ` Q: `,
+    `{question}`, and nothing.
+    """
     first, second = sorted(("{context}", "{question}"), key=template.index)
     before, rest = template.split(first)
     middle, after = rest.split(second)
     return [before, first, middle, second, after]
 
 
-def _pieces(span: Span, size: int) -> list[Span]:
-    """`span` in pieces of `size` tokens, the last one shorter."""
+def _chunks_of(span: Span, size: int) -> list[Span]:
+    """`span` in chunks of `size` tokens, the last one shorter: (5, 12) by 3 is (5, 8), (8, 11), (11, 12)."""
     first, last = span
     return [(start, min(start + size, last)) for start in range(first, last, size)]
 
 
 def _removed(context: Span, excess: int, cut: str) -> Span:
-    """Which `excess` tokens of the context go: its middle (both ends stay, as in LongBench), end or start."""
+    """Which `excess` tokens of the context go: its middle (both ends stay, as in LongBench), end or start.
+
+    Of the context (10, 20) with an excess of 4: (13, 17) for `middle`, (16, 20) for `end`, (10, 14) for `start`.
+    """
     first, last = context
     kept = last - first - excess
     start = {"middle": first + (kept + 1) // 2, "end": last - excess, "start": first}[cut]
@@ -221,7 +228,10 @@ def _removed(context: Span, excess: int, cut: str) -> Span:
 
 
 def _cut(prompt: _Prompt, removed: Span) -> _Prompt:
-    """The prompt without the tokens of `removed`; chunks shrink, and those that are empty vanish."""
+    """The prompt without the tokens of `removed`; chunks shrink, and those that are empty vanish.
+
+    Without (13, 17) the chunks (10, 15) and (15, 20) are (10, 13) and (13, 16).
+    """
     start, stop = removed
 
     def moved(at: int) -> int:

@@ -11,7 +11,7 @@ from align.core.errors import UserError
 from align.evaluation import longbench_metrics as metrics
 from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import read_rows
-from align.evaluation.statistics import mean_interval
+from align.evaluation.intervals import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
 from align.generation.prompts import check_places, fill
 

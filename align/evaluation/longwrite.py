@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from align.core.errors import UserError
 from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import read_rows
+from align.evaluation.intervals import Interval, mean_interval
 from align.evaluation.pictures import curve
-from align.evaluation.statistics import Interval, mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
 from align.scores.length import count_words, length_score
 from align.synthesis.filters import repeated_ngrams

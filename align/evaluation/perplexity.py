@@ -13,8 +13,8 @@ from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.documents.loading import load_documents
+from align.evaluation.intervals import Interval, mean_interval
 from align.evaluation.pictures import curve
-from align.evaluation.statistics import Interval, mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, plain
 from align.generation.stage import WORK
 

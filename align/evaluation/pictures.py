@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from align.evaluation.statistics import Interval
+    from align.evaluation.intervals import Interval
 
 
 def heat_map(

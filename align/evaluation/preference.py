@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from align.core.errors import UserError
+from align.evaluation.intervals import mean_interval
 from align.evaluation.pictures import curve
-from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, ScoredPairs, grouped, plain
 from align.training.metric_names import METRICS
 

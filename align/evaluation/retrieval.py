@@ -12,8 +12,8 @@ from align.core.errors import UserError
 from align.evaluation.answers import contains_answer
 from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.haystacks import Found, KeyValue, MultiDocument, Needles, fit, token_counter
+from align.evaluation.intervals import mean_interval
 from align.evaluation.pictures import heat_map
-from align.evaluation.statistics import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Any
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.data.sources import open_sources
-from align.evaluation.statistics import mean_interval
+from align.evaluation.intervals import mean_interval
 from align.evaluation.suite import Evaluation, Result, at_least
 from align.generation.stage import WORK
 from align.training.metric_names import METRICS

@@ -16,7 +16,7 @@ from rich.table import Table
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.core.instantiate import build
-from align.evaluation.statistics import Interval, mean_interval
+from align.evaluation.intervals import Interval, mean_interval
 from align.generation.stage import Workspace
 
 if TYPE_CHECKING:

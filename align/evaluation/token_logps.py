@@ -46,8 +46,8 @@ def score_document(
 def sequence_logps(model: Any, ids: Tensor) -> Tensor:
     """`[n − 1]` log-probs, fp32, of tokens 1 … n − 1 of `ids` `[n]`, each given all before it."""
     hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
-    chunks = math.ceil(len(hidden) / HEAD_CHUNK)
-    return token_logps(model.get_output_embeddings(), hidden, ids[1:], chunks=chunks)
+    slices = math.ceil(len(hidden) / HEAD_CHUNK)
+    return token_logps(model.get_output_embeddings(), hidden, ids[1:], slices=slices)
 
 
 def sliding_logps(model: Any, ids: Tensor, *, window: int, stride: int) -> Iterator[Tensor]:

@@ -105,5 +105,5 @@ def cached(inner: Generator, folder: str | None) -> Generator:
     """`inner` itself without a folder."""
     if folder is None:
         return inner
-    kind = CachedTextScorer if isinstance(inner, TextScorer) else CachedGenerator
-    return kind(inner, Path(folder).expanduser())
+    cached_class = CachedTextScorer if isinstance(inner, TextScorer) else CachedGenerator
+    return cached_class(inner, Path(folder).expanduser())

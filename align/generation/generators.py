@@ -4,14 +4,14 @@
 |---|---|
 | many answers | `run_stage(name, requests, workspace)`: one `Completion` a request, in order |
 | several samples of one prompt | several requests with the same messages, each a seed of its own (`derive_seed`) |
-| prompts that begin alike | nothing: the generator finds the common beginning and reads it once |
+| prompts that begin alike | nothing: the generator finds the common prefix and reads it once |
 | later questions to a text already read | `run_dialogues(name, dialogues, workspace)`: see below |
 | log-probs of a given text | `run_scores(name, texts, workspace)`, where `generator` is a `TextScorer` (local only) |
 
 A dialogue is a Python generator: it yields lists of requests, is sent the lists of their completions, and
 returns its result. What it yields next may depend on what it was sent, and on nothing else that changes
 between two starts. While a dialogue is going on, the local generator keeps what it has read of a long
-beginning, so that LongPO's questions to a chunk and their answers read the chunk once:
+prefix, so that LongPO's questions to a chunk and their answers read the chunk once:
 
     def ask(chunk):
         (questions,) = yield [Request(f"{chunk.id}/questions", ...)]

@@ -102,6 +102,7 @@ class LogProbLedger(LinesFile[list[float]]):
 
 
 def _cut_torn_line(path: Path) -> None:
+    """Takes a last line without its line break off the file: of `a⏎b⏎c` it leaves `a⏎b⏎`."""
     with path.open("r+b") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1

@@ -96,6 +96,6 @@ class LocalSettings:
             batch_tokens=self.batch_tokens,
             batch_size=self.batch_size,
             keep_tokens=self.keep_tokens,
-            share_beginnings=can_share(config),
+            share_prefixes=can_share(config),
             identify=identify,
         )

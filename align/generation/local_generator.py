@@ -18,9 +18,9 @@ from transformers import (
 
 from align.core.errors import UserError
 from align.core.files import cache_folder
-from align.generation.batches import fixed_batches
+from align.generation.batches import fixed_batches, pad_rows
 from align.generation.generators import Completion, Request, ScoredText, digest_of
-from align.generation.prefixes import Beginnings, Family, find_families
+from align.generation.prefixes import Family, PrefixReader, find_families
 from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
 from align.models.identity import Identity
@@ -37,8 +37,8 @@ class LocalGenerator:
         window: most positions the model has; None is unlimited.
         batch_tokens: most padded tokens of a batch, prompts and answers together.
         batch_size: most rows of a batch.
-        keep_tokens: most tokens of beginnings kept for the next round of a dialogue.
-        share_beginnings: False for a model that does not keep keys and values of all tokens (`can_share`).
+        keep_tokens: most tokens of prefixes kept for the next round of a dialogue.
+        share_prefixes: False for a model that does not keep keys and values of all tokens (`can_share`).
         identify: gives the identity; called once, and only if it is asked for. None: the name.
     """
 
@@ -52,7 +52,7 @@ class LocalGenerator:
         batch_tokens: int,
         batch_size: int,
         keep_tokens: int = 32768,
-        share_beginnings: bool = True,
+        share_prefixes: bool = True,
         identify: Callable[[], str] | None = None,
     ) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class LocalGenerator:
         self.keep_tokens = keep_tokens
         self._load = load
         self._identify = identify or (lambda: name)
-        self._shares = share_beginnings
+        self._shares = share_prefixes
 
     @functools.cached_property
     def identity(self) -> str:
@@ -72,7 +72,10 @@ class LocalGenerator:
         return self._identify()
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
-        """As many dialogues as their beginnings can be kept of, and as a batch has rows; one at least."""
+        """As many dialogues at once as their prefixes can be kept of, and as a batch has rows; one at least.
+
+        Dialogues that open with 15,000 tokens each go on in twos with `keep_tokens` 32,768.
+        """
         waves: list[range] = []
         start = used = 0
         for place, opening in enumerate(openings):
@@ -157,49 +160,37 @@ class LocalGenerator:
         return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
 
     @functools.cached_property
-    def _beginnings(self) -> Beginnings:
-        return Beginnings(self._model, keep_tokens=self.keep_tokens)
+    def _prefixes(self) -> PrefixReader:
+        return PrefixReader(self._model, keep_tokens=self.keep_tokens)
 
     @torch.inference_mode()
     def _complete(
         self, calls: Sequence[Request], prompts: Sequence[np.ndarray], batch: Sequence[Family]
     ) -> list[Completion]:
-        """The beginnings, one padded forward for what follows them, one a step for the answers.
+        """The answers of one batch: its prefixes are read, then what follows them at once, then a token a step.
 
-        Rows are `[padding, beginning, padding, rest of the prompt]`; positions skip the padding. All rows
-        share their sampling.
+        Args:
+            calls: of the batch, in the order of its families' members; all share their sampling.
+            prompts: ids of all prompts of the stage.
+            batch: as from `fixed_batches`.
         """
         sampling = calls[0].sampling
-        begun = max(family.shared for family in batch)
-        rest = max(len(prompts[i]) - family.shared for family in batch for i in family.members)
-        ids = torch.full((len(calls), begun + rest), self._pad_id)
-        mask = torch.zeros_like(ids)
-        row = 0
-        for family in batch:
-            for i in family.members:
-                prompt = torch.from_numpy(prompts[i])
-                own = len(prompt) - family.shared
-                for place, part in (
-                    (begun - family.shared, prompt[: family.shared]),
-                    (begun + rest - own, prompt[family.shared :]),
-                ):
-                    ids[row, place : place + len(part)] = part
-                    mask[row, place : place + len(part)] = 1
-                row += 1
+        ids, mask = map(torch.from_numpy, pad_rows(prompts, batch, self._pad_id))
         sampler = RowSampler(
             [call.seed for call in calls], temperature=sampling.temperature, top_p=sampling.top_p
         )
-        continued = self._beginnings.of_batch(prompts, batch) if begun else None
-        with nullcontext() if continued is None else continued.attended_by(self._model):
+        shares = any(family.shared for family in batch)
+        prefixed = self._prefixes.of_batch(prompts, batch) if shares else None
+        with nullcontext() if prefixed is None else prefixed.attended_by(self._model):
             output = self._model.generate(
                 ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),
-                past_key_values=None if continued is None else continued.cache(),
+                past_key_values=None if prefixed is None else prefixed.cache(),
                 max_new_tokens=sampling.max_new_tokens,
                 min_new_tokens=sampling.min_new_tokens,
                 logits_processor=LogitsProcessorList([sampler]),
             )
-        answers = output[:, begun + rest :].tolist()
+        answers = output[:, ids.shape[1] :].tolist()
         return [self._completion(*pair) for pair in zip(calls, answers, strict=True)]
 
     def _completion(self, request: Request, ids: list[int]) -> Completion:

@@ -3,7 +3,7 @@
 A server renders the chat template and tokenises the result, special tokens included, so that a document
 which holds `<|im_end|>` would end its own message. A zero-width space after the first character of every such
 marker takes the marker apart for any tokenizer, and stays invisible to a reader. It is taken out again where
-an answer quotes it. In this process contents are tokenised as text (`prompt.PromptEncoder`), and only markers
+an answer quotes it. In this process contents are tokenised as text (`prompts.PromptEncoder`), and only markers
 that are no special tokens there, such as Mistral-v0.2's `[INST]`, are taken apart.
 """
 
@@ -42,7 +42,7 @@ class Escaper:
         self._starts = re.compile(rf"(?=(?:{self.markers.pattern}))(.)", re.DOTALL)
 
     def escape(self, text: str) -> str:
-        """The text without a marker: none of its substrings is one."""
+        """The text without a marker: none of its substrings is one. `<|im_end|>` becomes `<`, U+200B, `|im_end|>`."""
         return self._starts.sub(rf"\1{BREAK}", text)
 
     def restore(self, text: str) -> str:

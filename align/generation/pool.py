@@ -57,6 +57,15 @@ class Pace:
 
 @dataclass(order=True)
 class _Attempt:
+    """The next attempt of a call: of all that wait the one that is due first goes first.
+
+    Attributes:
+        due: when it may start, on the monotonic clock; 0 at first.
+        place: the call's place among the jobs.
+        failures: attempts that count as failed so far.
+        successes_then: how many calls had succeeded when it last failed; −1 before that.
+    """
+
     due: float
     place: int
     failures: int = field(default=0, compare=False)

@@ -1,11 +1,11 @@
-"""Attention of rows that go on from common beginnings: a beginning's keys and values are there once for all its rows.
+"""Attention of rows that go on from common prefixes: a prefix's keys and values are there once for all its rows.
 
-Queries of all rows of a beginning attend to it in one kernel call, and each to what follows in its own row; the two
-are merged by their log-sum-exps (as in longseq/merge.py). So a batch keeps a beginning once, and a step of decoding
+Queries of all rows of a prefix attend to it in one kernel call, and each to what follows in its own row; the two
+are merged by their log-sum-exps (as in longseq/merge.py). So a batch keeps a prefix once, and a step of decoding
 reads it once, in the place of once a row.
 
-The forward knows nothing of it: a cache that counts the beginnings but holds only what follows them, and an attention
-function of transformers' AttentionInterface, which finds the beginnings of the running batch in a context variable.
+The forward knows nothing of it: a cache that counts the prefixes but holds only what follows them, and an attention
+function of transformers' AttentionInterface, which finds the prefixes of the running batch in a context variable.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from align.longseq.kernels import kernel_named, sdpa_kernel
 from align.longseq.support import check_every_layer_called
 from align.models.structure import attention_of
 
-ATTENTION = "align_continued"
+ATTENTION = "align_prefix"
 QUERIES = 512  # of a row that attend to their own row at once; bounds the scores in memory
 
 KeysValues = list[tuple[Tensor, Tensor]]  # a layer each, `[1, K, tokens, D]`
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Keys and values of a beginning, and the rows of the batch that go on from it."""
+class Prefix:
+    """Keys and values of a prefix, and the rows of the batch that go on from it."""
 
     rows: slice
     layers: KeysValues
@@ -45,36 +45,40 @@ class Beginning:
         return self.layers[0][0].shape[2]
 
 
-class _Continuation(DynamicLayer):
-    """What follows the beginnings, `[n, K, L, D]`; counts the longest beginning too."""
+class _AfterPrefix(DynamicLayer):
+    """A layer's cache of what follows the prefixes, `[n, K, L, D]`, whose length counts the longest prefix too.
 
-    def __init__(self, begun: int) -> None:
-        super().__init__()
-        self.begun = begun
-
-    def get_seq_length(self) -> int:
-        return self.begun + super().get_seq_length()
-
-
-class Continued:
-    """A batch whose rows go on from beginnings.
-
-    Args:
-        beginnings: each row has one; rows are padded on the left to the longest.
+    Behind prefixes of 500 and 400 tokens it says 507 when 7 tokens of each row have been read.
     """
 
-    def __init__(self, beginnings: Sequence[Beginning]) -> None:
-        self.beginnings = beginnings
+    def __init__(self, prefix_tokens: int) -> None:
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+
+    def get_seq_length(self) -> int:
+        return self.prefix_tokens + super().get_seq_length()
+
+
+class PrefixedBatch:
+    """A batch whose rows go on from prefixes.
+
+    Args:
+        prefixes: each row has one, of 500 tokens the rows 0 … 3 and of 400 the rows 4 and 5, say; rows are padded on
+            the left to the longest.
+    """
+
+    def __init__(self, prefixes: Sequence[Prefix]) -> None:
+        self.prefixes = prefixes
         self.callers: set[nn.Module] = set()
 
     def cache(self) -> Cache:
         """For the model, beside `attended_by`."""
-        longest = max(beginning.tokens for beginning in self.beginnings)
-        return Cache(layers=[_Continuation(longest) for _ in self.beginnings[0].layers])
+        longest = max(prefix.tokens for prefix in self.prefixes)
+        return Cache(layers=[_AfterPrefix(longest) for _ in self.prefixes[0].layers])
 
     @contextmanager
     def attended_by(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within it, the model's attention sees the beginnings.
+        """Within it, the model's attention sees the prefixes.
 
         Raises:
             UserError: at the end, if a layer attended by code of its own.
@@ -88,10 +92,10 @@ class Continued:
         check_every_layer_called(model, len(self.callers))
 
 
-_CURRENT: ContextVar[Continued] = ContextVar("continued")
+_CURRENT: ContextVar[PrefixedBatch] = ContextVar("prefixed_batch")
 
 
-def continued_attention(
+def prefix_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -101,10 +105,10 @@ def continued_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over beginnings and what follows them; q queries a row, L tokens of it behind the beginning.
+    """Attention over prefixes and what follows them; q queries a row, L tokens of it behind the prefix.
 
     Args:
-        module: the attention layer; its `layer_idx` finds the beginnings' keys and values.
+        module: the attention layer; its `layer_idx` finds the prefixes' keys and values.
         query: `[n, H, q, D]`.
         key: `[n, K, L, D]`, H a multiple of K.
         value: `[n, K, L, D]`.
@@ -118,12 +122,12 @@ def continued_attention(
     current.callers.add(module)
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
     output, lse = _attend_own(query, key, value, _own_mask(attention_mask, query, key), factor)
-    for beginning in current.beginnings:
-        keys, values = beginning.layers[module.layer_idx]  # type: ignore[index]
-        begun, begun_lse = _attend_beginning(query[beginning.rows], keys, values, factor)
-        weight = torch.sigmoid(begun_lse - lse[beginning.rows])[..., None]
-        here = output[beginning.rows]
-        here.copy_(torch.lerp(here, begun.to(here.dtype), weight))
+    for prefix in current.prefixes:
+        keys, values = prefix.layers[module.layer_idx]  # type: ignore[index]
+        of_prefix, prefix_lse = _attend_prefix(query[prefix.rows], keys, values, factor)
+        weight = torch.sigmoid(prefix_lse - lse[prefix.rows])[..., None]
+        here = output[prefix.rows]
+        here.copy_(torch.lerp(here, of_prefix.to(here.dtype), weight))
     return output.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -146,15 +150,15 @@ def _attend_own(
     grouped = query.to(precision).reshape(shared)
     key, value = key.to(precision)[:, :, None], value.to(precision)[:, :, None]
     outputs, sums = [], []
-    for part, visible in zip(grouped.split(QUERIES, 3), mask[:, :, None].split(QUERIES, 3), strict=True):
-        scores = (part @ key.transpose(3, 4) * scaling).masked_fill(~visible, -torch.inf)
+    for queries, visible in zip(grouped.split(QUERIES, 3), mask[:, :, None].split(QUERIES, 3), strict=True):
+        scores = (queries @ key.transpose(3, 4) * scaling).masked_fill(~visible, -torch.inf)
         lse = scores.logsumexp(4, keepdim=True)
         outputs.append((scores - lse.clamp_min(torch.finfo(precision).min)).exp() @ value)
         sums.append(lse[..., 0])
     return torch.cat(outputs, 3).reshape(rows, heads, -1, width), torch.cat(sums, 3).reshape(rows, heads, -1)
 
 
-def _attend_beginning(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def _attend_prefix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """`[m, H, q, D]` of m rows to all of `[1, K, S, D]`: output `[m, H, q, D]` and log-sum-exp `[m, H, q]`."""
     rows, heads, queries, width = query.shape
     together = query.transpose(0, 1).reshape(1, heads, rows * queries, width)
@@ -171,5 +175,5 @@ def _attend_beginning(query: Tensor, key: Tensor, value: Tensor, scaling: float)
     )
 
 
-AttentionInterface.register(ATTENTION, continued_attention)
+AttentionInterface.register(ATTENTION, prefix_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)

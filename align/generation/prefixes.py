@@ -1,7 +1,7 @@
-"""Prompts that begin alike: which ones, and their common beginning read once into a key-value cache.
+"""Prompts that begin alike: which ones, and their common prefix read once into a key-value cache.
 
-A beginning is read in blocks of `BLOCK` tokens, a row by itself. What a block's keys and values are depends
-on the tokens up to its end and on nothing else: not on who shares the beginning, nor on what was read
+A prefix is read in blocks of `BLOCK` tokens, a row by itself. What a block's keys and values are depends
+on the tokens up to its end and on nothing else: not on who shares the prefix, nor on what was read
 before. So a later call may take the blocks over, and a restarted run computes what the broken one did.
 """
 
@@ -18,69 +18,87 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from align.core.errors import UserError
-from align.generation.prefix_attention import Beginning, Continued, KeysValues
+from align.generation.prefix_attention import KeysValues, Prefix, PrefixedBatch
 from align.longseq.support import check_config
 
 BLOCK = 512  # tokens read at once; also the unit of what is kept for later calls
-LEAST_SHARED = 32  # tokens: a shorter common beginning (a template's) is not worth a forward of its own
+LEAST_SHARED = 32  # tokens: a shorter common prefix (a template's) is not worth a forward of its own
 
 
 @dataclass(frozen=True)
 class Family:
-    """Requests with a common beginning.
+    """Requests with a common prefix.
+
+    `Family((0, 3), 90)`: the prompts 0 and 3 have their first 90 tokens in common, which are read once for both.
 
     Attributes:
         members: their places.
-        shared: tokens of the beginning that is read once; 0 is a prompt that is read in a padded batch.
+        shared: tokens of the prefix that is read once; 0 is a prompt that is read in a padded batch.
     """
 
     members: tuple[int, ...]
     shared: int
 
 
-def find_families(prompts: Sequence[np.ndarray], groups: Sequence[object]) -> list[Family]:
+def find_families(prompts: Sequence[np.ndarray], samplings: Sequence[object]) -> list[Family]:
     """Every prompt in one family; a pure function of its arguments.
 
     Neighbours in the order of their tokens are joined while at least half of every prompt is common to all.
-    At least one token of each prompt stays out of the beginning, since the first answer token is predicted
+    At least one token of each prompt stays out of the prefix, since the first answer token is predicted
     from it. A prompt of two blocks or more is read by itself even where nobody shares it: that costs
     nothing at such a length, and later calls can take its blocks over.
 
+    Three prompts of 100 tokens, of which two have the first 90 in common and the third none: the first two are a
+    family that shares 90, and the third one is read in a padded batch.
+
     Args:
         prompts: `[n]` ids of each.
-        groups: `[n]` prompts of different groups (samplings) are never joined.
+        samplings: `[n]` of each; prompts of different ones are never joined.
     """
     order = sorted(
-        range(len(prompts)), key=lambda i: (repr(groups[i]), prompts[i].astype(">u4").tobytes(), i)
+        range(len(prompts)), key=lambda i: (repr(samplings[i]), prompts[i].astype(">u4").tobytes(), i)
     )
-    families: list[Family] = []
-    members: list[int] = []
-    shared = longest = 0
+    families: list[_Growing] = []
+    for place in order:
+        last = families[-1] if families else None
+        alike = last is not None and samplings[last.members[0]] == samplings[place]
+        if last is None or not alike or not last.take(place, prompts[place]):
+            families.append(_Growing(place, prompts[place]))
+    return [family.closed() for family in families]
 
-    def close() -> None:
-        if len(members) > 1:
-            families.append(Family(tuple(members), shared))
-        elif members:
-            alone = len(prompts[members[0]]) - 1
-            families.append(Family(tuple(members), alone if alone >= 2 * BLOCK else 0))
 
-    for i in order:
-        common = 0
-        if members and groups[members[0]] == groups[i]:
-            common = min(common_length(prompts[members[0]], prompts[i]), len(prompts[i]) - 1)
-            common = min(common, len(prompts[members[0]]) - 1 if len(members) == 1 else shared)
-        if members and common >= LEAST_SHARED and 2 * common >= max(longest, len(prompts[i])):
-            members.append(i)
-            shared, longest = common, max(longest, len(prompts[i]))
-        else:
-            close()
-            members, shared, longest = [i], 0, len(prompts[i])
-    close()
-    return families
+class _Growing:
+    """A family that its next neighbour may join.
+
+    Attributes:
+        members: places of its prompts.
+        shared: tokens that all have in common; at most all but the last one of each.
+        longest: tokens of its longest prompt.
+    """
+
+    def __init__(self, place: int, prompt: np.ndarray) -> None:
+        self.members = [place]
+        self.shared, self.longest = len(prompt) - 1, len(prompt)
+        self._first = prompt
+
+    def take(self, place: int, prompt: np.ndarray) -> bool:
+        """Lets a prompt join if enough of it and of every member stays common; tells whether it did."""
+        shared = min(self.shared, common_length(self._first, prompt), len(prompt) - 1)
+        longest = max(self.longest, len(prompt))
+        if shared < LEAST_SHARED or 2 * shared < longest:
+            return False
+        self.members.append(place)
+        self.shared, self.longest = shared, longest
+        return True
+
+    def closed(self) -> Family:
+        """The family that it has become; a single prompt of less than two blocks has no prefix."""
+        alone = len(self.members) == 1
+        return Family(tuple(self.members), 0 if alone and self.shared < 2 * BLOCK else self.shared)
 
 
 def common_length(first: np.ndarray, second: np.ndarray) -> int:
-    """Tokens that two prompts have in common from their start."""
+    """Tokens that two prompts have in common from their start: 2 of `1 2 3` and `1 2 4 3`."""
     size = min(len(first), len(second))
     different = np.flatnonzero(first[:size] != second[:size])
     return int(different[0]) if len(different) else size
@@ -96,12 +114,12 @@ def can_share(config: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
-class Beginnings:
-    """Reads beginnings, and keeps whole blocks of the latest ones.
+class PrefixReader:
+    """Reads prefixes, and keeps whole blocks of the latest ones.
 
     Args:
         model: a causal model for which `can_share`.
-        keep_tokens: most tokens of all beginnings kept for later calls.
+        keep_tokens: most tokens of all prefixes kept for later calls.
     """
 
     def __init__(self, model: Any, *, keep_tokens: int) -> None:
@@ -125,17 +143,17 @@ class Beginnings:
             self._keep(ids[:whole], [(k[:, :, :whole], v[:, :, :whole]) for k, v in layers])
         return layers
 
-    def of_batch(self, prompts: Sequence[np.ndarray], batch: Sequence[Family]) -> Continued:
-        """The beginnings that the rows of a batch go on from, its families one after the other; none has 0 tokens."""
+    def of_batch(self, prompts: Sequence[np.ndarray], batch: Sequence[Family]) -> PrefixedBatch:
+        """The prefixes that the rows of a batch go on from, its families one after the other; none has 0 tokens."""
         found, row = [], 0
         for family in batch:
             layers = self.read(prompts[family.members[0]][: family.shared])
-            found.append(Beginning(slice(row, row + len(family.members)), layers))
+            found.append(Prefix(slice(row, row + len(family.members)), layers))
             row += len(family.members)
-        return Continued(found)
+        return PrefixedBatch(found)
 
     def _known(self, ids: np.ndarray) -> tuple[KeysValues, int]:
-        """The most blocks that a kept beginning has in common with `ids`, and how many tokens these are."""
+        """The most blocks that a kept prefix has in common with `ids`, and how many tokens these are."""
         best, found = 0, None
         for name, (tokens, _) in self._kept.items():
             common = common_length(tokens, ids) // BLOCK * BLOCK
@@ -147,7 +165,11 @@ class Beginnings:
         return [(k[:, :, :best], v[:, :, :best]) for k, v in self._kept[found][1]], best
 
     def _keep(self, ids: np.ndarray, layers: KeysValues) -> None:
-        """Remembers a beginning in place of the shorter ones that it continues; the oldest are forgotten."""
+        """Remembers a prefix in place of the shorter ones that it continues; the oldest are forgotten.
+
+        A prefix of 1,024 tokens takes the place of its own first 512; where both would exceed `keep_tokens` with what
+        is kept already, whatever was used longest ago goes.
+        """
         if len(ids) > self.keep_tokens:
             return
         for name, (tokens, _) in list(self._kept.items()):

@@ -41,6 +41,9 @@ class RowSampler(LogitsProcessor):
 def draw_nucleus(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
     """The token at which the cumulated, renormalised probability of the nucleus passes the uniform number.
 
+    Of probabilities 0.5, 0.3, 0.2 and `top_p` 0.75 the nucleus is the first two, which renormalised are 0.625 and
+    0.375: a uniform number of 0.6 draws the first one, 0.7 the second.
+
     Args:
         logits: `[B, V]`.
         uniforms: `[B]` in [0, 1), fp64.

@@ -80,7 +80,7 @@ class OpenAISettings:
             )
 
     def api_key(self) -> str:
-        """The key, from the environment alone; a placeholder where the server wants none."""
+        """The key, from the environment alone; the word `none` where the server wants no key."""
         if self.api_key_env is None:
             return "none"
         key = os.environ.get(self.api_key_env, "")

@@ -69,7 +69,7 @@ def run_dialogues(
         dialogues: Python generators that yield requests and are sent completions, see `generators`.
         workspace: the run's.
         together: dialogues a wave; None leaves it to the generator. Many together fill batches where each
-            round of a dialogue has few calls, a generator's own choice keeps long beginnings at hand.
+            round of a dialogue has few calls, a generator's own choice keeps long prefixes at hand.
     """
     ledger = Ledger(workspace.output / WORK / f"{name}.jsonl")
     results: dict[int, Result] = {}

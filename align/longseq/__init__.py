@@ -9,11 +9,19 @@ from align.core.lazy import lazy_names
 if TYPE_CHECKING:
     from align.longseq.attention import ATTENTION
     from align.longseq.forward import pair_logps
-    from align.longseq.shared_prefix import Group, Layout, SharedPrefixBatch, SharedPrefixRow, pack
+    from align.longseq.shared_prefix import Layout, PackedPrompt, SharedPrefixBatch, SharedPrefixRow, pack
 
-__all__ = ["ATTENTION", "Group", "Layout", "SharedPrefixBatch", "SharedPrefixRow", "pack", "pair_logps"]
+__all__ = [
+    "ATTENTION",
+    "Layout",
+    "PackedPrompt",
+    "SharedPrefixBatch",
+    "SharedPrefixRow",
+    "pack",
+    "pair_logps",
+]
 
-_ROWS = ("Group", "Layout", "SharedPrefixBatch", "SharedPrefixRow", "pack")
+_ROWS = ("PackedPrompt", "Layout", "SharedPrefixBatch", "SharedPrefixRow", "pack")
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

@@ -1,7 +1,8 @@
 """Shared-prefix attention behind transformers' AttentionInterface, under names of its own.
 
 A prompt's queries attend causally to the prompt. Answer i's queries attend to the whole prompt and causally
-to answer i. Nothing else is computed, so siblings and other groups of the row cannot be seen.
+to answer i. Nothing else is computed, so siblings and other prompts of the row cannot be seen. Of a prompt of 10 tokens
+with answers of 4 and 3, the second answer's first token, at 14 of the row, attends to 0 … 9 and to itself.
 
 The batch's layout reaches the function as the forward keyword `layout`; the mask interface under the same
 name returns None, so that no library mask is built and a jump in `position_ids` (synthesised positions) is
@@ -124,7 +125,7 @@ def attend_plain(
 
 
 def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
-    """`[queries, keys]` causal mask aligned to the lower right: the last query sees every key."""
+    """`[queries, keys]` causal mask aligned to the lower right: of 2 queries and 5 keys they see 4 and 5."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
@@ -135,10 +136,10 @@ def _nothing(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def _lower_precision(states: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values in autocast's precision, as it would hand them to torch's own function."""
-    kind = states[0].device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    device = states[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return states
-    query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in states)
+    query, key, value = (one.to(torch.get_autocast_dtype(device)) for one in states)
     return query, key, value
 
 

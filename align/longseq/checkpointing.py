@@ -1,4 +1,8 @@
-"""Memory levers of the long-sequence forward: which activations are kept for the backward pass, and where."""
+"""Memory levers of the long-sequence forward: which activations are kept for the backward pass, and where.
+
+Activation checkpointing is meant, not the checkpoints of a run (`align.runs.checkpoints`): of a layer of 32 only its
+input is kept, and its forward runs a second time when the backward pass comes to it.
+"""
 
 from __future__ import annotations
 

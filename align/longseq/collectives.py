@@ -31,5 +31,7 @@ def all_reduce_sum(values: Tensor, group: dist.ProcessGroup) -> Tensor:
     Every rank computes the same loss L from it. With n ranks the backward hands each rank n · ∂L/∂values, so
     its parameter gradients are n times its own part of the true one. The mean over the world, which DDP, FSDP
     and ZeRO take, is then the true gradient, and the norm that they clip is the true norm: no factor anywhere.
+
+    Two ranks whose own parts of a gradient are 3 and 5 get 2 · 3 and 2 · 5; their mean is 8, the whole.
     """
     return _AllReduceSum.apply(values, group)

@@ -74,13 +74,21 @@ def pair_logps(
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of the model: a row, who sees whom in it, `[S]` sources and targets, and calls of the head."""
+    """One call of the model.
+
+    Attributes:
+        row: what it reads: a whole row, or this process's shard of one.
+        layout: who sees whom in it.
+        predictor: `[S]` places in `row` of the hidden states that go through the head.
+        target: `[S]` the token ids that they predict.
+        head_calls: in how many slices they go through the head.
+    """
 
     row: SharedPrefixRow
     layout: PreparedLayout
-    source: Tensor
+    predictor: Tensor
     target: Tensor
-    chunks: int
+    head_calls: int
 
 
 def _calls(
@@ -91,23 +99,31 @@ def _calls(
     nll_scope: str,
     chunk_size: int,
 ) -> list[_Call]:
-    """The calls of this process: equally many as of every other, of equally many parts, where that matters."""
+    """This process's calls of the model, one a row, in step with the other processes' calls.
+
+    Where weights are gathered whenever a module is called (FSDP, ZeRO-3), all processes must call the model, and
+    within a call its head and the tiles of its layers, equally often. So a process with rows of 3 and 2 head calls
+    beside one with a single row of 4 makes two calls of 4 and 2; the other one reads an empty second row and calls
+    the head for it twice, with nothing to score.
+    """
     device = batch.rows[0].input_ids.device
-    placed = [place_row(row, parallel) for row in batch.rows]
-    scored = [_scored_tokens(row, nll_scope) for row, _ in placed]
-    own_calls = [max(1, math.ceil(len(target) / chunk_size)) for _, target in scored]
-    head_calls = agree_on_calls(model, own_calls, device)
-    for _ in range(len(head_calls) - len(placed)):
-        placed.append(place_row(empty_row(batch), parallel))
-        scored.append(_scored_tokens(placed[-1][0], nll_scope))
-    # Tiles of a layer are calls too: processes count them by the longest row of all.
-    most_tokens = agree_on_calls(model, [row.input_ids.shape[1] for row, _ in placed], device)
+    calls = [_call(row, parallel, nll_scope, chunk_size) for row in batch.rows]
+    head_calls = agree_on_calls(model, [call.head_calls for call in calls], device)
+    missing = len(head_calls) - len(calls)
+    calls += [_call(empty_row(batch), parallel, nll_scope, chunk_size) for _ in range(missing)]
+    # Layers are cut into as many tiles as the longest row of any process needs.
+    most_tokens = agree_on_calls(model, [call.row.input_ids.shape[1] for call in calls], device)
     return [
-        _Call(row, replace(layout, most_tokens=tokens), source, target, chunks)
-        for (row, layout), (source, target), chunks, tokens in zip(
-            placed, scored, head_calls, most_tokens, strict=True
-        )
+        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens))
+        for call, slices, tokens in zip(calls, head_calls, most_tokens, strict=True)
     ]
+
+
+def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: str, chunk_size: int) -> _Call:
+    """The call that one row takes by itself: 2,500 tokens to score at 1,024 a time are 3 calls of the head."""
+    own, layout = place_row(row, parallel)
+    predictor, target = _scored_tokens(own, nll_scope)
+    return _Call(own, layout, predictor, target, max(1, math.ceil(len(target) / chunk_size)))
 
 
 def _check_attention(lm: PreTrainedModel) -> None:
@@ -118,10 +134,10 @@ def _check_attention(lm: PreTrainedModel) -> None:
 
 
 def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor]:
-    """`[S]` sources and targets: the answers' tokens, then the context's where the NLL covers it."""
+    """`[S]` predictors and target ids: the answers' tokens, then the prompt's where the NLL covers it."""
     if nll_scope != "sequence":
-        return row.source, row.target
-    return torch.cat([row.source, row.context_source]), torch.cat([row.target, row.context_target])
+        return row.predictor, row.target
+    return torch.cat([row.predictor, row.context_predictor]), torch.cat([row.target, row.context_target])
 
 
 def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
@@ -129,7 +145,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
     head, row = lm.get_output_embeddings(), call.row
 
     def score(hidden: Tensor) -> Tensor:
-        return token_logps(head, hidden[0, call.source], call.target, chunks=call.chunks)
+        return token_logps(head, hidden[0, call.predictor], call.target, slices=call.head_calls)
 
     with _scoring(lm, score):
         output = model(
@@ -137,14 +153,14 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
             position_ids=row.position_ids,
             layout=call.layout,
             use_cache=False,
-            # No position goes through the head here: `score` takes the logits' place, a chunk at a time.
+            # No position goes through the head here: `score` takes the logits' place, a slice at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
         )
     check_every_layer_called(lm, len(call.layout.callers))
     logps = output.logits
     prompts, answers = row.lengths.shape
-    sums = sum_by_index(logps[: len(row.source)], row.answer, prompts * answers).view(prompts, answers)
-    context = logps[len(row.source) :]
+    sums = sum_by_index(logps[: len(row.predictor)], row.answer, prompts * answers).view(prompts, answers)
+    context = logps[len(row.predictor) :]
     context_sums = sum_by_index(context, row.context_prompt[: len(context)], prompts)
     return torch.cat([sums, context_sums[:, None]], dim=1)
 

@@ -34,11 +34,15 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 class Gather:
     """Own queries, all heads.
 
+    With a row of 8,000 tokens on 4 ranks, a rank comes with keys and values of 2,000 tokens and is given those of all
+    8,000; its 2,000 queries stay where they are.
+
     Attributes:
         group: the sequence-parallel group, n ranks.
         owned: tokens that this rank owns.
         longest: tokens of the longest shard, to which all are padded.
-        order: `[T]` where in the gathered `[n · longest]` each of the row's tokens lies.
+        order: `[T]` where in the gathered `[n · longest]` each of the row's tokens lies. Shards of (0, 2), (4, 5) and
+            of (2, 4): `longest` is 3 and `order` is 0, 1, 3, 4, 2.
     """
 
     group: dist.ProcessGroup

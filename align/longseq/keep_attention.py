@@ -1,5 +1,6 @@
 """Checkpointing that recomputes a layer but not its attention: the kernels' outputs are kept from the forward.
 
+With 32 layers a step then runs attention's forward 32 times, where `memory.checkpointing=full` runs it 64 times.
 As torch's selective checkpointing, which does not fit here: it insists on the same operations in the forward
 and in the recomputation, and ZeRO-3 gathers weights in the one that did not need to in the other.
 """

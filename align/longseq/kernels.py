@@ -16,7 +16,7 @@ from align.longseq.flash import load_flash
 
 _aten = torch.ops.aten
 
-# A causal square of a part, or none for a rectangle; see parts.Part.
+# Sizes of a part's causal squares; empty for a rectangle, where every query sees every key. See parts.Part.
 Squares = tuple[int, ...]
 
 
@@ -161,7 +161,7 @@ class CudaEfficientKernel:
 
 
 def _pad_width(states: Tensor) -> Tensor:
-    """`[…, D]` with zeros up to a multiple of 8, which changes no score."""
+    """`[…, D]` with zeros up to a multiple of 8, which changes no score: a width of 60 becomes 64."""
     missing = -states.shape[-1] % 8
     return pad(states, (0, missing)) if missing else states
 

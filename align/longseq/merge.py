@@ -3,7 +3,8 @@
 With s the scores of one query, calls over disjoint sets of keys give outputs o_i and log-sum-exps l_i. Over
 all keys, `l = log Σ exp(l_i)` and `o = Σ exp(l_i − l) · o_i`. A kernel's backward computes the weights as
 `exp(s − l)` and their gradient as `p · (dp − Σ do · o)`, so handing every call the *merged* o and l gives the
-gradient of the merged attention exactly: no kernel needs a gradient of its log-sum-exp.
+gradient of the merged attention exactly: no kernel needs a gradient of its log-sum-exp. With two calls, l_1 = 0 and
+l_2 = ln 3 give l = ln 4 and o = o_1 / 4 + 3 · o_2 / 4.
 
 Nothing is copied (keys and values are read where they lie) and no mask exists.
 """
@@ -51,6 +52,7 @@ def _token_major(like: Tensor) -> Tensor:
 
 
 def _calls(parts: Sequence[Part], kernel: Kernel) -> Sequence[Part]:
+    """Parts as the kernel takes them: several squares in one call, or a call each."""
     return parts if kernel.varlen else [one for part in parts for one in part.each()]
 
 

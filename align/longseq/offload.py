@@ -1,5 +1,6 @@
 """Checkpointed layer inputs out of the way until the backward pass needs them: to host memory or to disk.
 
+With 32 layers the inputs of the layers 0 … 31 go out one by one in the forward pass and come back as 31 … 0.
 A tensor is handed to a thread that copies or writes it while the next layer computes (write-behind, at most one
 at a time, so that no more than one waits in memory). The backward pass takes tensors in the opposite order;
 while it works on one, the thread fetches the one before it.
@@ -28,7 +29,17 @@ SMALLEST = 4096
 
 
 class Stored:
-    """A tensor that has left; dropping the last reference to this gives its room back."""
+    """What autograd keeps in the place of a tensor that was moved to host memory or to disk.
+
+    When autograd lets go of it, after the backward pass of its layer, its place there is free again: the input of a
+    layer of 16,384 tokens and 4,096 numbers in bf16 gives back 134 MB.
+
+    Attributes:
+        tensor: the tensor itself until it has been written; then None.
+        writing: done when it has been written.
+        reading: its values on the way back; None while nobody has asked.
+        previous: the one that was moved before it, which the backward pass needs next.
+    """
 
     def __init__(self, tensor: Tensor, previous: Stored | None) -> None:
         self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
@@ -40,7 +51,7 @@ class Stored:
 
 
 class Store(ABC):
-    """Keeps tensors elsewhere; `hooks` makes autograd use it."""
+    """Moves what autograd saves elsewhere, and brings it back; `hooks` makes autograd use it."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
@@ -191,7 +202,10 @@ class DiskStore(Store):
         return host
 
     def _reserve(self, size: int) -> int:
-        """Where the next tensor goes: behind all that are there, which leave in the opposite order."""
+        """Byte at which the next tensor is written: behind all that are there, as the last to come goes first.
+
+        With 100 bytes at 0 and 50 at 100 it is 150; when the latter has gone, 100.
+        """
         with self._lock:
             offset = max((start + length for start, length in self._used.items()), default=0)
             self._used[offset] = size
@@ -210,7 +224,7 @@ def _bytes(host: Tensor) -> memoryview:
 
 
 def make_store(offload: str, folder: str | None) -> Store | None:
-    """What `memory.offload` names: `none`, `host` or `disk`."""
+    """The store that `memory.offload` names: None for `none`, else `host` or `disk`."""
     if offload == "none":
         return None
     if offload == "host":

@@ -1,8 +1,8 @@
 """Sequence parallelism: n consecutive processes share every row, each with about 1/n of its tokens.
 
-A world of N processes with degree n holds N/n groups. The ranks of a group read the same rows, groups read
-different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them the whole world is data-parallel, and
-`exchange.all_reduce_sum` makes their mean over the world the true gradient.
+A world of N processes with degree n holds N/n groups: 8 processes at degree 4 are the groups 0 … 3 and 4 … 7.
+The ranks of a group read the same rows, groups read different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them
+the whole world is data-parallel, and `collectives.all_reduce_sum` makes their mean over the world the true gradient.
 
 Nothing here depends on `module.training`: evaluation and references run sharded like training.
 """
@@ -33,7 +33,7 @@ class SequenceParallel:
         group: the processes that share a row.
         degree: n, how many they are.
         rank: this process's rank among them.
-        kind: the exchange's name, `ulysses` or `gather`.
+        kind: the exchange's name, `ulysses` or `gather`, as in the key `parallel.kind`.
         place: makes of a whole row this process's shard, and the layout whose exchange reaches the rest.
     """
 
@@ -122,16 +122,16 @@ def choose_exchange(*, heads: int, kv_heads: int, degree: int, length: int) -> t
     copies = sum(share.kv[1] - share.kv[0] for share in shares)
     sent = {"ulysses": length / degree * (2 * heads + 2 * copies), "gather": length * 2.0 * kv_heads}
     work = {"ulysses": 2.0 * length**2 * most, "gather": 2.0 * length**2 * heads / degree}
-    cost = {kind: work[kind] + _OPERATIONS_PER_ELEMENT * sent[kind] for kind in sent}
-    kind = min(cost, key=cost.__getitem__)
-    other = "gather" if kind == "ulysses" else "ulysses"
+    cost = {name: work[name] + _OPERATIONS_PER_ELEMENT * sent[name] for name in sent}
+    exchange = min(cost, key=cost.__getitem__)
+    other = "gather" if exchange == "ulysses" else "ulysses"
     reason = (
-        f"parallel={kind}, because for {heads} query and {kv_heads} KV heads on {degree} ranks and rows of "
-        f"{length} tokens it is estimated at {cost[kind] / cost[other]:.2f} × the cost of {other}: it moves "
-        f"{sent[kind] / sent[other]:.2f} × as much, and {other}'s slowest rank has "
-        f"{work[other] / work[kind]:.2f} × its attention work."
+        f"parallel={exchange}, because for {heads} query and {kv_heads} KV heads on {degree} ranks and rows of "
+        f"{length} tokens it is estimated at {cost[exchange] / cost[other]:.2f} × the cost of {other}: it moves "
+        f"{sent[exchange] / sent[other]:.2f} × as much, and {other}'s slowest rank has "
+        f"{work[other] / work[exchange]:.2f} × its attention work."
     )
-    return kind, reason
+    return exchange, reason
 
 
 # ---- a row's shard
@@ -150,13 +150,13 @@ def _place_ulysses(
     row: SharedPrefixRow, parallel: SequenceParallel
 ) -> tuple[SharedPrefixRow, PreparedLayout]:
     """Equally many scored and other tokens; attention runs over the whole row."""
-    shards = even_shards(row.layout.length, row.source, parallel.degree)
+    shards = even_shards(row.layout.length, row.predictor, parallel.degree)
     exchange = Ulysses(parallel.group, parallel.rank, shards)
     return shard_row(row, shards[parallel.rank]), prepare(row.layout, exchange=exchange)
 
 
 def _place_gather(row: SharedPrefixRow, parallel: SequenceParallel) -> tuple[SharedPrefixRow, PreparedLayout]:
-    """Chunks of every prompt and answer, balanced; attention runs for the own queries."""
+    """Two slices of every prompt and answer, balanced; attention runs for the own queries."""
     shards = balanced_shards(row.layout, parallel.degree)
     own = shards[parallel.rank]
     exchange = Gather.over(parallel.group, parallel.rank, shards, row.input_ids.device)

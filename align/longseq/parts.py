@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from align.longseq.shared_prefix import Group, Span
+from align.longseq.shared_prefix import PackedPrompt, Span
 
 
 @dataclass(frozen=True)
 class Part:
-    """One call of an attention kernel.
+    """One call of an attention kernel: some of a row's queries to some of its keys.
+
+    A prompt of 10 tokens with answers of 4 and 3 takes two. `Part((0, 17), (0, 17), (10, 4, 3))` is three causal
+    squares: the prompt with itself, and each answer with itself. `Part((10, 17), (0, 10))` is one rectangle: both
+    answers' queries and the whole prompt.
 
     Attributes:
         queries: their span among the queries that are attended from here.
@@ -41,7 +45,10 @@ class Part:
 
 
 def intersect(span: Span, own: tuple[Span, ...]) -> Iterator[tuple[Span, Span]]:
-    """The parts of `own` inside `span`, each with its place among the own queries."""
+    """What of `own` lies inside `span`, each stretch with its place among the own queries.
+
+    With own tokens (0, 2) and (6, 9), the span (5, 8) holds (6, 8), whose places are (2, 4).
+    """
     offset = 0
     for start, stop in own:
         low, high = max(start, span[0]), min(stop, span[1])
@@ -50,26 +57,26 @@ def intersect(span: Span, own: tuple[Span, ...]) -> Iterator[tuple[Span, Span]]:
         offset += stop - start
 
 
-def parts_of(groups: tuple[Group, ...], own: tuple[Span, ...]) -> tuple[Part, ...]:
+def parts_of(prompts: tuple[PackedPrompt, ...], own: tuple[Span, ...]) -> tuple[Part, ...]:
     """What the queries in `own` attend: first the squares, which hold every query once, then the rectangles.
 
     Args:
-        groups: of the whole row.
+        prompts: of the whole row, with their answers.
         own: ascending, disjoint spans of the row.
     """
     squares: list[Part] = []
     rectangles: list[Part] = []
-    for group in groups:
+    for packed in prompts:
         answers = []
-        for span in (group.prompt, *group.answers):
+        for span in (packed.prompt, *packed.answers):
             for (start, stop), place in intersect(span, own):
                 _append_square(squares, Part(place, (start, stop), (stop - start,)))
                 if start > span[0]:
                     rectangles.append(Part(place, (span[0], start)))
-                if span != group.prompt:
+                if span != packed.prompt:
                     answers.append(place)
         if answers:
-            rectangles.append(Part((answers[0][0], answers[-1][1]), group.prompt))
+            rectangles.append(Part((answers[0][0], answers[-1][1]), packed.prompt))
     return (*squares, *rectangles)
 
 
@@ -88,7 +95,10 @@ def _append_square(squares: list[Part], part: Part) -> None:
 
 
 def flatten(parts: Iterable[Part]) -> list[int]:
-    """Parts as the whole numbers that an operator of torch takes; `unflatten` reads them back."""
+    """Parts as the whole numbers that an operator of torch takes; `unflatten` reads them back.
+
+    `Part((10, 17), (0, 10))` is `10, 17, 0, 10, 0`; the last number counts the squares, whose sizes would follow.
+    """
     return [
         number for part in parts for number in (*part.queries, *part.keys, len(part.squares), *part.squares)
     ]

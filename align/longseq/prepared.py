@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from align.longseq.parts import flatten, intersect, parts_of
-from align.longseq.shared_prefix import Group, Layout, Span
+from align.longseq.shared_prefix import Layout, PackedPrompt, Span
 
 # `(query [1, h, Q, D], key [1, k, T, D], value [1, k, T, D]) -> [1, h, Q, D]`, h a multiple of k.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Brings the keys and values that some queries need to them: `(query, key, value, attend) -> output`, all of
-# this process's own tokens; see exchange.py.
+# this process's own tokens; see gather.py and ulysses.py.
 Exchange = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]
 
 
@@ -26,6 +26,9 @@ def local(query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
 class Piece:
     """Consecutive queries within one prompt or answer.
 
+    Of an answer of 4 tokens behind a prompt of 10, all queries are `queries=(10, 14), keys=14`: the last one sees all
+    14 keys, the first one 11.
+
     Attributes:
         queries: their span in the tensor of queries that are attended from here.
         keys: how many of the branch's keys the last of them sees; each query before sees one fewer.
@@ -37,7 +40,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Branch:
-    """A prompt, or a prompt with one of its answers: spans of the row's keys and the pieces that attend them."""
+    """A prompt, or a prompt with one of its answers: spans of the row's keys and the pieces that attend them.
+
+    The second answer behind a prompt of 10 and an answer of 4 tokens has the keys `((0, 10), (14, 17))`.
+    """
 
     keys: tuple[Span, ...]
     pieces: tuple[Piece, ...]
@@ -77,18 +83,21 @@ def prepare(
     """
     own = ((0, layout.length),) if queries is None else queries
     branches = []
-    for keys, span in _spans(layout.groups):
+    for keys, span in _spans(layout.prompts):
         before = sum(stop - start for start, stop in keys) - (span[1] - span[0])
         pieces = tuple(Piece(place, before + stop - span[0]) for (start, stop), place in intersect(span, own))
         if pieces:
             branches.append(Branch(keys, pieces))
-    parts = flatten(parts_of(layout.groups, own))
+    parts = flatten(parts_of(layout.prompts, own))
     return PreparedLayout(tuple(branches), parts, layout.longest_sequence, exchange)
 
 
-def _spans(groups: tuple[Group, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:
-    """Of each prompt and each answer, in row order: the keys that its last query sees, and its own span."""
-    for group in groups:
-        yield (group.prompt,), group.prompt
-        for answer in group.answers:
-            yield (group.prompt, answer), answer
+def _spans(prompts: tuple[PackedPrompt, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:
+    """Of each prompt and each answer, in row order: the keys that its last query sees, and its own span.
+
+    A prompt (0, 10) with one answer (10, 14): `((0, 10),), (0, 10)` and `((0, 10), (10, 14)), (10, 14)`.
+    """
+    for packed in prompts:
+        yield (packed.prompt,), packed.prompt
+        for answer in packed.answers:
+            yield (packed.prompt, answer), answer

@@ -19,14 +19,14 @@ from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.support import check_supported
 
 
-def check_attention_reached(kind: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+def check_attention_reached(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
     """Runs all layers once on fake tensors, which have shapes and no values, and take no memory.
 
     A model whose code needs values there (by printing, or branching on them) is not refused for that: the first
     real forward holds every model to the same.
 
     Args:
-        kind: the model's class.
+        model_class: the model's class.
         config: its configuration.
 
     Returns:
@@ -36,7 +36,7 @@ def check_attention_reached(kind: type[PreTrainedModel], config: PreTrainedConfi
         UserError: layers attend by code of their own, or do not hand the row's layout on.
     """
     # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
-    build: Any = kind
+    build: Any = model_class
     batch = _smallest_batch()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():

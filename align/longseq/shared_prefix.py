@@ -1,8 +1,8 @@
-"""A row of shared prompts: one prompt followed by its answers, several such groups packed, no padding.
+"""A packed row: one prompt followed by its answers, several such prompts one after the other, no padding.
 
     | prompt 0 | chosen 0 | rejected 0,1 | rejected 0,2 | prompt 1 | chosen 1 | …
 
-Every answer attends its prompt and itself, never a sibling or another group. An answer's first token is
+Every answer attends its prompt and itself, never a sibling or another prompt. An answer's first token is
 predicted from the *prompt's* last hidden state, so scoring goes through an index and no token is doubled.
 """
 
@@ -23,15 +23,18 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Group:
-    """One prompt and its answers as spans of the row; they follow each other without gaps."""
+class PackedPrompt:
+    """Where one prompt and its answers lie in a packed row; they follow each other without gaps.
+
+    A prompt of 6 tokens at the row's start with answers of 3 and 2: `prompt=(0, 6), answers=((6, 9), (9, 11))`.
+    """
 
     prompt: Span
     answers: tuple[Span, ...]
 
     @property
     def stop(self) -> int:
-        """Where the group ends in its row."""
+        """Where its last answer ends, or the prompt where there is none."""
         return self.answers[-1][1] if self.answers else self.prompt[1]
 
 
@@ -39,20 +42,23 @@ class Group:
 class Layout:
     """Which tokens of a row are prompt and which belong to which answer. Reaches attention as a keyword."""
 
-    groups: tuple[Group, ...]
+    prompts: tuple[PackedPrompt, ...]
 
     @property
     def length(self) -> int:
         """T, the tokens in the row."""
-        return self.groups[-1].stop
+        return self.prompts[-1].stop
 
     @property
     def longest_sequence(self) -> int:
-        """The most tokens that one answer sees, itself included: what a sliding window has to cover."""
+        """The most tokens that one answer sees, itself included: what a sliding window has to cover.
+
+        A prompt of 10 tokens with answers of 4 and 3: 14.
+        """
         return max(
-            (group.prompt[1] - group.prompt[0])
-            + max((stop - start for start, stop in group.answers), default=0)
-            for group in self.groups
+            (packed.prompt[1] - packed.prompt[0])
+            + max((stop - start for start, stop in packed.answers), default=0)
+            for packed in self.prompts
         )
 
 
@@ -64,11 +70,13 @@ class SharedPrefixRow:
         input_ids: `[1, T]`.
         position_ids: `[1, T]`.
         layout: spans of prompts and answers.
-        source: `[S]` index in `[0, T)` of the hidden state that predicts a scored token.
+        predictor: `[S]` index in `[0, T)` of the token whose hidden state predicts a scored one: the token before
+            it, and for the first token of every answer the prompt's last. With a prompt at 0 … 5 and answers at
+            6 … 8 and 9 … 10: `5, 6, 7, 5, 9`.
         target: `[S]` the scored token's id.
         answer: `[S]` flat index `prompt · A + answer` in `[0, b·A)`; answer 0 is the chosen one.
         lengths: `[b, A]` scored tokens of each answer; 0 for an absent one.
-        context_source: `[C]` as `source`, for the tokens of prompt and chosen branch that no answer scores
+        context_predictor: `[C]` as `predictor`, for the tokens of prompt and chosen branch that no answer scores
             (the prompt's first token, which nothing predicts, is not among them).
         context_target: `[C]` their ids.
         context_prompt: `[C]` their prompt's index in `[0, b)`.
@@ -78,11 +86,11 @@ class SharedPrefixRow:
     input_ids: Tensor
     position_ids: Tensor
     layout: Layout
-    source: Tensor
+    predictor: Tensor
     target: Tensor
     answer: Tensor
     lengths: Tensor
-    context_source: Tensor
+    context_predictor: Tensor
     context_target: Tensor
     context_prompt: Tensor
     context_length: Tensor
@@ -112,8 +120,8 @@ class SharedPrefixBatch:
 
     @property
     def prompt_tokens(self) -> list[int]:
-        """`[B]` the same for each prompt with its answers."""
-        return [group.stop - group.prompt[0] for row in self.rows for group in row.layout.groups]
+        """`[B]` tokens of each prompt with its answers."""
+        return [packed.stop - packed.prompt[0] for row in self.rows for packed in row.layout.prompts]
 
     def to(self, device: torch.device | str) -> SharedPrefixBatch:
         """The same batch with its tensors on `device` (what `Trainer._prepare_inputs` calls)."""
@@ -122,6 +130,8 @@ class SharedPrefixBatch:
 
 def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = None) -> SharedPrefixBatch:
     """Packs prompts with their answers into rows, in order, each row at most `tokens_per_row` tokens.
+
+    Prompts that take 3,000, 4,000 and 2,000 tokens with their answers make rows of 7,000 and 2,000 with 8,192 a row.
 
     Args:
         examples: B ≥ 1 tokenised rows; their number of answers may differ.
@@ -143,18 +153,18 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
 
 
 def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
-    """A row of no prompts, one token long: what a process reads while others still have rows."""
+    """A row of no prompts, one token long that scores nothing: what a process reads while others still have rows."""
     like = batch.rows[0]
-    nothing = like.source[:0]
+    nothing = like.predictor[:0]
     return SharedPrefixRow(
         input_ids=like.input_ids[:, :1],
         position_ids=like.position_ids[:, :1],
-        layout=Layout((Group((0, 1), ()),)),
-        source=nothing,
+        layout=Layout((PackedPrompt((0, 1), ()),)),
+        predictor=nothing,
         target=nothing,
         answer=nothing,
         lengths=like.lengths[:0],
-        context_source=nothing,
+        context_predictor=nothing,
         context_target=nothing,
         context_prompt=nothing,
         context_length=nothing,
@@ -163,46 +173,46 @@ def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
 
 def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     """Lays out `examples` one after the other; `answers` = A of the whole batch."""
-    groups, offset = [], 0
+    prompts, offset = [], 0
     for example in examples:
-        groups.append(_group(example, offset))
-        offset = groups[-1].answers[-1][1]
+        prompts.append(_packed_prompt(example, offset))
+        offset = prompts[-1].answers[-1][1]
     lengths = torch.zeros(len(examples), answers, dtype=torch.long)
     scored: list[tuple[Tensor, Tensor, Tensor]] = []
     context: list[tuple[Tensor, Tensor, Tensor]] = []
-    for b, (example, group) in enumerate(zip(examples, groups, strict=True)):
-        context.append(_context_triples(example, group, b))
-        for j, (answer, span) in enumerate(zip(example.answers, group.answers, strict=True)):
-            source, target = _predictions(answer.input_ids, answer.scored, span, group.prompt[1] - 1)
+    for b, (example, packed) in enumerate(zip(examples, prompts, strict=True)):
+        context.append(_context_triples(example, packed, b))
+        for j, (answer, span) in enumerate(zip(example.answers, packed.answers, strict=True)):
+            predictor, target = _predictions(answer.input_ids, answer.scored, span, packed.prompt[1] - 1)
             lengths[b, j] = len(target)
-            scored.append((source, target, torch.full_like(source, b * answers + j)))
-    source, target, answer_index = (torch.cat(parts) for parts in zip(*scored, strict=True))
-    context_source, context_target, context_prompt = (
+            scored.append((predictor, target, torch.full_like(predictor, b * answers + j)))
+    predictor, target, answer_index = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    context_predictor, context_target, context_prompt = (
         torch.cat(parts) for parts in zip(*context, strict=True)
     )
     return SharedPrefixRow(
         input_ids=torch.cat([_ids(example) for example in examples])[None],
         position_ids=torch.cat([_positions(example) for example in examples])[None],
-        layout=Layout(tuple(groups)),
-        source=source,
+        layout=Layout(tuple(prompts)),
+        predictor=predictor,
         target=target,
         answer=answer_index,
         lengths=lengths,
-        context_source=context_source,
+        context_predictor=context_predictor,
         context_target=context_target,
         context_prompt=context_prompt,
         context_length=torch.tensor([len(ids) for _, ids, _ in context]),
     )
 
 
-def _group(example: TokenizedExample, offset: int) -> Group:
+def _packed_prompt(example: TokenizedExample, offset: int) -> PackedPrompt:
     """Spans of one example that starts at `offset` of its row."""
     stop = offset + len(example.prompt_ids)
     prompt, spans = (offset, stop), []
     for answer in example.answers:
         spans.append((stop, stop + len(answer.input_ids)))
         stop = spans[-1][1]
-    return Group(prompt, tuple(spans))
+    return PackedPrompt(prompt, tuple(spans))
 
 
 def _ids(example: TokenizedExample) -> Tensor:
@@ -222,22 +232,25 @@ def _positions(example: TokenizedExample) -> Tensor:
 def _predictions(
     input_ids: np.ndarray, wanted: np.ndarray, span: tuple[int, int], prompt_last: int
 ) -> tuple[Tensor, Tensor]:
-    """Row indices of the hidden states that predict a branch's `wanted` tokens, and those tokens' ids."""
-    source = torch.arange(span[0] - 1, span[1] - 1)
-    source[0] = prompt_last
+    """Row indices of the hidden states that predict an answer's `wanted` tokens, and those tokens' ids.
+
+    Of an answer at (14, 17), behind a prompt that ends with token 9, all wanted: 9, 14, 15.
+    """
+    predictor = torch.arange(span[0] - 1, span[1] - 1)
+    predictor[0] = prompt_last
     mask = torch.as_tensor(wanted, dtype=torch.bool)
-    return source[mask], torch.as_tensor(input_ids, dtype=torch.long)[mask]
+    return predictor[mask], torch.as_tensor(input_ids, dtype=torch.long)[mask]
 
 
 def _context_triples(
-    example: TokenizedExample, group: Group, prompt_index: int
+    example: TokenizedExample, packed: PackedPrompt, prompt_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(source, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
-    start, stop = group.prompt
+    """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
+    start, stop = packed.prompt
     chosen = example.answers[0]
-    branch_source, branch_target = _predictions(
-        chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), group.answers[0], stop - 1
+    branch_predictor, branch_target = _predictions(
+        chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), packed.answers[0], stop - 1
     )
-    source = torch.cat([torch.arange(start, stop - 1), branch_source])
+    predictor = torch.cat([torch.arange(start, stop - 1), branch_predictor])
     target = torch.cat([torch.as_tensor(example.prompt_ids, dtype=torch.long)[1:], branch_target])
-    return source, target, torch.full_like(source, prompt_index)
+    return predictor, target, torch.full_like(predictor, prompt_index)

@@ -64,26 +64,26 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
         config: the model's configuration.
         longest_sequence: the longest prompt + answer in the data, in tokens, to hold against a window.
     """
-    kind = config.model_type
+    family = config.model_type
     for key, what in _REFUSED_KEYS.items():
         if getattr(config, key, None) not in (None, False, 1.0):
             raise UserError(
-                f"{kind} models use {what} ({key}), which the shared-prefix forward does not support."
+                f"{family} models use {what} ({key}), which the shared-prefix forward does not support."
             )
     if "dynamic" in rope_types(config):
         raise UserError(
-            f"This {kind} model has dynamic RoPE, which scales by the longest position read so far, so that a "
+            f"This {family} model has dynamic RoPE, which scales by the longest position read so far, so that a "
             "log-prob would depend on packing and order: set model.rope.length=TOKENS to hold it at one length."
         )
     if "longrope" in rope_types(config):
         raise UserError(
-            f"This {kind} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
+            f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing: override it with model.rope.type (yarn, linear, default)."
         )
     layer_types = getattr(config, "layer_types", None)
     others = sorted(set(layer_types or ()) - _LAYER_TYPES)
     if others:
-        raise UserError(f"{kind} models have layers of type {', '.join(others)}, which are not supported.")
+        raise UserError(f"{family} models have layers of type {', '.join(others)}, which are not supported.")
     window = effective_window(config)
     if window is not None and longest_sequence is not None and window < longest_sequence:
         raise UserError(

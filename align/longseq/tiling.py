@@ -13,7 +13,6 @@ a gradient is there (DDP, FSDP, ZeRO) see it once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,11 +27,9 @@ from torch.utils.checkpoint import checkpoint
 from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
 
-Layer = Callable[..., Tensor]
 
-
-class _AttentionReached(Exception):  # noqa: N818 - no error: it ends a run early
-    """Ends a run of the layer at its attention."""
+class _AttentionReached(Exception):  # noqa: N818 - no error: it ends a forward early
+    """Ends a layer's forward at its attention, and carries the queries, keys and values out of it."""
 
     def __init__(self, states: tuple[Tensor, Tensor, Tensor], attend: Attend) -> None:
         super().__init__()
@@ -40,12 +37,16 @@ class _AttentionReached(Exception):  # noqa: N818 - no error: it ends a run earl
 
 
 def _hand_out(query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-    """An exchange that goes no further."""
+    """Stands in the place of the exchange: attends to nothing, and ends the layer's forward with what came.
+
+    In the forward over a tile of 512 tokens it raises `_AttentionReached` with their queries `[1, H, 512, D]`, their
+    keys and their values, and nothing behind attention is computed.
+    """
     raise _AttentionReached((query, key, value), attend)
 
 
 class Recomputing:
-    """A context that remembers whether it is entered: around the recomputation of a checkpointed layer."""
+    """A context that tells whether it is entered: `active` is True while a checkpointed layer is recomputed."""
 
     def __init__(self, inner: AbstractContextManager[Any]) -> None:
         self.inner, self.active = inner, False
@@ -61,7 +62,12 @@ class Recomputing:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Where a row of tokens is cut; `tokens` counts the copies of the last one that pad a row below one a tile."""
+    """Where a row of tokens is cut: 10 tokens in 3 tiles at 0, 3, 6 and 10.
+
+    Attributes:
+        tokens: of the row, and at least one a tile: a row of 2 tokens in 3 tiles counts 3, its last one twice.
+        bounds: of each tile its first token and the one after its last.
+    """
 
     tokens: int
     bounds: tuple[tuple[int, int], ...]
@@ -72,9 +78,9 @@ class _Tiles:
         cuts = [tokens * tile // count for tile in range(count + 1)]
         return cls(tokens, tuple(pairwise(cuts)))
 
-    @property
-    def sizes(self) -> list[int]:
-        return [stop - start for start, stop in self.bounds]
+    def cut(self, states: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """`states` of all tokens, which lie along `dim`, as one view a tile."""
+        return self.pad(states, dim).split([stop - start for start, stop in self.bounds], dim=dim)
 
     def pad(self, states: Tensor, dim: int) -> Tensor:
         """`states` with its last token repeated, where a row has fewer tokens than there are tiles."""
@@ -86,7 +92,10 @@ class _Tiles:
 
 
 def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputing: Recomputing) -> Tensor:
-    """What `layer(hidden)` returns, within the checkpoint that recomputes it.
+    """What `layer(hidden)` returns, computed a tile at a time; runs within the checkpoint that recomputes the layer.
+
+    2,000 tokens with a `size` of 512 are 4 tiles of 500: the layer runs on each as far as attention, attention runs
+    once over all 2,000, and the layer runs on each tile again with its 500 rows of attention's output given.
 
     Args:
         layer: the decoder layer's forward with its keywords, `layout` among them.
@@ -100,19 +109,19 @@ def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputin
     if count <= 1:
         return layer(hidden)
     tiles = _Tiles.of(tokens, count)
-    cut = partial(_cut_keywords, layer.keywords, tokens, tiles)
-    runs = [partial(layer, **cut(start, stop)) for start, stop in tiles.bounds]
-    hiddens = tiles.pad(hidden, 1).split(tiles.sizes, dim=1)
-    (query, key, value), attend = _project(runs, hiddens, layout)
+    cut_keywords = partial(_cut_keywords, layer.keywords, tokens, tiles)
+    layers = [partial(layer, **cut_keywords(start, stop)) for start, stop in tiles.bounds]
+    hiddens = tiles.cut(hidden, 1)
+    (query, key, value), attend = _project(layers, hiddens, layout)
     output = layout.exchange(query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens], attend)
     del query, key, value
-    outputs = tiles.pad(output, 2).split(tiles.sizes, dim=2)
+    outputs = tiles.cut(output, 2)
     del output
     # The recomputation only has to bring back what each tile's checkpoint starts from.
     finish = _skip if recomputing.active else _finish
     finished = [
-        checkpoint(partial(finish, run, layout), own, attended, use_reentrant=False)
-        for run, own, attended in zip(runs, hiddens, outputs, strict=True)
+        checkpoint(partial(finish, tile_layer, layout), own, attended, use_reentrant=False)
+        for tile_layer, own, attended in zip(layers, hiddens, outputs, strict=True)
     ]
     return torch.cat(finished, dim=1)[:, :tokens]
 
@@ -120,7 +129,7 @@ def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputin
 def _cut_keywords(
     keywords: dict[str, Any], tokens: int, tiles: _Tiles, start: int, stop: int
 ) -> dict[str, Any]:
-    """The keywords for one tile: of tensors `[·, T, …]`, such as position embeddings, its part."""
+    """The layer's keywords for one tile: of tensors `[·, T, …]`, such as position embeddings, its `start` … `stop`."""
 
     def cut(value: Tensor) -> Tensor:
         if value.dim() < 2 or value.shape[1] != tokens:
@@ -131,40 +140,60 @@ def _cut_keywords(
 
 
 def _project(
-    runs: list[partial[Tensor]], hiddens: tuple[Tensor, ...], layout: PreparedLayout
+    layers: list[partial[Tensor]], hiddens: tuple[Tensor, ...], layout: PreparedLayout
 ) -> tuple[list[Tensor], Attend]:
-    """Queries, keys and values `[1, h, T, D]` of all tokens, and how the layer wants them attended."""
+    """The first step: each tile as far as attention, so that all tokens' queries, keys and values can meet there.
+
+    Args:
+        layers: the layer with each tile's keywords.
+        hiddens: `[1, tile, H]` each.
+        layout: of the row.
+
+    Returns:
+        Queries, keys and values `[1, h, T, D]` of all tokens, and the function by which the layer attends.
+    """
     attends: list[Attend] = []
 
-    def project(run: partial[Tensor], hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        try:
-            run(hidden, layout=replace(layout, exchange=_hand_out))
-        except _AttentionReached as reached:
-            attends.append(reached.attend)
-            return reached.states
-        raise UserError(
-            f"{type(run.args[0]).__name__} does without attention, which memory.mlp_chunk cannot tile: "
-            "set memory.mlp_chunk=null."
-        )
+    def project(layer: partial[Tensor], hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        states, attend = _run_to_attention(layer, hidden, layout)
+        attends.append(attend)
+        return states
 
-    parts = [
-        checkpoint(partial(project, run), hidden, use_reentrant=False)
-        for run, hidden in zip(runs, hiddens, strict=True)
+    tiles = [
+        checkpoint(partial(project, layer), hidden, use_reentrant=False)
+        for layer, hidden in zip(layers, hiddens, strict=True)
     ]
-    lists = [list(states) for states in zip(*parts, strict=True)]
-    del parts
-    joined = []
-    for states in lists:
-        joined.append(torch.cat(states, dim=2))
-        states.clear()
-    return joined, attends[0]
+    queries, keys, values = (list(states) for states in zip(*tiles, strict=True))
+    del tiles
+    return [_join(states) for states in (queries, keys, values)], attends[0]
 
 
-def _finish(run: partial[Tensor], layout: PreparedLayout, hidden: Tensor, attended: Tensor) -> Tensor:
-    """The layer's output for one tile, whose attention is there already."""
-    return run(hidden, layout=replace(layout, exchange=lambda query, key, value, attend: attended))
+def _run_to_attention(
+    layer: partial[Tensor], hidden: Tensor, layout: PreparedLayout
+) -> tuple[tuple[Tensor, Tensor, Tensor], Attend]:
+    """Queries, keys and values `[1, h, tile, D]` that the layer hands to its attention, and how it would attend."""
+    try:
+        layer(hidden, layout=replace(layout, exchange=_hand_out))
+    except _AttentionReached as reached:
+        return reached.states, reached.attend
+    raise UserError(
+        f"{type(layer.args[0]).__name__} does without attention, which memory.mlp_chunk cannot tile: "
+        "set memory.mlp_chunk=null."
+    )
 
 
-def _skip(run: partial[Tensor], layout: PreparedLayout, hidden: Tensor, attended: Tensor) -> Tensor:
-    """In place of `_finish` where nobody reads the output."""
+def _join(tiles: list[Tensor]) -> Tensor:
+    """The tiles one after the other, `[1, h, T, D]`; the list is emptied, so that no second copy of them stays."""
+    joined = torch.cat(tiles, dim=2)
+    tiles.clear()
+    return joined
+
+
+def _finish(layer: partial[Tensor], layout: PreparedLayout, hidden: Tensor, attended: Tensor) -> Tensor:
+    """The last step: the layer's output for one tile, with `attended` in the place of what attention would give."""
+    return layer(hidden, layout=replace(layout, exchange=lambda query, key, value, attend: attended))
+
+
+def _skip(layer: partial[Tensor], layout: PreparedLayout, hidden: Tensor, attended: Tensor) -> Tensor:
+    """In the place of `_finish` while the layer is recomputed, where nobody reads the output."""
     return hidden

@@ -1,4 +1,7 @@
-"""Bytes per process of what one micro-batch needs: checkpoints of layers, and the transient peaks beside them.
+"""Bytes per process of what one micro-batch needs: what layers keep for the backward pass, and the peaks beside it.
+
+`checkpoints` are activation checkpoints here, what checkpointed layers keep, and not the saved states of a run. A layer
+of hidden size 4,096 keeps 4,096 · 2 bytes a token in bf16: 134 MB for 16,384 tokens, 4.3 GB for 32 layers.
 
 Derived from what autograd saves in a Llama-like layer and from what is alive when a gradient is computed; checked
 against torch's own count of live memory (tests/test_planning.py). Per token of the process (t of T tokens at degree n),
@@ -16,8 +19,8 @@ in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_heads·D:
 - **tiled** (`mlp_chunk` = c): over all tokens q, k, v, attention's output and its gradient, the gradients of the
   layer's output and input (in attention's backward of the input twice, since it comes in two parts); the two lines
   above for c tokens only.
-- **head**: 2 · ⌈chunk⌉ · V numbers in fp32 (logits and their exponential), and in bf16 the logits before;
-  where the head trains, its gradient: one from the chunks, one being added, one from the call that keeps the head in
+- **head**: 2 · ⌈slice⌉ · V numbers in fp32 (logits and their exponential), and in bf16 the logits before;
+  where the head trains, its gradient: one from the slices, one being added, one from the call that keeps the head in
   the graph of ranks without scored tokens.
 - **reference**: a forward without a graph, which is not tiled: 3I + 3H + 2Q + 2K.
 
@@ -61,7 +64,16 @@ class Activations:
 
 @dataclass(frozen=True)
 class _Widths:
-    """Bytes per token: `stream` and `products` times H, I, Q; keys (or values) of the row as this rank holds them."""
+    """Bytes per token of the tensors that a layer makes. H = 4,096 in bf16 are 8,192.
+
+    Attributes:
+        stream: H, in the residual stream's type.
+        inner: I, the MLP's width, in the products' type, like the next three.
+        query: Q, of queries or of attention's output.
+        keys: of the keys (or the values) that this rank holds while it attends, counted for each of its own tokens.
+        normed: H, a norm's output.
+        norm_copy: H, of the fp32 copy that a norm makes of its input; 0 where that is fp32 already.
+    """
 
     stream: float
     inner: float
@@ -89,12 +101,12 @@ def activations(model: Architecture, job: Job, strategy: Strategy) -> Activation
 
 
 def own_tokens(tokens: int, degree: int) -> int:
-    """t: tokens of the largest shard, and the one that nobody sees."""
+    """t: tokens of the largest shard, and the one that nobody sees: of 1,000 on 3 ranks 334 + 1."""
     return tokens if degree == 1 else math.ceil(tokens / degree) + 1
 
 
 def _scored(job: Job) -> int:
-    """Tokens that the head scores in the whole row; LongPO's NLL reads the prompt too."""
+    """Tokens that the head scores in the whole row: the answers', and the prompt's too in LongPO's NLL."""
     return job.rows.scored + (job.rows.prompts * job.rows.prompt if job.nll_scope == "sequence" else 0)
 
 
@@ -161,19 +173,41 @@ def _saved(model: Architecture, width: _Widths, degree: int) -> float:
 def _layer_peaks(
     model: Architecture, width: _Widths, strategy: Strategy, levers: Levers, tokens: int, again: float
 ) -> tuple[float, float]:
-    """Bytes at the MLP's and at attention's backward pass."""
-    none = levers.checkpointing == "none"
-    # Without checkpointing the three inputs are among what the layers keep; only gradients are new.
-    inner = width.inner * (3 if none else 6)
+    """Bytes at a layer's two peaks: when the MLP goes backward, and when attention does.
+
+    Args:
+        model, width, strategy, levers: of the run.
+        tokens: of the longest shard.
+        again: bytes per token that the recomputed forward makes anew.
+    """
     gradients = _attention_gradients(model, width, strategy)
-    if levers.mlp_chunk is None or none:
-        mlp = inner + again + width.stream
-        attention = again + width.stream + gradients - (0.0 if none else width.stream)
+    if levers.mlp_chunk is None or levers.checkpointing == "none":
+        mlp, attention = _whole_layer(width, levers, again, gradients)
         return mlp * tokens, attention * tokens
-    tile = min(levers.mlp_chunk, tokens)
+    return _tiled_layer(width, strategy, levers, tokens, gradients)
+
+
+def _whole_layer(width: _Widths, levers: Levers, again: float, gradients: float) -> tuple[float, float]:
+    """Bytes per token at the two peaks where the layer runs over all tokens at once."""
+    checkpointed = levers.checkpointing != "none"
+    # Without checkpointing the three inputs are among what the layers keep; only gradients are new.
+    inner = width.inner * (6 if checkpointed else 3)
+    mlp = inner + again + width.stream
+    attention = again + width.stream + gradients - (width.stream if checkpointed else 0.0)
+    return mlp, attention
+
+
+def _tiled_layer(
+    width: _Widths, strategy: Strategy, levers: Levers, tokens: int, gradients: float
+) -> tuple[float, float]:
+    """Bytes at the two peaks with `mlp_chunk`: some numbers exist for all tokens, those of the MLP for one tile.
+
+    With 16,384 tokens and a chunk of 2,048, gate, up and their gradients take an eighth of what they would else.
+    """
+    tile = min(levers.mlp_chunk or tokens, tokens)
     kept = 0.0 if levers.checkpointing == "full" else width.query
     whole = width.query * (2 if strategy.degree == 1 else 3) + 2 * width.keys - kept
-    norms = 5 * width.stream + 2 * width.norm_copy
+    inner, norms = width.inner * 6, 5 * width.stream + 2 * width.norm_copy
     mlp = (whole + 2 * width.stream + width.query) * tokens + (inner + norms) * tile
     # The output's gradient exists as tiles and joined; the input's from the tiles and from the projections' part.
     attention = (whole + 3 * width.stream + width.query + gradients) * tokens
@@ -194,9 +228,12 @@ def _attention_gradients(model: Architecture, width: _Widths, strategy: Strategy
 def _head(
     model: Architecture, precision: Precision, levers: Levers, width: _Widths, tokens: int, scored: int
 ) -> float:
-    """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient."""
-    chunk = math.ceil(scored / max(1, math.ceil(scored / levers.logits_chunk)))
-    logits = chunk * model.vocabulary * (8 + (0 if precision.products == 4 else precision.products))
+    """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient.
+
+    1,500 scored tokens with `logits_chunk` 1,024 go through the head in two slices of 750.
+    """
+    at_once = math.ceil(scored / max(1, math.ceil(scored / levers.logits_chunk)))
+    logits = at_once * model.vocabulary * (8 + (0 if precision.products == 4 else precision.products))
     norm = tokens * (3 * width.stream + (0 if model.lora else width.stream) + width.norm_copy)
     gradient = model.head_parameters * precision.weights if model.head_trains else 0.0
     return norm + max(logits + gradient, 3 * gradient)
@@ -211,5 +248,5 @@ def _reference(model: Architecture, job: Job, strategy: Strategy, width: _Widths
     tokens = own_tokens(rows.tokens, strategy.degree)
     layer = 3 * width.inner + 3 * width.stream + 2 * width.query + 2 * width.keys + width.norm_copy
     scored = math.ceil(_on_rank(rows.scored, tokens, strategy))
-    chunk = min(scored, strategy.levers.logits_chunk)
-    return max(layer * tokens, chunk * model.vocabulary * 12 + 2 * width.stream * tokens)
+    at_once = min(scored, strategy.levers.logits_chunk)
+    return max(layer * tokens, at_once * model.vocabulary * 12 + 2 * width.stream * tokens)

@@ -101,12 +101,46 @@ def read_config(settings: ModelSettings) -> tuple[PreTrainedConfig, str]:
 
 
 def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
-    """Builds the model and its adapters on the meta device and counts.
+    """Builds the model and its adapters on the meta device, where tensors have sizes and no values, and counts.
+
+    Args:
+        config: the model's.
+        settings: its adapter.
 
     Raises:
         UnknownModelError: a mixture of experts, whose memory and time these formulas do not know, or a model
             with code of its own.
     """
+    _refuse_unknown(config)
+    # The class itself: under ZeRO-3 `from_config` would scatter the weights.
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        model = add_lora(model_class(copy.deepcopy(config)), settings.lora)
+    lm = find_causal_lm(model)
+    head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
+    layers = list(decoder_layers(lm))
+    largest = max(layers, key=_count)
+    lora = settings.lora.r > 0
+    return Architecture(
+        layers=len(layers),
+        **_widths(config),
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        parameters=_count(model),
+        trainable=_count(model, trainable=True),
+        layer_parameters=_count(largest),
+        layer_trainable=_count(largest, trainable=True),
+        projections=_projections(largest),
+        head_parameters=_count(head),
+        linear_parameters=_linear_parameters(lm, head),
+        lora=lora,
+        lora_mlp=lora and bool(_MLP & set(settings.lora.target_modules)),
+        embedding_trains=_count(embedding, trainable=True) > 0,
+        head_trains=_count(head, trainable=True) > 0,
+    )
+
+
+def _refuse_unknown(config: PreTrainedConfig) -> None:
+    """Raises UnknownModelError for a model that the formulas do not describe."""
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
         if (getattr(config, key, None) or 0) > 1:
             raise UnknownModelError(
@@ -116,44 +150,33 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         raise UnknownModelError(
             f"{config.model_type} models are not the library's own: align plan cannot count them."
         )
-    # The class itself: under ZeRO-3 `from_config` would scatter the weights.
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with torch.device("meta"):
-        model = add_lora(kind(copy.deepcopy(config)), settings.lora)
-    lm = find_causal_lm(model)
-    head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
-    layers = list(decoder_layers(lm))
-    largest = max(layers, key=_count)
-    linear = sum(m.weight.numel() for m in lm.modules() if isinstance(m, nn.Linear) and m is not head)
+
+
+def _widths(config: PreTrainedConfig) -> dict[str, int]:
+    """Widths and heads as the configuration names them; what it leaves out is as the library has it."""
     heads = config.num_attention_heads
-    return Architecture(
-        layers=len(layers),
-        hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        vocabulary=config.vocab_size,
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
-        parameters=_count(model),
-        trainable=_count(model, trainable=True),
-        layer_parameters=_count(largest),
-        layer_trainable=_count(largest, trainable=True),
-        projections=_projections(largest),
-        head_parameters=_count(head),
-        linear_parameters=linear,
-        lora=settings.lora.r > 0,
-        lora_mlp=bool(_MLP & set(settings.lora.target_modules)) and settings.lora.r > 0,
-        embedding_trains=_count(embedding, trainable=True) > 0,
-        head_trains=_count(head, trainable=True) > 0,
-    )
+    return {
+        "hidden": config.hidden_size,
+        "intermediate": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        "heads": heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "vocabulary": config.vocab_size,
+    }
 
 
 def _count(module: nn.Module, *, trainable: bool = False) -> int:
-    """Distinct parameters, shared ones once."""
+    """Distinct parameters, shared ones once: a linear layer from 4 to 3 with its bias has 15."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
 
 
+def _linear_parameters(model: nn.Module, head: nn.Module) -> int:
+    """Weights of all linear layers but the head."""
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    return sum(module.weight.numel() for module in linear)
+
+
 def _projections(layer: nn.Module) -> int:
+    """Parameters that make queries, keys and values of the layer's input."""
     names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value")
     return sum(_count(m) for name, m in layer.named_modules() if name.rsplit(".", 1)[-1] in names)

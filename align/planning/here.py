@@ -12,10 +12,10 @@ import torch.distributed as dist
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Machine, Strategy
 from align.planning.memory import predict
-from align.planning.report import gigabytes, lever_overrides, overrides
 from align.planning.request import machine_of
 from align.planning.search import HEADROOM, LAUNCHED, Priced, cheapest, cheapest_levers, lever_sets, price
 from align.planning.settings import GpuSettings
+from align.planning.tables import gigabytes, lever_overrides, overrides
 
 CUDA_RUNTIME = (
     1.0e9  # bytes beside what torch.cuda.mem_get_info counts already: NCCL, fragments; not measured here

@@ -11,6 +11,9 @@ GB = 1e9
 class Rows:
     """A micro-batch of one process group, in tokens.
 
+    `Rows(prompt=1000, answers=(100, 50), prompts=2)`: two prompts with a chosen answer of 100 and a rejected one of 50,
+    2,300 tokens of which 300 are scored.
+
     Attributes:
         prompt: P, tokens of the longest prompt.
         answers: a_0 (chosen), a_1 … a_M (rejected), tokens of each.
@@ -52,7 +55,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Precision:
-    """Bytes of one number.
+    """Bytes of one number: `Precision(4, autocast=True)` has weights in four bytes and their products in two.
 
     Attributes:
         weights: as the model is loaded (`model.dtype`): 4 or 2.
@@ -98,7 +101,7 @@ class Levers:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How the run is spread.
+    """How the run is spread: `Strategy("fsdp2", "ulysses", 4)` has 4 processes share each row, and FSDP2 all of them.
 
     Attributes:
         wrapper: none, ddp, fsdp2, zero1, zero2, zero3 or zero3_offload.
@@ -117,12 +120,12 @@ class Strategy:
 
     @property
     def ulysses(self) -> int:
-        """Ranks among which heads are spread."""
+        """Ranks among which heads are spread; 1 where they are not."""
         return {"ulysses": self.degree, "mixed": self.inner}.get(self.exchange, 1)
 
     @property
     def gather(self) -> int:
-        """Ranks from which keys and values are gathered."""
+        """Ranks from which keys and values are gathered; 1 where they are not."""
         return {"gather": self.degree, "mixed": self.degree // self.inner}.get(self.exchange, 1)
 
 

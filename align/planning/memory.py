@@ -1,4 +1,8 @@
-"""Memory per process, by part, and its peak over the phases of a step."""
+"""Memory per process by what it is for, and its peak over the phases of a step.
+
+Weights of 16 GB are there throughout; beside them the head may need 3 GB in one phase and the MLP's backward pass 5 GB
+in another. They never meet, so that the peak is 21 GB and not 24.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ class Memory:
 
     Attributes:
         weights, gradients, optimizer, reference: at the peak; gradients that come later are not counted.
-        checkpoints: kept from the forward to the backward pass, at the peak.
+        checkpoints: what layers keep from the forward to the backward pass, as far as it is there at the peak.
         transient: of the phase that makes the peak: `phase` names it (mlp, attention, head, reference, embedding,
             optimizer or start); wrapper's buffers are in `buffers`.
         buffers: gradient buckets and gathered weights of the wrapper.
@@ -44,17 +48,17 @@ class Memory:
     @property
     def total(self) -> float:
         """Bytes at the peak."""
-        parts = (self.weights, self.gradients, self.optimizer, self.reference)
-        return sum(parts) + self.checkpoints + self.transient + self.buffers + self.runtime
+        states = (self.weights, self.gradients, self.optimizer, self.reference)
+        return sum(states) + self.checkpoints + self.transient + self.buffers + self.runtime
 
     def to_json(self) -> dict[str, float | str]:
-        """Every part, and the total."""
+        """Every number above, and the total."""
         return asdict(self) | {"total": self.total}
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """What differs between the moments that can be the peak."""
+    """A moment of the step that can be the peak: its phase, and the bytes that are not there all the time."""
 
     phase: str
     gradients: float
@@ -97,6 +101,7 @@ def predict(model: Architecture, job: Job, strategy: Strategy, machine: Machine)
 def _moments(
     model: Architecture, job: Job, strategy: Strategy, machine: Machine, fixed: States, acts: Activations
 ) -> list[_Moment]:
+    """See `predict`, which lists them."""
     before = fixed.gradients if job.accumulation > 1 else 0.0
     each = fixed.gradients / max(1, model.trainable)
     # Before the head's gradient is a tensor of its own it is the sum that autograd holds.

@@ -12,7 +12,8 @@ def plain_rows(job: Job, strategy: Strategy) -> tuple[Job, Strategy]:
 
     This is how TRL's DPOTrainer, LLaMA-Factory with sequence parallelism (360-LLaMA-Factory) and LongPO's released code
     lay a pair out: each answer behind its own copy of the prompt, padded to the longest, and the model's own forward,
-    whose head reads all tokens. A frozen reference reads the same rows.
+    whose head reads all tokens. A frozen reference reads the same rows. A prompt of 1,000 tokens with answers of 100
+    and 50, one row of 1,150 here, becomes two rows of 1,100.
 
     Args:
         job: its micro-batch of P + Σ a tokens a prompt becomes (1 + M) · (P + max a).

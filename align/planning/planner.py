@@ -16,7 +16,7 @@ from align.longseq.parallel import choose_exchange, make_groups
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
-from align.planning import report
+from align.planning import tables
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.here import available_memory, resident_memory
 from align.planning.job import Job, Machine, Rows, Strategy
@@ -140,32 +140,32 @@ def own_overrides(arguments: list[str]) -> list[str]:
 def show(plan: Plan, own: list[str]) -> None:
     """The tables, then the command to paste or the sentence that nothing fits."""
     console = Console()
-    report.show([describe(plan.sizes, plan.job), f"sizes from {plan.source}"], console=console)
+    tables.show([describe(plan.sizes, plan.job), f"sizes from {plan.source}"], console=console)
     columns = {"given": plan.given}
     if plan.best is not None:
         columns["cheapest that fits"] = plan.best
     columns["given, a row an answer"] = plan.plain
-    console.print(report.memory_table(columns, plan.machine))
-    report.show(
+    console.print(tables.memory_table(columns, plan.machine))
+    tables.show(
         [
             "a row an answer: with a copy of the prompt for each, and all positions' logits at once, as elsewhere"
         ],
         console=console,
     )
     if plan.best is None:
-        report.show([nothing_fits(plan)], console=console)
+        tables.show([nothing_fits(plan)], console=console)
     else:
-        report.show(["", report.command(plan.best, plan.machine, rest=own)], console=console)
+        tables.show(["", tables.command(plan.best, plan.machine, rest=own)], console=console)
 
 
 def nothing_fits(plan: Plan) -> str:
     """One sentence: what would be needed."""
     least = smallest(plan.sizes, plan.job, plan.machine, prompts=plan.prompts)
-    need, have = report.gigabytes(least.memory.total), report.gigabytes(plan.machine.memory)
+    need, have = tables.gigabytes(least.memory.total), tables.gigabytes(plan.machine.memory)
     host = ""
     if least.memory.host > 0:
-        host = f" and {report.gigabytes(least.memory.host)} of host memory a machine"
-    levers = " ".join(report.lever_overrides(least.strategy.levers))
+        host = f" and {tables.gigabytes(least.memory.host)} of host memory a machine"
+    levers = " ".join(tables.lever_overrides(least.strategy.levers))
     return (
         f"Nothing fits {plan.machine.count} × {have}: the least is {need} per GPU{host} "
         f"({least.strategy.wrapper}, degree {least.strategy.degree}, {levers}); "
@@ -179,7 +179,7 @@ def to_json(plan: Plan) -> dict[str, object]:
         "model": vars(plan.sizes),
         "rows": vars(plan.job.rows),
         "machine": vars(plan.machine),
-        "given": report.to_json(plan.given, plan.machine),
-        "cheapest": report.to_json(plan.best, plan.machine),
-        "row_an_answer": report.to_json(plan.plain, plan.machine),
+        "given": tables.to_json(plan.given, plan.machine),
+        "cheapest": tables.to_json(plan.best, plan.machine),
+        "row_an_answer": tables.to_json(plan.plain, plan.machine),
     }

@@ -133,7 +133,10 @@ def cheapest_levers(model: Architecture, job: Job, strategy: Strategy, machine: 
 
 
 def _levers_pulled(priced: Priced) -> tuple[int, float]:
-    """How far the settings are from the defaults, then the memory."""
+    """How many settings differ from the defaults, then the memory: less is simpler.
+
+    With `memory.mlp_chunk` set and a degree of 4, and 60 GB in all: (2, 60e9).
+    """
     strategy, levers = priced.strategy, priced.strategy.levers
     pulled = [
         levers.mlp_chunk is not None,
@@ -146,4 +149,5 @@ def _levers_pulled(priced: Priced) -> tuple[int, float]:
 
 
 def _divisors(count: int) -> list[int]:
+    """Of 6: 1, 2, 3 and 6."""
     return [n for n in range(1, count + 1) if count % n == 0]

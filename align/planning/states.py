@@ -49,7 +49,9 @@ class States:
 
 
 def reference_shares(job: Job, wrapper: str, processes: int, *, local: int | None = None) -> int:
-    """Over how many processes a frozen reference's weights are split; 1 without one.
+    """Over how many processes a frozen reference's weights are split; 1 where they are whole, or there is none.
+
+    16 processes, 8 on a machine: 1, 16 or 8 with `reference.sharding` none, full or hybrid.
 
     Args:
         job, wrapper: of the run.
@@ -100,7 +102,10 @@ def states(
 
 
 def gathered(model: Architecture) -> int:
-    """Parameters that FSDP2 has whole at a time in a forward: embedding, head and two layers."""
+    """Parameters that FSDP2 has whole at a time in a forward: embedding, head and two layers.
+
+    Of 8.0e9 with 32 layers of 0.22e9 each: 8.0e9 − 30 · 0.22e9 = 1.4e9.
+    """
     return model.parameters - (model.layers - 2) * model.layer_parameters
 
 

@@ -2,7 +2,7 @@
 
 FOLDER/logps/*.jsonl   one line a row: {"key": …, "logps": [chosen, rejected…], "check": …}
 FOLDER/models/*.json   what each reference was, for people who ask why something was computed again
-FOLDER/files/*.json    hashes of weight files (reference_key.file_hash)
+FOLDER/files/*.json    hashes of weight files (models/identity.py)
 
 A process appends to a segment of its own and reads everybody's, so any number of processes may fill one folder
 at once, without locks that a kill would leave behind. A line counts when its check value fits: what a kill cut
@@ -94,7 +94,10 @@ class LogpStore:
             self._take_in(path)
 
     def _take_in(self, path: Path) -> None:
-        """Whole lines only: the end of a segment may be half written, by a live process or a killed one."""
+        """Reads the lines that a segment has gained; its last one may be half written, and is left for the next time.
+
+        Of 200 bytes that end in the middle of a line which began at 180, the first 180 are taken.
+        """
         size, count = self._read.get(path, (0, 0))
         if path.stat().st_size <= size:
             return
@@ -188,7 +191,7 @@ class Cached:
         rows = tuple(batch.rows[i] for i in chosen)
         logps = self.live(policy, SharedPrefixBatch(rows))
         table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1).to(self.identity.dtype)
-        counts = [len(group.answers) for row in rows for group in row.layout.groups]
+        counts = [len(packed.answers) for row in rows for packed in row.layout.prompts]
         flat = [key for i in chosen for key in keys[i]]
         new = {
             key: tuple(values[:count])
@@ -205,7 +208,10 @@ class Cached:
         return table
 
     def _stored(self, row: SharedPrefixRow, keys: Sequence[str]) -> Tensor:
-        """`[b, A]` log-probs of a row from the store; 0 for answers that a prompt does not have."""
+        """`[b, A]` log-probs of a row from the store; 0 for answers that a prompt does not have.
+
+        Two prompts with 3 and 2 answers: `[[−7, −9, −8], [−5, −6, 0]]`.
+        """
         slots = row.lengths.shape[1]
         entries = [self.store.get(key) or () for key in keys]
         padded = [(*entry, *[0.0] * (slots - len(entry))) for entry in entries]
@@ -213,7 +219,10 @@ class Cached:
 
 
 def _agree(missing: list[bool], device: torch.device) -> list[bool]:
-    """Which rows to run: those with a missing entry, or all of them where several processes run together."""
+    """Which rows to run: those with a missing entry; where several processes run together all of them, or none.
+
+    Of rows `[True, False]` one process runs the first. Beside a process that misses none, both run both of theirs.
+    """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return missing
     flag = torch.tensor(int(any(missing)), device=device)

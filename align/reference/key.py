@@ -24,24 +24,28 @@ if TYPE_CHECKING:
 
 
 def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
-    """One key a prompt, `[b]`: the same wherever its group lies in the row and whatever lies beside it."""
+    """One key a prompt, `[b]`: the same wherever it lies in the row and whatever lies beside it.
+
+    So that it is, places are counted from the prompt's start: a prompt at 500 … 509 of its row with an answer at 510 …
+    512 has the key of one at 0 … 9 with an answer at 10 … 12.
+    """
     ids, positions = row.input_ids[0].cpu().numpy(), row.position_ids[0].cpu().numpy()
-    source, answer = row.source.cpu().numpy(), row.answer.cpu().numpy()
+    predictor, answer = row.predictor.cpu().numpy(), row.answer.cpu().numpy()
     slots = row.lengths.shape[1]
     model = identity.digest
     if identity.row_length_matters:
         model = f"{model} {positions.max()}"
     keys = []
-    for b, group in enumerate(row.layout.groups):
-        start = group.prompt[0]
-        edges = [group.prompt[1], *(stop for _, stop in group.answers)]
+    for b, packed in enumerate(row.layout.prompts):
+        start = packed.prompt[0]
+        edges = [packed.prompt[1], *(stop for _, stop in packed.answers)]
         mine = answer // slots == b
-        parts = (
+        content = (
             np.array(edges) - start,
             ids[start : edges[-1]],
             positions[start : edges[-1]],
-            source[mine] - start,
+            predictor[mine] - start,
             answer[mine] % slots,
         )
-        keys.append(content_digest(model, parts))
+        keys.append(content_digest(model, content))
     return keys

@@ -25,7 +25,9 @@ class ReferenceSettings:
 
 
 def resolve_source(settings: ReferenceSettings, *, needs: str, lora: bool, method: str) -> str:
-    """`none`, `adapter_off` or `frozen`: as set, or what the method and the parameters that train call for.
+    """Where reference log-probs come from, `none`, `adapter_off` or `frozen`: as set, or what fits method and model.
+
+    With nothing set, `method=simpo` gives `none`, `method=dpo` with LoRA `adapter_off`, and without LoRA `frozen`.
 
     Args:
         settings: group `reference`.
@@ -36,28 +38,42 @@ def resolve_source(settings: ReferenceSettings, *, needs: str, lora: bool, metho
     Raises:
         UserError: the settings contradict each other, the method or the model.
     """
-    source = settings.source
-    check_choice("reference.source", str(source or "none"), ("none", "adapter_off", "frozen"))
+    check_choice("reference.source", str(settings.source or "none"), ("none", "adapter_off", "frozen"))
     check_choice("reference.rope", settings.rope, ("policy", "checkpoint"))
+    if settings.fill_only:
+        _check_fill(settings, needs=needs, method=method)
     if needs == "none":
-        if settings.fill_only:
-            raise UserError(
-                f"reference.fill_only: method={method} has no reference, so there is nothing to fill."
-            )
         return "none"
-    if settings.fill_only and settings.cache is None:
-        raise UserError("reference.fill_only fills a cache: name its folder, reference.cache=FOLDER.")
-    if source == "none":
+    if settings.source is None:
+        return _default_source(settings, lora=lora)
+    if settings.source == "none":
         raise UserError(
             f"method={method} needs a reference, but reference.source=none: "
             "set reference.source=adapter_off (with LoRA) or frozen."
         )
-    if source is None:
-        own = settings.model is not None or settings.rope == "checkpoint"
-        return "adapter_off" if lora and not own else "frozen"
-    if source == "adapter_off":
+    if settings.source == "adapter_off":
         _check_adapter_off(settings, lora=lora)
-    return source
+    return settings.source
+
+
+def _default_source(settings: ReferenceSettings, *, lora: bool) -> str:
+    """Where reference log-probs come from when `reference.source` is not set.
+
+    With LoRA the policy without its adapter is the starting model and costs no memory: `adapter_off`. Where all
+    parameters train, or the reference is another model or reads with its own RoPE, it is a model by itself: `frozen`.
+    """
+    differs = settings.model is not None or settings.rope == "checkpoint"
+    return "adapter_off" if lora and not differs else "frozen"
+
+
+def _check_fill(settings: ReferenceSettings, *, needs: str, method: str) -> None:
+    """`reference.fill_only` needs a method with a reference, and a folder to fill."""
+    if needs == "none":
+        raise UserError(
+            f"reference.fill_only: method={method} has no reference, so there is nothing to fill."
+        )
+    if settings.cache is None:
+        raise UserError("reference.fill_only fills a cache: name its folder, reference.cache=FOLDER.")
 
 
 def _check_adapter_off(settings: ReferenceSettings, *, lora: bool) -> None:
@@ -77,7 +93,9 @@ def _check_adapter_off(settings: ReferenceSettings, *, lora: bool) -> None:
 
 
 def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> ModelSettings:
-    """The model settings of the reference: the starting model's, or those of `reference.model`, never an adapter.
+    """The model settings of the reference: the starting model's, or those of `reference.model`, never with an adapter.
+
+    A policy of `model.path=A model.lora.r=16` has the reference A without LoRA; with `reference.model=B` it is B.
 
     Args:
         settings: group `reference`.

@@ -1,7 +1,8 @@
 """A frozen reference on several processes: whole on each, or its weights split over them.
 
 Split weights are FSDP2's, on a mesh of their own, whatever wraps the policy: a process keeps 1/N of them and gathers
-a decoder layer when the forward comes to it. Nothing is trained, so nothing else is exchanged.
+a decoder layer when the forward comes to it. Nothing is trained, so nothing else is exchanged. 8e9 parameters in bf16
+are 16 GB on each of 8 processes when whole, and 2 GB when split.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
 
 
 def _mesh(sharding: str, device: str) -> DeviceMesh:
+    """All processes for `full`; for `hybrid` machines × processes of one, so that 16 on two machines are 2 × 8."""
     processes = dist.get_world_size()
     if sharding == "full":
         return init_device_mesh(device, (processes,))

@@ -115,9 +115,11 @@ def autocast_forward(forward: Forward, dtype: torch.dtype | None) -> Forward:
 def sum_turns(logps: PairLogps, owner: Tensor, prompts: int) -> PairLogps:
     """Sums the rows of one prompt's turns: log-probs over turns add up (LongPO, section 3.2).
 
+    Turns with the chosen log-probs −3, −4 and −5, the first two of prompt 0 and the last of prompt 1: −7 and −5.
+
     Args:
         logps: one row a turn, `[n]` and `[n, M]`.
-        owner: `[n]` the prompt that each turn belongs to.
+        owner: `[n]` the prompt that each turn belongs to: 0, 0, 1 in the example.
         prompts: B.
     """
 

@@ -19,8 +19,11 @@ def trim_cut(completion: Completion) -> str:
     return completion.text[: ends[-1]] if ends else completion.text
 
 
-def normalise(text: str) -> str:
-    """Case, white space and punctuation at the ends make no different answer."""
+def comparable(text: str) -> str:
+    """The text by which two answers are told apart: case, white space and punctuation at the ends do not count.
+
+    `"  The  red house. "` and `the red house` are the same answer: both give `the red house`.
+    """
     return re.sub(r"\s+", " ", text).strip(" .,;:!?\"'").casefold()
 
 

@@ -26,7 +26,7 @@ PARTS = ("prompt", "chosen", "rejected")
 
 
 @dataclass
-class Measured:
+class CardFigures:
     """What the histograms show, over all rows.
 
     Attributes:
@@ -44,22 +44,22 @@ def write_card(summary: Summary, config: DictConfig, workspace: Workspace) -> Pa
     """Writes the card and its pictures beside the rows; the same rows give the same card."""
     folder = summary.path.parent
     samples: list[Mapping[str, Any]] = []
-    measured = Measured()
+    figures = CardFigures()
     places = _sample_places(summary.rows)
     for place, (row, example) in enumerate(tokenized(summary.path, workspace) if summary.rows else ()):
-        _measure(row.values, example, measured)
+        _measure(row.values, example, figures)
         if place in places:
             samples.append(row.values)
     pictures = []
     if summary.rows:
-        draw_lengths(measured, folder / LENGTHS)
+        draw_lengths(figures, folder / LENGTHS)
         pictures.append(("Tokens of the rows", LENGTHS))
-    if measured.margins:
-        draw_margins(measured, folder / MARGINS)
-        pictures.append((f"Margins ({_margin_label(measured)})", MARGINS))
+    if figures.margins:
+        draw_margins(figures, folder / MARGINS)
+        pictures.append((f"Margins ({_margin_label(figures)})", MARGINS))
     parts = [
         *_head(summary, workspace),
-        *_table(summary, measured),
+        *_table(summary, figures),
         *(line for title, name in pictures for line in (f"![{title}]({name})", "")),
         *_samples(samples, summary.rows),
         *_settings(config),
@@ -73,32 +73,32 @@ def _sample_places(rows: int) -> set[int]:
     return {i * (rows - 1) // (SAMPLES - 1) for i in range(SAMPLES)} if rows else set()
 
 
-def _measure(values: Mapping[str, Any], example: TokenizedExample, measured: Measured) -> None:
+def _measure(values: Mapping[str, Any], example: TokenizedExample, figures: CardFigures) -> None:
     chosen, *rejected = (int(answer.scored.sum()) for answer in example.answers)
-    measured.lengths["prompt"].append(len(example.prompt_ids))
-    measured.lengths["chosen"].append(chosen)
-    measured.lengths["rejected"].extend(rejected)
+    figures.lengths["prompt"].append(len(example.prompt_ids))
+    figures.lengths["chosen"].append(chosen)
+    figures.lengths["rejected"].extend(rejected)
     margin = values.get("margin")
     if isinstance(margin, int | float) and not isinstance(margin, bool):
-        measured.of = "score"
-        measured.margins.append(float(margin))
-    elif rejected and measured.of == "length":
-        measured.margins.append(chosen - sum(rejected) / len(rejected))
+        figures.of = "score"
+        figures.margins.append(float(margin))
+    elif rejected and figures.of == "length":
+        figures.margins.append(chosen - sum(rejected) / len(rejected))
 
 
-def _margin_label(measured: Measured) -> str:
-    if measured.of == "score":
+def _margin_label(figures: CardFigures) -> str:
+    if figures.of == "score":
         return "score of the chosen answer minus that of the rejected one"
     return "tokens of the chosen answer minus those of the rejected ones; these answers have no scores"
 
 
-def draw_lengths(measured: Measured, path: Path) -> None:
+def draw_lengths(figures: CardFigures, path: Path) -> None:
     """One histogram a part of the rows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     for axes, part in zip(figure.subplots(1, len(PARTS)), PARTS, strict=True):
-        values = measured.lengths[part]
+        values = figures.lengths[part]
         if values:
             axes.hist(values, bins=min(40, max(5, len(set(values)))), color="#1f5a92")
         axes.set_title(f"{part}: {len(values)}", loc="left", fontsize=11)
@@ -107,16 +107,16 @@ def draw_lengths(measured: Measured, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_margins(measured: Measured, path: Path) -> None:
+def draw_margins(figures: CardFigures, path: Path) -> None:
     """One histogram, with a line at 0."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.hist(measured.margins, bins=min(40, max(5, len(set(measured.margins)))), color="#1f5a92")
+    axes.hist(figures.margins, bins=min(40, max(5, len(set(figures.margins)))), color="#1f5a92")
     axes.axvline(0, color="#c8502d", linewidth=1)
     axes.set_title("chosen minus rejected", loc="left", fontsize=11)
-    axes.set_xlabel("score" if measured.of == "score" else "tokens")
+    axes.set_xlabel("score" if figures.of == "score" else "tokens")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 
@@ -131,7 +131,7 @@ def _head(summary: Summary, workspace: Workspace) -> Iterator[str]:
     yield ""
 
 
-def _table(summary: Summary, measured: Measured) -> Iterator[str]:
+def _table(summary: Summary, figures: CardFigures) -> Iterator[str]:
     yield "| what | number |"
     yield "|---|---|"
     for name, number in summary.counts.items():
@@ -139,7 +139,7 @@ def _table(summary: Summary, measured: Measured) -> Iterator[str]:
     for name, number in summary.dropped.items():
         yield f"| dropped: {name} | {number:,} |"
     yield f"| **rows** | **{summary.rows:,}** |"
-    for part, values in measured.lengths.items():
+    for part, values in figures.lengths.items():
         if values:
             middle = sorted(values)[len(values) // 2]
             yield f"| {part}: tokens, least / median / most | {min(values):,} / {middle:,} / {max(values):,} |"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from align.data.rows import to_example
+from align.data.stored_rows import to_example
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 
 if TYPE_CHECKING:

@@ -80,8 +80,8 @@ def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     before = json.loads(path.read_text()) if path.is_file() else {}
     costs = results.training_costs(history)
     summary = {"before": before, "after": after, "training": costs, "data": data.counts}
-    if data.parts:
-        summary["mixture"] = {part.path: part.rows for part in data.parts}
+    if data.ingredients:
+        summary["mixture"] = {one.path: one.rows for one in data.ingredients}
     write_json(run.output / RESULTS, summary)
     results.draw_training(history, before, after, run.output / "training.png")
     console = Console()

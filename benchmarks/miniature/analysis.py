@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from align.core.errors import UserError
-from align.evaluation.statistics import Interval, mean_interval, paired_difference
+from align.evaluation.intervals import Interval, mean_interval, paired_difference
 
 BEYOND = {"qa": ("beyond",), "find": ("beyond_256", "beyond_1024")}
 LONG = {part: ("trained", *beyond) for part, beyond in BEYOND.items()}

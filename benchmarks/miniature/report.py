@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from align.evaluation.statistics import Interval
+from align.evaluation.intervals import Interval
 from benchmarks.miniature.analysis import (
     Difference,
     ablations,

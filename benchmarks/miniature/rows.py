@@ -14,7 +14,7 @@ from align.evaluation.answers import contains_answer
 from align.generation.generators import Completion, Message, Request, Sampling, ScoredText, derive_seed
 from align.generation.prompts import PromptEncoder
 from align.generation.stage import Workspace, run_stage
-from align.synthesis.answers import normalise, trim_cut
+from align.synthesis.answers import comparable, trim_cut
 from align.synthesis.pipeline import Summary, write_rows
 from benchmarks.miniature import questions
 from benchmarks.miniature.questions import Row, Split
@@ -70,7 +70,7 @@ class QuestionRows:
         for place in wrong:
             row = split.train[place]
             irrelevant = [one[place], three[place]]
-            texts = {normalise(text) for text in irrelevant}
+            texts = {comparable(text) for text in irrelevant}
             if len(texts) < 2 or not all(_is_rejected(text, chosen[place], row) for text in irrelevant):
                 dropped["answer from irrelevant passages right, or the same"] += 1
                 continue
@@ -99,12 +99,12 @@ class QuestionRows:
 
 
 def _is_right(text: str, row: Row) -> bool:
-    return bool(normalise(text)) and contains_answer(text, row["answers"])
+    return bool(comparable(text)) and contains_answer(text, row["answers"])
 
 
 def _is_rejected(text: str, chosen: str, row: Row) -> bool:
     """Says something, something else than the preferred answer, and nothing that counts as right."""
-    return bool(normalise(text)) and normalise(text) != normalise(chosen) and not _is_right(text, row)
+    return bool(comparable(text)) and comparable(text) != comparable(chosen) and not _is_right(text, row)
 
 
 def _without_gold(passages: Sequence[str], gold: int) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from align import inspect
-from align.data.describe import answer_runs, prompt_parts
+from align.data.describe import answer_runs, prompt_sections
 from align.data.examples import Answer, TokenizedExample
 from tests.data.helpers import byte_tokenizer, write_lines
 from tests.tiny import tiny_model
@@ -146,7 +146,7 @@ def test_parts_cover_the_prompt_once() -> None:
         answers=(Answer(np.array([1, 2, 3]), np.array([True, False, True])),),
         chunk_spans=tuple((i, i + 1) for i in range(2, 18)),
     )
-    parts = prompt_parts(example)
+    parts = prompt_sections(example)
     assert np.concatenate([part.ids for part in parts]).tolist() == list(range(20))
     names = [part.name for part in parts]
     assert names == [

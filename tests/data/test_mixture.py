@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from align.core.config import typed
 from align.core.errors import UserError
 from align.data.dataset import PreferenceData, load_preference_data
-from align.data.mixture import Part
+from align.data.mixture import Ingredient
 from align.data.settings import DataSettings, MixedSettings, PositionSettings
 from tests.data.helpers import byte_tokenizer, write_lines
 
@@ -52,10 +52,10 @@ def test_ratios_count_rows_for_each_training_row(files) -> None:
         20,
         4,
     ]
-    assert data.parts == (
-        Part(files["long"], 10, 10),
-        Part(files["general"], 20, GENERAL),
-        Part(files["other"], 4, OTHER),
+    assert data.ingredients == (
+        Ingredient(files["long"], 10, 10),
+        Ingredient(files["general"], 20, GENERAL),
+        Ingredient(files["other"], 4, OTHER),
     )
     assert len(set(found)) == len(found)
     assert data.eval is not None and all(name.startswith("long") for name in data.eval["source"][:])
@@ -63,7 +63,7 @@ def test_ratios_count_rows_for_each_training_row(files) -> None:
 
 
 def test_without_a_mix_nothing_changes(files) -> None:
-    assert load(files).parts == ()
+    assert load(files).ingredients == ()
 
 
 def test_the_draw_follows_from_the_seed(files) -> None:
@@ -100,7 +100,7 @@ def test_what_cannot_be_mixed_is_named(files, mixed, sentence) -> None:
 
 def test_the_ratio_that_the_message_names_works(files) -> None:
     data = load(files, ("other", 0.5))
-    assert data.parts[1].rows == OTHER
+    assert data.ingredients[1].rows == OTHER
     with pytest.raises(UserError, match=r"holds 5: set 0\.5 or less"):
         load(files, ("other", 0.7))
 

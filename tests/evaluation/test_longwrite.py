@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from align.core.errors import UserError
 from align.evaluation.longwrite import LongWrite, required_bucket
 from align.generation.generators import Completion
-from align.scores.judge import DIMENSIONS
+from align.scores.judgement import DIMENSIONS
 from align.synthesis.longwriter.quality import Judge
 from tests.evaluation.helpers import Answers, evaluation
 

@@ -93,7 +93,7 @@ def test_log_probs_have_the_gradient_that_autograd_gives():
     inputs = [hidden, *head.parameters()]
     plain = head(hidden).log_softmax(-1).gather(-1, target[:, None])[:, 0]
     expected = torch.autograd.grad((plain * weight).sum(), inputs)
-    ours = token_logps(head, hidden, target, chunks=3)
+    ours = token_logps(head, hidden, target, slices=3)
     torch.testing.assert_close(ours, plain)
     for keep in (True, False):
         found = torch.autograd.grad((ours * weight).sum(), inputs, retain_graph=keep)

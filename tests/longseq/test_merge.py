@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.longseq import ATTENTION, Group, Layout, pack, pair_logps
+from align.longseq import ATTENTION, Layout, PackedPrompt, pack, pair_logps
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.kernels import kernel_named, sdpa_kernel
 from align.longseq.merge import _run
@@ -32,12 +32,12 @@ merged = partial(attend, kernel="cpu")
 
 def layout_of(rows) -> Layout:
     """Prompts with their answers, one after the other."""
-    groups, offset = [], 0
+    prompts, offset = [], 0
     for prompt, answers in rows:
         spans = list(pairwise(np.cumsum([offset, prompt, *answers]).tolist()))
-        groups.append(Group(spans[0], tuple(spans[1:])))
-        offset = groups[-1].stop
-    return Layout(tuple(groups))
+        prompts.append(PackedPrompt(spans[0], tuple(spans[1:])))
+        offset = prompts[-1].stop
+    return Layout(tuple(prompts))
 
 
 def states(heads, queries, keys, *, seed=0, dtype=torch.float64, width=8):
@@ -103,13 +103,13 @@ def test_gradients_of_shards_add_up():
 
 def test_parts_of_a_row():
     """One call for all squares, one for both answers over their prompt; a shard adds its spans' earlier keys."""
-    groups = layout_of([(10, [4, 3]), (5, [2])]).groups
-    assert parts_of(groups, ((0, 24),)) == (
+    prompts = layout_of([(10, [4, 3]), (5, [2])]).prompts
+    assert parts_of(prompts, ((0, 24),)) == (
         Part((0, 24), (0, 24), (10, 4, 3, 5, 2)),
         Part((10, 17), (0, 10)),
         Part((22, 24), (17, 22)),
     )
-    shard = parts_of(groups, ((6, 8), (12, 15)))
+    shard = parts_of(prompts, ((6, 8), (12, 15)))
     assert shard == (
         Part((0, 2), (6, 8), (2,)),
         Part((2, 5), (12, 15), (2, 1)),
@@ -140,7 +140,7 @@ def test_nothing_grows_with_queries_times_keys_and_nothing_is_copied():
     """No tensor is larger than the output, and neither keys are joined nor a mask is made."""
     layout = layout_of([(20, [400, 300])])
     leaves, _ = states((2, 1), layout.length, layout.length)
-    parts = parts_of(layout.groups, ((0, layout.length),))
+    parts = parts_of(layout.prompts, ((0, layout.length),))
     with Largest() as seen, torch.no_grad():
         output, _ = _run(*leaves, parts, 1.0, kernel_named("cpu"))
     assert seen.elements == output.numel() < 400 * 420

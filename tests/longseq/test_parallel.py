@@ -205,5 +205,5 @@ def test_a_case_describes_what_it_says():
     """The cases' names hold: rows shorter than the degree, fewer heads than ranks, ranks without scored tokens."""
     assert CASES["a row of three tokens"].batch().num_tokens == 3
     assert len(CASES["several rows and the NLL of the context"].batch().rows) == 2
-    assert int(CASES["a long prompt"].batch().rows[0].source.min()) > 40 // 2
+    assert int(CASES["a long prompt"].batch().rows[0].predictor.min()) > 40 // 2
     assert dataclasses.asdict(CASES["heads 1/1"])["heads"] == (1, 1)

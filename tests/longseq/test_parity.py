@@ -230,6 +230,6 @@ def test_token_scoring_golden_values():
     rows = torch.tensor(
         [[0, 0, 0, 0], [2, 0, 0, 0], [0, 1, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]], dtype=torch.float64
     )
-    logps = token_logps(torch.nn.Identity(), rows[[1, 2]], torch.tensor([0, 1]), chunks=2)
+    logps = token_logps(torch.nn.Identity(), rows[[1, 2]], torch.tensor([0, 1]), slices=2)
     assert logps.sum().item() == pytest.approx(-1.08442133, abs=1e-8)
     assert logps.mean().item() == pytest.approx(-0.54221067, abs=1e-8)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import align.longseq
 from align.core.errors import UserError
-from align.longseq import Group, Layout, pack
+from align.longseq import Layout, PackedPrompt, pack
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.parallel import choose_exchange, make_groups, start_parallel
 from align.longseq.sharding import (
@@ -39,35 +39,35 @@ DEGREES = st.integers(1, 9)
 
 def layout_of(rows: list[tuple[int, list[int]]]) -> Layout:
     """Prompts with their answers, one after the other."""
-    groups, offset = [], 0
+    prompts, offset = [], 0
     for prompt, answers in rows:
         bounds = np.cumsum([offset, prompt, *answers]).tolist()
         spans = list(pairwise(bounds))
-        groups.append(Group(spans[0], tuple(spans[1:])))
+        prompts.append(PackedPrompt(spans[0], tuple(spans[1:])))
         offset = bounds[-1]
-    return Layout(tuple(groups))
+    return Layout(tuple(prompts))
 
 
 def keys_seen(layout: Layout) -> list[list[int]]:
     """For each token the row indices that it attends, straight from the definition."""
     seen = []
-    for group in layout.groups:
-        prompt = list(range(*group.prompt))
+    for packed in layout.prompts:
+        prompt = list(range(*packed.prompt))
         seen += [prompt[: i + 1] for i in range(len(prompt))]
-        for start, stop in group.answers:
+        for start, stop in packed.answers:
             seen += [prompt + list(range(start, i + 1)) for i in range(start, stop)]
     return seen
 
 
 def scored_tokens(layout: Layout) -> torch.Tensor:
     """The tokens that predict an answer's: its own but the last, and the prompt's last, which repeats."""
-    sources = [
+    predictors = [
         token
-        for group in layout.groups
-        for start, stop in group.answers
-        for token in (group.prompt[1] - 1, *range(start, stop - 1))
+        for packed in layout.prompts
+        for start, stop in packed.answers
+        for token in (packed.prompt[1] - 1, *range(start, stop - 1))
     ]
-    return torch.tensor(sources, dtype=torch.long)
+    return torch.tensor(predictors, dtype=torch.long)
 
 
 @given(ROWS, DEGREES)
@@ -89,8 +89,8 @@ def test_every_token_has_one_owner_and_owners_are_even(rows, degree):
 @given(st.lists(st.booleans(), min_size=1, max_size=60), DEGREES)
 def test_even_shards_share_the_scored_tokens(scores, degree):
     """Whatever is scored (turns of a conversation lie within an answer), both counts are even to within one."""
-    source = torch.tensor(scores).nonzero().flatten()
-    shards = even_shards(len(scores), source.repeat(2), degree)
+    predictor = torch.tensor(scores).nonzero().flatten()
+    shards = even_shards(len(scores), predictor.repeat(2), degree)
     owned = [token_index(spans, CPU).tolist() for spans in shards]
     assert sorted(token for own in owned for token in own) == list(range(len(scores)))
     assert all(own == sorted(own) for own in owned)
@@ -157,13 +157,13 @@ def test_shards_of_queries_attend_what_the_definition_says(way, rows, degree, se
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 5, 40])
 @pytest.mark.parametrize("kind", ["balanced", "even"])
-def test_scored_triples_go_to_the_owner_of_the_source(kind, degree):
+def test_scored_triples_go_to_the_owner_of_the_predictor(kind, degree):
     """Over all shards each triple appears once, still pointing at the token that predicts it."""
     rng = np.random.default_rng(0)
     row = pack(
         [make_example(rng, prompt=11, answers=[4, 6]), make_example(rng, prompt=6, answers=[1, 2])]
     ).rows[0]
-    even = even_shards(row.layout.length, row.source, degree)
+    even = even_shards(row.layout.length, row.predictor, degree)
     shards = balanced_shards(row.layout, degree) if kind == "balanced" else even
     found, context = [], []
     for spans in shards:
@@ -173,17 +173,17 @@ def test_scored_triples_go_to_the_owner_of_the_source(kind, degree):
         assert torch.equal(shard.input_ids[0, :-1], row.input_ids[0, own])
         assert torch.equal(shard.position_ids[0, :-1], row.position_ids[0, own])
         assert shard.position_ids.max() == row.position_ids.max()
-        found += zip(own[shard.source].tolist(), shard.target.tolist(), shard.answer.tolist(), strict=True)
+        found += zip(own[shard.predictor].tolist(), shard.target.tolist(), shard.answer.tolist(), strict=True)
         context += zip(
-            own[shard.context_source].tolist(),
+            own[shard.context_predictor].tolist(),
             shard.context_target.tolist(),
             shard.context_prompt.tolist(),
             strict=True,
         )
-    wanted = zip(row.source.tolist(), row.target.tolist(), row.answer.tolist(), strict=True)
+    wanted = zip(row.predictor.tolist(), row.target.tolist(), row.answer.tolist(), strict=True)
     assert sorted(found) == sorted(wanted)
     wanted = zip(
-        row.context_source.tolist(), row.context_target.tolist(), row.context_prompt.tolist(), strict=True
+        row.context_predictor.tolist(), row.context_target.tolist(), row.context_prompt.tolist(), strict=True
     )
     assert sorted(context) == sorted(wanted)
 

@@ -25,7 +25,7 @@ from align.generation.generators import Completion, Generator, Request
 from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
 from align.models.settings import ModelSettings
-from align.scores.judge import DIMENSIONS
+from align.scores.judgement import DIMENSIONS
 from tests.synthesis.helpers import KilledError
 from tests.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCABULARY_SIZE, tiny_model
 

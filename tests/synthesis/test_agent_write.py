@@ -10,8 +10,8 @@ from align.generation.generators import Completion
 from align.synthesis.longwriter.agent_write import AgentWrite, clean_step
 from align.synthesis.longwriter.candidates import Candidate, Written
 from align.synthesis.longwriter.instructions import Instruction
-from align.synthesis.longwriter.plans import Step, parse_plan, render_plan, with_lengths
 from align.synthesis.longwriter.self_lengthen import SelfLengthen, _portion
+from align.synthesis.longwriter.writing_plan import Step, parse_plan, render_plan, with_lengths
 from tests.synthesis.scripted import settings_of
 
 ITEM = Instruction("i", "rows.jsonl:1", "Write about bees.", 30)

@@ -18,7 +18,7 @@ from align.core.errors import UserError
 from align.generation.local import LocalSettings
 from align.models.embedded import EMBEDDED_PACKAGE
 from align.synthesis.logo.pipeline import LogoPipeline
-from align.synthesis.logo.scorers import Bm25
+from align.synthesis.logo.relevance import Bm25
 from align.synthesis.pipeline import Summary, report
 
 

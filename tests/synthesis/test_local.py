@@ -87,7 +87,7 @@ def test_a_finished_stage_loads_no_model():
     st.integers(1, 5),
 )
 def test_batches_hold_every_request_once_within_the_budget(drawn, batch_tokens, batch_size):
-    """Requests with the same last number are a family; its beginning is half of the shortest, 0 for number 0."""
+    """Requests with the same last number are a family; its prefix is half of the shortest, 0 for number 0."""
     other = Sampling(0.0, 1.0, 0, 4)
     calls = [request(f"r{i}", "x", other if flag else SAMPLING) for i, (_, flag, _) in enumerate(drawn)]
     lengths = [length for length, _, _ in drawn]

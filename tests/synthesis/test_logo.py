@@ -15,10 +15,10 @@ from align.data.sources import open_sources, read_rows
 from align.documents.chunking import Chunk
 from align.generation.generators import Completion, Message, Request
 from align.generation.ledger import Ledger
-from align.synthesis.answers import normalise, trim_cut
+from align.synthesis.answers import comparable, trim_cut
 from align.synthesis.logo.contexts import choose_contexts
+from align.synthesis.logo.relevance import Bm25
 from align.synthesis.logo.rows import Asked, Questions, parse_question
-from align.synthesis.logo.scorers import Bm25
 from tests.synthesis.helpers import (
     SAMPLING,
     KilledError,
@@ -67,7 +67,7 @@ def test_rows_hold_what_an_audit_needs(made):
         for kind, ids in zip(row["rejected_kinds"], row["rejected_chunks"], strict=True):
             assert bool(set(ids) & set(row["chosen_chunks"])) == (kind == "mixed")
             assert set(ids) <= {chunk["id"] for chunk in row["chunks"]}
-        assert normalise(row["chosen"]) not in [normalise(text) for text in row["rejected"]]
+        assert comparable(row["chosen"]) not in [comparable(text) for text in row["rejected"]]
         assert row["settings"]["scorer"].startswith("bm25") and row["settings"]["seed"] == 1
 
 

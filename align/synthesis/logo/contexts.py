@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from align.documents.chunking import Chunk
 
 if TYPE_CHECKING:
-    from align.synthesis.logo.scorers import Scorer
+    from align.synthesis.logo.relevance import RelevanceScorer
 
 # What dis-preferred answers are generated from, in turn; LOGO: nothing relevant, and half of it.
 REJECTED_KINDS = ("irrelevant", "mixed")
@@ -43,7 +43,7 @@ def choose_contexts(
     asked_of: Chunk | None,
     own: Sequence[Chunk],
     foreign: Sequence[Chunk],
-    scorer: Scorer,
+    scorer: RelevanceScorer,
     *,
     critical_chunks: int,
     chunks_per_prompt: int,

@@ -17,9 +17,9 @@ from align.generation.prompts import check_places, fill
 from align.generation.stage import Workspace, run_stage
 from align.synthesis.answers import trim_cut
 from align.synthesis.logo.contexts import Contexts, choose_contexts
-from align.synthesis.logo.judge import Judged, judge_answers
+from align.synthesis.logo.relevance import Bm25, RelevanceScorer
 from align.synthesis.logo.rows import Answered, Asked, Questions, build_row
-from align.synthesis.logo.scorers import Bm25, Scorer
+from align.synthesis.logo.verdicts import AnswersToJudge, judge_answers
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 
 
@@ -46,7 +46,7 @@ class LogoPipeline:
     chunk_separator: str = "\n\n"
     max_similarity: float = 0.9
     judge_prompt: str | None = None
-    scorer: Scorer = field(default_factory=Bm25)
+    scorer: RelevanceScorer = field(default_factory=Bm25)
 
     def check(self) -> None:
         """Raises UserError for a value out of range or a contradiction, naming the key; reads nothing."""
@@ -179,7 +179,7 @@ class LogoPipeline:
         if self.judge_prompt is None:
             return answered
         shown = [
-            Judged(
+            AnswersToJudge(
                 item.asked.id,
                 self.chunk_separator.join(chunk.text for chunk in item.contexts.critical),
                 item.question,

@@ -12,12 +12,12 @@ from rapidfuzz import fuzz
 
 from align.documents.chunking import Chunk
 from align.generation.generators import Completion, Request
-from align.synthesis.answers import describe_call, normalise, trim_cut
+from align.synthesis.answers import comparable, describe_call, trim_cut
 from align.synthesis.logo.contexts import Contexts
 
 if TYPE_CHECKING:
     from align.documents.loading import Document
-    from align.synthesis.logo.scorers import Scorer
+    from align.synthesis.logo.relevance import RelevanceScorer
 
 SHORTEST_QUESTION = 3  # words
 
@@ -58,7 +58,7 @@ class Questions:
         self.dropped: Counter[str] = Counter()
         self._seen: set[tuple[int, str]] = set()
 
-    def add(self, item: Asked, texts: Sequence[str], own: Sequence[Chunk], scorer: Scorer) -> None:
+    def add(self, item: Asked, texts: Sequence[str], own: Sequence[Chunk], scorer: RelevanceScorer) -> None:
         """Keeps, of the questions in the model's `texts`, the new one that has most to do with the chunk.
 
         A question that has nothing in common with its chunk, by the scorer, is about something else (or
@@ -109,7 +109,7 @@ def build_row(
             edit distance by insertions and deletions, 0 … 1).
     """
     texts = [trim_cut(completion) for completion in item.completions]
-    if not normalise(texts[0]):
+    if not comparable(texts[0]):
         dropped["empty preferred answer"] += 1
         return None
     if item.verdicts and item.verdicts[0] is False:
@@ -143,11 +143,11 @@ def _kept_rejected(
     texts: Sequence[str], verdicts: Sequence[bool | None], max_similarity: float, dropped: Counter[str]
 ) -> list[int]:
     """Places of the dis-preferred answers (1 … M) that say something, and something else, and are not right."""
-    chosen = normalise(texts[0])
+    chosen = comparable(texts[0])
     seen = {chosen}
     kept = []
     for j, text in enumerate(texts[1:], start=1):
-        plain = normalise(text)
+        plain = comparable(text)
         if not plain:
             dropped["empty dis-preferred answer"] += 1
         elif plain == chosen:

@@ -15,9 +15,9 @@ from align.documents.loading import Document, load_documents
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.prompts import PromptEncoder, check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
-from align.synthesis.answers import describe_call, normalise, trim_cut
+from align.synthesis.answers import comparable, describe_call, trim_cut
 from align.synthesis.filters import answer_problem
-from align.synthesis.longpo.questions import parse_numbered
+from align.synthesis.longpo.numbered import parse_numbered
 from align.synthesis.longpo.windows import Window, WindowSizes, cut_windows
 from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 
@@ -196,7 +196,7 @@ class LongPOPipeline:
             problem = answer_problem(trim_cut(completion), max_repetition=limit)
             if problem is not None:
                 return f"{name} answer: {problem}"
-        if normalise(trim_cut(chosen)) == normalise(trim_cut(rejected)):
+        if comparable(trim_cut(chosen)) == comparable(trim_cut(rejected)):
             return "chosen equal to rejected"
         longest = short_prompt + max(chosen.tokens, rejected.tokens) + 1
         if self.short_window is not None and longest > self.short_window:

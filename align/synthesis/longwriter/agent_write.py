@@ -12,7 +12,7 @@ from align.generation.prompts import check_places, fill
 from align.scores.length import count_words
 from align.synthesis.answers import trim_cut
 from align.synthesis.longwriter.candidates import Candidate, Written
-from align.synthesis.longwriter.plans import (
+from align.synthesis.longwriter.writing_plan import (
     Step,
     is_step_line,
     parse_plan,

@@ -13,7 +13,7 @@ from align.core.errors import UserError
 from align.generation.generators import Message, Request, Sampling, derive_seed
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.scores.length import length_score, required_length
-from align.synthesis.answers import describe_call, normalise
+from align.synthesis.answers import comparable, describe_call
 from align.synthesis.longwriter.agent_write import AgentWrite
 from align.synthesis.longwriter.candidates import Candidate, Written, from_completion
 from align.synthesis.longwriter.instructions import Instruction, load_instructions
@@ -157,10 +157,10 @@ class LongWriterPipeline:
             found.append((yield from self.agent_write.write(item, name, seed, written)))
         seen: set[str] = set()
         for candidate in found:
-            if candidate is not None and normalise(candidate.text) in seen:
+            if candidate is not None and comparable(candidate.text) in seen:
                 written.dropped["answer equal to another"] += 1
             elif candidate is not None:
-                seen.add(normalise(candidate.text))
+                seen.add(comparable(candidate.text))
                 written.candidates.append(candidate)
                 written.counts[f"answers: {candidate.source}"] += 1
         return written

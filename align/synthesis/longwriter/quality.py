@@ -12,9 +12,9 @@ from align.generation.generators import Generator, GeneratorSettings, Message, R
 from align.generation.prompts import check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.models.settings import ModelSettings
-from align.scores.judge import JUDGE_PROMPT, parse_judgement, quality_score
+from align.scores.judgement import JUDGE_PROMPT, parse_judgement, quality_score
 from align.synthesis.filters import repeated_ngrams
-from align.synthesis.longwriter.plans import is_step_line
+from align.synthesis.longwriter.writing_plan import is_step_line
 from align.synthesis.pipeline import at_least, check_share
 
 if TYPE_CHECKING:

@@ -134,7 +134,7 @@ class Gateau:
             rope=RopeSettings(**getattr(self, f"{which}_rope")),
         )
         store = Measurements(workspace.output / WORK / f"gateau-{which}.jsonl")
-        calls = [Measured(example, f"{settings}{self.segment_tokens}") for example in examples]
+        calls = [RowToMeasure(example, f"{settings}{self.segment_tokens}") for example in examples]
         missing = [call for call in calls if call.digest not in store.finished]
         if missing:
             from align.models.loading import load_causal_lm
@@ -157,7 +157,7 @@ class Gateau:
 
 
 @dataclass(frozen=True)
-class Measured:
+class RowToMeasure:
     """A row that one model reads; see `ledger.Call`."""
 
     example: TokenizedExample

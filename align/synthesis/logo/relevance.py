@@ -1,4 +1,8 @@
-"""How much a chunk matters to a question. A scorer is a class here or elsewhere, named by `pipeline.scorer`."""
+"""Relevance of chunks to a question: which ones matter to its answer, and which do not.
+
+Asked `What runs on Python?`, a chunk about Python has a high score and one about bread 0. The class that scores is one
+of these or of elsewhere, named by `pipeline.scorer`.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,8 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\W_぀-ヿ㐀-鿿]+")
 
 
-class Scorer(Protocol):
-    """Importance of chunks for a question."""
+class RelevanceScorer(Protocol):
+    """Scores the relevance of chunks to a question."""
 
     @property
     def name(self) -> str:

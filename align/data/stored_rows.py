@@ -1,4 +1,7 @@
-"""`TokenizedExample` ↔ the flat int32 columns in which Arrow stores it."""
+"""`TokenizedExample` ↔ the flat int32 columns in which Arrow stores it.
+
+Two answers of 3 and 2 tokens are `answer_ids` of 5 numbers and `answer_lengths` `[3, 2]`.
+"""
 
 from __future__ import annotations
 
@@ -119,12 +122,13 @@ def _short(row: Mapping[str, Any]) -> tuple[TokenizedExample, ...]:
 def _answers(ids: Any, scored: Any, lengths: Any) -> tuple[Answer, ...]:
     flags = np.asarray(scored, dtype=bool)
     return tuple(
-        Answer(part, mask)
-        for part, mask in zip(_cut(ids, lengths), np.split(flags, _edges(lengths)), strict=True)
+        Answer(own, mask)
+        for own, mask in zip(_cut(ids, lengths), np.split(flags, _edges(lengths)), strict=True)
     )
 
 
 def _cut(flat: Any, lengths: Any) -> list[np.ndarray]:
+    """A flat list in stretches of these lengths: `7 8 9` by 2 and 1 is `7 8` and `9`."""
     return np.split(_int64(flat), _edges(lengths))
 
 

@@ -1,4 +1,4 @@
-"""LOGO's own scorer: entities, nouns and verbs that question and chunk share (needs the extra `spacy`)."""
+"""Relevance as LOGO has it: entities, nouns and verbs that question and chunk share (needs the extra `spacy`)."""
 
 from __future__ import annotations
 

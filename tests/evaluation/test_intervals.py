@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align.evaluation.statistics import mean_interval, paired_difference, wilson
+from align.evaluation.intervals import mean_interval, paired_difference, wilson
 
 
 def test_bootstrap_is_near_the_normal_interval():

@@ -1,4 +1,7 @@
-"""A judge that may drop pairs: is an answer right, by the passages that the preferred one was made from?"""
+"""Verdicts on answers, right or wrong by the passages that the preferred one was made from; they drop pairs.
+
+A row whose preferred answer is called wrong is dropped, and so is a dis-preferred answer that is called right.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _LONGEST = 8  # tokens of a verdict
 
 
 @dataclass(frozen=True)
-class Judged:
+class AnswersToJudge:
     """What the judge is shown.
 
     Attributes:
@@ -33,7 +36,7 @@ class Judged:
 
 
 def judge_answers(
-    items: Sequence[Judged], prompt: str, workspace: Workspace
+    items: Sequence[AnswersToJudge], prompt: str, workspace: Workspace
 ) -> list[tuple[bool | None, ...]]:
     """Whether each answer of each row is right; None where the judge said neither yes nor no.
 
@@ -57,6 +60,6 @@ def judge_answers(
 
 
 def parse_verdict(text: str) -> bool | None:
-    """The first yes or no."""
+    """The first yes or no, as True or False: `No, it is not.` is False. None where there is neither."""
     found = _VERDICT.search(text)
     return None if found is None else found[1].lower() == "yes"

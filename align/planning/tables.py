@@ -14,7 +14,7 @@ PARTS = ("weights", "gradients", "optimizer", "reference", "checkpoints", "trans
 
 
 def gigabytes(value: float) -> str:
-    """`12.3 GB`, of 1e9 bytes."""
+    """Bytes in GB of 1e9: `12.3 GB`, and below one `0.45 GB`."""
     return f"{value / GB:.1f} GB" if value >= 0.95e9 else f"{value / GB:.2f} GB"
 
 
@@ -63,7 +63,7 @@ def command(priced: Priced, machine: Machine, *, rest: list[str]) -> str:
 
 
 def memory_table(columns: dict[str, Priced], machine: Machine) -> Table:
-    """Memory per GPU by part and seconds a step, one column a setting."""
+    """Memory per GPU by what it is for, and seconds a step; one column a setting."""
     unit = "GPU" if machine.device == "cuda" else "process"
     table = Table(title=f"GB per {unit}, of {gigabytes(machine.memory)}", title_justify="left")
     table.add_column("")
@@ -95,7 +95,7 @@ def _degree(strategy: Strategy) -> str:
 
 
 def to_json(priced: Priced | None, machine: Machine) -> dict[str, Any] | None:
-    """One setting: strategy, parts in bytes, seconds."""
+    """One setting as JSON: strategy, memory in bytes by what it is for, seconds."""
     if priced is None:
         return None
     strategy = priced.strategy

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from align.core.errors import UserError
-from align.synthesis.logo.auto_scorer import auto_scorer
-from align.synthesis.logo.scorers import Bm25, TfIdf, stems
-from align.synthesis.logo.spacy_scorer import SpacyOverlap, _load, _terms
+from align.synthesis.logo.auto_relevance import auto_scorer
+from align.synthesis.logo.relevance import Bm25, TfIdf, stems
+from align.synthesis.logo.spacy_relevance import SpacyOverlap, _load, _terms
 
 
 def test_bm25_by_hand():
@@ -125,7 +125,7 @@ def test_auto_takes_spacy_only_where_its_model_is_installed(monkeypatch):
     assert auto_scorer("no_model") == Bm25()
     taken = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr("align.synthesis.logo.spacy_scorer._load", taken.append)
+    monkeypatch.setattr("align.synthesis.logo.spacy_relevance._load", taken.append)
     assert auto_scorer("a_model") == SpacyOverlap(model="a_model") and "a_model" in taken
 
 

@@ -1,4 +1,4 @@
-"""Numbered questions out of what a model wrote."""
+"""Numbered questions out of what a model wrote: of `1. Who?⏎2. Why?` they are `Who?` and `Why?`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.scores.judge import DIMENSIONS, JUDGE_PROMPT, parse_judgement, quality_score
+from align.scores.judgement import DIMENSIONS, JUDGE_PROMPT, parse_judgement, quality_score
 
 MARKS = dict(zip(DIMENSIONS, (5, 4, 3, 2, 1, 3), strict=True))
 

@@ -1,4 +1,4 @@
-"""A common beginning is read once, and nobody can tell from the answers."""
+"""A common prefix is read once, and nobody can tell from the answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.generation import prefixes as beginnings
+from align.generation import prefixes
 from align.generation.generators import Message, Request, Sampling, derive_seed
 from align.generation.local_generator import LocalGenerator
-from align.generation.prefixes import Beginnings, can_share, common_length, find_families
+from align.generation.prefixes import PrefixReader, can_share, common_length, find_families
 from align.generation.stage import run_dialogues
 from tests.synthesis.helpers import SAMPLING, workspace
 from tests.tiny import KINDS, tiny_model, tiny_tokenizer
@@ -37,7 +37,7 @@ def generator(kind="llama", *, share=True, batch_size=4, keep=4096):
         batch_tokens=100_000,
         batch_size=batch_size,
         keep_tokens=keep,
-        share_beginnings=share,
+        share_prefixes=share,
     )
 
 
@@ -58,27 +58,27 @@ def mixed_calls():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("block", [16, 64])
 def test_shared_and_unshared_answers_are_the_same_token_by_token(kind, block, monkeypatch):
-    monkeypatch.setattr(beginnings, "BLOCK", block)
+    monkeypatch.setattr(prefixes, "BLOCK", block)
     calls = mixed_calls()
     shared, plain = generator(kind), generator(kind, share=False)
     expected = answers(plain, calls)
     assert answers(shared, calls) == expected
-    assert "_beginnings" not in vars(plain)
+    assert "_prefixes" not in vars(plain)
     assert len({expected[f"sample{i}"].text for i in range(4)}) == 4
 
 
 def test_a_beginning_is_read_once_for_all_that_share_it(monkeypatch):
     """Four prompts of n tokens that are the same: n − 1 tokens are read before the batch, not 4n."""
-    monkeypatch.setattr(beginnings, "BLOCK", 64)
+    monkeypatch.setattr(prefixes, "BLOCK", 64)
     calls = [request(f"s{i}", words(0, 300)) for i in range(4)]
     model = generator()
     answers(model, calls)
-    assert model._beginnings.tokens_read == len(model.encode(calls[0])) - 1
+    assert model._prefixes.tokens_read == len(model.encode(calls[0])) - 1
 
 
 def test_the_later_calls_of_a_dialogue_read_only_what_is_new(tmp_path, monkeypatch):
     """LongPO: four questions to a chunk, then an answer to one; two chunks at a time fit what is kept."""
-    monkeypatch.setattr(beginnings, "BLOCK", 32)
+    monkeypatch.setattr(prefixes, "BLOCK", 32)
     chunks = [words(40 + i, 200) for i in range(3)]
 
     def ask(i, chunk):
@@ -94,20 +94,20 @@ def test_the_later_calls_of_a_dialogue_read_only_what_is_new(tmp_path, monkeypat
     assert [len(wave) for wave in model.waves([[request("q", chunk)] for chunk in chunks])] == [2, 1]
     kept = run("kept", model)
     assert kept == run("plain", generator(share=False))
-    beginning = 200 + len(model.encode(request("e", ""))) - 8
-    assert model._beginnings.tokens_read < 3 * (beginning + 2 * 32)
+    prefix = 200 + len(model.encode(request("e", ""))) - 8
+    assert model._prefixes.tokens_read < 3 * (prefix + 2 * 32)
     forgetful = generator(keep=0)
     assert run("forgotten", forgetful) == kept
-    assert forgetful._beginnings.tokens_read > 1.5 * model._beginnings.tokens_read
+    assert forgetful._prefixes.tokens_read > 1.5 * model._prefixes.tokens_read
 
 
 def test_blocks_taken_over_are_bitwise_those_read_anew(monkeypatch):
     """What is kept changes no bit, so a restarted run, which keeps nothing yet, computes the same."""
-    monkeypatch.setattr(beginnings, "BLOCK", 32)
+    monkeypatch.setattr(prefixes, "BLOCK", 32)
     model = tiny_model()
     first, second = np.arange(8, 108) % 120 + 8, np.arange(8, 128) % 120 + 8
     second[90:] = 9
-    kept, fresh = Beginnings(model, keep_tokens=1000), Beginnings(model, keep_tokens=1000)
+    kept, fresh = PrefixReader(model, keep_tokens=1000), PrefixReader(model, keep_tokens=1000)
     with torch.inference_mode():
         kept.read(first)
         for ours, anew in zip(kept.read(second), fresh.read(second), strict=True):
@@ -117,7 +117,7 @@ def test_blocks_taken_over_are_bitwise_those_read_anew(monkeypatch):
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=90), min_size=1, max_size=12))
 def test_families_hold_every_prompt_once_and_share_what_they_have_in_common(drawn):
-    """Prompts of few different tokens, each repeated 20 times, so that long beginnings are common."""
+    """Prompts of few different tokens, each repeated 20 times, so that long prefixes are common."""
     prompts = [np.repeat(np.array(ids), 20) for ids in drawn]
     families = find_families(prompts, [0] * len(prompts))
     assert sorted(i for family in families for i in family.members) == list(range(len(prompts)))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.synthesis.longpo.questions import parse_numbered
+from align.synthesis.longpo.numbered import parse_numbered
 
 PLAIN = ["What is one?", "How was it in 2019?", "Why 3.5 million?", "Where is it?"]
 

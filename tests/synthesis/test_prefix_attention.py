@@ -1,4 +1,4 @@
-"""Rows that go on from common beginnings attend as if each had its own copy of them."""
+"""Rows that go on from common prefixes attend as if each had its own copy of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from align.core.errors import UserError
-from align.generation import prefix_attention as continued
-from align.generation.prefix_attention import Beginning, Continued, continued_attention
+from align.generation import prefix_attention as module
+from align.generation.prefix_attention import Prefix, PrefixedBatch, prefix_attention
 from tests.tiny import tiny_model
 
 HEADS, KV_HEADS, WIDTH = 6, 2, 8
@@ -22,24 +22,24 @@ def states(*shape):
     return torch.randn(*shape, WIDTH, dtype=torch.float64)
 
 
-def drawn(beginnings, rows, own):
-    """Beginnings of these lengths for so many rows each; the first layer's are not to be used."""
-    torch.manual_seed(sum(beginnings) + own)
+def drawn(prefixes, rows, own):
+    """Prefixes of these lengths for so many rows each; the first layer's are not to be used."""
+    torch.manual_seed(sum(prefixes) + own)
     found, row = [], 0
-    for tokens, count in zip(beginnings, rows, strict=True):
+    for tokens, count in zip(prefixes, rows, strict=True):
         right = (states(1, KV_HEADS, tokens), states(1, KV_HEADS, tokens))
         wrong = (states(1, KV_HEADS, tokens), states(1, KV_HEADS, tokens))
-        found.append(Beginning(slice(row, row + count), [wrong, right]))
+        found.append(Prefix(slice(row, row + count), [wrong, right]))
         row += count
     return found, states(row, KV_HEADS, own), states(row, KV_HEADS, own)
 
 
-def plain(query, key, value, beginnings, visible):
-    """Each row with its own beginning before it, one masked call of torch's function."""
+def plain(query, key, value, prefixes, visible):
+    """Each row with its own prefix before it, one masked call of torch's function."""
     outputs = []
-    for beginning in beginnings:
-        keys, values = beginning.layers[1]
-        for row in range(*beginning.rows.indices(len(query))):
+    for prefix in prefixes:
+        keys, values = prefix.layers[1]
+        for row in range(*prefix.rows.indices(len(query))):
             whole = (torch.cat([a, b[row : row + 1]], 2) for a, b in ((keys, key), (values, value)))
             seen = torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool)
             mask = torch.cat([seen, visible[row, 0]], 1)
@@ -54,34 +54,34 @@ def plain(query, key, value, beginnings, visible):
 @pytest.mark.parametrize("kernel", ["cpu", None])
 @pytest.mark.parametrize(("queries", "own"), [(1, 9), (7, 7), (4, 9)])
 def test_attention_is_that_over_copies(kernel, queries, own, monkeypatch):
-    """Two beginnings, three rows and one, padding before what follows; some queries see only the beginning."""
-    monkeypatch.setattr(continued, "QUERIES", 3)
-    monkeypatch.setattr(continued, "sdpa_kernel", lambda query, value: kernel)
-    beginnings, key, value = drawn((11, 5), (3, 1), own)
+    """Two prefixes, three rows and one, padding before what follows; some queries see only the prefix."""
+    monkeypatch.setattr(module, "QUERIES", 3)
+    monkeypatch.setattr(module, "sdpa_kernel", lambda query, value: kernel)
+    prefixes, key, value = drawn((11, 5), (3, 1), own)
     query = states(4, HEADS, queries)
     visible = torch.ones(queries, own, dtype=torch.bool).tril(own - queries).repeat(4, 1, 1, 1)
     visible[1, :, :, : own - 1] = False
     mask = torch.cat([torch.zeros(4, 1, queries, 11, dtype=torch.bool), visible], 3)
-    batch = Continued(beginnings)
-    token = continued._CURRENT.set(batch)
+    batch = PrefixedBatch(prefixes)
+    token = module._CURRENT.set(batch)
     try:
-        found, _ = continued_attention(Layer(), query, key, value, mask, scaling=0.3)
-        unmasked, _ = continued_attention(Layer(), query, key, value, None, scaling=0.3)
+        found, _ = prefix_attention(Layer(), query, key, value, mask, scaling=0.3)
+        unmasked, _ = prefix_attention(Layer(), query, key, value, None, scaling=0.3)
     finally:
-        continued._CURRENT.reset(token)
-    torch.testing.assert_close(found, plain(query, key, value, beginnings, visible), rtol=0, atol=1e-12)
+        module._CURRENT.reset(token)
+    torch.testing.assert_close(found, plain(query, key, value, prefixes, visible), rtol=0, atol=1e-12)
     causal = torch.ones_like(visible).tril(own - queries)
-    torch.testing.assert_close(unmasked, plain(query, key, value, beginnings, causal), rtol=0, atol=1e-12)
+    torch.testing.assert_close(unmasked, plain(query, key, value, prefixes, causal), rtol=0, atol=1e-12)
 
 
 def test_a_model_that_attends_by_itself_is_refused():
-    """It would have answered without the beginning; its own attention is in place again afterwards."""
+    """It would have answered without the prefix; its own attention is in place again afterwards."""
     model = tiny_model()
     before = model.config._attn_implementation
     empty = torch.zeros(1, KV_HEADS, 3, WIDTH)
     with (
         pytest.raises(UserError, match="code of its own in 2 of its 2 layers"),
-        Continued([Beginning(slice(0, 1), [(empty, empty)] * 2)]).attended_by(model),
+        PrefixedBatch([Prefix(slice(0, 1), [(empty, empty)] * 2)]).attended_by(model),
     ):
-        assert model.config._attn_implementation == continued.ATTENTION
+        assert model.config._attn_implementation == module.ATTENTION
     assert model.config._attn_implementation == before
