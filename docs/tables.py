@@ -156,10 +156,61 @@ def generation() -> str:
     )
 
 
+def levers() -> str:
+    """Levers, exchanges and NLL on a CPU (`scaling.py`, `parallel_speed.py`, `nll_memory.py`)."""
+    cells, speed = read("scaling.json")["cells"], read("parallel_4096.json")["summary"]
+
+    def cell(lever: str, prompt: int, kind: str = "none", degree: int = 1) -> dict[str, Any]:
+        found: dict[str, Any] = cells[f"lora 1+2×128/all/{lever} 1024/{kind}/{degree}/{prompt}"]
+        return found
+
+    def share(kind: str) -> str:
+        whole = cell("keep_attention", 8192)["activation_bytes"]
+        parts = (cell("keep_attention", 8192, kind, n)["activation_bytes"] / whole for n in (2, 4))
+        return f"{kind} " + ", ".join(f"{part:.2f}" for part in parts)
+
+    kept, full = cell("keep_attention", 8192), cell("full", 8192)
+    short, long = cell("tiled_disk", 4096), cell("tiled_disk", 20480)
+    growth = (long["activation_bytes"] - short["activation_bytes"]) / (20480 - 4096)
+    both = [f"{kind} {speed[f'{kind}/2']['speed']:.2f} ×" for kind in ("ulysses", "gather")]
+    return table(
+        ["what", "measured"],
+        [
+            [
+                "activation memory of a process at 8192 tokens, degree 2 and 4, over degree 1",
+                f"{share('ulysses')}; {share('gather')}",
+            ],
+            ["two processes with one thread each against one with two, 4096 tokens", ", ".join(both)],
+            [
+                "`checkpointing=keep_attention` against `full` at 8192 tokens",
+                f"{full['seconds'] / kept['seconds']:.2f} × faster, "
+                f"{kept['activation_bytes'] / full['activation_bytes']:.2f} × the activation memory",
+            ],
+            [
+                "the whole process at 20,480 tokens, `memory.mlp_chunk=512 memory.offload=disk`",
+                f"{long['peak_bytes'] / 1e9:.2f} GB",
+            ],
+            [
+                "what a token adds there, over the checkpointed hidden states alone (layers · hidden · 4 bytes)",
+                f"{growth / long['checkpoint_bytes_per_token']:.2f}",
+            ],
+            [
+                "padded rows through the library's own forward at 3,416 tokens",
+                f"{cell('padded', 3416)['peak_bytes'] / 1e9:.2f} GB",
+            ],
+            [
+                "LongPO's NLL over a row of 8192 tokens: peak memory over the same step without it",
+                f"{read('nll_memory.json')['peak_ratio']:.2f}",
+            ],
+        ],
+    )
+
+
 # (page, marker) → what stands between the markers.
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/scaling.md", "parity"): parity,
     ("docs/performance.md", "forward"): forward,
+    ("docs/performance.md", "levers"): levers,
     ("docs/performance.md", "gpu speed"): gpu_speed,
     ("docs/performance.md", "gpu length"): gpu_length,
     ("docs/methods.md", "smoke"): smoke,
@@ -188,7 +239,8 @@ def main() -> None:
     for (page, name), made in all_tables().items():
         path = ROOT / page
         text = path.read_text()
-        path.write_text(text.replace(marked(text, name), made))
+        begin, end = (f"<!-- {name}: {edge} -->\n" for edge in ("begin", "end"))
+        path.write_text(text.replace(begin + marked(text, name) + end, begin + made + end))
 
 
 if __name__ == "__main__":
