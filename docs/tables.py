@@ -85,7 +85,10 @@ def gpu_length() -> str:
         checkpointing, rest = name.split(" ", 1)
         levers, prompt = rest.rsplit(" ", 1)
         keys = re.findall(r"'(\w+)': '?(\w+)'?", levers)
-        settings = [f"memory.checkpointing={checkpointing}", *(f"memory.{key}={value}" for key, value in keys)]
+        settings = [
+            f"memory.checkpointing={checkpointing}",
+            *(f"memory.{key}={value}" for key, value in keys),
+        ]
         found = (
             ["out of memory", ""]
             if isinstance(cell, str)
@@ -116,7 +119,10 @@ def plan_check() -> str:
     """Planned against measured memory (`benchmarks/plan_check.py`)."""
     rows = []
     for name, cell in read("plan_check.json").items():
-        size, settings = name.split(" method=")[0].split(" model.lora", 1)[0], name[name.index("model.lora") :]
+        size, settings = (
+            name.split(" method=")[0].split(" model.lora", 1)[0],
+            name[name.index("model.lora") :],
+        )
         predicted, measured = cell["predicted"], cell["measured"]["peak_bytes"]
         error = f"{cell['error']:+.1%}".replace("-0.0%", "0.0%").replace("-", "−").replace("%", " %")
         rows.append(

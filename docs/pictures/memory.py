@@ -54,8 +54,6 @@ def draw() -> Figure:
     shared = [("one process", cell("keep_attention", 8192), PROMPT)]
     for kind in ("ulysses", "gather"):
         for degree in (2, 4):
-            shared.append(
-                (f"{kind}, degree {degree}", cell("keep_attention", 8192, kind, degree), REJECTED)
-            )
+            shared.append((f"{kind}, degree {degree}", cell("keep_attention", 8192, kind, degree), REJECTED))
     bars(degrees, "one of the processes, 8192 prompt tokens", shared)
     return figure

@@ -74,7 +74,9 @@ def draw() -> Figure:
             above,
         )
     left.axhline(1, color=GREY, linewidth=1, linestyle="--")
-    left.annotate("padded rows", (3, 1), xytext=(12, -11), textcoords="offset points", fontsize=8.5, color=GREY)
+    left.annotate(
+        "padded rows", (3, 1), xytext=(12, -11), textcoords="offset points", fontsize=8.5, color=GREY
+    )
     finish(left, "tokens a second over padded rows, 1.5B model, one H100", 2.8)
     for who, label, colour, above in (("padded", "padded", GREY, True), ("ours", "here", CHOSEN, False)):
         peaks = [speed[f"{prompt} + {ANSWERS['1 + 2 answers']}"][who]["peak_gib"] for prompt in PROMPTS]
