@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench clean
+.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench docs clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -57,7 +57,7 @@ test: $(VENV)/.installed          ## environment + lint, types and the tests
 test-slow: $(VENV)/.installed     ## the longer checks
 	$(BIN)/python -m pytest -m slow
 
-test-parity: $(VENV)/.installed   ## every exchange x degree x wrapper against one process; writes the README's table
+test-parity: $(VENV)/.installed   ## every exchange x degree x wrapper against one process; writes the table of docs/scaling.md
 	$(BIN)/python -W ignore -m benchmarks.parity
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_distributed_train.py tests/test_verify.py tests/test_launch_failures.py
 
@@ -78,5 +78,12 @@ miniature: $(VENV)/.installed     ## the papers' claims on small models: missing
 bench: $(VENV)/.installed         ## speed and memory against TRL and padded rows
 	$(BIN)/python benchmarks/forward.py
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs               ## the documentation as a site, in site/; links and anchors are checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from align.core.errors import UserError
 from align.data.sources import check_place
-from align.evaluation.suite import build_suites
+from align.evaluation.suite import Suite, build_suites
 from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
@@ -18,6 +19,8 @@ from align.training.settings import read_settings
 
 if TYPE_CHECKING:
     from align.training.finish import TrainResult
+    from align.training.run import Run
+    from align.training.trainer import PreferenceTrainer
 
 
 @hydra_entry("train")
@@ -33,25 +36,28 @@ def train(config: DictConfig) -> TrainResult:
     check_place(settings.data.path)
     suites = build_suites(config)
     # Nothing above imports torch, so that a slip is answered at once.
-    from align.distributed.agreement import check_same_settings
-    from align.distributed.wrappers import check_launch
-    from align.evaluation.in_training import SuitesInTraining, check_suites
-    from align.models.loading import load_tokenizer
-    from align.planning.fit import fit_memory
-    from align.runs import checkpoints, jobs
-    from align.runs.continuation import FREE_KEYS, StepShape, check_continuation
-    from align.runs.folder import claim_output
-    from align.runs.preemption import Preemption
-    from align.training import finish, setup
-    from align.training.fill import fill_cache
+    from align.evaluation.in_training import check_suites
+    from align.runs import jobs
+    from align.training.finish import read_result
     from align.training.run import check
 
     run = check(config)
     check_suites(suites, run.arguments)
     if jobs.launch(config) is not None:
-        return finish.read_result(run.output, objective=run.objective)
-    check_launch(run.arguments)
-    check_same_settings(setup.launched_settings(config, run), device=run.arguments.device)
+        return read_result(run.output, objective=run.objective)
+    return _train(run, config, suites)
+
+
+def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainResult:
+    """In this process, one of those that were launched."""
+    from align.models.loading import load_tokenizer
+    from align.planning.fit import fit_memory
+    from align.runs import checkpoints, continuation
+    from align.runs.folder import claim_output
+    from align.runs.preemption import Preemption
+    from align.training import fill, finish, setup
+
+    setup.check_processes(run, config)
     tokenizer = load_tokenizer(
         run.model.path, trust_remote_code=run.model.trust_remote_code, revision=run.model.revision
     )
@@ -62,27 +68,17 @@ def train(config: DictConfig) -> TrainResult:
             "suites run when held-out rows are evaluated, and there are none: set data.eval_size or data.eval_path."
         )
     if run.reference.fill_only:
-        fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
+        fill.fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
-    claim_output(run.output, config, ignore=FREE_KEYS)
+    claim_output(run.output, config, ignore=continuation.FREE_KEYS)
     checkpoint = checkpoints.find_resume(run.output, run.resume)
-    shape = StepShape.of(run.arguments, run.parallel.degree)
+    shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     if checkpoint is not None:
-        check_continuation(checkpoint, shape)
+        continuation.check_continuation(checkpoint, shape)
     trainer = setup.build_trainer(run, tokenizer, data)
     trainer.add_callback(shape)
-    if suites:  # before the next, which keeps their scores
-        trainer.add_callback(
-            SuitesInTraining(
-                suites,
-                trainer,
-                tokenizer=tokenizer,
-                output=run.output,
-                seed=run.seed,
-                read_pairs=partial(setup.read_pairs, run, tokenizer),
-            )
-        )
+    ask_suites(suites, trainer, run, tokenizer)  # before the next, which keeps their scores
     trainer.add_callback(finish.MetricsBefore(run.output / finish.BEFORE))
     trainer.args.eval_on_start = data.eval is not None and checkpoint is None
     with Preemption() as preemption:
@@ -93,6 +89,23 @@ def train(config: DictConfig) -> TrainResult:
         return finish.TrainResult(run.output, stopped=True)
     finish.finish(trainer, run, data)
     return finish.read_result(run.output, objective=run.objective)
+
+
+def ask_suites(suites: Mapping[str, Suite], trainer: PreferenceTrainer, run: Run, tokenizer: Any) -> None:
+    """Has suites run whenever held-out rows are evaluated."""
+    from align.evaluation.in_training import SuitesInTraining
+    from align.training.setup import read_pairs
+
+    if suites:
+        asked = SuitesInTraining(
+            suites,
+            trainer,
+            tokenizer=tokenizer,
+            output=run.output,
+            seed=run.seed,
+            read_pairs=partial(read_pairs, run, tokenizer),
+        )
+        trainer.add_callback(asked)
 
 
 make_callable(__name__)

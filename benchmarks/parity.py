@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.parity_report import README, exceeds, table, write, write_readme
+from benchmarks.parity_report import PAGE, exceeds, table, write, write_page
 from benchmarks.report import machine
 from tests.distributed import run_distributed
 from tests.longseq.wrapped import CASES, GROUPS, KINDS, TOLERANCES, WRAPPERS, worker
@@ -118,7 +118,7 @@ def main(words: Sequence[str] | None = None) -> int:
     console.print(table(results))
     complete = len(results["cells"]) == len(LAYOUTS) * len(WRAPPERS) * len(KINDS) * len(CASES)
     if complete and arguments.results == RESULTS:
-        write_readme(results, README)
+        write_page(results, PAGE)
     bad = [name for name in names if exceeds(results["cells"][name], TOLERANCES)]
     for name in bad:
         console.print(f"above its tolerance: {name} {results['cells'][name]}", highlight=False)

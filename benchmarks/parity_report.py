@@ -1,4 +1,4 @@
-"""The gradient table as text, as JSON, as a heat map and as README's block."""
+"""The gradient table as text, as JSON, as a heat map and as the documentation's block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 LABELS = {
     "none": "none",
@@ -89,8 +89,8 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
     draw(results, folder / "parity.png")
 
 
-def write_readme(results: Mapping[str, Any], path: Path) -> None:
-    """Puts the table between README's markers."""
+def write_page(results: Mapping[str, Any], path: Path) -> None:
+    """Puts the table between the page's markers."""
     before, rest = path.read_text().split(BEGIN)
     _, after = rest.split(END)
     path.write_text(f"{before}{BEGIN}\n{markdown(results)}{END}{after}")

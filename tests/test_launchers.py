@@ -247,10 +247,10 @@ def test_slurm_job_starts_each_machine_with_its_rank(tmp_path):
         )
 
 
-def test_the_lines_of_the_readme_start_one_job(tmp_path):
+def test_the_lines_of_the_documentation_start_one_job(tmp_path):
     """By hand on two machines and by Slurm: the same processes, but for rank, address, port and name."""
-    readme = (LAUNCHERS.parent / "README.md").read_text()
-    lines = re.findall(r"^(?:MACHINES=|sbatch ).*$", readme, flags=re.MULTILINE)
+    page = (LAUNCHERS.parent / "docs" / "scaling.md").read_text()
+    lines = re.findall(r"^(?:MACHINES=|sbatch ).*$", page, flags=re.MULTILINE)
     assert len(lines) == 3
     slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "8"}
     # What sbatch does with its options is Slurm's; the script runs on the first machine.

@@ -1,4 +1,4 @@
-"""The gradient table's report: what counts as an error, what stays in the table, and README's block."""
+"""The gradient table's report: what counts as an error, what stays in the table, and the documentation's block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 
 from benchmarks import parity
-from benchmarks.parity_report import BEGIN, END, README, draw, exceeds, grid, markdown, worst, write_readme
+from benchmarks.parity_report import BEGIN, END, PAGE, draw, exceeds, grid, markdown, worst, write_page
 
 GOOD = {"loss": 1e-7, "gradient": 9e-7, "weights": 2e-7, "update": 1e-4}
 RESULTS = {
@@ -40,16 +40,16 @@ def test_the_grid_has_a_place_for_every_combination(tmp_path):
     assert (tmp_path / "parity.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_readme_shows_the_committed_results(tmp_path):
+def test_the_page_shows_the_committed_results(tmp_path):
     """The block is what the results give, and writing it touches nothing else."""
     results = json.loads((parity.RESULTS / "parity.json").read_text())
     assert len(results["cells"]) == 2 * 4 * 6 * 2
     assert not [name for name, cell in results["cells"].items() if exceeds(cell, parity.TOLERANCES)]
-    copied = tmp_path / "README.md"
+    copied = tmp_path / "scaling.md"
     copied.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_readme(results, copied)
+    write_page(results, copied)
     assert copied.read_text() == f"before\n{BEGIN}\n{markdown(results)}{END}\nafter\n"
-    assert markdown(results) in README.read_text()
+    assert markdown(results) in PAGE.read_text()
 
 
 def explode(*args, **kwargs):

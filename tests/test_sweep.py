@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from align import cli
 from align.core.errors import UserError
-from align.report import RunResult, differing, rank
 from align.runs import exit_codes, jobs
+from align.runs.ranking import RunResult, differing, rank
 from tests.longseq.plain import assert_close
 from tests.test_cli import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -1,4 +1,4 @@
-"""Two real hosts: network namespaces joined by a virtual cable, README's command in both, against one process."""
+"""Two real hosts: network namespaces joined by a virtual cable, the documented command in both, against one process."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ SGD = [
 ]
 
 
-def readme_command() -> str:
-    """What README tells a reader without GPUs to type."""
-    (block,) = re.findall(
-        r"<!-- two hosts: begin -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL
-    )
+def documented_command() -> str:
+    """What docs/scaling.md tells a reader without GPUs to type."""
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    (block,) = re.findall(r"<!-- two hosts: begin -->\n```bash\n(.*?)```", page, flags=re.DOTALL)
     return block
 
 
@@ -69,13 +68,13 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    """README's command on the tiny model, with what else is to be overridden."""
+    """The documented command on the tiny model, with what else is to be overridden."""
     words = [
         *(f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}", f"output={folder / name}"),
         *SGD,
         *overrides,
     ]
-    command = readme_command().strip().replace("launchers/two", "exec launchers/two")
+    command = documented_command().strip().replace("launchers/two", "exec launchers/two")
     return subprocess.Popen(
         ["bash", "-c", f"{command} {' '.join(words)}"],
         cwd=ROOT,
@@ -197,7 +196,12 @@ def test_a_clean_clone_trains_by_the_readmes_command(hosts, tmp_path):
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     clean = os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", "-c", readme_command()], cwd=clone, env=clean, capture_output=True, text=True, timeout=1200
+        ["bash", "-c", documented_command()],
+        cwd=clone,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     results = json.loads((clone / "outputs" / "two-hosts" / "results.json").read_text())

@@ -18,6 +18,7 @@ from align.core.files import write_atomically
 from align.core.instantiate import build
 from align.evaluation.intervals import Interval, mean_interval
 from align.generation.stage import Workspace
+from align.runs.folder import SUMMARY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SAMPLES = "samples.jsonl"
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)

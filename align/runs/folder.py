@@ -14,6 +14,7 @@ from align.core.errors import UserError
 from align.core.files import write_atomically
 
 CONFIG_NAME = "config.yaml"
+SUMMARY = "summary.json"  # in a folder of `align evaluate`: scores with their intervals
 RESUME = ("auto", "never")  # of `resume`, where no checkpoint can be named
 _ABSENT = "(absent)"
 

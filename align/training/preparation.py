@@ -57,7 +57,6 @@ def prepare_rows(
     *,
     method: Method,
     max_length: int | None,
-    what: str,
 ) -> Dataset | None:
     """Rows as the collator takes them; those that are tokenised already, and None, are returned as they are.
 
@@ -66,7 +65,6 @@ def prepare_rows(
         tokenizer: with a chat template where rows are conversations.
         method: whether it needs rejected answers and short contexts.
         max_length: tokens to which contexts are cut; None leaves them whole.
-        what: the argument's name, for messages.
 
     Raises:
         UserError: no tokenizer, or a row that cannot be used.
@@ -74,8 +72,8 @@ def prepare_rows(
     if rows is None or (isinstance(rows, Dataset) and "prompt_ids" in rows.column_names):
         return rows
     if tokenizer is None:
-        raise UserError(f"{what} has to be tokenised: give the tokenizer, processing_class=….")
-    settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
+        raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
+    settings = DataSettings(path=str(store(rows)), eval_size=0, max_length=max_length)
     return load_preference_data(
         settings,
         tokenizer,
@@ -89,7 +87,6 @@ def prepare_rows(
 def make_reference(
     needs: Needs,
     policy: nn.Module,
-    *,
     arguments: TrainingArguments,
     parallel: SequenceParallel | None,
     logits_chunk: int,

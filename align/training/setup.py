@@ -19,8 +19,8 @@ from transformers import (
 import align
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.settings import PositionSettings
-from align.distributed.agreement import check_agreement
-from align.distributed.wrappers import expected_wrapper
+from align.distributed.agreement import check_agreement, check_same_settings
+from align.distributed.wrappers import check_launch, expected_wrapper
 from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
@@ -41,6 +41,12 @@ def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
     """What every process has to have been started with: the configuration and the launcher's wrapper."""
     settings: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return {**settings, "wrapper": expected_wrapper(run.arguments), "align version": align.__version__}
+
+
+def check_processes(run: Run, config: DictConfig) -> None:
+    """Refuses a launch that was turned into another one, and processes that were started with different settings."""
+    check_launch(run.arguments)
+    check_same_settings(launched_settings(config, run), device=run.arguments.device)
 
 
 def check_same_data(data: PreferenceData, run: Run) -> None:

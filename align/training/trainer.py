@@ -66,13 +66,11 @@ class PreferenceTrainer(SealedCheckpoints):
         """As `Trainer`, and:
 
         Args:
-            model: the policy: a causal language model, inside PEFT or not, or the path of one. Its attention
-                becomes the shared prefix's.
+            model: a causal language model, inside PEFT or not, or the path of one; gets the shared prefix's attention.
             args: the Trainer's arguments.
             method: the loss and what it needs: `align.method("dpo")`.
-            train_dataset, eval_dataset: rows in any layout of `data.path`, as a list or a `datasets.Dataset`; or
-                tokenised ones of `load_preference_data`.
-            processing_class: the tokenizer; of a model given by its path, its own where None.
+            train_dataset, eval_dataset: rows in any layout of `data.path` (list or `datasets.Dataset`), or tokenised.
+            processing_class: the tokenizer; None is that of a model given by its path.
             data_collator: None packs each micro-batch into one row; with another, rows are taken as they are.
             reference: gives reference log-probs. None: the starting model, where the method needs one.
             parallel: this process's place in its sequence-parallel group; None without.
@@ -88,15 +86,14 @@ class PreferenceTrainer(SealedCheckpoints):
             processing_class = load_tokenizer(model)
         model = prepare_model(model, memory)
         if data_collator is None:  # with one of the caller's, rows are taken as they are
-            prepare = partial(prepare_rows, tokenizer=processing_class, method=method, max_length=max_length)
-            train_dataset = prepare(train_dataset, what="train_dataset")
-            eval_dataset = prepare(eval_dataset, what="eval_dataset")
+            train_dataset, eval_dataset = (
+                prepare_rows(rows, processing_class, method=method, max_length=max_length)
+                for rows in (train_dataset, eval_dataset)
+            )
             data_collator = Collator(short=method.needs.short)
         logits_chunk = logits_chunk or memory.logits_chunk
         if reference is None:
-            reference = make_reference(
-                method.needs, model, arguments=args, parallel=parallel, logits_chunk=logits_chunk
-            )
+            reference = make_reference(method.needs, model, args, parallel, logits_chunk)
         self.method = method
         self.reference = reference
         self.parallel = parallel

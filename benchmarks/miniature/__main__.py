@@ -1,6 +1,6 @@
 """Runs the missing cells of the miniature, one after the other, and says what the finished ones show.
 
-    python -m benchmarks.miniature                          # all of them; ALIGN_DATA names the folder of README's data
+    python -m benchmarks.miniature                          # all of them; ALIGN_DATA: see docs/data-for-experiments.md
     python -m benchmarks.miniature --list                   # what there is, and what is done
     python -m benchmarks.miniature --cells find write/dpo   # cells whose names begin like this, and what they need
     python -m benchmarks.miniature --budget-minutes 60      # starts no cell after an hour
@@ -71,7 +71,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def data_folder() -> Path:
     """`ALIGN_DATA`, or an end with a sentence."""
     if "ALIGN_DATA" not in os.environ:
-        sys.exit("ALIGN_DATA is not set: name the folder with the data of README's table.")
+        sys.exit("ALIGN_DATA is not set: docs/data-for-experiments.md says what lies there.")
     return Path(os.environ["ALIGN_DATA"]).resolve()
 
 

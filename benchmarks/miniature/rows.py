@@ -38,7 +38,7 @@ class QuestionRows:
         """Raises UserError where there is no data."""
         if not (Path(self.data) / questions.FILE).is_file():
             raise UserError(
-                f"pipeline.data={self.data} has no {questions.FILE}: name the folder of README's data."
+                f"pipeline.data={self.data} has no {questions.FILE}: see docs/data-for-experiments.md."
             )
 
     def read(self) -> list[Document]:

@@ -1,0 +1,99 @@
+"""Ranked runs as people look at them: a table, a picture, and a page with both."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from align.runs.ranking import RunResult, suite_scores
+
+COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}
+
+
+def cells(run: RunResult, keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
+    """A run's row: settings, metrics, costs; empty where it has none."""
+    settings = [str(run.settings.get(key, "")) for key in keys]
+    values = [_shown((run.after or {}).get(name), run.intervals.get(name)) for name in metrics]
+    costs = [_shown((run.costs or {}).get(name)) for name in COSTS]
+    return [*settings, *values, *costs]
+
+
+def _shown(number: float | None, interval: tuple[float, float] | None = None) -> str:
+    """`0.4123 (0.35 … 0.47)`; empty where there is none."""
+    bounds = "" if interval is None else f" ({interval[0]:.3g} … {interval[1]:.3g})"
+    return "" if number is None else f"{number:.4g}{bounds}"
+
+
+def table(ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str) -> Table:
+    """The ranking, and below it what did not finish."""
+    metrics = [metric, *suite_scores([*ranked, *rest], metric)]
+    shown = Table(title=f"{len(ranked)} runs by {metric}, {len(rest)} without it", title_justify="left")
+    for column in ("", "run", *map(_short, keys), *metrics, *COSTS.values()):
+        shown.add_column(column, justify="right", overflow="fold")
+    for place, run in enumerate(ranked, start=1):
+        shown.add_row(str(place), run.name, *cells(run, keys, metrics))
+    shown.add_section()
+    for run in rest:
+        shown.add_row("", f"{run.name} {run.state}", *cells(run, keys, metrics))
+    return shown
+
+
+def draw(ranked: Sequence[RunResult], keys: Sequence[str], metric: str) -> bytes:
+    """PNG: the metric of each run, best first, and against each setting that is a number."""
+    from matplotlib.figure import Figure
+
+    numeric = [key for key in keys if ranked and all(_is_number(run.settings.get(key)) for run in ranked)][:3]
+    figure = Figure(figsize=(5 + 4 * len(numeric), 0.6 + 0.34 * max(len(ranked), 8)), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(numeric), squeeze=False)[0]
+    values = [(run.after or {})[metric] for run in ranked]
+    labels = [f"{run.name}  " + " ".join(str(run.settings.get(key, "")) for key in keys) for run in ranked]
+    first.barh(range(len(ranked)), values, color="#1f5a92")
+    first.set_yticks(range(len(ranked)), labels, fontsize=8)
+    first.invert_yaxis()
+    first.set_title(metric, loc="left", fontsize=11)
+    for axes, key in zip(others, numeric, strict=True):
+        axes.plot([float(run.settings[key]) for run in ranked], values, "o", color="#c8502d")
+        axes.set_xlabel(_short(key))
+        axes.grid(alpha=0.25)
+        if min(float(run.settings[key]) for run in ranked) > 0:
+            axes.set_xscale("log")
+    for axes in (first, *others):
+        axes.spines[["top", "right"]].set_visible(False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def page(
+    ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str, picture: bytes
+) -> str:
+    """One HTML file with nothing outside it: the table, the picture, why runs failed."""
+    metrics = [metric, *suite_scores([*ranked, *rest], metric)]
+    columns = ("", "run", *keys, *metrics, *COSTS.values(), "state")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    rows = []
+    for place, run in [*enumerate(ranked, start=1), *((None, run) for run in rest)]:
+        state = f"{run.state}: {run.reason}" if run.reason else run.state
+        row = ["" if place is None else str(place), run.name, *cells(run, keys, metrics), state]
+        rows.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
+    style = "body{font:14px sans-serif;margin:2em} td,th{padding:.3em .8em;text-align:right}"
+    image = base64.b64encode(picture).decode()
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>align report</title><style>{style}</style>'
+        f"<h1>{len(ranked)} runs by {html.escape(metric)}</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
+        f'<p><img alt="{html.escape(metric)} of each run" src="data:image/png;base64,{image}"></p></html>\n'
+    )
+
+
+def _short(key: str) -> str:
+    """The last part of a dotted key, which is enough in a narrow table."""
+    return key.rpartition(".")[2]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
