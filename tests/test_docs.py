@@ -210,7 +210,7 @@ def test_the_tree_is_the_repositorys():
             assert any(here.glob(other)) if here.is_dir() else (here.parent / other).exists(), other
     folders = {path for path in (ROOT / "align").iterdir() if list(path.glob("[!_]*.py"))}
     code = {ROOT / name for name in ("align", "losses", "hydra_conf", "launchers", "tests")}
-    code |= {path for path in folders | {ROOT / "align" / f"{name}.py" for name in COMMANDS}}
+    code |= set(folders | {ROOT / "align" / f"{name}.py" for name in COMMANDS})
     assert code - {ROOT / "align"} <= named
 
 

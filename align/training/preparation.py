@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,13 +23,60 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
 from align.longseq.support import check_supported
-from align.models.loading import load_causal_lm
+from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
 from align.reference.sources import AdapterOff, Frozen, Reference, autocast_forward
 from align.runs.api import store
+from align.training.collate import Collator
 from align.training.method_settings import Needs
 from align.training.methods import Method
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the trainer computes with; `train` and `held_out` are rows that `collator` takes."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    train: Any
+    held_out: Any
+    collator: Any
+    reference: Reference | None
+
+
+def prepare(
+    model: nn.Module | str,
+    arguments: TrainingArguments,
+    method: Method,
+    *,
+    rows: tuple[Any, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    collator: Any,
+    reference: Reference | None,
+    parallel: SequenceParallel | None,
+    memory: MemorySettings,
+    logits_chunk: int | None,
+    max_length: int | None,
+) -> Prepared:
+    """Everything that is not given in the form that the trainer computes with; arguments as the trainer's.
+
+    Raises:
+        UserError: a model or a row that cannot be used.
+    """
+    if isinstance(model, str) and tokenizer is None:
+        tokenizer = load_tokenizer(model)
+    policy = prepare_model(model, memory)
+    train, held_out = rows
+    if collator is None:  # with one of the caller's, rows are taken as they are
+        train, held_out = (
+            prepare_rows(each, tokenizer, method=method, max_length=max_length) for each in rows
+        )
+        collator = Collator(short=method.needs.short)
+    if reference is None:
+        chunk = logits_chunk or memory.logits_chunk
+        reference = make_reference(method.needs, policy, arguments, parallel=parallel, logits_chunk=chunk)
+    return Prepared(policy, tokenizer, train, held_out, collator, reference)
 
 
 def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
@@ -88,6 +136,7 @@ def make_reference(
     needs: Needs,
     policy: nn.Module,
     arguments: TrainingArguments,
+    *,
     parallel: SequenceParallel | None,
     logits_chunk: int,
 ) -> Reference | None:

@@ -19,15 +19,13 @@ from align.longseq.forward import pair_logps
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
 from align.longseq.shared_prefix import SharedPrefixBatch
-from align.models.loading import load_tokenizer
 from align.reference.sources import Reference, sum_turns
 from align.runs.saving import SealedCheckpoints
-from align.training.collate import Collator
 from align.training.log import TrainingLog
 from align.training.methods import Method
 from align.training.metric_names import METRICS
 from align.training.metrics import MeanMeter, means, prompt_metrics
-from align.training.preparation import make_reference, prepare_model, prepare_rows
+from align.training.preparation import prepare
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import prompt_weights
 from losses.types import PairLogps
@@ -82,39 +80,40 @@ class PreferenceTrainer(SealedCheckpoints):
         Raises:
             UserError: a model or a row that cannot be used.
         """
-        if isinstance(model, str) and processing_class is None:
-            processing_class = load_tokenizer(model)
-        model = prepare_model(model, memory)
-        if data_collator is None:  # with one of the caller's, rows are taken as they are
-            train_dataset, eval_dataset = (
-                prepare_rows(rows, processing_class, method=method, max_length=max_length)
-                for rows in (train_dataset, eval_dataset)
-            )
-            data_collator = Collator(short=method.needs.short)
-        logits_chunk = logits_chunk or memory.logits_chunk
-        if reference is None:
-            reference = make_reference(method.needs, model, args, parallel, logits_chunk)
+        parts = prepare(
+            model,
+            args,
+            method,
+            rows=(train_dataset, eval_dataset),
+            tokenizer=processing_class,
+            collator=data_collator,
+            reference=reference,
+            parallel=parallel,
+            memory=memory,
+            logits_chunk=logits_chunk,
+            max_length=max_length,
+        )
         self.method = method
-        self.reference = reference
+        self.reference = parts.reference
         self.parallel = parallel
         self.degree = 1 if parallel is None else parallel.degree
-        self.logits_chunk = logits_chunk
+        self.logits_chunk = logits_chunk or memory.logits_chunk
         self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
         self._evaluation_only = False
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(
-            model=model,
+            model=parts.model,
             args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=data_collator,
+            train_dataset=parts.train,
+            eval_dataset=parts.held_out,
+            processing_class=parts.tokenizer,
+            data_collator=parts.collator,
             **kwargs,
         )
         self.data_collator = MarkedCollator(self.data_collator)
         self.add_callback(WrapperCheck(self))
-        self._parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._parameters = sum(parameter.numel() for parameter in parts.model.parameters())
 
     # ---- loss
 
