@@ -38,7 +38,24 @@ class PreferenceTrainer(SealedCheckpoints):
 
     The loss of a step is the mean over the prompts of the global step (over tokens, where the method's
     `needs.weighting` says so), however they are spread over rows, micro-batches, accumulation and processes.
-    Metrics carry TRL's names.
+    Metrics carry TRL's names. It is a `Trainer`, whose arguments it takes too.
+
+    Args:
+        model: a causal language model, inside PEFT or not, or the path of one; gets the shared prefix's attention.
+        args: the Trainer's arguments.
+        method: the loss and what it needs: `align.method("dpo")`.
+        train_dataset, eval_dataset: rows in any layout of `data.path` (list or `datasets.Dataset`), or tokenised.
+        processing_class: the tokenizer; None is that of a model given by its path.
+        data_collator: None packs each micro-batch into one row; with another, rows are taken as they are.
+        reference: gives reference log-probs. None: the starting model, where the method needs one.
+        parallel: this process's place in its sequence-parallel group; None without.
+        logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
+        memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
+        max_length: tokens to which contexts of rows that are not tokenised are cut; None leaves them whole.
+        kwargs: the rest of Trainer's own.
+
+    Raises:
+        UserError: a model or a row that cannot be used.
     """
 
     # compute_loss divides by the weights of the whole step, so nothing is left to scale.
@@ -61,25 +78,7 @@ class PreferenceTrainer(SealedCheckpoints):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """As `Trainer`, and:
-
-        Args:
-            model: a causal language model, inside PEFT or not, or the path of one; gets the shared prefix's attention.
-            args: the Trainer's arguments.
-            method: the loss and what it needs: `align.method("dpo")`.
-            train_dataset, eval_dataset: rows in any layout of `data.path` (list or `datasets.Dataset`), or tokenised.
-            processing_class: the tokenizer; None is that of a model given by its path.
-            data_collator: None packs each micro-batch into one row; with another, rows are taken as they are.
-            reference: gives reference log-probs. None: the starting model, where the method needs one.
-            parallel: this process's place in its sequence-parallel group; None without.
-            logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
-            memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
-            max_length: tokens to which contexts of rows that are not tokenised are cut; None leaves them whole.
-            kwargs: the rest of Trainer's own.
-
-        Raises:
-            UserError: a model or a row that cannot be used.
-        """
+        """See the class."""
         parts = prepare(
             model,
             args,
