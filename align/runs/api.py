@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -73,7 +74,7 @@ def compose(command: str, overrides: Iterable[str], objects: Mapping[str, Any] |
     from hydra import initialize_config_module
 
     try:
-        with initialize_config_module("hydra_conf", version_base="1.3"):
+        with _own_hydra(), initialize_config_module("hydra_conf", version_base="1.3"):
             config = hydra_compose(command, overrides=list(overrides))
     except Exception as error:
         told = sentence(error)
@@ -84,6 +85,19 @@ def compose(command: str, overrides: Iterable[str], objects: Mapping[str, Any] |
         if value is not None:
             _put(config, command, name, value)
     return config
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Within it Hydra is as if nobody had used it: a notebook may have, for a program of its own."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 def _put(config: DictConfig, command: str, name: str, value: Any) -> None:
