@@ -59,10 +59,10 @@ test-slow: $(VENV)/.installed     ## the longer checks
 
 test-parity: $(VENV)/.installed   ## every exchange x degree x wrapper against one process; writes the table of docs/scaling.md
 	$(BIN)/python -W ignore -m benchmarks.parity
-	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_distributed_train.py tests/test_verify.py tests/test_launch_failures.py
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/distributed tests/verification tests/test_verify.py
 
 test-survival: $(VENV)/.installed ## runs killed at forty random moments end with the same weights
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_survival.py
+	$(BIN)/python -m pytest -m "slow or not slow" tests/runs/test_survival.py
 
 check: $(VENV)/.installed         ## lint + types
 	$(BIN)/ruff check .

@@ -25,9 +25,9 @@ EXPLAINED = {
     (
         "docs/planning.md",
         "needs 22 GB of each, and 18 GB with its reference cached",
-    ): "tests/test_planning.py",
-    ("docs/planning.md", "against 27 GB with rows"): "tests/test_planning.py",
-    ("docs/planning.md", "needs 36 and 29 GB, against 60"): "tests/test_planning.py",
+    ): "tests/planning/test_planning.py",
+    ("docs/planning.md", "against 27 GB with rows"): "tests/planning/test_planning.py",
+    ("docs/planning.md", "needs 36 and 29 GB, against 60"): "tests/planning/test_planning.py",
     ("docs/planning.md", "15 % were allowed"): "the tolerance of benchmarks/plan_check.py",
     ("docs/planning.md", "with 40 GB a GPU"): "the cluster that is simulated",
     ("docs/replication.md", "with 95 % intervals"): "what an interval is",

@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from align import cli
 from align.runs import exit_codes
 from tests.longseq.plain import assert_close
+from tests.rows import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -26,27 +26,6 @@ def model_folder(tmp_path_factory) -> Path:
     tiny_model(initializer_range=0.1).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
-
-
-def words(rng: np.random.Generator, count: int) -> str:
-    return " ".join(f"w{i}" for i in rng.integers(8, 128, count))
-
-
-def make_rows(path: Path, count: int = 12, **extra) -> Path:
-    rng = np.random.default_rng(0)
-    rows = [
-        {
-            "context": [words(rng, 20), words(rng, 15), words(rng, 25)],
-            "question": words(rng, 5),
-            "chosen": words(rng, 6),
-            "rejected": [words(rng, 5), words(rng, 7)],
-            "short_prompt": words(rng, 15),
-        }
-        | extra
-        for _ in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture

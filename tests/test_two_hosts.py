@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from align.runs import checkpoints, exit_codes
 from benchmarks.smoke import make_rows as make_real_rows
 from tests.longseq.plain import assert_close
-from tests.test_cli import make_rows
-from tests.test_survival import run
+from tests.rows import make_rows
+from tests.runs.test_survival import run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent

@@ -4,8 +4,8 @@
 of hidden size 4,096 keeps 4,096 · 2 bytes a token in bf16: 134 MB for 16,384 tokens, 4.3 GB for 32 layers.
 
 Derived from what autograd saves in a Llama-like layer and from what is alive when a gradient is computed; checked
-against torch's own count of live memory (tests/test_planning.py). Per token of the process (t of T tokens at degree n),
-in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_heads·D:
+against torch's own count of live memory (tests/planning/test_planning.py). Per token of the process (t of T tokens at
+degree n), in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_heads·D:
 
 - **kept by a checkpointed layer**: its input H; with `keep_attention` also attention's output Q and log-sum-exp.
   Without checkpointing all that is saved: I·(3 + 1 where down_proj trains) + what the next line lists.

@@ -12,7 +12,7 @@ from align import cli
 from align.core.errors import UserError
 from align.evaluation.preference import Preference
 from align.evaluation.suite import ScoredPairs
-from tests.test_cli import make_rows
+from tests.rows import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

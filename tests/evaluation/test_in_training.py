@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from align import cli
 from align.runs import exit_codes
 from tests.longseq.plain import assert_close
-from tests.test_cli import make_rows
+from tests.rows import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
 NEEDLES = ("+suite@suites.needles=retrieval", "suites.needles.lengths=[128]", "suites.needles.depths=[0.5]")

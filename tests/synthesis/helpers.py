@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import random
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 import hydra_conf
 from align.documents.loading import Document
-from align.generation.generators import Completion, Request, Sampling
+from align.generation.generators import Completion, Request
 from align.generation.local_generator import LocalGenerator
-from align.generation.stage import Workspace
 from align.synthesis.logo.pipeline import LogoPipeline
-from tests.tiny import tiny_model, tiny_tokenizer
-
-SAMPLING = Sampling(temperature=0.7, top_p=0.95, min_new_tokens=2, max_new_tokens=8)
-
-
-class KilledError(Exception):
-    """Stands for the death of the process."""
+from tests.generation.helpers import KilledError
 
 
 class Scripted:
@@ -70,19 +60,6 @@ def _question(request: Request) -> str:
     return f"What is {words[0]} or {words[1]}?"
 
 
-def local_generator(
-    *, batch_size: int = 4, tokenizer: PreTrainedTokenizerBase | None = None
-) -> LocalGenerator:
-    return LocalGenerator(
-        load=tiny_model,
-        tokenizer=tokenizer or tiny_tokenizer(),
-        name="tiny",
-        window=4096,
-        batch_tokens=2048,
-        batch_size=batch_size,
-    )
-
-
 def word_documents(count: int = 4, *, paragraphs: int = 5, seed: int = 0) -> list[Document]:
     """Documents of paragraphs of 12 random words out of w8 … w127."""
     rng = random.Random(seed)
@@ -110,7 +87,3 @@ def pipeline(**changes: object) -> LogoPipeline:
         **default_prompts(),
     }
     return LogoPipeline(**(settings | changes))  # type: ignore[arg-type]
-
-
-def workspace(output: Path, generator: object, *, seed: int = 1) -> Workspace:
-    return Workspace(output, seed, tiny_tokenizer(), generator, Console(file=io.StringIO()))  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
 from align.models.settings import ModelSettings
 from align.scores.judgement import DIMENSIONS
-from tests.synthesis.helpers import KilledError
+from tests.generation.helpers import KilledError
 from tests.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCABULARY_SIZE, tiny_model
 
 _ROLES = ("system", "user", "assistant", "\n", ".")

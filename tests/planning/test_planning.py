@@ -1,0 +1,316 @@
+"""What `align plan` predicts: exact counts, live memory as torch counts it, published runs, the command."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from align import cli
+from align.core.errors import UserError
+from align.data.examples import Answer, TokenizedExample
+from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq.checkpointing import apply_checkpointing
+from align.models.lora import add_lora
+from align.models.settings import LoraSettings, ModelSettings
+from align.planning.architecture import measure, read_config
+from align.planning.here import choose_levers, warning
+from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
+from align.planning.memory import predict
+from align.planning.planner import Plan, make_plan
+from align.planning.search import cheapest_levers, lever_sets
+from align.planning.tables import command, overrides
+from tests.rows import make_rows
+from tests.tiny import tiny_model, tiny_tokenizer
+
+CPU = Machine("cpu", 1, 1, 1e12, 5e10, 0.8, 1e9, 1e8, 0.0, 1e10, 1e9, runtime=0.0)
+
+
+def plan(*words: str) -> Plan:
+    with hydra.initialize_config_module("hydra_conf", version_base="1.3"):
+        return make_plan(hydra.compose("plan", list(words)))
+
+
+# ---- counts
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248),
+        ("mistralai/Mistral-7B-Instruct-v0.2", 7_241_732_096),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+    ],
+)
+def test_parameters_are_the_checkpoints(path, parameters):
+    """As the repositories state them (the sums of their safetensors files)."""
+    settings = ModelSettings(path=path)
+    assert measure(read_config(settings)[0], settings).parameters == parameters
+
+
+def test_what_trains_under_lora():
+    """Llama-3-8B, rank 16 on q, k, v, o: 32 · 16 · ((4096 + 4096) · 2 + (4096 + 1024) · 2)."""
+    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", lora=LoraSettings(r=16))
+    sizes = measure(read_config(settings)[0], settings)
+    assert sizes.trainable == 32 * 16 * ((4096 + 4096) * 2 + (4096 + 1024) * 2)
+
+
+# ---- live memory
+
+
+MODES = [
+    ("full", None, "none"),
+    ("keep_attention", None, "none"),
+    ("none", None, "none"),
+    ("full", 128, "none"),
+    ("keep_attention", 256, "none"),
+    ("full", None, "disk"),
+]
+ROWS = Rows(prompt=1400, answers=(60, 60))
+
+
+def live_peak(model: torch.nn.Module, rows: Rows) -> int:
+    """Bytes that torch had allocated at the peak of a step, beside what was there before."""
+    rng = np.random.default_rng(0)
+    answers = tuple(Answer(rng.integers(0, 128, n), np.ones(n, dtype=bool)) for n in rows.answers)
+    example = TokenizedExample("made up", rng.integers(0, 128, rows.prompt), np.arange(rows.prompt), answers)
+    batch = pack([example])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        logps = pair_logps(model, batch)
+        (logps.chosen - logps.rejected.sum(1)).sum().backward()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize(("mode", "chunk", "offload"), MODES)
+def test_live_memory(rank, mode, chunk, offload):
+    """Checkpoints, gradients and transients of a step against torch's own count, within 15 %."""
+    sizes = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6, "head_dim": 32}
+    base = tiny_model("llama", num_hidden_layers=6, **sizes)
+    base.set_attn_implementation(ATTENTION)
+    settings = ModelSettings(lora=LoraSettings(r=rank))
+    architecture = measure(base.config, settings)
+    model = add_lora(base, settings.lora).train()
+    apply_checkpointing(model, mode, mlp_chunk=chunk, offload=offload, offload_folder=None)
+    strategy = Strategy(levers=Levers(mode, 1024, offload, chunk))
+    job = Job(ROWS, Precision(), optimizer_slots=0)
+    memory = predict(architecture, job, strategy, CPU)
+    predicted = memory.gradients + memory.checkpoints + memory.transient
+    assert predicted == pytest.approx(live_peak(model, ROWS), rel=0.15)
+
+
+# ---- published runs
+
+
+def published(made: Plan) -> float:
+    """Bytes a GPU of the published set-up by the same formulas: a row an answer, the reference in shares."""
+    shares = 2 * made.sizes.parameters / made.machine.count
+    return made.plain.memory.total - made.plain.memory.reference + shares
+
+
+def with_cache(made: Plan) -> float:
+    """Bytes a GPU here when `reference.cache` is full: no reference is in memory."""
+    job = replace(made.job, reference="none")
+    return predict(made.sizes, job, made.given.strategy, made.machine).total
+
+
+def whole_reference(made: Plan) -> float:
+    """Bytes a GPU here with `reference.sharding=none`."""
+    job = replace(made.job, reference_sharding="none")
+    return predict(made.sizes, job, made.given.strategy, made.machine).total
+
+
+def test_longpo_at_128k_fits_with_room():
+    """LongPO, Mistral-7B, 128K on 8 × 80 GB at degree 8 (arXiv 2502.13922): a quarter of the memory is enough.
+
+    22 GB, of which an eighth of the frozen reference in float32 takes 3.6 (whole it takes 29), 18 GB with its log-probs
+    cached; against the 27 GB of one row an answer, whose reference is in eight shares of bfloat16.
+    """
+    made = plan("experiment=longpo_mistral_7b_128k", "rows.short_prompt=4096", "wrapper=zero3_offload")
+    assert made.given.strategy.degree == 8
+    assert made.given.fits(made.machine)
+    assert made.given.memory.total == pytest.approx(21.6e9, rel=0.02)
+    assert whole_reference(made) == pytest.approx(47.0e9, rel=0.02)
+    assert made.best is not None
+    assert published(made) == pytest.approx(27.3e9, rel=0.02)
+    assert with_cache(made) == pytest.approx(18.0e9, rel=0.02)
+
+
+def test_qwen_dpo_at_84k_fits_with_room():
+    """360-LLaMA-Factory: Qwen2.5-7B, all parameters, DPO at 84K tokens on 8 × 80 GB at degree 8.
+
+    36 GB at the reference's forward (59 with a whole one); 29 GB with its log-probs cached, against 60 GB of one row
+    an answer.
+    """
+    made = plan(
+        *("method=dpo", "model=qwen2_5_7b", "model.dtype=float32", "trainer.bf16=true"),
+        *("parallel=gather", "parallel.degree=8", "wrapper=zero3", "rows.prompt=84000", "rows.answer=512"),
+    )
+    assert made.given.fits(made.machine)
+    assert made.given.memory.total == pytest.approx(36.0e9, rel=0.02)
+    assert whole_reference(made) == pytest.approx(59.0e9, rel=0.02)
+    assert made.best is not None
+    assert published(made) == pytest.approx(60.0e9, rel=0.02)
+    assert with_cache(made) == pytest.approx(28.6e9, rel=0.02)
+
+
+def test_a_row_an_answer_has_the_prompt_once_for_each():
+    """LOGO on 30,000 tokens: three rows of 30,512 in the place of 31,536, and all their positions in the head."""
+    made = plan("model=llama3_8b", "method=logo", "rows.prompt=30000", "rows.rejected=2", "model.lora.r=16")
+    rows, strategy = made.plain.job.rows, made.plain.strategy
+    assert made.job.rows.tokens == 30000 + 3 * 512
+    assert rows.tokens == 3 * (30000 + 512)
+    assert strategy.levers == Levers("full", logits_chunk=rows.tokens)
+    assert made.plain.memory.total > made.given.memory.total
+    assert made.plain.time.total > 2 * made.given.time.total
+
+
+# ---- the command
+
+
+def test_cheapest_fits_and_its_overrides_compose():
+    made = plan("model=llama3_8b", "method=dpo", "rows.prompt=30000", "model.lora.r=16", "gpus.count=2")
+    assert made.best is not None
+    assert made.best.memory.total <= made.machine.memory
+    with hydra.initialize_config_module("hydra_conf", version_base="1.3"):
+        config = hydra.compose("train", ["method=dpo", *overrides(made.best)])
+    assert config.memory.checkpointing == made.best.strategy.levers.checkpointing
+    assert "launchers/accelerate/" in command(made.best, made.machine, rest=[])
+
+
+def test_more_tokens_need_more_memory_and_time():
+    short, long = (plan("model=llama3_8b", f"rows.prompt={n}").given for n in (8192, 16384))
+    assert long.memory.total > short.memory.total
+    assert long.time.total > 2 * short.time.total
+
+
+def test_command_says_what_is_missing_when_nothing_fits(monkeypatch, capfd):
+    words = ["model=llama3_8b", "rows.prompt=1000000", "gpus=rtx4090", "json=null"]
+    monkeypatch.setattr("sys.argv", ["align", "plan", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert "Nothing fits 1 × 24.0 GB: the least is" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "rows.prompt is not set"),
+        (["rows.prompt=0"], "rows.prompt=0 is too small"),
+        (["rows.prompt=9", "parallel=auto", "parallel.degree=3"], "parallel.degree=3 does not divide"),
+        (["rows.prompt=9", "gpus.count=3", "gpus.nodes=2"], "gpus.count=3 is not divisible"),
+        (["rows.prompt=9", "wrapper=zero"], "wrapper=zero is not known"),
+    ],
+)
+def test_bad_requests_end_in_one_sentence(words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        plan("model=llama3_8b", *words)
+
+
+def test_json_holds_every_part(tmp_path, monkeypatch, capfd):
+    path = tmp_path / "plan.json"
+    monkeypatch.setattr("sys.argv", ["align", "plan", "model=llama3_8b", "rows.prompt=4096", f"json={path}"])
+    cli.main()
+    written = json.loads(path.read_text())
+    parts = written["given"]["memory_bytes"]
+    named = (
+        "weights",
+        "gradients",
+        "optimizer",
+        "reference",
+        "checkpoints",
+        "transient",
+        "buffers",
+        "runtime",
+    )
+    assert parts["total"] == pytest.approx(sum(parts[name] for name in named))
+    assert written["cheapest"]["fits"]
+    assert "accelerate launch" in capfd.readouterr().out
+
+
+# ---- levers
+
+
+def test_less_memory_pulls_more_levers():
+    """From plenty to little room the chosen set needs less each time, and is never faster than the one before."""
+    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", lora=LoraSettings(r=16))
+    sizes = measure(read_config(settings)[0], settings)
+    job, machine = Job(Rows(32768, (512, 512)), Precision(2)), replace(CPU, device="cuda", host_memory=1e12)
+    seen = []
+    for room in (1e12, 80e9, 50e9, 30e9):
+        priced = cheapest_levers(sizes, job, Strategy(), replace(machine, memory=room))
+        assert priced is not None
+        assert priced.memory.total <= room
+        seen.append(priced)
+    assert seen[0].strategy.levers == Levers("none")
+    assert all(a.memory.total >= b.memory.total for a, b in pairwise(seen))
+    assert cheapest_levers(sizes, job, Strategy(), replace(machine, memory=1e9)) is None
+
+
+def test_a_cpu_has_no_host_to_offload_to():
+    assert {levers.offload for levers in lever_sets("cpu")} == {"none", "disk"}
+
+
+# ---- before training
+
+
+def tiny_job() -> tuple:
+    settings = ModelSettings(path="Qwen/Qwen2.5-7B-Instruct", lora=LoraSettings(r=16))
+    sizes = measure(read_config(settings)[0], settings)
+    return sizes, Job(Rows(16384, (512, 512)), Precision(2))
+
+
+def test_warning_names_what_makes_it_fit():
+    """Too little for the defaults, enough with levers: the sentence has them; with room there is none."""
+    sizes, job = tiny_job()
+    strategy = Strategy()
+    need = predict(sizes, job, strategy, CPU).total
+    assert warning(sizes, job, strategy, replace(CPU, memory=1.01 * need)) is None
+    said = warning(sizes, job, strategy, replace(CPU, memory=0.85 * need))
+    assert said is not None
+    assert "it fits with" in said
+    assert re.search(r"memory.(mlp_chunk=\d|checkpointing=full|offload=disk)", said)
+    assert "no levers make it fit" in str(warning(sizes, job, strategy, replace(CPU, memory=1e9)))
+
+
+def test_auto_says_why_and_when_nothing_fits():
+    sizes, job = tiny_job()
+    levers, reason = choose_levers(sizes, job, Strategy(), replace(CPU, memory=60e9))
+    assert predict(sizes, job, Strategy(levers=levers), CPU).total <= 60e9
+    assert reason.startswith("memory=auto: memory.checkpointing=")
+    assert "because it is the fastest set that fits" in reason
+    assert "no set of levers fits" in choose_levers(sizes, job, Strategy(), replace(CPU, memory=1e9))[1]
+
+
+@pytest.mark.parametrize("command", ["train", "verify"])
+def test_memory_auto_runs(command, tmp_path, monkeypatch, capfd):
+    """`memory=auto` in both commands, with a tiny model: plenty of room, so nothing is kept out of memory."""
+    tiny_model(initializer_range=0.1).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    words = [f"model.path={tmp_path / 'model'}", "memory=auto", "model.dtype=float32"]
+    if command == "train":
+        words += [f"data.path={make_rows(tmp_path / 'rows.jsonl')}", f"output={tmp_path / 'out'}"]
+        words += ["trainer.max_steps=1", "trainer.use_cpu=true", "data.eval_size=2"]
+    monkeypatch.setattr("sys.argv", ["align", command, *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    _, err = capfd.readouterr()
+    assert code == 0, err
+    assert "memory=auto: memory.checkpointing=none" in err
