@@ -12,20 +12,27 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 
-def progress_bar(console: Console) -> Progress:
-    """The bar that every stage shows."""
+def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
+    """The bar that all long work shows: what is done of how much, since when, and how long it will take.
+
+    Args:
+        console: where it stands.
+        more: columns behind these.
+    """
     return Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        *more,
         console=console,
     )
 
