@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.progress import (
 
 
 def progress_bar(console: Console) -> Progress:
-    """The bar that every stage shows."""
+    """The bar that every stage shows; a notebook needs ipywidgets for it, and has none without."""
     return Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),
@@ -27,6 +28,7 @@ def progress_bar(console: Console) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        disable=console.is_jupyter and find_spec("ipywidgets") is None,
     )
 
 
