@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench docs clean
+.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench docs examples clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -84,6 +84,9 @@ $(VENV)/.docs: $(VENV)/.installed
 
 docs: $(VENV)/.docs               ## the documentation as a site, in site/; links and anchors are checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+examples: $(VENV)/.installed      ## the notebooks of examples/, executed and stored with what they show
+	$(BIN)/python -m docs.notebooks
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

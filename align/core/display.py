@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,8 @@ from rich.progress import (
 def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
     """The bar that all long work shows: what is done of how much, since when, and how long it will take.
 
+    A notebook needs ipywidgets for it, and has none without.
+
     Args:
         console: where it stands.
         more: columns behind these.
@@ -34,6 +37,7 @@ def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
         TimeRemainingColumn(),
         *more,
         console=console,
+        disable=console.is_jupyter and find_spec("ipywidgets") is None,
     )
 
 
