@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -20,12 +21,14 @@ from align import cli
 from tests.distributed import run_distributed
 
 
-def command(rank: int, size: int, argv: list[str]) -> int:
-    """The command in this process; its exit code. What it says goes to `OUTPUT.log`."""
-    (output,) = (word.removeprefix("output=") for word in argv if word.startswith("output="))
-    with open(f"{output}.log", "a") as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
+def command(rank: int, size: int, argv: list[str], log: Path | None = None) -> int:
+    """The command in this process; its exit code. What it says goes to `log`, by default `OUTPUT.log`."""
+    if log is None:
+        (output,) = (word.removeprefix("output=") for word in argv if word.startswith("output="))
+        log = Path(f"{output}.log")
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
     os.environ.update(ACCELERATE_USE_CPU="true", MASTER_ADDR="localhost", MASTER_PORT="1")
     sys.argv = argv
     try:
@@ -35,27 +38,31 @@ def command(rank: int, size: int, argv: list[str]) -> int:
     return 0
 
 
-def run(argv: list[str], size: int = 1, timeout: float = 240) -> list[int]:
+def run(argv: list[str], size: int = 1, *, log: Path | None = None, timeout: float = 240) -> list[int | None]:
     """Exit codes of `size` processes; one alone has no process group, as a user's."""
     if size > 1:
-        return run_distributed(command, size, argv, timeout=timeout)
-    process = forked(argv)
+        return run_distributed(command, size, argv, log, timeout=timeout)
+    process = forked(argv, log=log)
     process.join(timeout)
     return [process.exitcode]
 
 
-def forked(argv: list[str], *, file_limit: int | None = None) -> multiprocessing.Process:
+def forked(
+    argv: list[str], *, log: Path | None = None, file_limit: int | None = None
+) -> multiprocessing.Process:
     """The command as a process of its own; no file may be longer than `file_limit` bytes."""
-    process = multiprocessing.get_context("forkserver").Process(target=_exit_with, args=(argv, file_limit))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_exit_with, args=(argv, log, file_limit)
+    )
     process.start()
     return process
 
 
-def _exit_with(argv: list[str], file_limit: int | None) -> None:
+def _exit_with(argv: list[str], log: Path | None, file_limit: int | None) -> None:
     torch.set_num_threads(1)
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    sys.exit(command(0, 1, argv))
+    sys.exit(command(0, 1, argv, log))
 
 
 def wait_for(condition: Callable[[], bool], process: multiprocessing.Process, seconds: float = 240.0) -> None:
