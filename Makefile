@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM = false
+# Processes that `make test` spreads the tests over: one a core, at most eight; `make test WORKERS=1` takes one.
+WORKERS ?= logical
 
 .PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench docs examples clean
 
@@ -52,7 +54,7 @@ demo: $(VENV)/.installed          ## environment + the main job, end to end, on 
 
 test: $(VENV)/.installed          ## environment + lint, types and the tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test-slow: $(VENV)/.installed     ## the longer checks
 	$(BIN)/python -m pytest -m slow

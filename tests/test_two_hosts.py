@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from align.runs import checkpoints, exit_codes
 from benchmarks.smoke import make_rows as make_real_rows
+from tests.forked import run
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.runs.test_survival import run
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent

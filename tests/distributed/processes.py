@@ -21,9 +21,18 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-# Processes are forked from a server that has imported these once, and has run nothing: seconds less for each.
+# Processes are forked from a server that has imported these once, and has run nothing: seconds less for each. What
+# accelerate looks for (DeepSpeed, where it is installed) takes as long as torch.
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["torch", "transformers", "peft", "align.longseq", "tests.tiny"]
+    [
+        "torch",
+        "transformers",
+        "peft",
+        "deepspeed",
+        "align.train",
+        "align.training.finish",
+        "tests.training.helpers",
+    ]
 )
 
 
@@ -32,7 +41,7 @@ class HangError(Exception):
 
 
 def run_distributed(
-    worker: Callable[..., Any], size: int, *args: Any, timeout: float = 60.0, **kwargs: Any
+    worker: Callable[..., Any], size: int, *args: Any, timeout: float = 240.0, **kwargs: Any
 ) -> list[Any]:
     """What `worker(rank, size, *args, **kwargs)` returned in each of `size` processes.
 

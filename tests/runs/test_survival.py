@@ -1,15 +1,10 @@
-"""Runs that are killed, told to go, moved to other machines or run out of disk end with the weights of an unbroken one.
-
-Processes are forked from a server that has imported the libraries, so that a start takes a second and not ten.
-"""
+"""Runs killed, told to go, moved to other machines or out of disk end with the weights of an unbroken one."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -23,11 +18,11 @@ from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from align import cli
 from align.core.errors import UserError
 from align.runs import checkpoints, exit_codes
 from align.runs.preemption import Preemption
 from tests.distributed import run_distributed
+from tests.forked import command, forked, run, wait_for
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -54,29 +49,6 @@ def arguments(folder: Path, name: str, *overrides: str) -> list[str]:
         *("align", "train", f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}"),
         *(f"output={folder / name}", *COMMON, *overrides),
     ]
-
-
-def train(rank: int, size: int, argv: list[str]) -> int:
-    """`align train` in this process; its exit code. What it says goes to `OUTPUT.log`."""
-    (output,) = (word.removeprefix("output=") for word in argv if word.startswith("output="))
-    with open(f"{output}.log", "a") as log:
-        os.dup2(log.fileno(), sys.stderr.fileno())
-    os.environ.update(ACCELERATE_USE_CPU="true", MASTER_ADDR="localhost", MASTER_PORT="1")
-    sys.argv = argv
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
-def run(argv: list[str], size: int = 1, timeout: float = 240) -> list[int]:
-    """Exit codes of `size` processes; one alone has no process group, as a user's."""
-    if size > 1:
-        return run_distributed(train, size, argv, timeout=timeout)
-    process = forked(argv)
-    process.join(timeout)
-    return [process.exitcode]
 
 
 def final(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -134,7 +106,7 @@ def test_a_run_goes_on_with_other_processes(folder, unbroken, size, overrides):
 def test_another_number_of_prompts_a_step_is_refused(folder, unbroken):
     """Two processes with the batch of one would make steps of eight."""
     broken_off(folder, "doubled", 4)
-    codes = run_distributed(train, 2, arguments(folder, "doubled", *SPREAD), timeout=120)
+    codes = run_distributed(command, 2, arguments(folder, "doubled", *SPREAD), timeout=240)
     assert codes == [exit_codes.USAGE] * 2
     assert "was made with 4 prompts a step, this start has 8" in (folder / "doubled.log").read_text()
 
@@ -197,7 +169,7 @@ def test_sigterm_ends_the_command_with_its_own_code(folder, unbroken, tmp_path):
     process = forked(argv)
     wait_for(lambda: any((folder / name).glob("checkpoint-*")), process)
     os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    process.join(240)
     assert process.exitcode == exit_codes.STOPPED
     assert checkpoints.last_good(folder / name) is not None
     assert not (folder / name / "results.json").exists()
@@ -216,7 +188,7 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_the_last_checkpoint(folder, un
     target = broken_off(folder, "full", 4)
     argv = arguments(folder, "full", *SPREAD)
     process = forked(argv, file_limit=FILE_LIMIT)
-    process.join(120)
+    process.join(240)
     assert process.exitcode == exit_codes.USAGE
     err = (folder / "full.log").read_text()
     assert "Traceback" not in err
@@ -275,35 +247,13 @@ def test_deepspeed_on_another_number_of_processes_is_refused(folder, unbroken, t
 # ---- SIGKILL
 
 
-def forked(argv: list[str], *, file_limit: int | None = None) -> multiprocessing.Process:
-    """`align train` as a process of its own; no file may be longer than `file_limit` bytes."""
-    process = multiprocessing.get_context("forkserver").Process(target=_exit_with, args=(argv, file_limit))
-    process.start()
-    return process
-
-
-def _exit_with(argv: list[str], file_limit: int | None) -> None:
-    torch.set_num_threads(1)
-    if file_limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    sys.exit(train(0, 1, argv))
-
-
-def wait_for(condition, process, seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.is_alive(), "it ended too early"
-        assert time.monotonic() < deadline, "it did not get there in time"
-        time.sleep(0.002)
-
-
 def _join_group(rank: int, size: int, folder: str, argv: list[str]) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
     dist.init_process_group("gloo", init_method=f"file://{folder}", rank=rank, world_size=size)
-    code = train(rank, size, argv)
+    code = command(rank, size, argv)
     if code:
         sys.exit(code)
 

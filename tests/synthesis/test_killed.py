@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ import time
 import pytest
 
 from align import inspect
+from tests.forked import forked, run
 from tests.synthesis.scripted import save_model, write_documents
 
 SMALL = {
@@ -54,23 +55,25 @@ def inputs(tmp_path_factory):
     return folder
 
 
-def start(inputs, output, name, *overrides):
+def words(inputs, output, name, *overrides):
     source = "documents" if name == "longpo" else "instructions"
-    command = [
-        *(sys.executable, "-m", "align.synthesize", f"pipeline={name}", f"output={output}"),
+    return [
+        *(f"pipeline={name}", f"output={output}"),
         *("allow_targets=[tests]", "generator._target_=tests.synthesis.scripted.ScriptedSettings"),
         *("+generator.pause=0.02", "generator.batch_size=3", f"model.path={inputs / 'model'}"),
         f"pipeline.{source}={inputs / source}.jsonl",
         *(f"pipeline.{setting}" for setting in SMALL[name]),
         *overrides,
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process):
-    shown, problems = process.communicate()
-    assert process.returncode == 0, problems
-    return shown
+def synthesize(*words):
+    """The command as a user types it; what it shows."""
+    command = [sys.executable, "-m", "align.synthesize", *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def calls(output):
@@ -79,22 +82,26 @@ def calls(output):
 
 
 def kill_and_compare(inputs, tmp_path, name, *, kills):
-    """As many kills of one run, each when a random number of calls is done; then the rows of an unbroken run."""
-    finish(start(inputs, tmp_path / "whole", name))
+    """As many kills of one run, each when a random number of calls is done; then the rows of an unbroken run.
+
+    The unbroken run hashes words otherwise than the others, which are forked.
+    """
+    synthesize(*words(inputs, tmp_path / "whole", name))
     expected = (tmp_path / "whole" / "train.jsonl").read_bytes()
     total = calls(tmp_path / "whole")
     assert len(expected.splitlines()) >= 4 and total > 20
     broken = tmp_path / "broken"
+    argv = ["align", "synthesize", *words(inputs, broken, name)]
     rng = random.Random(kills)
     for moment in sorted(rng.sample(range(total - 2), kills)):
-        process = start(inputs, broken, name)
-        while process.poll() is None and calls(broken) < moment:
+        process = forked(argv)
+        while process.is_alive() and calls(broken) < moment:
             time.sleep(0.01)
         time.sleep(rng.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         assert not (broken / "train.jsonl").exists()
-    finish(start(inputs, broken, name))
+    assert run(argv) == [0], (tmp_path / "broken.log").read_text()
     assert (broken / "train.jsonl").read_bytes() == expected
     assert calls(broken) == total
     return tmp_path / "whole"
@@ -146,7 +153,7 @@ def test_ten_random_kills_change_no_row(inputs, tmp_path, name):
 def test_selection_behind_a_pipeline_and_on_rows_that_exist(inputs, tmp_path):
     """Three of LongWriter's pairs by margin; then two of these by length, without any call."""
     folder = tmp_path / "margins"
-    shown = finish(start(inputs, folder, "longwriter", "select=margin", "select.keep=3"))
+    shown = synthesize(*words(inputs, folder, "longwriter", "select=margin", "select.keep=3"))
     assert "not selected by margin" in shown
     kept = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     made = [json.loads(line) for line in (folder / "unselected" / "train.jsonl").read_text().splitlines()]
@@ -155,17 +162,10 @@ def test_selection_behind_a_pipeline_and_on_rows_that_exist(inputs, tmp_path):
     assert all(
         row["selection"]["by"] == "margin(least=0)" and "rank" in row["selection"]["why"] for row in kept
     )
-    again = [
-        *(
-            sys.executable,
-            "-m",
-            "align.synthesize",
-            "pipeline=rows",
-            f"pipeline.path={folder / 'train.jsonl'}",
-        ),
-        *("select=length", "select.keep=2", f"model.path={inputs / 'model'}", f"output={tmp_path / 'again'}"),
-    ]
-    subprocess.run(again, check=True, capture_output=True)
+    synthesize(
+        *("pipeline=rows", f"pipeline.path={folder / 'train.jsonl'}", f"output={tmp_path / 'again'}"),
+        *("select=length", "select.keep=2", f"model.path={inputs / 'model'}"),
+    )
     rows = (tmp_path / "again" / "train.jsonl").read_text().splitlines()
     assert len(rows) == 2 and "length(of=row" in json.loads(rows[0])["selection"]["by"]
     assert "Kept: row of" in (tmp_path / "again" / "README.md").read_text()

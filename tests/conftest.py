@@ -1,0 +1,7 @@
+"""One thread a process: models are tiny, and threads that wait for each other take the time of other tests."""
+
+import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported; processes that tests start inherit it
