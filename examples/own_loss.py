@@ -2,7 +2,7 @@
 
     python examples/own_loss.py
 
-About twenty seconds on two cores. Everything is written below outputs/examples/ of the folder that you start it in.
+Less than a minute on two cores. Everything is written below outputs/examples/ of the folder that you start it in.
 """
 
 from __future__ import annotations
