@@ -32,10 +32,26 @@ def is_own(name: str) -> bool:
     return name == OWN or name.startswith(f"{OWN}.")
 
 
-def quiet_libraries() -> None:
-    """For a command's process, before libraries are imported: they make their loggers when they are."""
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Around a command, before libraries are imported: they make their loggers when they are.
+
+    Afterwards `logging` and `warnings` are as before, also what Hydra has set of them.
+    """
+    kind, show = logging.getLoggerClass(), warnings.showwarning
+    loggers = [logging.getLogger(), logging.getLogger(OWN)]
+    handlers = [list(logger.handlers) for logger in loggers]
     logging.setLoggerClass(LibraryLogger)
     warnings.showwarning = _show
+    try:
+        yield
+    finally:
+        logging.setLoggerClass(kind)
+        warnings.showwarning = show
+        for logger, before in zip(loggers, handlers, strict=True):
+            for handler in set(logger.handlers) - set(before):
+                handler.close()
+            logger.handlers[:] = before
 
 
 def _show(
@@ -87,9 +103,14 @@ def quiet_call(log: Path | None) -> Iterator[None]:
     Loggers that are there already belong to the caller and stay as they are, and so does everything else of
     `logging` and `warnings` when the call has ended. Our own warnings are shown as Python shows them.
 
+    Within a command's own process, or within another such call, theirs is kept.
+
     Args:
         log: the file, written once there is something to write; None keeps nothing.
     """
+    if CallLogger.sink is not None or issubclass(logging.getLoggerClass(), LibraryLogger):
+        yield
+        return
     handler = logging.NullHandler() if log is None else CallLog(log)
     kind, show, outer = logging.getLoggerClass(), warnings.showwarning, CallLogger.sink
 

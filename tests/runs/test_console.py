@@ -54,7 +54,8 @@ import logging, warnings
 from align.core.errors import AlignWarning
 from align.runs.console import quiet_libraries
 logging.basicConfig(filename="all.log", format="%(name)s %(message)s")
-quiet_libraries()
+around = quiet_libraries()
+around.__enter__()
 library = logging.getLogger("library")
 library.addHandler(logging.StreamHandler())
 library.propagate = False
