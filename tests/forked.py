@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +46,13 @@ def run(argv: list[str], size: int = 1, *, log: Path | None = None, timeout: flo
     process = forked(argv, log=log)
     process.join(timeout)
     return [process.exitcode]
+
+
+def fork(function: Callable[..., None], *args: Any) -> multiprocessing.Process:
+    """`function(*args)` in a process of its own, which has started."""
+    process = multiprocessing.get_context("forkserver").Process(target=function, args=args)
+    process.start()
+    return process
 
 
 def forked(

@@ -21,19 +21,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-# Processes are forked from a server that has imported these once, and has run nothing: seconds less for each. What
-# accelerate looks for (DeepSpeed, where it is installed) takes as long as torch.
-multiprocessing.get_context("forkserver").set_forkserver_preload(
-    [
-        "torch",
-        "transformers",
-        "peft",
-        "deepspeed",
-        "align.train",
-        "align.training.finish",
-        "tests.training.helpers",
-    ]
-)
+# Processes are forked from a server that has imported the libraries once, and has run nothing.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.distributed.preload"])
 
 
 class HangError(Exception):

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from align.training.metric_names import ROWS
+from tests.forked import run
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -37,19 +38,19 @@ def folder(tmp_path_factory) -> Path:
 def start(
     folder: Path, name: str, processes: int, *overrides: str, flags: tuple[str, ...] = ("--multi_gpu",)
 ) -> str:
-    """Runs the command; returns what it printed."""
-    launch = [sys.executable, "-m", "align.train"]
-    if processes > 1:
-        launch = [
-            *(sys.executable, "-m", "accelerate.commands.launch", *flags),
-            *("--num_processes", str(processes), "--main_process_port", "0", "-m", "align.train"),
-        ]
-    command = [
-        *(*launch, f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}"),
+    """Runs the command, one process as a fork; returns what it printed."""
+    words = [
+        *(f"model.path={folder / 'model'}", f"data.path={folder / 'rows.jsonl'}"),
         *(f"output={folder / name}", *COMMON, *overrides),
     ]
+    if processes == 1:
+        said = folder / f"{name}.log"
+        assert run(["align", "train", *words]) == [0], said.read_text()[-3000:]
+        return said.read_text()
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *flags]
+    launch += ["--num_processes", str(processes), "--main_process_port", "0", "-m", "align.train"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -55,6 +55,12 @@ def wait_for(condition, seconds: float = 300.0) -> None:
         time.sleep(0.02)
 
 
+def free(folder: Path) -> bool:
+    """Whether no process holds cell `b`."""
+    with claimed(Place(folder, folder).folder("find/b/seed1")) as lock:
+        return lock is not None
+
+
 def test_a_killed_driver_goes_on_where_it_stopped(tmp_path):
     """SIGKILL while the second cell's second step runs: three steps are not run again, its JSON comes at last."""
     code = f"from pathlib import Path; from tests.miniature.test_run import start; start(Path(r'{tmp_path}'))"
@@ -63,6 +69,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(tmp_path):
     wait_for(lambda: ran.exists() and "b2" in ran.read_text())
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
+    wait_for(lambda: free(tmp_path))  # its step was killed too, but dies when it may
     done, open_ = (result_path(tmp_path / "results", cell) for cell in CELLS)
     assert done.is_file() and not open_.exists()
     (tmp_path / "go").touch()
@@ -86,13 +93,7 @@ def test_a_step_that_outlives_its_driver_is_not_run_twice(tmp_path):
     start(tmp_path)
     assert ran.read_text().split() == ["a1", "a2", "b1", "b2"]
     (tmp_path / "go").touch()
-    folder = Place(tmp_path, tmp_path).folder("find/b/seed1")
-
-    def free() -> bool:
-        with claimed(folder) as lock:
-            return lock is not None
-
-    wait_for(free)
+    wait_for(lambda: free(tmp_path))
     start(tmp_path)
     assert result_path(tmp_path / "results", CELLS[1]).is_file()
 

@@ -1,7 +1,4 @@
-"""Runs that SIGKILL ends: python -m tests.synthesis.logo.killed FOLDER COUNT prints what became of them.
-
-Everything is imported once; each run is a fork, so that a kill costs no start of Python.
-"""
+"""Runs that SIGKILL ends, and what became of them. Each is a fork, so that a kill costs no start of Python."""
 
 from __future__ import annotations
 
@@ -9,11 +6,8 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
-
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
 
@@ -56,7 +50,11 @@ def kill_at(child: int, output: Path, size: int, later: float) -> bool:
 
 
 def main(folder: Path, count: int) -> None:
-    """One unbroken run, then `count` broken ones at moments spread over its calls."""
+    """One unbroken run, then `count` broken ones at moments spread over its calls; writes report.json.
+
+    Belongs into a process of its own: it forks.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     assert finish(start(folder / "whole"))
     size = written(folder / "whole")
@@ -71,8 +69,4 @@ def main(folder: Path, count: int) -> None:
         report["with_some_calls_done"] += ledger.is_file() and ledger.stat().st_size > 0
         assert finish(start(output))
         report["equal"] += (output / "train.jsonl").read_bytes() == expected
-    print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    (folder / "report.json").write_text(json.dumps(report))

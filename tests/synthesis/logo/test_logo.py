@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -19,8 +17,10 @@ from align.synthesis.answers import comparable, trim_cut
 from align.synthesis.logo.contexts import choose_contexts
 from align.synthesis.logo.relevance import Bm25
 from align.synthesis.logo.rows import Asked, Questions, parse_question
+from tests.forked import fork
 from tests.generation.helpers import SAMPLING, KilledError, local_generator, workspace
 from tests.synthesis.helpers import Scripted, pipeline, word_documents
+from tests.synthesis.logo.killed import main
 
 
 def run(output, *, groups=None, documents=None, seed=1, **changes):
@@ -301,10 +301,10 @@ def test_a_question_from_elsewhere_is_judged_by_the_scorer_alone():
 
 def killed(output, count):
     """`count` runs, each killed at a random moment and restarted: whether each file equals an unbroken run's."""
-    command = [sys.executable, "-m", "tests.synthesis.logo.killed", str(output), str(count)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+    process = fork(main, output, count)
+    process.join(600)
+    assert process.exitcode == 0
+    return json.loads((output / "report.json").read_text())
 
 
 def test_killed_by_the_system_at_random_moments_the_rows_are_those_of_an_unbroken_run(tmp_path):
