@@ -54,7 +54,7 @@ demo: $(VENV)/.installed          ## environment + the main job, end to end, on 
 
 test: $(VENV)/.installed          ## environment + lint, types and the tests
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed     ## the longer checks
 	$(BIN)/python -m pytest -m slow

@@ -136,7 +136,7 @@ def sharded_steps(rank: int, size: int, folder: Path) -> dict[str, list[dict[str
 
 def test_degree_two_equals_one_process_cached_or_live(tmp_path):
     """Every method on two processes that share each row; one spawn for all of them."""
-    found = run_distributed(sharded_steps, 2, tmp_path, timeout=240)[0]
+    found = run_distributed(sharded_steps, 2, tmp_path)[0]
     assert list(found) == NAMES
     for name, steps in found.items():
         expected = step(tmp_path, name)

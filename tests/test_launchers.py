@@ -117,7 +117,7 @@ def start(
 def run(script: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Started and waited for."""
     process = start(script, *arguments, folder=folder, **environment)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -189,7 +189,7 @@ def test_the_first_failure_ends_the_job_on_every_machine(tmp_path):
         for rank in (0, 1)
     ]
     for machine in machines:
-        _, err = machine.communicate(timeout=30)
+        _, err = machine.communicate(timeout=240)
         assert machine.returncode == 1
         assert err.splitlines()[-1] == (
             "multi_node.sh: the job ended because of rank 9 on machine 1: RuntimeError: a wall"
@@ -220,7 +220,7 @@ def test_sigterm_reaches_the_launcher_and_ends_with_its_own_code(tmp_path):
         assert machine.stdout.readline() == "started\n"
     machines[0].send_signal(signal.SIGTERM)
     for machine, expected in zip(machines, ("saved after 77\n", ""), strict=True):
-        out, err = machine.communicate(timeout=30)
+        out, err = machine.communicate(timeout=240)
         assert machine.returncode == exit_codes.STOPPED
         assert out == expected
         assert "machine 0 was told to stop; the same command goes on" in err
@@ -276,5 +276,5 @@ def test_slurm_job_ends_with_the_code_of_its_tasks(tmp_path):
     assert job.stdout is not None
     assert job.stdout.readline() == "started\n"
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == exit_codes.STOPPED
+    assert job.wait(timeout=240) == exit_codes.STOPPED
     job.communicate()

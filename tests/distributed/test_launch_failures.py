@@ -14,7 +14,7 @@ import pytest
 from tests.rows import make_rows
 from tests.tiny import tiny_model, tiny_tokenizer
 
-SECONDS_TO_END = 60
+SECONDS_TO_END = 120
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_lead_is_asked_for_or_continued():
 
 def test_64_calls_in_flight_hold():
     """Each call waits until 64 are there: with fewer in flight none would be answered."""
-    barrier = threading.Barrier(64, timeout=20)
+    barrier = threading.Barrier(64, timeout=120)
 
     def behave(number, body):
         barrier.wait()
@@ -166,10 +166,10 @@ def test_our_own_rate_keeps_below_the_servers():
 
 def test_a_stalling_server_is_given_up_after_the_timeout_and_asked_again():
     stall = [0, 3]
-    with serve(lambda number, body: Reply(seconds=3.0 if number in stall else 0.0)) as state:
+    with serve(lambda number, body: Reply(seconds=30.0 if number in stall else 0.0)) as state:
         start = time.monotonic()
-        found = answers(generator(state, timeout=0.3, concurrency=2), calls(6))
-        assert time.monotonic() - start < 2.5
+        found = answers(generator(state, timeout=1.5, concurrency=2), calls(6))
+        assert time.monotonic() - start < 25
     assert len(found) == 6 and len(state.calls) == 8
 
 
@@ -188,7 +188,7 @@ def test_a_server_that_fails_for_good_ends_in_one_sentence_and_bounded_calls(rep
         start = time.monotonic()
         with pytest.raises(UserError, match=sentence) as caught:
             answers(generator(state, retries=2, concurrency=4), calls(8))
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
     assert "\n" not in str(caught.value)
     assert len(state.calls) <= 8 * 3 + 4  # three attempts each, and the first of being turned away
 
@@ -280,7 +280,7 @@ def test_a_reader_that_goes_away_ends_the_calls():
         reader = generator(state, concurrency=4).generate(calls(200), finished=())
         next(reader)
         reader.close()
-        time.sleep(0.3)
+        time.sleep(1.0)
         seen = len(state.calls)
         time.sleep(0.3)
         assert len(state.calls) == seen < 20

@@ -65,7 +65,7 @@ def test_a_full_disk_ends_in_one_sentence():
         "except UserError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
     assert "is full: the checkpoints of a step need more than the 0.0 GB that were free" in done.stdout, (
         done.stderr
     )

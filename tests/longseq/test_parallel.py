@@ -67,7 +67,7 @@ def table():
     def of_degree(degree: int) -> dict:
         if degree not in found:
             cases = CASES | (ARCHITECTURES if degree == 2 else {})
-            found[degree] = run_distributed(table_worker, degree, cases, timeout=120)[0]
+            found[degree] = run_distributed(table_worker, degree, cases)[0]
         return found[degree]
 
     return of_degree
@@ -100,7 +100,7 @@ def many_heads(rank: int, size: int) -> dict[str, dict[str, float]]:
 
 def test_twenty_eight_heads_on_eight_ranks():
     """What LongPO's users asked for: more ranks than KV heads, query heads that they do not divide, uneven shards."""
-    for errors in run_distributed(many_heads, 8, timeout=120)[0].values():
+    for errors in run_distributed(many_heads, 8)[0].values():
         assert max(errors.values()) <= 1e-6, errors  # the norms of transformers are fp32
 
 
@@ -190,7 +190,7 @@ def test_what_differs_between_ranks_ends_the_job_with_its_message(worker, messag
     started = time.monotonic()
     with pytest.raises(ProcessRaisedException, match=message):
         run_distributed(worker, 2)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 120
 
 
 def agree(rank: int, size: int) -> None:

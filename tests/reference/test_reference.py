@@ -342,7 +342,7 @@ def fill_a_share(rank: int, size: int, folder: Path) -> tuple[dict[str, int], in
 @pytest.mark.slow
 def test_processes_share_out_the_filling(tmp_path):
     """Each of 11 prompts is read by one of two processes, a placeholder at the ragged end apart."""
-    (counts, one), (same, two) = run_distributed(fill_a_share, 2, tmp_path, timeout=120)
+    (counts, one), (same, two) = run_distributed(fill_a_share, 2, tmp_path)
     everything = Rows(8).short_tokens() + Rows(3, seed=1).short_tokens()
     assert counts == same
     assert counts["prompts"] == 11

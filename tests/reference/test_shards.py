@@ -76,7 +76,7 @@ def half_cached(rank: int, folder: Path, batch: Any, arguments: TrainingArgument
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[str, Any]]:
-    return run_distributed(on_two_machines, 4, tmp_path_factory.mktemp("shards"), timeout=120)
+    return run_distributed(on_two_machines, 4, tmp_path_factory.mktemp("shards"))
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS[1:])

@@ -114,7 +114,7 @@ def adapter_off(parallel: SequenceParallel) -> tuple[torch.Tensor, torch.Tensor,
 
 @pytest.fixture(scope="module")
 def on_four(tmp_path_factory) -> list[dict[str, Any]]:
-    return run_distributed(four, 4, tmp_path_factory.mktemp("groups"), timeout=180)
+    return run_distributed(four, 4, tmp_path_factory.mktemp("groups"))
 
 
 @pytest.fixture(scope="module")
@@ -209,5 +209,5 @@ def fsdp2(rank: int, size: int, folder: Path) -> dict[str, torch.Tensor]:
 def test_fsdp2_in_the_trainer_ends_with_the_weights_of_one_process(tmp_path, alone):
     """Clipping, accumulation, a split reference; `WrapperCheck` holds the wrapper against what was asked for."""
     trainer, _ = alone
-    for found in run_distributed(fsdp2, 2, tmp_path, timeout=180):
+    for found in run_distributed(fsdp2, 2, tmp_path):
         assert_close(found, {name: weights(trainer)[name] for name in found}, tolerance=1e-5)

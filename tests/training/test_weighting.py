@@ -103,7 +103,7 @@ def on_two_processes(rank: int, size: int, folder) -> tuple[dict, list]:
 
 def test_two_data_parallel_processes_are_one(tmp_path):
     """Each reads other rows with other numbers of tokens; a placeholder fills the ragged end."""
-    first, second = run_distributed(on_two_processes, 2, tmp_path, timeout=120)
+    first, second = run_distributed(on_two_processes, 2, tmp_path)
     renamed = {name.removeprefix("module."): value for name, value in first[0].items()}
     assert_same_run((renamed, first[1]), run(make_trainer(tmp_path, **ROWS)))
     assert first[1] == second[1]

@@ -96,5 +96,5 @@ def verdicts(rank: int, size: int, folder: str) -> dict[str, bool]:
 
 def test_a_wrong_backward_is_found(folder):
     """The loss is exact then; only a gradient above the tolerance tells, and gives exit code 1."""
-    for found in run_distributed(verdicts, 2, str(folder), timeout=120):
+    for found in run_distributed(verdicts, 2, str(folder)):
         assert found == {"ulysses": True, "broken ulysses": False, "gather": True, "broken gather": False}
