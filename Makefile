@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 # Processes that `make test` spreads the tests over: one a core, at most eight; `make test WORKERS=1` takes one.
 WORKERS ?= logical
 
-.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench docs clean
+.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench docs examples clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -86,6 +86,9 @@ $(VENV)/.docs: $(VENV)/.installed
 
 docs: $(VENV)/.docs               ## the documentation as a site, in site/; links and anchors are checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+examples: $(VENV)/.installed      ## the notebooks of examples/, executed and stored with what they show
+	$(BIN)/python -m docs.notebooks
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from align.training.methods import named_method as method
     from align.training.trainer import PreferenceTrainer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PreferenceTrainer",
     "UserError",

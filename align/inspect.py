@@ -10,6 +10,7 @@ from rich.console import Console
 
 from align.core.config import typed
 from align.core.errors import UserError
+from align.core.readable import Readable
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_place
 from align.models.checks import check_model
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Readable):
     """What was found in the data.
 
     Attributes:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.files import write_atomically
+from align.core.readable import Readable
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.ranking import ORDERS, RunResult, common_objective, differing, rank, read_runs
@@ -29,7 +30,7 @@ class ReportSettings:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Readable):
     """What `align report` found.
 
     Attributes:

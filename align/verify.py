@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
+from align.core.readable import Readable
 from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
 from align.models.checks import check_model
 from align.models.settings import ModelSettings
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Readable):
     """How exact each way to compute a step is.
 
     Attributes:

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 CONF = ROOT / "hydra_conf"
 PAGES = (
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+    ROOT / "examples" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 )
 LANGUAGES = ("bash", "yaml", "python", "json", "text")

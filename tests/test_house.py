@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import align
+from align.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("align", "losses", "hydra_conf")
@@ -36,6 +37,94 @@ def test_files_and_functions_stay_short(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno + 1 < MAX_FUNCTION_LINES, node.name
+
+
+# Package → the packages that its modules may import: arrows go one way, and this order has no circle.
+MAY_IMPORT = {
+    "core": set(),
+    "scores": set(),
+    "distributed": {"core"},
+    "models": {"core"},
+    "data": {"core", "models"},
+    "longseq": {"core", "distributed", "models", "data"},
+    "verification": {"core", "distributed", "models", "data", "longseq"},
+    "reference": {"core", "distributed", "models", "data", "longseq"},
+    "documents": {"core", "data"},
+    "runs": {"core", "distributed", "models"},
+    "generation": {"core", "models", "data", "longseq"},
+    "training": {"core", "distributed", "models", "data", "longseq", "reference", "runs"},
+    "synthesis": {"core", "models", "data", "longseq", "documents", "generation", "scores", "runs"},
+    "evaluation": {
+        "core",
+        "distributed",
+        "models",
+        "data",
+        "longseq",
+        "documents",
+        "generation",
+        "scores",
+        "runs",
+    }
+    | {"training", "synthesis"},
+    "planning": {"core", "distributed", "models", "data", "longseq", "reference", "training"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of ours that a file imports anywhere in it, also for types alone and inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.partition(".")[0] in ("align", "losses", "benchmarks", "tests")}
+
+
+def test_packages_are_ordered():
+    """Each imports only what stands before it, so that there is no circle; every package has its line."""
+    before: set[str] = set()
+    for package, others in MAY_IMPORT.items():
+        assert others <= before, package
+        before.add(package)
+    assert before == {path.parent.name for path in (ROOT / "align").glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_arrows_between_packages_run_one_way(package):
+    allowed = {f"align.{name}" for name in MAY_IMPORT[package] | {package}} | {"losses"}
+    for path in (ROOT / "align" / package).rglob("*.py"):
+        for name in imported(path) - {"align", "align.__version__"}:
+            assert ".".join(name.split(".")[:2]) in allowed or name.startswith("losses."), f"{path}: {name}"
+
+
+def test_losses_know_nothing_of_the_rest():
+    assert all(
+        name.startswith("losses") for path in (ROOT / "losses").glob("*.py") for name in imported(path)
+    )
+
+
+def test_the_forward_reads_examples_and_nothing_else_of_the_data():
+    for path in (ROOT / "align" / "longseq").glob("*.py"):
+        of_data = {name for name in imported(path) if name.startswith("align.data.")}
+        assert all(name.startswith("align.data.examples.") for name in of_data), path
+
+
+def test_the_root_is_the_list_of_commands():
+    files = {path.stem for path in (ROOT / "align").glob("*.py")}
+    assert files == {"__init__", "cli", *COMMANDS}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_the_shape_of_the_others(name):
+    """`main` for the command line, a function of the command's name that returns something typed, a YAML."""
+    tree = ast.parse((ROOT / "align" / f"{name}.py").read_text())
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert functions["main"].decorator_list
+    returned = functions[name].returns
+    assert returned is not None
+    assert ast.unparse(returned) not in ("None", "Any", "int")
+    assert (ROOT / "hydra_conf" / f"{name}.yaml").is_file()
 
 
 def committed() -> list[Path]:

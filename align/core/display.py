@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -12,21 +13,31 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 
-def progress_bar(console: Console) -> Progress:
-    """The bar that every stage shows."""
+def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
+    """The bar that all long work shows: what is done of how much, since when, and how long it will take.
+
+    A notebook needs ipywidgets for it, and has none without.
+
+    Args:
+        console: where it stands.
+        more: columns behind these.
+    """
     return Progress(
         TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        *more,
         console=console,
+        disable=console.is_jupyter and find_spec("ipywidgets") is None,
     )
 
 

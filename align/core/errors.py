@@ -22,8 +22,12 @@ _FULL_WORDS = {
 class UserError(Exception):
     """Bad input: one sentence that says what is wrong, where (file, row, key) and what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2; so does a notebook show it.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 class AlignWarning(UserWarning):

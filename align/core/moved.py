@@ -106,6 +106,15 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 
 
+def current_names(name: str) -> list[str]:
+    """Where a dotted name may be now: `align.synthesis.scorers.Bm25` → `[align.synthesis.logo.relevance.Bm25]`.
+
+    A name whose module has not moved is its own only entry.
+    """
+    module, _, attribute = name.rpartition(".")
+    return [f"{place}.{attribute}" for place in MOVED.get(module, (module,))]
+
+
 class MovedFinder(MetaPathFinder):
     """Finds the old names of `MOVED`; every other import is left to Python."""
 

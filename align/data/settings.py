@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from align.core.config import check_choice
 from align.core.errors import UserError
 
 CUTS = ("middle", "end", "start")
 CHATS = ("auto", "always", "never")
+MODES = ("none", "logo_continuous", "logo_sparse", "logo")  # of `positions.mode`
+DRAWS = ("slots", "uniform")  # of `positions.draw`
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ class DataSettings:
     mix: list[MixedSettings] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_choice("data.cut", self.cut, CUTS)
-        _check_choice("data.chat", self.chat, CHATS)
+        check_choice("data.cut", self.cut, CUTS)
+        check_choice("data.chat", self.chat, CHATS)
         for key in ("limit", "max_length", "tokens_per_row", "num_proc"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -77,13 +80,12 @@ class PositionSettings:
     chunk_tokens: int = 512
 
     def __post_init__(self) -> None:
+        check_choice("positions.mode", self.mode, MODES)
+        check_choice("positions.draw", self.draw, DRAWS)
+        if not 0 <= self.sparse_share <= 1:
+            raise UserError(f"positions.sparse_share={self.sparse_share:g} must lie in [0, 1].")
         for key in ("target_length", "chunk_tokens"):
             if getattr(self, key) < 1:
                 raise UserError(
                     f"positions.{key}={getattr(self, key)} is too small: give a number from 1 on."
                 )
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{key}={value} is not known: use {', '.join(choices)}.")

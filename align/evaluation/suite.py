@@ -16,6 +16,7 @@ from rich.table import Table
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.core.instantiate import build
+from align.core.readable import Readable
 from align.evaluation.intervals import Interval, mean_interval
 from align.generation.stage import Workspace
 from align.runs.folder import SUMMARY
@@ -58,7 +59,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Readable):
     """What a suite has found.
 
     Attributes:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
+from align.core.readable import Readable
 from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
 from align.distributed.names import WRAPPERS
@@ -41,7 +42,7 @@ _OWN = ("rows", "gpus", "wrapper", "json")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Readable):
     """Everything that is printed: the given settings, the cheapest that fit (None where none do), and `plain`, what the
     given ones would need without a shared prompt (`align.planning.plain`).
     """

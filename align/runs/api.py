@@ -7,7 +7,8 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, open_dict
 from align.core.errors import UserError
 from align.core.files import cache_folder, writing_atomically
 from align.runs.command import sentence
+from align.runs.console import quiet_call
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 # What may be given as Python objects → the key that then names their file.
 OBJECTS = {"data": "data.path", "eval_data": "data.eval_path", "documents": "pipeline.documents"}
+LOGGED = ("evaluate", "synthesize", "train")  # commands that keep a log in their output folder
 
 
 def make_callable(name: str) -> None:
@@ -40,31 +43,61 @@ def make_callable(name: str) -> None:
 class CommandModule(ModuleType):
     """A module `align.COMMAND` that can be called; `python -m align.COMMAND` is the same command."""
 
-    def __call__(self, *overrides: str, **objects: Any) -> Any:
+    def __call__(self, *overrides: str, config_dir: str | Path | None = None, **objects: Any) -> Any:
         """The command's typed result.
 
         Args:
             overrides: as on the command line: `"method=dpo"`, `"trainer.max_steps=100"`.
-            objects: rows or documents in memory, see `OBJECTS`: dictionaries or a `datasets.Dataset`.
+            config_dir: a folder of your own configuration files, as `--config-dir`.
+            objects: `data`, `eval_data` (rows) or `documents` (texts, or rows with a `text`) in memory, as the
+                command reads them: a list of dictionaries or a `datasets.Dataset`.
 
         Raises:
             UserError: in one sentence what is wrong and what to do.
         """
         command = self.__name__.rpartition(".")[2]
         work = getattr(self, command)
-        config = compose(command, overrides, objects)
+        check_overrides(command, overrides)
+        config = compose(command, overrides, objects, config_dir=config_dir)
         # `align plan` repeats its overrides in the command that it prints.
         repeats = "own" in inspect.signature(work).parameters
-        return work(config, own=list(overrides)) if repeats else work(config)
+        with quiet_call(Path(config.output) / f"{command}.log" if command in LOGGED else None):
+            return work(config, own=list(overrides)) if repeats else work(config)
 
 
-def compose(command: str, overrides: Iterable[str], objects: Mapping[str, Any] | None = None) -> DictConfig:
+def check_overrides(command: str, overrides: Iterable[Any]) -> None:
+    """Refuses what is no override: rows by position, a flag of the command line.
+
+    Raises:
+        UserError: what to write instead.
+    """
+    for given in overrides:
+        if not isinstance(given, str):
+            raise UserError(
+                f'align.{command} takes overrides as text ("seed=1") and rows by name (data=rows), '
+                f"not a {type(given).__name__} by position."
+            )
+        if given.startswith("-"):
+            raise UserError(
+                f"{given} is a flag of the command line: from Python, config_dir= names a folder of your "
+                "configuration, and a loop over calls is a sweep."
+            )
+
+
+def compose(
+    command: str,
+    overrides: Iterable[str],
+    objects: Mapping[str, Any] | None = None,
+    *,
+    config_dir: str | Path | None = None,
+) -> DictConfig:
     """The configuration that a command line with these overrides would have.
 
     Args:
         command: `train`, `evaluate`, …
         overrides: Hydra's.
         objects: rows or documents in memory by the names of `OBJECTS`; None is not given.
+        config_dir: a folder of more configuration files.
 
     Raises:
         UserError: an unknown key, group or value; an object that the command does not take.
@@ -73,8 +106,8 @@ def compose(command: str, overrides: Iterable[str], objects: Mapping[str, Any] |
     from hydra import initialize_config_module
 
     try:
-        with initialize_config_module("hydra_conf", version_base="1.3"):
-            config = hydra_compose(command, overrides=list(overrides))
+        with _own_hydra(), initialize_config_module("hydra_conf", version_base="1.3"):
+            config = hydra_compose(command, overrides=[*overrides, *_searched(config_dir)])
     except Exception as error:
         told = sentence(error)
         if told is None:
@@ -84,6 +117,30 @@ def compose(command: str, overrides: Iterable[str], objects: Mapping[str, Any] |
         if value is not None:
             _put(config, command, name, value)
     return config
+
+
+@contextmanager
+def _own_hydra() -> Iterator[None]:
+    """Within it Hydra is as if nobody had used it: a notebook may have, for a program of its own."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+def _searched(config_dir: str | Path | None) -> list[str]:
+    """The override that has Hydra look into a folder too."""
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"config_dir={config_dir} is no folder.")
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [f"hydra.searchpath=['file://{quoted}']"]
 
 
 def _put(config: DictConfig, command: str, name: str, value: Any) -> None:
@@ -98,32 +155,35 @@ def _put(config: DictConfig, command: str, name: str, value: Any) -> None:
 
 
 def store(rows: Rows | Documents, *, what: str = "data") -> Path:
-    """A file of the rows, named by their content: equal rows are one file, and a run on them goes on.
+    """A file of the rows, in a folder named by their content: equal rows are one file, and a run on them goes on.
 
     Args:
         rows: dictionaries (texts, for documents), or a `datasets.Dataset`.
-        what: their name, for messages.
+        what: their name, for the file (a complaint says `data.jsonl:2`) and for messages.
 
     Returns:
         A JSON Lines file (of dictionaries) or a Parquet file (of a Dataset) in the cache folder.
 
     Raises:
-        UserError: a row that is no mapping, or has a value that JSON does not know.
+        UserError: no rows; a row that is no mapping, or has a value that JSON does not know.
     """
+    _check_rows(rows, what)
     folder = cache_folder() / "rows"
-    folder.mkdir(parents=True, exist_ok=True)
     if _is_dataset(rows):
+        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as staging:
             written = Path(staging) / "rows.parquet"
-            rows.to_parquet(str(written))
+            _write_parquet(rows, written)
             with written.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-            return written.rename(folder / f"{digest}.parquet")
-    content = hashlib.sha256()
+            target = folder / digest / f"{what}.parquet"
+            target.parent.mkdir(exist_ok=True)
+            return written.rename(target)
     lines = list(_lines(rows, what))
-    for line in lines:
-        content.update(line.encode("utf-8", "surrogatepass"))
-    target = folder / f"{content.hexdigest()[:32]}.jsonl"
+    if not lines:
+        raise UserError(f"{what} is empty: give at least one row.")
+    content = hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass"))
+    target = folder / content.hexdigest()[:32] / f"{what}.jsonl"
     if not target.is_file():
         with writing_atomically(target) as file:
             file.writelines(lines)
@@ -134,6 +194,42 @@ def _is_dataset(rows: Any) -> TypeGuard[Dataset]:
     """Whether it is a data set of `datasets`, which then has been imported."""
     library = sys.modules.get("datasets")
     return library is not None and isinstance(rows, library.Dataset)
+
+
+def _write_parquet(rows: Dataset, path: Path) -> None:
+    """Without the library's progress bar."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        rows.to_parquet(str(path))
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def _check_rows(rows: Any, what: str) -> None:
+    """Refuses what can be iterated and is no list of rows, and says how it becomes one."""
+    if isinstance(rows, str | Path):
+        key = OBJECTS.get(what)
+        file = f"; a file is named by {key}=…" if key else ""
+        one = f", {what}=[text]" if what == "documents" else ""
+        raise UserError(f"{what} is a {type(rows).__name__}, and has to be a list{one}{file}.")
+    if isinstance(rows, Mapping):
+        splits = all(_is_dataset(value) for value in rows.values()) and bool(rows)
+        such = (
+            f"one of its splits, {what}=NAME[{next(iter(rows))!r}]"
+            if splits
+            else f"a list of them, {what}=[row]"
+        )
+        raise UserError(f"{what} is a {type(rows).__name__}: give {such}.")
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+        raise UserError(f"{what} is a {type(rows).__name__}: give {what}=datasets.Dataset.from_pandas(…).")
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{what} is a {type(rows).__name__}, and has to be a list of dictionaries.")
+    if isinstance(rows, Sized) and len(rows) == 0:
+        raise UserError(f"{what} is empty: give at least one row.")
 
 
 def _lines(rows: Iterable[Any], what: str) -> Iterator[str]:

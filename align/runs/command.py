@@ -51,10 +51,10 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             from align.runs.jobs import JobFailedError, check_no_sweep_inside
 
-            quiet_libraries()
             try:
                 check_no_sweep_inside(sys.argv[1:], config_name)
-                application()
+                with quiet_libraries():
+                    application()
             except JobFailedError:  # each has been told
                 print(
                     f"align {config_name}: some jobs of the sweep failed; their folders say why.",

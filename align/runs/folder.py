@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.core.moved import current_names
 
 CONFIG_NAME = "config.yaml"
 SUMMARY = "summary.json"  # in a folder of `align evaluate`: scores with their intervals
@@ -82,7 +83,13 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _differing(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     old, new = dict(leaves(saved)), dict(leaves(wanted))
-    return [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
+    return [key for key in {**old, **new} if not _same(key, old.get(key, _ABSENT), new.get(key, _ABSENT))]
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    """Whether two values are one; a target may have been written down before its module moved."""
+    moved = key.rpartition(".")[2] == "_target_" and isinstance(old, str) and new in current_names(old)
+    return bool(old == new or moved)
 
 
 def _covered(key: str, prefixes: Sequence[str]) -> bool:

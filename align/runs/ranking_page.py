@@ -12,6 +12,7 @@ from rich.table import Table
 
 from align.runs.ranking import RunResult, suite_scores
 
+LABELLED = 3  # settings that stand beside a bar; the table has them all
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}
 
 
@@ -51,7 +52,10 @@ def draw(ranked: Sequence[RunResult], keys: Sequence[str], metric: str) -> bytes
     figure = Figure(figsize=(5 + 4 * len(numeric), 0.6 + 0.34 * max(len(ranked), 8)), layout="constrained")
     first, *others = figure.subplots(1, 1 + len(numeric), squeeze=False)[0]
     values = [(run.after or {})[metric] for run in ranked]
-    labels = [f"{run.name}  " + " ".join(str(run.settings.get(key, "")) for key in keys) for run in ranked]
+    named = keys[:LABELLED]
+    labels = [
+        f"{run.name}  " + " ".join(str(run.settings.get(key, ""))[:24] for key in named) for run in ranked
+    ]
     first.barh(range(len(ranked)), values, color="#1f5a92")
     first.set_yticks(range(len(ranked)), labels, fontsize=8)
     first.invert_yaxis()

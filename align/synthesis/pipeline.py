@@ -12,6 +12,7 @@ from rich.table import Table
 
 from align.core.errors import UserError
 from align.core.files import write_atomically, writing_atomically
+from align.core.readable import Readable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Readable):
     """What a pipeline has made.
 
     Attributes:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.core.errors import UserError
 from align.core.files import write_json
+from align.core.readable import Readable
 from align.data.dataset import PreferenceData
 from align.training import results
 from align.training.run import Run
@@ -36,7 +37,7 @@ class MetricsBefore(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Readable):
     """What a training run has left in its folder.
 
     Attributes:

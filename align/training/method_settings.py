@@ -53,6 +53,22 @@ class Needs:
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
 
 
+# A loss of the policy's log-probs alone.
+NO_NEEDS: dict[str, Any] = {"reference": "none", "policy_short": False, "nll_scope": "none"}
+
+
+def read_needs(config: Mapping[str, Any]) -> Needs:
+    """Needs from a mapping.
+
+    Raises:
+        UserError: an unknown or missing key, or a value that no need takes.
+    """
+    optional = tuple(field.name for field in fields(Needs) if field.default is not MISSING)
+    required = tuple(field.name for field in fields(Needs) if field.default is MISSING)
+    _check_keys(config, required, "method.needs", optional=optional)
+    return Needs(**{str(name): value for name, value in config.items()})
+
+
 def check_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Needs:
     """What can be said of the group `method` before its loss is imported; see `methods.load_method`.
 
@@ -68,10 +84,7 @@ def check_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()
             that its function does not take.
     """
     _check_keys(config, ("name", "loss", "needs"), "method")
-    optional = tuple(field.name for field in fields(Needs) if field.default is not MISSING)
-    required = tuple(field.name for field in fields(Needs) if field.default is MISSING)
-    _check_keys(config["needs"], required, "method.needs", optional=optional)
-    needs = Needs(**{str(name): value for name, value in config["needs"].items()})
+    needs = read_needs(config["needs"])
     check_targets(config["loss"], allow=("losses", *allow_targets), where="method.loss")
     return needs
 

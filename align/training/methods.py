@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from omegaconf import open_dict
 from align.core.errors import UserError
 from align.core.instantiate import instantiate
 from align.runs.api import compose
-from align.training.method_settings import Needs, check_method
+from align.training.method_settings import NO_NEEDS, Needs, check_method, read_needs
 from losses import LossOutput, PairLogps
 
 Loss = Callable[[PairLogps, PairLogps | None], LossOutput]
@@ -65,20 +66,37 @@ def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ())
     return method
 
 
-def named_method(name: str, **settings: Any) -> Method:
-    """A method of `hydra_conf/method/` by its name, as `align.method("logo", beta=2.5)`.
+def named_method(
+    method: str | Callable[..., LossOutput],
+    *,
+    needs: Needs | Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Method:
+    """A method by its name, `align.method("logo", beta=2.5)`, or of your own loss, `align.method(my_loss, beta=1)`.
 
     Args:
-        name: `logo`, `dpo`, …
+        method: `logo`, `dpo`, … of `hydra_conf/method/`; or a function `loss(policy, reference, *, …)`.
+        needs: of a function, see `Needs`: what is left out is `none`. A named method has its own.
         settings: of its loss, in place of the YAML's.
 
     Raises:
-        UserError: an unknown name or setting.
+        UserError: an unknown name, need or setting; a function that is no loss.
     """
-    config = compose("train", [f"method={name}"]).method
-    with open_dict(config):
-        config.loss.update(settings)
-    return load_method(config)
+    if isinstance(method, str):
+        if needs is not None:
+            raise UserError(f"method {method} has needs of its own: needs= belongs to a function.")
+        config = compose("train", [f"method={method}"]).method
+        with open_dict(config):
+            config.loss.update(settings)
+        return load_method(config)
+    if not callable(method):
+        raise UserError(f"align.method takes a name or a function, not a {type(method).__name__}.")
+    if not isinstance(needs, Needs):
+        needs = read_needs(NO_NEEDS | dict(needs or {}))
+    name = getattr(method, "__name__", type(method).__name__)
+    own = Method(name, partial(method, **settings) if settings else method, needs)
+    _try(own)
+    return own
 
 
 def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple[PairLogps, PairLogps | None]:

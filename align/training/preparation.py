@@ -64,13 +64,16 @@ def prepare(
     Raises:
         UserError: a model or a row that cannot be used.
     """
+    if not torch.accelerator.is_available():
+        arguments.dataloader_pin_memory = False  # pins nothing, and warns of it at every loader
     if isinstance(model, str) and tokenizer is None:
         tokenizer = load_tokenizer(model)
     policy = prepare_model(model, memory)
     train, held_out = rows
     if collator is None:  # with one of the caller's, rows are taken as they are
         train, held_out = (
-            prepare_rows(each, tokenizer, method=method, max_length=max_length) for each in rows
+            prepare_rows(each, tokenizer, method=method, max_length=max_length, what=what)
+            for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
         collator = Collator(short=method.needs.short)
     if reference is None:
@@ -105,6 +108,7 @@ def prepare_rows(
     *,
     method: Method,
     max_length: int | None,
+    what: str = "train_dataset",
 ) -> Dataset | None:
     """Rows as the collator takes them; those that are tokenised already, and None, are returned as they are.
 
@@ -113,6 +117,7 @@ def prepare_rows(
         tokenizer: with a chat template where rows are conversations.
         method: whether it needs rejected answers and short contexts.
         max_length: tokens to which contexts are cut; None leaves them whole.
+        what: their name, for messages.
 
     Raises:
         UserError: no tokenizer, or a row that cannot be used.
@@ -121,7 +126,7 @@ def prepare_rows(
         return rows
     if tokenizer is None:
         raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
-    settings = DataSettings(path=str(store(rows)), eval_size=0, max_length=max_length)
+    settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
     return load_preference_data(
         settings,
         tokenizer,

@@ -5,15 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.core.display import progress_bar
 
 # Metric → how it is shown; those that are absent are left out.
 SHOWN = {
@@ -45,15 +40,7 @@ class ProgressDisplay(TrainerCallback):
         """Opens the bar at the step that training goes on from."""
         if not state.is_world_process_zero or not self.console.is_terminal:
             return
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            console=self.console,
-        )
+        self._progress = progress_bar(self.console, TextColumn("{task.fields[metrics]}"))
         self._task = self._progress.add_task(
             "training", total=state.max_steps, completed=state.global_step, metrics=""
         )

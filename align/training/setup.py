@@ -12,9 +12,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    ProgressCallback,
     set_seed,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 import align
 from align.data.dataset import PreferenceData, load_preference_data
@@ -115,7 +115,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
         processing_class=tokenizer,
     )
-    for callback in (ProgressCallback, PrinterCallback):
+    for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
     return trainer

@@ -20,6 +20,7 @@ from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
 from align.longseq.shared_prefix import SharedPrefixBatch
 from align.reference.sources import Reference, sum_turns
+from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
 from align.training.log import TrainingLog
 from align.training.methods import Method
@@ -61,6 +62,7 @@ class PreferenceTrainer(SealedCheckpoints):
     # compute_loss divides by the weights of the whole step, so nothing is left to scale.
     loss_is_scaled_for_ga = True
 
+    @quiet_call(None)
     def __init__(
         self,
         model: nn.Module | str,

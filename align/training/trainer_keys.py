@@ -145,7 +145,7 @@ class TrainerKeys:
     ddp_static_graph: bool | None
     ddp_backend: str | None
     ddp_timeout: int
-    fsdp: Any
+    fsdp: str | None
     fsdp_config: Any
     deepspeed: Any
     debug: Any

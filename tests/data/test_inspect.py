@@ -117,7 +117,7 @@ def test_every_unusable_row_is_listed(
         ("data.path=missing.jsonl", "data.path=missing.jsonl does not exist"),
         ("rows=-1", "rows=-1 must be a whole number"),
         ("data.cut=left", "data.cut=left is not known"),
-        ("positions.mode=loggo", "positions.mode=loggo is unknown"),
+        ("positions.mode=loggo", "positions.mode=loggo is not known"),
     ],
 )
 def test_bad_settings_end_in_one_sentence(

@@ -71,3 +71,14 @@ def test_an_atomic_write_leaves_nothing_beside_the_file(tmp_path):
     write_atomically(tmp_path / "sub" / "file", "two")
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["file"]
     assert (tmp_path / "sub" / "file").read_text() == "two"
+
+
+def test_a_target_that_has_moved_is_the_same_target(tmp_path):
+    """A folder of version 0.1.0 goes on; another class of the same place does not."""
+    old = {"pipeline": {"scorer": {"_target_": "align.synthesis.scorers.Bm25"}}}
+    new = {"pipeline": {"scorer": {"_target_": "align.synthesis.logo.relevance.Bm25"}}}
+    other = {"pipeline": {"scorer": {"_target_": "align.synthesis.logo.relevance.TfIdf"}}}
+    claim_output(tmp_path, old)
+    claim_output(tmp_path, new)
+    with pytest.raises(UserError, match=r"pipeline\.scorer\._target_ \(align\.synthesis\.scorers\.Bm25 → "):
+        claim_output(tmp_path, other)

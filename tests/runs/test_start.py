@@ -1,0 +1,147 @@
+"""Help, configuration and every mistake that needs no model are answered without importing torch: in half a second.
+
+One process runs all of the command lines, and tells which libraries it has imported by then.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from align.cli import COMMANDS
+
+HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl", "deepspeed", "matplotlib", "scipy")
+ANSWERED = [
+    [],
+    ["--help"],
+    *([name, "--help"] for name in COMMANDS),
+    *([name, "--cfg", "job"] for name in COMMANDS),
+]
+TRAIN = ["train", "data.path=rows.jsonl"]
+# Command line → part of the sentence that it ends in.
+REFUSED: list[tuple[list[str], str]] = [
+    (["trian"], "unknown command 'trian'"),
+    ([*TRAIN, "nokey=1"], "nokey is no key of this command"),
+    ([*TRAIN, "method=lgoo"], "method=lgoo is not known"),
+    ([*TRAIN, "experiment=none_such"], "experiment=none_such is not known"),
+    ([*TRAIN, "model.dtype=float8"], "model.dtype=float8 is not known"),
+    ([*TRAIN, "model.attention=flash9"], "model.attention=flash9 is not known"),
+    ([*TRAIN, "model.rope.type=spiral"], "model.rope.type=spiral is not known"),
+    ([*TRAIN, "model.path=no/such/folder"], "model.path=no/such/folder is no model folder"),
+    ([*TRAIN, "model.lora.modules_to_save=[norm]"], "model.lora.r=0 trains all parameters"),
+    ([*TRAIN, "method.loss.beta=much"], "method.loss.beta=much has to be a number"),
+    ([*TRAIN, "+method.loss.temper=1"], "method.loss.temper is unknown"),
+    ([*TRAIN, "method.loss._target_=os.system"], "method.loss._target_=os.system is refused"),
+    ([*TRAIN, "method.needs.reference=sometimes"], "method.needs.reference=sometimes is unknown"),
+    ([*TRAIN, "trainer.learning_rate=fast"], "trainer.learning_rate='fast' has the wrong type"),
+    ([*TRAIN, "+trainer.learning_rat=1"], "did you mean learning_rate?"),
+    ([*TRAIN, "+trainer.seed=1"], "trainer.seed is set by this toolkit: use seed instead"),
+    ([*TRAIN, "trainer.eval_strategy=often"], "trainer.eval_strategy=often is not known"),
+    ([*TRAIN, "memory.checkpointing=some"], "memory.checkpointing=some is not known"),
+    ([*TRAIN, "memory.choose=best"], "memory.choose=best is not known"),
+    ([*TRAIN, "memory.mlp_chunk=0"], "memory.mlp_chunk=0 must be a number of tokens"),
+    ([*TRAIN, "parallel.kind=ring"], "parallel.kind=ring is not known"),
+    ([*TRAIN, "parallel.degree=0"], "parallel.degree=0 must be a number of processes"),
+    ([*TRAIN, "reference.source=adapter_off", "method=dpo"], "needs an adapter to switch off"),
+    ([*TRAIN, "reference.sharding=half"], "reference.sharding=half is not known"),
+    ([*TRAIN, "data.cut=left"], "data.cut=left"),
+    ([*TRAIN, "positions.mode=random"], "positions.mode=random"),
+    ([*TRAIN, "+suite@suites.n=retrieval", "suites.n.samples=0"], "samples=0 is too small"),
+    (["train"], "data.path is not set"),
+    (["train", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
+    (["train", "data.path=notes.txt"], "data.path=notes.txt has an unknown ending"),
+    (["inspect", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
+    (["inspect", "data.path=rows.jsonl", "rows=-1"], "rows=-1 must be a whole number"),
+    (["evaluate", "suite=retrieval", "suite.samples=0"], "suite.samples=0 is too small"),
+    (["evaluate", "suite=longbench"], "suite.paths"),
+    (["evaluate", "generator.device=tpu"], "generator.device=tpu is not known"),
+    (["synthesize", "pipeline.documents=none.txt"], "pipeline.documents=none.txt does not exist"),
+    (["synthesize", "pipeline=longpo", "pipeline.target_length=0"], "leaves no context"),
+    (["synthesize", "generator=openai", "generator.concurrency=0"], "generator.concurrency=0"),
+    (["synthesize", "deduplicate=fuzzy"], "deduplicate=fuzzy"),
+    (["rounds"], "lengths"),
+    (["verify", "tolerance=0"], "tolerance=0 must be a positive number"),
+    (["verify", "model.attention=flash2"], "which model.attention=flash2 does not take"),
+    (["plan", "wrapper=fsdp9"], "wrapper=fsdp9 is not known"),
+    (["plan", "gpus.count=0"], "gpus.count=0 is too small"),
+    (["report", "path=none"], "path=none is no folder"),
+    (["report", "path=.", "order=sideways"], "order=sideways is not known"),
+    (["export", "path=none", "output=new"], "path=none is no folder"),
+    (["export", "path=.", "output=new", "dtype=int3"], "dtype=int3 is not known"),
+]
+
+RUN = """
+import contextlib, io, json, sys
+from align import cli
+answers = []
+for words in json.loads(sys.stdin.read()):
+    sys.argv = ["align", *words]
+    out, error, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+    answers.append([code, out.getvalue(), error.getvalue()])
+json.dump([answers, sorted(set(sys.modules) & set(sys.argv_heavy))], sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("start")
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    (folder / "notes.txt").write_text("no rows\n")
+    lines = [*ANSWERED, *(words for words, _ in REFUSED)]
+    code = RUN.replace("sys.argv_heavy", repr(HEAVY))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(lines),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers, imported = json.loads(done.stdout)
+    return {
+        "answers": {" ".join(words): answer for words, answer in zip(lines, answers, strict=True)},
+        "imported": imported,
+        "folder": folder,
+    }
+
+
+def test_no_heavy_library_was_imported(answered):
+    assert answered["imported"] == []
+
+
+@pytest.mark.parametrize("words", ANSWERED, ids=" ".join)
+def test_help_and_configuration_are_shown(answered, words):
+    code, out, error = answered["answers"][" ".join(words)]
+    assert code == 0, error
+    assert ("usage: align" in out) if words in ([], ["--help"]) else len(out.splitlines()) > 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"), REFUSED, ids=lambda value: None if isinstance(value, str) else " ".join(value)
+)
+def test_a_mistake_ends_in_one_sentence(answered, words, sentence):
+    code, _, error = answered["answers"][" ".join(words)]
+    assert code == 2
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+    assert "Traceback" not in error
+
+
+def test_nothing_was_written_but_run_folders(answered):
+    assert {path.name for path in answered["folder"].iterdir()} <= {"rows.jsonl", "notes.txt", "outputs"}
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import align, sys; align.train, align.plan; print(sorted(set(sys.modules) & set({HEAVY!r})))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "[]"
