@@ -39,7 +39,5 @@ def cache_folder() -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes by a rename, so that a kill leaves the old file or the new one."""
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(staging, path)
+    """Writes sorted keys, atomically: a kill leaves the old file or the new one."""
+    write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")

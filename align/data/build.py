@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
-from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from rich.console import Console
 
+from align.core.bars import dataset_bars_off
 from align.core.display import Tally, watched
 from align.core.errors import UserError
 from align.core.files import cache_folder
@@ -109,7 +108,7 @@ def build_dataset(
         refusal = Path(folder) / REFUSAL
         console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0)
         try:
-            with watched(Path(folder), "rows", total=count, console=console), library_bars_off():
+            with watched(Path(folder), "rows", total=count, console=console), dataset_bars_off():
                 dataset = Dataset.from_generator(
                     _generate,
                     features=FEATURES,
@@ -129,18 +128,6 @@ def build_dataset(
                 raise
             raise UserError(refusal.read_text()) from None
     return dataset.with_format("numpy")
-
-
-@contextmanager
-def library_bars_off() -> Iterator[None]:
-    """Within it `datasets` shows no bars of its own: they know no total."""
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bars()
 
 
 def cache_key(

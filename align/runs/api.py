@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from omegaconf import DictConfig, open_dict
 
+from align.core.bars import dataset_bars_off
 from align.core.errors import UserError
 from align.core.files import cache_folder, writing_atomically
 from align.runs.command import sentence
@@ -173,7 +174,8 @@ def store(rows: Rows | Documents, *, what: str = "data") -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as staging:
             written = Path(staging) / "rows.parquet"
-            _write_parquet(rows, written)
+            with dataset_bars_off():
+                rows.to_parquet(str(written))
             with written.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
             target = folder / digest / f"{what}.parquet"
@@ -194,19 +196,6 @@ def _is_dataset(rows: Any) -> TypeGuard[Dataset]:
     """Whether it is a data set of `datasets`, which then has been imported."""
     library = sys.modules.get("datasets")
     return library is not None and isinstance(rows, library.Dataset)
-
-
-def _write_parquet(rows: Dataset, path: Path) -> None:
-    """Without the library's progress bar."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        rows.to_parquet(str(path))
-    finally:
-        if shown:
-            enable_progress_bars()
 
 
 def _check_rows(rows: Any, what: str) -> None:

@@ -13,8 +13,8 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
+from align.core.bars import weight_bars_off
 from align.core.errors import UserError, shortage
-from align.models.bars import weight_bars_off
 from align.runs import checkpoints
 
 if TYPE_CHECKING:

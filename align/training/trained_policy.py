@@ -16,9 +16,9 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
+from align.core.bars import weight_bars_off
 from align.core.config import typed
 from align.core.errors import UserError
-from align.models.bars import weight_bars_off
 from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.settings import ModelSettings, RopeSettings
 from align.runs.folder import CONFIG_NAME
