@@ -5,26 +5,32 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 from align.core.errors import AlignWarning
 
 OWN = "align"
+Listener = Callable[[logging.LogRecord], object]
 
 
 class LibraryLogger(logging.Logger):
-    """A logger that only the root's handlers hear, whatever handlers a library gives it; ours are heard as usual."""
+    """A logger made while a command runs: until that ends only the command's listener hears it, if it is not ours.
+
+    Whatever handlers a library gives it, and whether or not it propagates.
+    """
+
+    listener: ClassVar[Listener | None] = None
 
     def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
         """Hands a record on."""
-        if is_own(self.name):
+        if LibraryLogger.listener is None or is_own(self.name):
             super().callHandlers(record)
         else:
-            logging.getLogger().callHandlers(record)
+            LibraryLogger.listener(record)
 
 
 def is_own(name: str) -> bool:
@@ -34,66 +40,22 @@ def is_own(name: str) -> bool:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Around a command, before libraries are imported: they make their loggers when they are.
+    """Around a command, before libraries are imported: the root's handlers hear them, as Hydra sets those up.
 
-    Afterwards `logging` and `warnings` are as before, also what Hydra has set of them.
+    Our own warnings stand on the console as a sentence. Afterwards `logging` and `warnings` are as before, also
+    what Hydra has set of them.
     """
-    kind, show = logging.getLoggerClass(), warnings.showwarning
-    loggers = [logging.getLogger(), logging.getLogger(OWN)]
+    root = logging.getLogger()
+    loggers = [root, logging.getLogger(OWN)]
     handlers = [list(logger.handlers) for logger in loggers]
-    logging.setLoggerClass(LibraryLogger)
-    warnings.showwarning = _show
     try:
-        yield
+        with _listening(root.callHandlers, _print_sentence):
+            yield
     finally:
-        logging.setLoggerClass(kind)
-        warnings.showwarning = show
         for logger, before in zip(loggers, handlers, strict=True):
             for handler in set(logger.handlers) - set(before):
                 handler.close()
             logger.handlers[:] = before
-
-
-def _show(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> Any:
-    """Our own warnings as a sentence on the console, others into the log."""
-    if issubclass(category, AlignWarning):
-        print(f"align: {message}", file=file or sys.stderr)
-    else:
-        logging.getLogger("py.warnings").warning(
-            "%s:%s: %s: %s", filename, lineno, category.__name__, message
-        )
-
-
-class CallLogger(logging.Logger):
-    """A logger made while a command runs as a function: until that call ends its records go to the call's log."""
-
-    sink: ClassVar[logging.Handler | None] = None
-
-    def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
-        """Hands a record on."""
-        if CallLogger.sink is not None and not is_own(self.name):
-            CallLogger.sink.handle(record)
-        else:
-            super().callHandlers(record)
-
-
-class CallLog(logging.FileHandler):
-    """A log file that, with its folder, appears with its first record."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8", delay=True)
-        self.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-
-    def _open(self) -> TextIOWrapper:
-        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
-        return super()._open()
 
 
 @contextmanager
@@ -108,31 +70,52 @@ def quiet_call(log: Path | None) -> Iterator[None]:
     Args:
         log: the file, written once there is something to write; None keeps nothing.
     """
-    if CallLogger.sink is not None or issubclass(logging.getLoggerClass(), LibraryLogger):
+    if LibraryLogger.listener is not None:
         yield
         return
     handler = logging.NullHandler() if log is None else CallLog(log)
-    kind, show, outer = logging.getLoggerClass(), warnings.showwarning, CallLogger.sink
+    try:
+        with _listening(handler.handle, warnings.showwarning):
+            yield
+    finally:
+        handler.close()
+
+
+@contextmanager
+def _listening(listener: Listener, show_own: Callable[..., Any]) -> Iterator[None]:
+    """Within it a listener hears libraries' records and warnings; our own warnings are shown by `show_own`."""
+    kind, show = logging.getLoggerClass(), warnings.showwarning
 
     def shown(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *where: Any, **more: Any
     ) -> None:
         if issubclass(category, AlignWarning):
-            show(message, category, filename, lineno, file, line)
+            show_own(message, category, filename, lineno, *where, **more)
             return
         text = f"{filename}:{lineno}: {category.__name__}: {message}"
-        handler.handle(logging.LogRecord("py.warnings", logging.WARNING, filename, lineno, text, None, None))
+        listener(logging.LogRecord("py.warnings", logging.WARNING, filename, lineno, text, None, None))
 
-    logging.setLoggerClass(CallLogger)
-    CallLogger.sink, warnings.showwarning = handler, shown
+    logging.setLoggerClass(LibraryLogger)
+    LibraryLogger.listener, warnings.showwarning = listener, shown
     try:
         yield
     finally:
         logging.setLoggerClass(kind)
-        CallLogger.sink, warnings.showwarning = outer, show
-        handler.close()
+        LibraryLogger.listener, warnings.showwarning = None, show
+
+
+def _print_sentence(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning of ours on the console."""
+    print(f"align: {message}", file=sys.stderr)
+
+
+class CallLog(logging.FileHandler):
+    """A log file that, with its folder, appears with its first record."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+
+    def _open(self) -> TextIOWrapper:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        return super()._open()
