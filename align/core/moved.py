@@ -1,7 +1,8 @@
-"""Modules that have moved: their old names are accepted for one release, with a sentence that says what to write.
+"""Modules and names that have moved: old ones are accepted for one release, with a sentence that says what to write.
 
 `allow_targets`, `_target_`s and imports of version 0.1.0 go on working: `import align.model` gives the names of
-`align.models.loading`, `align.models.settings` and the others that the module was split into.
+`align.models.loading`, `align.models.settings` and the others that the module was split into, and
+`from align.data.dataset import Collator` the class that is `align.training.collate.Collator` now.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -105,6 +107,41 @@ MOVED: dict[str, tuple[str, ...]] = {
     "align.wrappers": ("align.distributed.wrappers", "align.distributed.names"),
 }
 
+_REFERENCE = {
+    "sources": ("AdapterOff", "Frozen", "Reference", "ReferenceUsage", "autocast_forward", "sum_turns"),
+    "settings": ("ReferenceSettings", "reference_model", "resolve_source"),
+}
+# Old name in a module → where it is now. A module that is still there asks for it with `renamed`.
+RENAMED: dict[str, str] = {
+    "align.data.dataset.Collator": "align.training.collate.Collator",
+    "align.longseq.Group": "align.longseq.PackedPrompt",
+    "align.longseq.shared_prefix.Group": "align.longseq.shared_prefix.PackedPrompt",
+    "align.synthesis.scorers.Scorer": "align.synthesis.logo.relevance.RelevanceScorer",
+    **{
+        f"align.reference.{name}": f"align.reference.{module}.{name}"
+        for module, names in _REFERENCE.items()
+        for name in names
+    },
+}
+
+
+def renamed(module: str, name: str) -> Any:
+    """What an old name in `RENAMED` names now, after a warning: a module's `__getattr__` (PEP 562).
+
+    Raises:
+        AttributeError: a name that there never was.
+    """
+    place = RENAMED.get(f"{module}.{name}")
+    if place is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warnings.warn(
+        f"{module}.{name} is {place} now; the old name goes with the next release.",
+        MovedWarning,
+        stacklevel=3,
+    )
+    where, _, attribute = place.rpartition(".")
+    return getattr(importlib.import_module(where), attribute)
+
 
 def current_names(name: str) -> list[str]:
     """Where a dotted name may be now: `align.synthesis.scorers.Bm25` → `[align.synthesis.logo.relevance.Bm25]`.
@@ -112,6 +149,8 @@ def current_names(name: str) -> list[str]:
     A name whose module has not moved is its own only entry.
     """
     module, _, attribute = name.rpartition(".")
+    if name in RENAMED:
+        return [RENAMED[name]]
     return [f"{place}.{attribute}" for place in MOVED.get(module, (module,))]
 
 
@@ -146,6 +185,7 @@ class _Alias(Loader):
             for name, value in found.items():
                 if not name.startswith("__"):
                     module.__dict__.setdefault(name, value)
+        module.__dict__["__getattr__"] = partial(renamed, module.__name__)
 
 
 def accept_moved_names() -> None:

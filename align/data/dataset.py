@@ -1,13 +1,14 @@
-"""Rows on disk → tokenised, memory-mapped data sets with a held-out split, and the collator.
+"""Rows on disk → tokenised, memory-mapped data sets with a held-out split.
 
 data = load_preference_data(settings, tokenizer, positions=positions, seed=42)
-batch = Collator(tokens_per_row=8192)([data.train[0], data.train[1]])["batch"]
+batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], data.train[1]])["batch"]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from align.core.errors import UserError
+from align.core.moved import renamed
 from align.data.build import build_dataset
 from align.data.mixture import Ingredient, mix
 from align.data.settings import DataSettings, PositionSettings
@@ -23,6 +25,8 @@ from align.data.stored_rows import to_example, to_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+else:
+    __getattr__ = partial(renamed, __name__)
 
 __all__ = [
     "DataSettings",

@@ -29,5 +29,4 @@ __getattr__, __dir__ = lazy_names(
         "ATTENTION": ("align.longseq.attention", "ATTENTION"),  # where it is registered
         **{name: ("align.longseq.shared_prefix", name) for name in _ROWS},
     },
-    renamed={"Group": "PackedPrompt"},
 )

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from align.core.moved import renamed
 from align.data.examples import TokenizedExample
+
+if not TYPE_CHECKING:
+    __getattr__ = partial(renamed, __name__)
 
 # `(start, stop)` of consecutive tokens in a row.
 Span = tuple[int, int]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from align.core.errors import MovedWarning
-from align.core.moved import MOVED
+from align.core.moved import MOVED, RENAMED, current_names
 
 
 @pytest.mark.parametrize("old", MOVED)
@@ -60,13 +62,22 @@ def test_names_that_stayed_warn_of_nothing(target):
     assert said.returncode == 0, said.stderr
 
 
-def test_a_renamed_class_is_found_by_its_old_name():
-    import align.longseq
-
-    with pytest.warns(MovedWarning, match="align.longseq.Group is called PackedPrompt now"):
-        assert align.longseq.Group is align.longseq.PackedPrompt
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_name_gives_what_the_new_one_does(old):
+    """`pkgutil.resolve_name` is what a `_target_` is found by."""
+    module = old.rpartition(".")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the module
+        importlib.import_module(module)
+    with pytest.warns(MovedWarning, match=f"{old} is {RENAMED[old]} now"):
+        found = pkgutil.resolve_name(old)
+    assert found is pkgutil.resolve_name(RENAMED[old])
+    assert current_names(old) == [RENAMED[old]]
 
 
 def test_other_names_are_not_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("align.nothing")
+    for module in ("align.longseq", "align.reference", "align.data.dataset"):
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            importlib.import_module(module).nothing  # noqa: B018 (the lookup is the test)
