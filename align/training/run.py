@@ -21,7 +21,6 @@ from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
 from align.training.settings import Settings, read_settings
-from align.training.trainer_keys import check_trainer_keys
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,8 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
 
 
 def training_arguments(config: DictConfig) -> TrainingArguments:
-    """The group `trainer` as TrainingArguments, with what this toolkit sets itself."""
+    """The group `trainer`, whose keys `read_settings` has checked, with what this toolkit sets itself."""
     values: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
-    check_trainer_keys(values)
     if not torch.accelerator.is_available():
         # Untold, accelerate would make every process of a launch on CPU believe that it is alone.
         values["use_cpu"] = True
