@@ -233,6 +233,36 @@ def test_the_trainer_warns_of_nothing_on_a_cpu(tmp_path, model_folder, recwarn):
     assert not [str(warning.message) for warning in recwarn if "pin_memory" in str(warning.message)]
 
 
+def long_rows(words: int) -> list[dict[str, str]]:
+    context = " ".join(f"w{8 + i % 40}" for i in range(words))
+    return [{"context": context, "question": "w9", "chosen": "w10", "rejected": "w11"} for _ in range(2)]
+
+
+def test_contexts_are_cut_to_the_models_window_and_that_is_said(tmp_path):
+    """As `align train` cuts them; `max_length` asks for less."""
+    model = tiny_model(max_position_embeddings=64)
+    given = {"processing_class": tiny_tokenizer(), "train_dataset": long_rows(200)}
+    with pytest.warns(
+        AlignWarning, match=r"train_dataset: the contexts of 2 of 2 rows were cut.*max_length=64"
+    ):
+        trainer = make_trainer(tmp_path, model, **given)
+    assert set(trainer.train_dataset["longest_sequence"]) == {64}
+    with pytest.warns(AlignWarning, match="max_length=32"):
+        trainer = make_trainer(tmp_path, model, max_length=32, **given)
+    assert set(trainer.train_dataset["longest_sequence"]) == {32}
+
+
+def test_a_window_shorter_than_a_row_is_refused_before_training(tmp_path):
+    model = tiny_model("mistral", sliding_window=16)
+    with pytest.raises(align.UserError, match="sliding window of 16 tokens is shorter"):
+        make_trainer(tmp_path, model, processing_class=tiny_tokenizer(), train_dataset=long_rows(40))
+    tokenised = make_trainer(
+        tmp_path, tiny_model(), processing_class=tiny_tokenizer(), train_dataset=long_rows(40)
+    ).train_dataset
+    with pytest.raises(align.UserError, match="sliding window of 16 tokens is shorter"):
+        make_trainer(tmp_path, model, train_dataset=tokenised)
+
+
 # ---- what is shown
 
 

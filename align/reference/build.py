@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from align.longseq import pair_logps
 from align.longseq.attention import ATTENTIONS
 from align.longseq.parallel import SequenceParallel
 from align.longseq.support import check_supported
@@ -19,7 +17,7 @@ from align.models.settings import ModelSettings
 from align.reference.cache import open_cache
 from align.reference.settings import ReferenceSettings, reference_model
 from align.reference.shards import load_reference
-from align.reference.sources import AdapterOff, Frozen, Reference, autocast_forward
+from align.reference.sources import AdapterOff, Frozen, Reference, autocast_dtype, reference_forward
 
 
 def build_reference(
@@ -45,8 +43,7 @@ def build_reference(
     """
     if source == "none":
         return None
-    precision = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
-    forward = autocast_forward(partial(pair_logps, parallel=parallel, chunk_size=logits_chunk), precision)
+    forward = reference_forward(arguments, parallel=parallel, logits_chunk=logits_chunk)
     live: AdapterOff | Frozen
     if settings.fill_only:
         live = Frozen(lambda: policy, forward)
@@ -58,7 +55,9 @@ def build_reference(
         return live
     folder = Path(settings.cache)
     with arguments.main_process_first(local=False, desc="hash of the reference's weights"):
-        identity = Identity.of(reference_model(settings, model), autocast=precision, cache=folder)
+        identity = Identity.of(
+            reference_model(settings, model), autocast=autocast_dtype(arguments), cache=folder
+        )
     return open_cache(live, folder, identity, describe=arguments.process_index == 0)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
+from align.longseq.forward import pair_logps
 from align.longseq.logps import sum_by_index
+from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
 from losses.types import PairLogps
 
@@ -97,11 +100,29 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def autocast_forward(forward: Forward, dtype: torch.dtype | None) -> Forward:
-    """`forward` under autocast, as accelerate runs a policy with `trainer.bf16` or `fp16`.
+def reference_forward(
+    arguments: TrainingArguments, *, parallel: SequenceParallel | None, logits_chunk: int
+) -> Forward:
+    """The policy's forward in the policy's precision.
 
-    A reference in another precision than the policy's would give a margin to a policy that has not moved.
+    A reference in another precision would give a margin to a policy that has not moved.
+
+    Args:
+        arguments: of the run: its precision.
+        parallel: this process's place in its sequence-parallel group; None without.
+        logits_chunk: tokens whose vocabulary logits exist at once.
     """
+    forward = partial(pair_logps, parallel=parallel, chunk_size=logits_chunk)
+    return autocast_forward(forward, autocast_dtype(arguments))
+
+
+def autocast_dtype(arguments: TrainingArguments) -> torch.dtype | None:
+    """What accelerate runs a policy in with `trainer.bf16` or `fp16`; None where no autocast is asked for."""
+    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+
+
+def autocast_forward(forward: Forward, dtype: torch.dtype | None) -> Forward:
+    """`forward` under autocast, or as it is where `dtype` is None."""
     if dtype is None:
         return forward
 

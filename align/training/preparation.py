@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
-from align.longseq import pair_logps
 from align.longseq.attention import ATTENTION, ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
-from align.longseq.support import check_supported
+from align.longseq.support import check_config, check_supported
 from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
-from align.reference.sources import AdapterOff, Frozen, Reference, autocast_forward
+from align.reference.sources import AdapterOff, Frozen, Reference, reference_forward
 from align.runs.api import store
 from align.training.collate import Collator
 from align.training.method_settings import Needs
@@ -71,8 +70,9 @@ def prepare(
     policy = prepare_model(model, memory)
     train, held_out = rows
     if collator is None:  # with one of the caller's, rows are taken as they are
+        config = find_causal_lm(policy).config
         train, held_out = (
-            prepare_rows(each, tokenizer, method=method, max_length=max_length, what=what)
+            prepare_rows(each, tokenizer, method=method, config=config, max_length=max_length, what=what)
             for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
         collator = Collator(short=method.needs.short)
@@ -107,6 +107,7 @@ def prepare_rows(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     method: Method,
+    config: PreTrainedConfig,
     max_length: int | None,
     what: str = "train_dataset",
 ) -> Dataset | None:
@@ -116,25 +117,41 @@ def prepare_rows(
         rows: dictionaries or a `datasets.Dataset` in any layout of `data.path` (`prompt`, `chosen`, `rejected`, …).
         tokenizer: with a chat template where rows are conversations.
         method: whether it needs rejected answers and short contexts.
-        max_length: tokens to which contexts are cut; None leaves them whole.
+        config: the model's, for its window.
+        max_length: tokens to which contexts are cut; None is the model's window.
         what: their name, for messages.
 
     Raises:
-        UserError: no tokenizer, or a row that cannot be used.
+        UserError: no tokenizer, a row that cannot be used, or one that a sliding window does not hold.
     """
-    if rows is None or (isinstance(rows, Dataset) and "prompt_ids" in rows.column_names):
+    if rows is None:
+        return None
+    if isinstance(rows, Dataset) and "prompt_ids" in rows.column_names:
+        if "longest_sequence" in rows.column_names:
+            check_config(config, longest_sequence=max(rows["longest_sequence"], default=0))
         return rows
     if tokenizer is None:
         raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
+    if max_length is None:
+        max_length = getattr(config, "max_position_embeddings", None)
     settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
-    return load_preference_data(
+    data = load_preference_data(
         settings,
         tokenizer,
         positions=PositionSettings(),
         seed=0,
         require_rejected=method.uses_rejected(),
         require_short=method.needs.short,
-    ).train
+    )
+    if data.counts["cut_rows"]:
+        warnings.warn(
+            f"{what}: the contexts of {data.counts['cut_rows']} of {data.counts['rows']} rows were cut, by "
+            f"{data.counts['cut_tokens']} tokens together, to fit max_length={max_length}.",
+            AlignWarning,
+            stacklevel=2,
+        )
+    check_config(config, longest_sequence=data.counts["longest_sequence"])
+    return data.train
 
 
 def make_reference(
@@ -156,8 +173,7 @@ def make_reference(
     """
     if needs.reference == "none":
         return None
-    precision = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
-    forward = autocast_forward(partial(pair_logps, parallel=parallel, chunk_size=logits_chunk), precision)
+    forward = reference_forward(arguments, parallel=parallel, logits_chunk=logits_chunk)
     if isinstance(policy, PeftModel):
         return AdapterOff(policy, forward)
     frozen = copy.deepcopy(policy).eval().requires_grad_(False).to(arguments.device)

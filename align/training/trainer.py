@@ -52,7 +52,7 @@ class PreferenceTrainer(SealedCheckpoints):
         parallel: this process's place in its sequence-parallel group; None without.
         logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
         memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
-        max_length: tokens to which contexts of rows that are not tokenised are cut; None leaves them whole.
+        max_length: tokens to which contexts of rows that are not tokenised are cut; None is the model's window.
         kwargs: the rest of Trainer's own.
 
     Raises:
