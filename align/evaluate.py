@@ -12,6 +12,7 @@ from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
+from align.data.sources import check_row_paths
 from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
 from align.generation.generators import GeneratorSettings
 from align.generation.stage import WORK, Workspace
@@ -20,6 +21,7 @@ from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.folder import RESUME, claim_output
+from align.training.settings import read_settings
 
 if TYPE_CHECKING:
     from align.evaluation.suite import ScoredPairs
@@ -56,7 +58,10 @@ def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
-    return build(config, "suite"), build(config, "generator"), model
+    suite: Suite = build(config, "suite")
+    if getattr(suite, "reads_rows", False):
+        check_row_paths(read_settings(config).data)
+    return suite, build(config, "generator"), model
 
 
 def claim(config: DictConfig) -> Path:

@@ -12,6 +12,7 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
+from align.runs.folder import find_policy
 
 DTYPES = ("stored", "float32", "bfloat16")
 
@@ -40,6 +41,7 @@ def export(config: DictConfig) -> Path:
         raise UserError(
             f"path={settings.path} is no folder: name a run of `align train`, or a checkpoint of one."
         )
+    find_policy(Path(settings.path))
     # Nothing above imports torch, so that a slip is answered at once.
     from align.training import trained_policy
 

@@ -12,7 +12,7 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.core.readable import Readable
 from align.data.settings import DataSettings, PositionSettings
-from align.data.sources import check_place
+from align.data.sources import check_row_paths
 from align.models.checks import check_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
@@ -50,7 +50,7 @@ def inspect(config: DictConfig) -> Inspection:
         if not isinstance(config[key], int) or config[key] < 0:
             raise UserError(f"{key}={config[key]} must be a whole number from 0 on.")
     check_model(model)
-    check_place(settings.path)
+    check_row_paths(settings)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.data.checks import check_rows, context_leaks, unusable_rows
     from align.data.dataset import load_preference_data

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from align.core.config import check_choice, typed
 from align.data.settings import DataSettings, PositionSettings
-from align.data.sources import check_place
+from align.data.sources import check_row_paths
 from align.distributed.names import WRAPPERS
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.settings import ModelSettings
@@ -60,8 +60,9 @@ def check(config: DictConfig) -> None:
     typed(ParallelSettings, config, "parallel").check()
     typed(PositionSettings, config, "positions")
     check_choice("wrapper", config.wrapper, WRAPPERS)
-    if typed(DataSettings, config, "data").path is not None:
-        check_place(config.data.path)
+    data = typed(DataSettings, config, "data")
+    if data.path is not None:
+        check_row_paths(data)
 
 
 make_callable(__name__)

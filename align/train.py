@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from align.core.errors import UserError
-from align.data.sources import check_place
+from align.data.sources import check_row_paths
 from align.evaluation.suite import Suite, build_suites
-from align.runs import exit_codes
+from align.runs import exit_codes, jobs
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
+from align.runs.folder import check_resume
 from align.training.settings import read_settings
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ def main(config: DictConfig) -> int | float | None:
 def train(config: DictConfig) -> TrainResult:
     """Checks everything, reads the data, loads the model, trains, and shows what changed."""
     settings = read_settings(config)
-    check_place(settings.data.path)
+    check_row_paths(settings.data)
+    check_resume(settings.resume)
+    jobs.read_launch(config)
     suites = build_suites(config)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.evaluation.in_training import check_suites
-    from align.runs import jobs
     from align.training.finish import read_result
     from align.training.run import check
 

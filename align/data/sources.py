@@ -12,6 +12,7 @@ from align.core.errors import UserError
 from align.data.files import JsonLines, JsonList, Parquet, Saved
 from align.data.files import RawRow as RawRow
 from align.data.files import Source as Source
+from align.data.settings import DataSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -67,6 +68,15 @@ def check_place(path: str | None, *, key: str = "data.path") -> str:
     elif not (place.is_dir() or Path(name).expanduser().is_dir() or _is_hub_id(name)):
         raise UserError(f"{key}={path} does not exist.")
     return path
+
+
+def check_row_paths(settings: DataSettings) -> None:
+    """`check_place` for every key of the group `data` that names rows."""
+    check_place(settings.path)
+    if settings.eval_path is not None:
+        check_place(settings.eval_path, key="data.eval_path")
+    for i, entry in enumerate(settings.mix):
+        check_place(entry.path, key=f"data.mix[{i}].path")
 
 
 def _is_hub_id(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from align.training.metric_names import METRICS
 @dataclass(frozen=True)
 class Preference:
     """Group `suite`; see hydra_conf/suite/preference.yaml. Its rows come from the group `data`."""
+
+    reads_rows: ClassVar[bool] = True
 
     edges: list[int] = field(default_factory=lambda: [0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536])
 

@@ -76,7 +76,11 @@ class Result(Readable):
 
 
 class Suite(Protocol):
-    """What the group `suite` instantiates: a dataclass whose fields are the group's keys."""
+    """What the group `suite` instantiates: a dataclass whose fields are the group's keys.
+
+    One that measures the rows of the group `data` has a class attribute `reads_rows = True`: that group, `method` and
+    `trainer` are then checked before a model is loaded.
+    """
 
     def check(self) -> None:
         """Raises UserError for a value out of range or a missing file; loads no model."""

@@ -13,6 +13,7 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 from align.core.errors import UserError
+from align.runs.folder import check_resume
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
@@ -87,13 +88,12 @@ def find_resume(output: Path, resume: str) -> Path | None:
     Raises:
         UserError: the named checkpoint is missing or damaged.
     """
+    check_resume(resume)
     if resume == "never":
         return None
     if resume == "auto":
         return last_good(output)
     folder = Path(resume)
-    if not folder.is_dir():
-        raise UserError(f"resume={resume} is no folder: name a checkpoint, or use resume=auto.")
     reason = defect(folder)
     if reason is not None:
         raise UserError(

@@ -15,6 +15,7 @@ from align.core.files import write_atomically
 from align.core.moved import current_names
 
 CONFIG_NAME = "config.yaml"
+ADAPTER = "adapter_config.json"  # in a folder of weights: they are a LoRA adapter's
 SUMMARY = "summary.json"  # in a folder of `align evaluate`: scores with their intervals
 RESUME = ("auto", "never")  # of `resume`, where no checkpoint can be named
 _ABSENT = "(absent)"
@@ -52,6 +53,32 @@ def claim_output(
             f"output={output} belongs to a run with another configuration: {changes}; "
             "set these keys back to continue it, or name another output folder."
         )
+
+
+def check_resume(resume: str) -> None:
+    """Refuses a `resume` that is neither one of `RESUME` nor a folder, which then is a checkpoint's."""
+    if resume not in RESUME and not Path(resume).is_dir():
+        raise UserError(f"resume={resume} is no folder: name a checkpoint, or use resume=auto.")
+
+
+def find_policy(path: Path) -> tuple[Path, Path]:
+    """The folder of a training run, and that of its weights or adapter.
+
+    Args:
+        path: the run, whose trained model is meant, or one of its checkpoints.
+
+    Raises:
+        UserError: no run of `align train`, or one that has not finished and no checkpoint of it was named.
+    """
+    is_run = (path / CONFIG_NAME).is_file()
+    run, weights = (path, path / "model") if is_run else (path.parent, path)
+    if not (run / CONFIG_NAME).is_file():
+        raise UserError(f"path={path} is no run of `align train`: it has no {CONFIG_NAME}, nor its parent.")
+    if not any((weights / name).is_file() for name in (ADAPTER, "config.json")):
+        raise UserError(
+            f"path={path} holds no finished policy: let the run end, or name a checkpoint, path={run}/checkpoint-N."
+        )
+    return run, weights
 
 
 def _as_yaml(config: DictConfig | Mapping[str, Any]) -> str:

@@ -83,14 +83,11 @@ def record_failure(output: str | Path, sentence: str | None) -> None:
         write_atomically(path, sentence + "\n")
 
 
-def launch(config: DictConfig) -> int | None:
-    """Runs the command in processes of its own where the group `launch` asks for them.
-
-    Returns:
-        None where this process is to do the work; 0 when the processes have done it.
+def read_launch(config: DictConfig) -> LaunchSettings | None:
+    """Group `launch`, checked; None where this process is to do the work.
 
     Raises:
-        UserError: contradictory settings, or the processes failed.
+        UserError: no process, a file that is not there, or a launch within a launch.
     """
     settings = typed(LaunchSettings, config, "launch")
     if settings.processes is None and settings.config is None:
@@ -103,6 +100,21 @@ def launch(config: DictConfig) -> int | None:
         raise UserError(f"launch.config={settings.config} is no file: name one of launchers/accelerate/.")
     if settings.processes is not None and settings.processes < 1:
         raise UserError(f"launch.processes={settings.processes}: start at least one.")
+    return settings
+
+
+def launch(config: DictConfig) -> int | None:
+    """Runs the command in processes of its own where the group `launch` asks for them.
+
+    Returns:
+        None where this process is to do the work; 0 when the processes have done it.
+
+    Raises:
+        UserError: as `read_launch`, or the processes failed.
+    """
+    settings = read_launch(config)
+    if settings is None:
+        return None
     output = Path(str(config.output))
     _write_child_config(config, output)
     code = run_child(_command(settings, output))

@@ -21,10 +21,8 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.settings import ModelSettings, RopeSettings
-from align.runs.folder import CONFIG_NAME
+from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy
 from align.training.model_card import model_card
-
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,9 @@ def read_policy(path: Path) -> TrainedPolicy:
     """The policy of a run folder, or of one of its checkpoints.
 
     Raises:
-        UserError: no run of `align train`, or one that has not finished and no checkpoint of it was named.
+        UserError: as `find_policy`, or a configuration that cannot be read.
     """
-    is_run = (path / CONFIG_NAME).is_file()
-    run, weights = (path, path / "model") if is_run else (path.parent, path)
-    if not (run / CONFIG_NAME).is_file():
-        raise UserError(f"path={path} is no run of `align train`: it has no {CONFIG_NAME}, nor its parent.")
-    if not any((weights / name).is_file() for name in (ADAPTER, "config.json")):
-        raise UserError(
-            f"path={path} holds no finished policy: let the run end, or name a checkpoint, path={run}/checkpoint-N."
-        )
+    run, weights = find_policy(path)
     try:
         config = OmegaConf.load(run / CONFIG_NAME)
     except YAMLError as error:
@@ -73,7 +64,7 @@ def read_policy(path: Path) -> TrainedPolicy:
         weights=weights,
         config=OmegaConf.to_container(config),  # type: ignore[arg-type]
         model=typed(ModelSettings, config, "model"),
-        results=read_results(run / "results.json") if is_run else {},
+        results=read_results(run / "results.json") if run == path else {},
     )
 
 

@@ -8,8 +8,9 @@ import typing
 from enum import Enum
 
 import pytest
-from transformers import IntervalStrategy, TrainingArguments
-from transformers.trainer_utils import SaveStrategy
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from align.core.errors import UserError
 from align.training.trainer_keys import RESERVED, VALUES, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
@@ -42,7 +43,8 @@ def test_types_are_the_librarys(name):
 
 def test_values_are_the_librarys():
     kinds: dict[str, type[Enum]] = {"eval_strategy": IntervalStrategy, "logging_strategy": IntervalStrategy}
-    kinds["save_strategy"] = SaveStrategy
+    kinds |= {"save_strategy": SaveStrategy, "hub_strategy": HubStrategy, "optim": OptimizerNames}
+    kinds["lr_scheduler_type"] = SchedulerType
     assert {name: {each.value for each in kind} for name, kind in kinds.items()} == {
         name: set(values) for name, values in VALUES.items()
     }
