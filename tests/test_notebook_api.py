@@ -7,6 +7,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainingArguments
 
 import align
+from align.cli import COMMANDS
 from align.core.errors import AlignWarning
 from align.core.readable import Readable
 from align.runs.api import compose, store
@@ -188,6 +190,11 @@ def test_a_method_of_a_function():
 def test_a_method_that_is_none_is_refused(call, wanted):
     with pytest.raises(align.UserError, match=wanted):
         call()
+
+
+def test_every_command_is_a_function():
+    assert set(COMMANDS) == {name for name in align.__all__ if isinstance(getattr(align, name), ModuleType)}
+    assert all(callable(getattr(align, name)) for name in COMMANDS)
 
 
 # ---- the trainer

@@ -65,8 +65,16 @@ class Tally:
 
 @contextmanager
 def watched(folder: Path, description: str, *, total: int, console: Console) -> Iterator[None]:
-    """Within it a bar shows the `Tally` of a folder, once the work takes longer than a second."""
+    """Within it a bar shows the `Tally` of a folder, once the work takes longer than a second.
+
+    Args:
+        folder: of the tally.
+        description: what is counted: `rows`.
+        total: how many there are; the bar ends there when the block ends well.
+        console: where it stands.
+    """
     done = threading.Event()
+    whole = False
 
     def show() -> None:
         if done.wait(1.0):
@@ -75,11 +83,13 @@ def watched(folder: Path, description: str, *, total: int, console: Console) -> 
             task = progress.add_task(description, total=total)
             while not done.wait(0.5):
                 progress.update(task, completed=Tally.total(folder))
+            progress.update(task, completed=total if whole else Tally.total(folder))
 
     thread = threading.Thread(target=show, daemon=True)
     thread.start()
     try:
         yield
+        whole = True
     finally:
         done.set()
         thread.join()
