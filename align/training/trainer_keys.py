@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from align.core.config import check_arguments, check_choice
+from align.core.config import check_arguments
 from align.core.errors import UserError
+from align.training.trainer_values import check_trainer_values
 
 # Keywords of TrainingArguments that this toolkit sets itself → the key to use instead.
 RESERVED = {
@@ -54,33 +54,6 @@ WITHOUT_EFFECT = {
     "do_predict": "`align evaluate` predicts",
     "parallelism_config": "the group parallel shares rows among processes",
 }
-
-_STRATEGIES = ("no", "steps", "epoch")
-# Keywords with a fixed set of values, in the library's words.
-VALUES = {
-    "eval_strategy": _STRATEGIES,
-    "logging_strategy": _STRATEGIES,
-    "save_strategy": (*_STRATEGIES, "best"),
-    "hub_strategy": ("end", "every_save", "checkpoint", "all_checkpoints"),
-    "lr_scheduler_type": (
-        *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
-        *("inverse_sqrt", "reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr"),
-        *("warmup_stable_decay", "greedy"),
-    ),
-    "optim": (
-        *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor"),
-        *("adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "sgd", "adagrad"),
-        *("adamw_bnb_8bit", "adamw_8bit", "ademamix_8bit", "lion_8bit", "lion_32bit", "paged_adamw_32bit"),
-        *("paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "paged_lion_32bit"),
-        *("paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
-        *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise"),
-        *("galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw"),
-        *("schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "apollo_adamw"),
-        *("apollo_adamw_layerwise", "stable_adamw"),
-    ),
-}
-# Keywords that take settings, or the path of a JSON file of them.
-FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
 
 @dataclass(frozen=True)
@@ -187,10 +160,4 @@ def check_trainer_keys(values: Mapping[str, Any]) -> None:
     check_arguments(
         values, TrainerKeys, group="trainer", reserved=RESERVED, library="transformers' TrainingArguments"
     )
-    for name, known in VALUES.items():
-        if name in values:
-            check_choice(f"trainer.{name}", str(values[name]), known)
-    for name in FILES:
-        file = values.get(name)
-        if isinstance(file, str) and not file.startswith("{") and not Path(file).is_file():
-            raise UserError(f"trainer.{name}={file} is no file.")
+    check_trainer_values(values)

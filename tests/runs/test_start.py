@@ -52,6 +52,8 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "+suite@suites.n=retrieval", "suites.n.samples=0"], "samples=0 is too small"),
     ([*TRAIN, "trainer.lr_scheduler_type=cosin"], "did you mean cosine?"),
     ([*TRAIN, "trainer.optim=adamv_torch"], "did you mean adamw_torch?"),
+    ([*TRAIN, "trainer.optim=lomo"], "trainer.optim=lomo needs the package lomo-optim"),
+    ([*TRAIN, "trainer.report_to=wandbb"], "did you mean wandb?"),
     ([*TRAIN, "+trainer.deepspeed=none.json"], "trainer.deepspeed=none.json is no file"),
     ([*TRAIN, "data.eval_path=none.jsonl"], "data.eval_path=none.jsonl does not exist"),
     ([*TRAIN, "data.mix=[{path: none.jsonl, ratio: 1}]"], "data.mix[0].path=none.jsonl does not exist"),

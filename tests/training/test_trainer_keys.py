@@ -9,11 +9,14 @@ from enum import Enum
 
 import pytest
 from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from align.core.errors import UserError
-from align.training.trainer_keys import RESERVED, VALUES, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
+from align.training import trainer_values
+from align.training.trainer_keys import RESERVED, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
+from align.training.trainer_values import OPTIMIZERS, REPORTERS, VALUES
 
 HINTS = typing.get_type_hints(TrainingArguments)
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -48,6 +51,31 @@ def test_values_are_the_librarys():
     assert {name: {each.value for each in kind} for name, kind in kinds.items()} == {
         name: set(values) for name, values in VALUES.items()
     }
+
+
+def test_places_to_report_to_are_the_librarys():
+    assert set(REPORTERS) == set(INTEGRATION_TO_CALLBACK)
+
+
+@pytest.mark.parametrize("package", OPTIMIZERS)
+def test_an_optimizer_whose_package_is_missing_is_refused(monkeypatch, package):
+    monkeypatch.setattr(trainer_values, "_installed", lambda module: module == "torch")
+    for name in OPTIMIZERS[package]:
+        if package == "torch":
+            check_trainer_keys({"optim": name})
+        else:
+            with pytest.raises(
+                UserError, match=rf"trainer\.optim={name} needs the package {package}: `pip install"
+            ):
+                check_trainer_keys({"optim": name})
+
+
+@pytest.mark.parametrize("given", ["wandb", ["none", "wandb"]])
+def test_a_reporter_whose_package_is_missing_is_refused(monkeypatch, given):
+    monkeypatch.setattr(trainer_values, "_installed", lambda module: module != "wandb")
+    with pytest.raises(UserError, match=r"trainer\.report_to=wandb needs the package wandb"):
+        check_trainer_keys({"report_to": given})
+    check_trainer_keys({"report_to": ["tensorboard", "all"]})
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_EFFECT))
