@@ -36,7 +36,7 @@ the paper uses.
 
 What to try next:
   look at the data       $(BIN)/align inspect data.path=$(DEMO)/data/train.jsonl
-  another method         $(BIN)/align train experiment=demo method=simpo data.path=$(DEMO)/data/train.jsonl output=outputs/simpo
+  another method         $(BIN)/align train experiment=smoke method=dpo data.path=$(DEMO)/data/train.jsonl output=outputs/dpo
   your own documents     $(BIN)/align synthesize pipeline=logo pipeline.documents=FOLDER model.path=MODEL output=outputs/data
   your own model, rows   $(BIN)/align train model.path=MODEL data.path=ROWS.jsonl output=outputs/mine
   several GPUs           accelerate launch --config_file launchers/accelerate/fsdp2.yaml -m align.train \

@@ -13,6 +13,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
 from align.distributed.names import WRAPPERS
 from align.longseq.settings import MemorySettings, ParallelSettings
+from align.models.paths import check_path
 from align.models.settings import ModelSettings
 from align.planning.settings import GpuSettings, RowSettings
 from align.reference.settings import ReferenceSettings
@@ -43,7 +44,7 @@ def plan(config: DictConfig, *, own: list[str] | None = None) -> Plan:
     from align.planning import planner
 
     made = planner.make_plan(config)
-    planner.show(made, planner.own_overrides(own or []))
+    planner.show(made, planner.own_overrides(own or [], rows=config.data.path))
     if config.json is not None:
         write_json(Path(config.json), planner.to_json(made))
     return made
@@ -52,7 +53,7 @@ def plan(config: DictConfig, *, own: list[str] | None = None) -> Plan:
 def check(config: DictConfig) -> None:
     """Refuses unknown keys, values and files, without torch."""
     check_method(config.method, allow_targets=list(config.allow_targets))
-    typed(ModelSettings, config, "model")
+    check_path(typed(ModelSettings, config, "model").path)
     typed(ReferenceSettings, config, "reference")
     typed(RowSettings, config, "rows")
     typed(GpuSettings, config, "gpus").check()

@@ -1,4 +1,4 @@
-"""`align verify`, and `align.verify(…)` from Python: plain rows against the shared prefix against shards."""
+"""`align verify`, and `align.verify(…)` from Python: padded rows against the shared prefix against shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Verification(Readable):
     """How exact each way to compute a step is.
 
     Attributes:
-        differences: of each way from plain rows in fp32.
+        differences: of each way from padded rows in fp32.
         tolerance: largest relative error that counts as exact.
     """
 

@@ -34,7 +34,7 @@ class Outcome:
 
     Attributes:
         preferred: among the critical passages.
-        irrelevant_context: in the dis-preferred answer's context of irrelevant passages.
+        irrelevant_context: in the rejected answer's context of irrelevant passages.
         filler: among the training prompt's irrelevant passages.
         called_irrelevant: not critical by the scorer, whether drawn or not: the worst that a draw could do.
     """

@@ -1,4 +1,4 @@
-"""LOGO: reference-free, length-normalised, several dis-preferred answers (arXiv 2410.18533)."""
+"""LOGO: reference-free, length-normalised, several rejected answers (arXiv 2410.18533)."""
 
 from __future__ import annotations
 

@@ -11,6 +11,11 @@ SHOWN = 10  # entries of a list that are shown
 WIDTH = 100  # characters of a value that are shown
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`, `8 processes`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 class Readable:
     """A dataclass whose `str` is a line a field; `repr` stays the dataclass's own.
 

@@ -39,6 +39,13 @@ class Columns:
         """`message` with the row's place before it, to be raised."""
         return UserError(f"{self.source}: {message}")
 
+    def no_rejected(self) -> UserError:
+        """The complaint about a row that compares nothing."""
+        return self.error(
+            "no rejected answer: preference methods need one; rows for SFT take method=sft (in `align inspect` "
+            "require_rejected=false)."
+        )
+
     def wrong_type(self, name: str, wanted: str) -> UserError:
         """The complaint about a column of the wrong type."""
         kind = type(self.values[name]).__name__

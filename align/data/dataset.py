@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from align.core.errors import UserError
 from align.core.moved import renamed
+from align.core.readable import counted
 from align.data.build import build_dataset
 from align.data.mixture import Ingredient, mix
 from align.data.settings import DataSettings, PositionSettings
@@ -155,8 +156,9 @@ def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset
         held.update(rows_of_prompt[prompt])
     if len(held) == len(dataset):
         raise UserError(
-            f"data.eval_size={size:g} leaves nothing to train on: the data has {len(dataset)} rows of "
-            f"{len(rows_of_prompt)} prompts; set data.eval_size=0, or name held-out rows with data.eval_path."
+            f"data.eval_size={size:g} holds out all there is, {counted(len(dataset), 'row')} of "
+            f"{counted(len(rows_of_prompt), 'prompt')} (at least one prompt is held out, with all its rows): set "
+            "data.eval_size=0, or name held-out rows with data.eval_path."
         )
     train = [row for row in range(len(dataset)) if row not in held]
     return dataset.select(train), dataset.select(sorted(held))

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from align.core.readable import counted
 from align.data.checks import Finding
 from align.data.dataset import PreferenceData
 from align.data.describe import answer_runs, prompt_sections
@@ -61,11 +62,11 @@ def print_counts(console: Console, data: PreferenceData) -> None:
     counts = data.counts
     saved = 1 - counts["tokens"] / counts["padded_tokens"]
     lines = [
-        f"{counts['rows']} rows: {counts['train_rows']} to train on, {counts['eval_rows']} held out",
+        f"{counted(counts['rows'], 'row')}: {counts['train_rows']} to train on, {counts['eval_rows']} held out",
         f"{counts['tokens']} tokens with shared prompts, {counts['padded_tokens']} as padded rows: {saved:.0%} saved",
         f"longest prompt with answer: {counts['longest_sequence']} tokens; largest position: "
         f"{counts['largest_position']}",
-        f"cut: {counts['cut_tokens']} context tokens in {counts['cut_rows']} rows",
+        f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
     lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
     console.print("\n".join(lines), highlight=False)

@@ -14,8 +14,8 @@ class Turn:
 
     Attributes:
         question: the user's text of this turn; None where the prompt itself ends with the question.
-        chosen: the preferred answer.
-        rejected: the dis-preferred answers; may be empty (SFT).
+        chosen: the better answer.
+        rejected: the worse answers; may be empty (SFT).
         short_prompt: the same context made short (LongPO, SoLoPO) without the question where `question`
             is given, else the complete short prompt; None where the row has none.
     """

@@ -57,7 +57,7 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
     if dropped and not kept[0].rejected:
         raise columns.error("every rejected answer equals the chosen one.")
     if require_rejected and not kept[0].rejected:
-        raise columns.error("no rejected answer, which this method needs.")
+        raise columns.no_rejected()
     return ParsedRow(
         Example(
             source=example.source,

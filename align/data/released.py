@@ -61,7 +61,7 @@ def read_released(
     columns = Columns(source, values)
     names = ["chosen", *_rejected_names(columns.values)]
     if require_rejected and len(names) == 1:
-        raise columns.error("no rejected answer, which this method needs.")
+        raise columns.no_rejected()
     sequences = [_sequence(columns, name, _columns(columns, name)) for name in names]
     return TokenizedExample(
         source=source,

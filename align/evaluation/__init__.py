@@ -1,1 +1,1 @@
-"""What a trained model can do: one file a suite, behind `align evaluate`."""
+"""What a trained model can do: one file a suite and what suites share, behind `align evaluate`."""

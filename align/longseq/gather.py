@@ -1,14 +1,7 @@
-"""The two ways to bring keys and values to the queries that need them, across a sequence-parallel group.
+"""The all-gather exchange: every rank gets all tokens' keys and values, and attends with its own queries of all heads.
 
-Both take a shard's states, run the attention that one process runs, and return the shard's output:
-
-- `Ulysses` (ulysses.py): all-to-all, after which a rank holds *all tokens of some heads*; a second all-to-all
-  brings the output back (DeepSpeed-Ulysses, Jacobs et al. 2023, arXiv:2309.14509). Heads need not be divisible.
-- `Gather`: all-gather of keys and values, after which a rank attends with *its own queries of all heads*
-  (the context parallelism of Llama 3, arXiv:2407.21783, section 3.3.2). Any number of heads.
-
-Every rank runs the same collectives in the same order, forward and backward, whatever it owns: a rank
-without tokens or heads sends and receives nothing but takes part.
+The context parallelism of Llama 3 (arXiv:2407.21783, section 3.3.2); any number of heads. With a row of 8,000 tokens on
+4 ranks, a rank comes with 2,000 tokens, attends with their queries to all 8,000 keys, and leaves with 2,000 outputs.
 """
 
 from __future__ import annotations

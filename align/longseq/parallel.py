@@ -4,6 +4,10 @@ A world of N processes with degree n holds N/n groups: 8 processes at degree 4 a
 The ranks of a group read the same rows, groups read different ones. Wrappers (DDP, FSDP, ZeRO) are not told: to them
 the whole world is data-parallel, and `collectives.all_reduce_sum` makes their mean over the world the true gradient.
 
+`ulysses` swaps some tokens of all heads for all tokens of some heads, and back; `gather` brings all tokens' keys and
+values to every rank. Every rank runs the same collectives in the same order, forward and backward, whatever it owns:
+one without tokens or heads sends and receives nothing but takes part.
+
 Nothing here depends on `module.training`: evaluation and references run sharded like training.
 """
 
@@ -17,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from align.core.errors import UserError
+from align.core.readable import counted
 from align.distributed.agreement import check_agreement
 from align.longseq.attention import PreparedLayout, prepare
 from align.longseq.gather import Gather
@@ -55,7 +60,7 @@ def make_groups(world_size: int, degree: int) -> tuple[tuple[int, ...], ...]:
     if degree < 1 or world_size % degree:
         fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
         raise UserError(
-            f"parallel.degree={degree} does not divide the {world_size} processes of this run: "
+            f"parallel.degree={degree} does not divide the {counted(world_size, 'process')} of this run: "
             f"use one of {fitting}, or start a multiple of {max(degree, 1)} processes."
         )
     return tuple(tuple(range(start, start + degree)) for start in range(0, world_size, degree))

@@ -1,7 +1,8 @@
 """The all-to-all exchange: from a rank's own tokens of all heads to all tokens of its own heads, and back.
 
 With 32 heads and a row of 8,000 tokens on 4 ranks, a rank comes with 2,000 tokens of 32 heads, attends with 8,000
-tokens of 8 heads, and leaves with 2,000 tokens of 32 heads again.
+tokens of 8 heads, and leaves with 2,000 tokens of 32 heads again (DeepSpeed-Ulysses, Jacobs et al. 2023,
+arXiv:2309.14509). Heads need not be divisible by the ranks.
 """
 
 from __future__ import annotations

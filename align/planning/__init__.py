@@ -1,1 +1,1 @@
-"""What a run will need, before it runs: memory per GPU by part, time a step, and the cheapest settings that fit."""
+"""What a run will need, before it runs: memory per GPU by part, time a step, and the fastest settings that fit."""

@@ -1,4 +1,4 @@
-"""Before `align train` loads a model: the warning that it will not fit, and `memory=auto`."""
+"""What a command does of that before it loads a model: the warning that it will not fit, and `memory=auto`."""
 
 from __future__ import annotations
 

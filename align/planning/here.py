@@ -1,4 +1,4 @@
-"""This machine: what memory a process has here, the warning before `align train`, and `memory=auto`."""
+"""What memory a process has on this machine, and which levers fit it."""
 
 from __future__ import annotations
 

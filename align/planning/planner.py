@@ -1,4 +1,4 @@
-"""A plan: the given settings, the cheapest that fit, and what rows without a shared prompt would take."""
+"""A plan: the given settings, the fastest that fit, and what rows without a shared prompt would take."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ from align.reference.settings import ReferenceSettings
 from align.training.methods import Method
 
 # Keys of `align plan` alone, which `align train` does not have.
+ROWS = "ROWS.jsonl"  # in a command to paste, where nothing says which
 _OWN = ("rows", "gpus", "wrapper", "json")
 
 
 @dataclass(frozen=True)
 class Plan(Readable):
-    """Everything that is printed: the given settings, the cheapest that fit (None where none do), and `plain`, what the
+    """Everything that is printed: the given settings, the fastest that fit (None where none do), and `plain`, what the
     given ones would need without a shared prompt (`align.planning.plain`).
     """
 
@@ -127,14 +128,21 @@ def given_strategy(config: DictConfig, sizes: Architecture, job: Job, machine: M
     return Strategy(wrapper, exchange, parallel.degree, levers_of(memory))
 
 
-def own_overrides(arguments: list[str]) -> list[str]:
-    """The user's overrides that `align train` takes too, without those that the plan sets."""
+def own_overrides(arguments: list[str], *, rows: str | None) -> list[str]:
+    """The user's overrides that `align train` takes too, without those that the plan sets.
+
+    Args:
+        arguments: as they were given.
+        rows: `data.path` where it was set in another way; None leaves its name to the user.
+    """
     replaced = (*_OWN, "memory", "parallel", "trainer.gradient_accumulation_steps")
     kept = []
     for word in arguments:
         key = word.lstrip("+~").partition("=")[0]
         if "=" in word and not any(key == name or key.startswith(f"{name}.") for name in replaced):
             kept.append(word)
+    if not any(word.startswith("data.path=") for word in kept):
+        kept.append(f"data.path={rows or ROWS}")
     return kept
 
 
@@ -144,12 +152,12 @@ def show(plan: Plan, own: list[str]) -> None:
     tables.show([describe(plan.sizes, plan.job), f"sizes from {plan.source}"], console=console)
     columns = {"given": plan.given}
     if plan.best is not None:
-        columns["cheapest that fits"] = plan.best
-    columns["given, a row an answer"] = plan.plain
+        columns["fastest that fits"] = plan.best
+    columns["given, padded rows"] = plan.plain
     console.print(tables.memory_table(columns, plan.machine))
     tables.show(
         [
-            "a row an answer: with a copy of the prompt for each, and all positions' logits at once, as elsewhere"
+            "padded rows: one an answer, each with the whole prompt, and all positions' logits at once, as elsewhere"
         ],
         console=console,
     )

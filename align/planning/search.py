@@ -1,4 +1,4 @@
-"""The cheapest settings that fit: every wrapper, degree and lever is priced, and the fastest that fits is taken."""
+"""The fastest settings that fit: every wrapper, degree and lever is priced, and the fastest that fits is taken."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from align.core.readable import counted
 from align.runs.ranking import RunResult, suite_scores
 
 LABELLED = 3  # settings that stand beside a bar; the table has them all
@@ -33,7 +34,9 @@ def _shown(number: float | None, interval: tuple[float, float] | None = None) ->
 def table(ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str) -> Table:
     """The ranking, and below it what did not finish."""
     metrics = [metric, *suite_scores([*ranked, *rest], metric)]
-    shown = Table(title=f"{len(ranked)} runs by {metric}, {len(rest)} without it", title_justify="left")
+    shown = Table(
+        title=f"{counted(len(ranked), 'run')} by {metric}, {len(rest)} without it", title_justify="left"
+    )
     for column in ("", "run", *map(_short, keys), *metrics, *COSTS.values()):
         shown.add_column(column, justify="right", overflow="fold")
     for place, run in enumerate(ranked, start=1):
@@ -89,7 +92,7 @@ def page(
     image = base64.b64encode(picture).decode()
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>align report</title><style>{style}</style>'
-        f"<h1>{len(ranked)} runs by {html.escape(metric)}</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
+        f"<h1>{counted(len(ranked), 'run')} by {html.escape(metric)}</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
         f'<p><img alt="{html.escape(metric)} of each run" src="data:image/png;base64,{image}"></p></html>\n'
     )
 

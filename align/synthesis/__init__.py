@@ -1,1 +1,1 @@
-"""Preference data from documents: generators, scorers, and one file a pipeline."""
+"""Preference data from documents: one package a pipeline, `selection`, and what they share."""

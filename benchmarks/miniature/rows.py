@@ -50,7 +50,7 @@ class QuestionRows:
         ]
 
     def run(self, documents: Sequence[Document], workspace: Workspace) -> Summary:
-        """Preferred answers of all questions, then the dis-preferred ones of those that are right."""
+        """Chosen answers of all questions, then the rejected ones of those that are right."""
         split = Split.read(Path(self.data))
         places = [int(document.id) for document in documents]
         dropped: Counter[str] = Counter()

@@ -96,7 +96,7 @@ def test_findings_end_with_a_code(
     # Cut to the window, the last of these is no longer one.
     assert run(monkeypatch, *overrides, "data.max_length=200") == 1
     shown = capsys.readouterr().out
-    assert "over the window" not in shown and "context tokens in 1 rows" in shown
+    assert "over the window" not in shown and "in 1 row" in shown
 
 
 def test_every_unusable_row_is_listed(

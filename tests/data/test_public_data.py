@@ -102,7 +102,7 @@ def test_longwriter_messages() -> None:
         (LONGREWARD, {"context": 1}, "column context must be a string or a list of strings, not int"),
         (LONGDPO, {"chosen": None}, "column chosen is missing"),
         (LONGDPO, {"instruction": ["x"]}, "column instruction must be a string, not list"),
-        (LONGDPO, {"rejected": None}, "no rejected answer, which this method needs"),
+        (LONGDPO, {"rejected": None}, "no rejected answer: preference methods need one"),
         (LONGDPO, {"rejected": LONGDPO["chosen"]}, "every rejected answer equals the chosen one"),
         (LONGDPO, {"input": "more"}, "column input beside instruction is not read"),
         (LONGWRITER, {"messages": "text"}, "column messages must be a list of messages"),

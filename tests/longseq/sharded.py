@@ -1,4 +1,4 @@
-"""One case of the gradient table: a sharded step in this process's group against one process's plain rows."""
+"""One case of the gradient table: a sharded step in this process's group against one process's padded rows."""
 
 from __future__ import annotations
 

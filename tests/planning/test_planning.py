@@ -24,7 +24,7 @@ from align.planning.architecture import measure, read_config
 from align.planning.here import choose_levers, warning
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict
-from align.planning.planner import Plan, make_plan
+from align.planning.planner import Plan, make_plan, own_overrides
 from align.planning.search import cheapest_levers, lever_sets
 from align.planning.tables import command, overrides
 from tests.rows import make_rows
@@ -179,6 +179,18 @@ def test_a_row_an_answer_has_the_prompt_once_for_each():
 
 
 # ---- the command
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "wanted"),
+    [
+        (["rows.prompt=84000", "method=dpo", "gpus=cpu"], None, ["method=dpo", "data.path=ROWS.jsonl"]),
+        (["data.path=mine.jsonl", "memory=auto"], "mine.jsonl", ["data.path=mine.jsonl"]),
+        (["seed=1"], "from/python.jsonl", ["seed=1", "data.path=from/python.jsonl"]),
+    ],
+)
+def test_the_command_to_paste_names_rows(given, rows, wanted):
+    assert own_overrides(given, rows=rows) == wanted
 
 
 def test_cheapest_fits_and_its_overrides_compose():

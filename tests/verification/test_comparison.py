@@ -1,4 +1,4 @@
-"""What `align verify` compares: what the small copy keeps, the plain rows, and a wrong backward, which shows."""
+"""What `align verify` compares: what the small copy keeps, the padded rows, and a wrong backward, which shows."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from align.documents.chunking import Chunk
 if TYPE_CHECKING:
     from align.synthesis.logo.relevance import RelevanceScorer
 
-# What dis-preferred answers are generated from, in turn; LOGO: nothing relevant, and half of it.
+# What rejected answers are generated from, in turn; LOGO: nothing relevant, and half of it.
 REJECTED_KINDS = ("irrelevant", "mixed")
 
 
@@ -21,9 +21,9 @@ class Contexts:
     """The chunks of one row, each tuple in document order.
 
     Attributes:
-        critical: what the preferred answer is generated from.
+        critical: what the chosen answer is generated from.
         irrelevant: what fills the training prompt; other documents' chunks where the own has too few.
-        rejected: (kind, chunks) of each dis-preferred answer, chunks of the training prompt all.
+        rejected: (kind, chunks) of each rejected answer, chunks of the training prompt all.
         scores: chunk id → importance, for every chunk of the training prompt.
     """
 
@@ -111,7 +111,7 @@ def _filler(
 def _rejected_context(
     kind: str, critical: Sequence[Chunk], irrelevant: Sequence[Chunk], rng: random.Random
 ) -> tuple[Chunk, ...]:
-    """As many chunks as the preferred answer saw, two at least: irrelevant only, or half of them critical."""
+    """As many chunks as the chosen answer saw, two at least: irrelevant only, or half of them critical."""
     size = max(2, len(critical))
     kept = rng.sample(critical, size // 2) if kind == "mixed" else []
     return in_order([*kept, *rng.sample(irrelevant, min(size - len(kept), len(irrelevant)))])

@@ -206,7 +206,7 @@ class LogoPipeline:
         )
 
     def _calls(self, item: Asked, question: str, contexts: Contexts, seed: int) -> list[Request]:
-        """The preferred answer's call, then those of the dis-preferred ones."""
+        """The chosen answer's call, then those of the rejected ones."""
         sampling = Sampling(self.temperature, self.top_p, self.min_new_tokens, self.max_new_tokens)
         named = [("chosen", contexts.critical)]
         named += [(f"rejected{j}", chunks) for j, (_, chunks) in enumerate(contexts.rejected)]

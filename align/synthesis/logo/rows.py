@@ -32,7 +32,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """Everything of a row before the filters; the preferred answer's call comes first.
+    """Everything of a row before the filters; the chosen answer's call comes first.
 
     `verdicts` say of each answer whether a judge found it right; empty without a judge.
     """
@@ -105,19 +105,19 @@ def build_row(
         documents: of the run.
         settings: recorded in the row.
         dropped: reason → number, counted up here.
-        max_similarity: a dis-preferred answer more like the preferred one than this is none (1 − normalised
+        max_similarity: a rejected answer more like the chosen one than this is none (1 − normalised
             edit distance by insertions and deletions, 0 … 1).
     """
     texts = [trim_cut(completion) for completion in item.completions]
     if not comparable(texts[0]):
-        dropped["empty preferred answer"] += 1
+        dropped["empty chosen answer"] += 1
         return None
     if item.verdicts and item.verdicts[0] is False:
-        dropped["judge: preferred answer wrong"] += 1
+        dropped["judge: chosen answer wrong"] += 1
         return None
     kept = _kept_rejected(texts, item.verdicts, max_similarity, dropped)
     if not kept:
-        dropped["no dis-preferred answer left"] += 1
+        dropped["no rejected answer left"] += 1
         return None
     calls = list(zip(item.requests, item.completions, strict=True))
     document = documents[item.asked.chunk.document]
@@ -142,22 +142,22 @@ def build_row(
 def _kept_rejected(
     texts: Sequence[str], verdicts: Sequence[bool | None], max_similarity: float, dropped: Counter[str]
 ) -> list[int]:
-    """Places of the dis-preferred answers (1 … M) that say something, and something else, and are not right."""
+    """Places of the rejected answers (1 … M) that say something, and something else, and are not right."""
     chosen = comparable(texts[0])
     seen = {chosen}
     kept = []
     for j, text in enumerate(texts[1:], start=1):
         plain = comparable(text)
         if not plain:
-            dropped["empty dis-preferred answer"] += 1
+            dropped["empty rejected answer"] += 1
         elif plain == chosen:
-            dropped["dis-preferred answer equal to the preferred"] += 1
+            dropped["rejected answer equal to the chosen"] += 1
         elif plain in seen:
-            dropped["dis-preferred answer met before"] += 1
+            dropped["rejected answer met before"] += 1
         elif fuzz.ratio(plain, chosen) > 100 * max_similarity:
-            dropped["dis-preferred answer nearly equal to the preferred"] += 1
+            dropped["rejected answer nearly equal to the chosen"] += 1
         elif verdicts and verdicts[j]:
-            dropped["judge: dis-preferred answer right"] += 1
+            dropped["judge: rejected answer right"] += 1
         else:
             seen.add(plain)
             kept.append(j)

@@ -1,6 +1,6 @@
-"""Verdicts on answers, right or wrong by the passages that the preferred one was made from; they drop pairs.
+"""Verdicts on answers, right or wrong by the passages that the chosen one was made from; they drop pairs.
 
-A row whose preferred answer is called wrong is dropped, and so is a dis-preferred answer that is called right.
+A row whose chosen answer is called wrong is dropped, and so is a rejected answer that is called right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AnswersToJudge:
         id: of the row.
         context: the critical passages.
         question: what was asked.
-        answers: the preferred one first.
+        answers: the chosen one first.
     """
 
     id: str

@@ -242,15 +242,15 @@ def test_filters_drop_empty_equal_and_repeated_answers_and_count_them(tmp_path):
     assert rows[0]["rejected"] == ["No."]
     assert rows[0]["rejected_kinds"] == ["irrelevant"]
     assert {reason: n for reason, n in summary.dropped.items() if n} == {
-        "dis-preferred answer equal to the preferred": 1,
-        "empty dis-preferred answer": 1,
-        "dis-preferred answer met before": 1,
+        "rejected answer equal to the chosen": 1,
+        "empty rejected answer": 1,
+        "rejected answer met before": 1,
     }
 
 
 @pytest.mark.parametrize(
     ("texts", "reason"),
-    [(["", "No.", "No."], "empty preferred answer"), (["Yes.", "yes", " "], "no dis-preferred answer left")],
+    [(["", "No.", "No."], "empty chosen answer"), (["Yes.", "yes", " "], "no rejected answer left")],
 )
 def test_a_row_without_a_pair_is_dropped_and_counted(tmp_path, texts, reason):
     summary, rows = scripted_answers(tmp_path, *texts)
@@ -261,7 +261,7 @@ def test_a_nearly_equal_answer_is_no_negative(tmp_path):
     """`answer twelve` and `answer twelv`: 25 of 25 characters but one match, ratio 0.96."""
     summary, rows = scripted_answers(tmp_path, "answer twelve", "answer twelv", "answer nine")
     assert rows[0]["rejected"] == ["answer nine"]
-    assert summary.dropped["dis-preferred answer nearly equal to the preferred"] == 1
+    assert summary.dropped["rejected answer nearly equal to the chosen"] == 1
     _, kept = scripted_answers(tmp_path / "kept", "answer twelve", "answer twelv", max_similarity=1.0)
     assert kept[0]["rejected"] == ["answer twelv"]
 
@@ -275,12 +275,12 @@ def test_a_judge_drops_a_right_negative_and_a_wrong_positive_and_is_recorded(tmp
         tmp_path, *texts, verdicts=("Yes.", "yes", "No, it is not", "well"), judge_prompt=JUDGE
     )
     assert rows[0]["rejected"] == ["bad", "odd"] and rows[0]["settings"]["judge"] == "tiny"
-    assert summary.dropped["judge: dis-preferred answer right"] == 1
+    assert summary.dropped["judge: rejected answer right"] == 1
     assert summary.dropped["nothing: the judge said neither yes nor no"] == 1
     summary, rows = scripted_answers(
         tmp_path / "wrong", "bad", "worse", verdicts=("no", "no"), judge_prompt=JUDGE
     )
-    assert rows == [] and summary.dropped["judge: preferred answer wrong"] == 1
+    assert rows == [] and summary.dropped["judge: chosen answer wrong"] == 1
 
 
 def test_a_question_from_elsewhere_is_judged_by_the_scorer_alone():
