@@ -11,6 +11,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from align.core.config import check_choice, typed
+from align.core.errors import UserError
 from align.core.instantiate import build
 from align.data.sources import check_row_paths
 from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
@@ -59,9 +60,31 @@ def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
     suite: Suite = build(config, "suite")
-    if getattr(suite, "reads_rows", False):
-        check_row_paths(read_settings(config).data)
+    check_pairs(config, suite)
     return suite, build(config, "generator"), model
+
+
+def check_pairs(config: DictConfig, suite: Suite) -> None:
+    """Which pairs the suite measures, of the group `data` or its own, and against which reference; loads nothing.
+
+    Raises:
+        UserError: rows for a suite that reads none, none for one that does, or a model that is its own reference.
+    """
+    reads_rows = getattr(suite, "reads_rows", False)
+    if not reads_rows and getattr(suite, "pairs", None) is None:
+        if config.data.path is not None:
+            raise UserError(
+                f"{type(suite).__name__} measures no rows of data.path: leave it out, or take suite=preference."
+            )
+        return
+    settings = read_settings(config)
+    if reads_rows:
+        check_row_paths(settings.data)
+    if settings.reference_source != "none" and settings.reference.model is None:
+        raise UserError(
+            f"method={config.method.name} takes margins against the model that training started from: name it, "
+            "reference.model=…, or take a method without a reference, method=simpo."
+        )
 
 
 def claim(config: DictConfig) -> Path:
