@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,7 +49,10 @@ def embedded_model() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        with weight_bars_off():
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"model.path=embedded: converted once, into {target} (half a minute)", file=sys.stderr)
+        # The library's bar of this step goes straight to stderr, whatever its settings.
+        with weight_bars_off(), contextlib.redirect_stderr(io.StringIO()):
             _convert_gguf(source, staging)
         os.rename(staging, target)
     except OSError:
