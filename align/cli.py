@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from align.runs import exit_codes
@@ -14,7 +15,7 @@ COMMANDS = {
     "rounds": "data and training in turns, each round on longer contexts (LongPO)",
     "inspect": "rows as the model will see them, and checks of the data",
     "verify": "proof that loss and gradients are exact for a model, its wrapper and degree",
-    "plan": "memory per GPU and seconds a step before it runs, and the cheapest settings that fit",
+    "plan": "memory per GPU and seconds a step before it runs, and the fastest settings that fit",
     "report": "the runs of a sweep, ranked and drawn",
     "export": "a trained policy as an ordinary model folder, with a model card",
 }
@@ -22,6 +23,15 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script: `align train method=logo …`."""
+    try:
+        _dispatch()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has stopped, as in `align --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
+        sys.exit(exit_codes.PIPE)
+
+
+def _dispatch() -> None:
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("-h", "--help"):
         print(_usage())

@@ -232,6 +232,14 @@ def test_the_trainer_says_which_rows_are_wrong(tmp_path, model_folder):
         make_trainer(tmp_path, str(model_folder), eval_dataset=[{"prompt": "w8"}])
     with pytest.raises(align.UserError, match="processing_class"):
         make_trainer(tmp_path, tiny_model())
+    with pytest.raises(align.UserError, match=r"load_dataset\(\"json\", data_files='rows.jsonl'"):
+        make_trainer(tmp_path, str(model_folder), train_dataset="rows.jsonl")
+
+
+def test_the_trainer_takes_a_method_by_its_name(tmp_path, model_folder):
+    assert make_trainer(tmp_path, str(model_folder), method="simpo").method.name == "simpo"
+    with pytest.raises(align.UserError, match="method is a function: give a name"):
+        make_trainer(tmp_path, str(model_folder), method=hinge)
 
 
 def test_the_trainer_warns_of_nothing_on_a_cpu(tmp_path, model_folder, recwarn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -46,7 +47,7 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     """Refuses a value that is none of `choices`, naming the key and the nearest choice."""
     names = list(choices)
     if value not in names:
-        raise UserError(f"{key}={value} is not known: use {', '.join(names)}{_suggestion(value, names)}.")
+        raise UserError(f"{key}={value} is not known: use {', '.join(names)}{suggestion(value, names)}.")
 
 
 def check_arguments(
@@ -76,7 +77,7 @@ def check_arguments(
             raise UserError(f"{group}.{name} is set by this toolkit: use {reserved[name]} instead.")
         if name not in fields:
             raise UserError(
-                f"{group}.{name} is not known to {library or schema.__name__}{_suggestion(name, fields)}."
+                f"{group}.{name} is not known to {library or schema.__name__}{suggestion(name, fields)}."
             )
         if not _fits(value, fields[name]):
             wanted = " or ".join(kind.__name__ for kind in _plain_types(fields[name]))
@@ -103,7 +104,8 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, plain) or (isinstance(value, int) and float in plain)
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` (did you mean path?)` where a known name is near, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
@@ -120,7 +122,12 @@ def _set_writable(node: DictConfig) -> None:
 def _type_sentence(error: OmegaConfBaseException, group: str, schema: type) -> str:
     """OmegaConf's complaint as one sentence with the full key."""
     message = str(error).splitlines()[0].rstrip(".")
+    unknown = re.match(r"Key '([^']+)' not in '(\w+)'", message)
+    if unknown:
+        return _unknown_key(unknown[1], unknown[2], group, schema)
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    if message.endswith("is not a ListConfig, list or tuple"):
+        message = "this key takes a list, [first, second]"
     entry = getattr(error, "object_type", None)
     for name, hint in typing.get_type_hints(schema).items():
         if entry is not None and entry in typing.get_args(
@@ -128,6 +135,17 @@ def _type_sentence(error: OmegaConfBaseException, group: str, schema: type) -> s
         ):  # in a list, OmegaConf names the entry's key alone
             key = f"{name}[…].{key}"
     return f"{_full_key(group, key)}: {message}."
+
+
+def _unknown_key(name: str, owner: str, group: str, schema: type) -> str:
+    """A key that a group, or one below it, does not have; `owner` is the name of its dataclass."""
+    where, known = group, schema
+    for field in dataclasses.fields(schema):
+        below = typing.get_type_hints(schema)[field.name]
+        if getattr(below, "__name__", None) == owner:
+            where, known = _full_key(group, field.name), below
+    names = [field.name for field in dataclasses.fields(known)]
+    return f"{_full_key(where, name)} is unknown{suggestion(name, names)}; the keys are {', '.join(names)}."
 
 
 def _full_key(group: str, key: object) -> str:

@@ -14,7 +14,7 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from align.core.config import check_arguments
+from align.core.config import check_arguments, suggestion
 from align.core.errors import UserError
 from align.core.static import read_parameters
 
@@ -68,7 +68,7 @@ def check_targets(config: Any, *, allow: Sequence[str], where: str) -> None:
         for name in sorted(node.keys() & parameters.numbers):
             _check_number(node[name], f"{key}.{name}")
         if not parameters.any_keyword:
-            _check_known(node, parameters.names, key)
+            _check_known(node, parameters.names, parameters.keyword_only, key)
 
 
 def build(config: DictConfig, group: str) -> Any:
@@ -107,10 +107,16 @@ def _nodes(config: Any, where: str) -> list[tuple[dict[str, Any], str]]:
     return _targets(plain, where)
 
 
-def _check_known(node: Mapping[str, Any], names: Sequence[str], key: str) -> None:
-    """Refuses a key that the target does not take."""
+def _check_known(
+    node: Mapping[str, Any], names: Sequence[str], keyword_only: Sequence[str], key: str
+) -> None:
+    """Refuses a key that the target does not take; what is called later, with values by position, takes keywords."""
+    if node.get("_partial_") and keyword_only:
+        names = keyword_only
     for given in sorted(node.keys() - _HYDRA_KEYS - set(names)):
-        raise UserError(f"{key}.{given} is unknown; {node['_target_']} takes {', '.join(names)}")
+        raise UserError(
+            f"{key}.{given} is unknown{suggestion(given, names)}; {node['_target_']} takes {', '.join(names)}"
+        )
 
 
 def _is_plain(config: Any) -> bool:
@@ -152,7 +158,8 @@ def _check_call(node: dict[str, Any], allow: Sequence[str], key: str) -> None:
             _check_number(node[given], f"{key}.{given}")
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
-    _check_known(node, tuple(parameters), key)
+    keyword_only = [name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY]
+    _check_known(node, tuple(parameters), keyword_only, key)
 
 
 def _check_number(value: Any, key: str) -> None:

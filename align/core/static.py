@@ -19,11 +19,13 @@ class Parameters:
 
     Attributes:
         names: in their order.
+        keyword_only: those that only a keyword can give.
         numbers: those annotated as `float` or `int`.
         any_keyword: whether it has `**kwargs`.
     """
 
     names: tuple[str, ...]
+    keyword_only: tuple[str, ...]
     numbers: frozenset[str]
     any_keyword: bool
 
@@ -88,5 +90,8 @@ def _parameters(node: ast.FunctionDef) -> Parameters:
         if argument.annotation is not None and ast.unparse(argument.annotation) in _NUMBERS
     }
     return Parameters(
-        tuple(argument.arg for argument in arguments), frozenset(numbers), node.args.kwarg is not None
+        names=tuple(argument.arg for argument in arguments),
+        keyword_only=tuple(argument.arg for argument in node.args.kwonlyargs),
+        numbers=frozenset(numbers),
+        any_keyword=node.args.kwarg is not None,
     )

@@ -8,18 +8,18 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from align.core.bars import dataset_bars_off
 from align.core.errors import UserError
 from align.core.files import cache_folder, writing_atomically
-from align.runs.command import sentence
+from align.runs.composition import compose_command
 from align.runs.console import quiet_call
+from align.runs.sentences import sentence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,54 +103,36 @@ def compose(
     Raises:
         UserError: an unknown key, group or value; an object that the command does not take.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_module
-
+    words = list(overrides)
     try:
-        with _own_hydra(), initialize_config_module("hydra_conf", version_base="1.3"):
-            config = hydra_compose(command, overrides=[*overrides, *_searched(config_dir)])
+        config = compose_command(command, words, config_dir=config_dir)
     except Exception as error:
-        told = sentence(error)
+        told = sentence(error, command=command, overrides=words)
         if told is None:
             raise
         raise UserError(told) from error
     for name, value in (objects or {}).items():
         if value is not None:
+            _check_given(name, words)
             _put(config, command, name, value)
     return config
 
 
-@contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Within it Hydra is as if nobody had used it: a notebook may have, for a program of its own."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    before = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
-        GlobalHydra.instance().hydra = before
-
-
-def _searched(config_dir: str | Path | None) -> list[str]:
-    """The override that has Hydra look into a folder too."""
-    if config_dir is None:
-        return []
-    folder = Path(config_dir).expanduser().absolute()
-    if not folder.is_dir():
-        raise UserError(f"config_dir={config_dir} is no folder.")
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"hydra.searchpath=['file://{quoted}']"]
+def _check_given(name: str, overrides: Iterable[str]) -> None:
+    """Refuses an object whose key is given too."""
+    key = OBJECTS.get(name)
+    if key is not None and any(word.lstrip("+").startswith(f"{key}=") for word in overrides):
+        raise UserError(f"{name}= and {key}= are both given: keep one.")
 
 
 def _put(config: DictConfig, command: str, name: str, value: Any) -> None:
     """Stores an object and sets the key that names its file."""
-    if name not in OBJECTS:
-        raise UserError(f"align.{command} takes overrides and {', '.join(OBJECTS)}, not {name}.")
+    takes = [each for each, key in OBJECTS.items() if OmegaConf.select(config, key, default=...) is not ...]
+    if name not in takes:
+        raise UserError(
+            f"align.{command} takes overrides and {', '.join([*takes, 'config_dir'])}, not {name}."
+        )
     group, key = OBJECTS[name].split(".")
-    if group not in config or key not in config[group]:
-        raise UserError(f"align.{command} has no key {group}.{key}, so that it takes no {name}.")
     with open_dict(config):
         config[group][key] = str(store(value, what=name))
 
@@ -204,7 +186,12 @@ def _check_rows(rows: Any, what: str) -> None:
         key = OBJECTS.get(what)
         file = f"; a file is named by {key}=…" if key else ""
         one = f", {what}=[text]" if what == "documents" else ""
-        raise UserError(f"{what} is a {type(rows).__name__}, and has to be a list{one}{file}.")
+        read = (
+            ""
+            if key
+            else f', as datasets.load_dataset("json", data_files={str(rows)!r}, split="train") reads it'
+        )
+        raise UserError(f"{what} is a {type(rows).__name__}, and has to be a list{one}{file}{read}.")
     if isinstance(rows, Mapping):
         splits = all(_is_dataset(value) for value in rows.values()) and bool(rows)
         such = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from align.runs import exit_codes
@@ -27,19 +27,11 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
     def decorate(function: Callable[[Any], int | float | None]) -> Callable[[], None]:
         import hydra
 
+        work = _Work(config_name, function)
+
         @functools.wraps(function)
         def task(config: Any) -> float | None:
-            from align.runs import jobs
-
-            if jobs.is_job():
-                return _run_job(function, config, config_name)
-            # Leaves through SystemExit, which Hydra lets pass without a report of its own.
-            try:
-                result = function(config)
-            except Exception as error:
-                _end(config_name, error)
-            _leave_process_group()
-            return _exit_or_value(result)
+            return work.run(config)
 
         application = hydra.main(version_base="1.3", config_path="pkg://hydra_conf", config_name=config_name)(
             task
@@ -47,26 +39,59 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
 
         @functools.wraps(function)
         def entry() -> None:
-            # With this variable Hydra re-raises instead of printing its own several lines.
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            from align.runs.jobs import JobFailedError, check_no_sweep_inside
-
-            try:
-                check_no_sweep_inside(sys.argv[1:], config_name)
-                with quiet_libraries():
-                    application()
-            except JobFailedError:  # each has been told
-                print(
-                    f"align {config_name}: some jobs of the sweep failed; their folders say why.",
-                    file=sys.stderr,
-                )
-                sys.exit(1)
-            except Exception as error:
-                _end(config_name, error)
+            work.enter(application)
 
         return entry
 
     return decorate
+
+
+class _Work:
+    """A command's function between Hydra's way in and the exit code.
+
+    Attributes:
+        command: its name.
+        function: what it does with its configuration.
+        begun: whether that has begun; what ends a command before is about its words or its output folder.
+    """
+
+    def __init__(self, command: str, function: Callable[[Any], int | float | None]) -> None:
+        self.command, self.function, self.begun = command, function, False
+
+    def enter(self, application: Callable[[], Any]) -> None:
+        """Runs Hydra's application, which composes the configuration and calls `run`."""
+        # With this variable Hydra re-raises instead of printing its own several lines.
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+        from align.runs.jobs import JobFailedError, check_no_sweep_inside
+
+        self.begun = False
+        try:
+            check_no_sweep_inside(sys.argv[1:], self.command)
+            with quiet_libraries():
+                application()
+        except JobFailedError:  # each has been told
+            print(
+                f"align {self.command}: some jobs of the sweep failed; their folders say why.",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+        except Exception as error:
+            _end(self.command, error, early=not self.begun)
+
+    def run(self, config: Any) -> float | None:
+        """The function's work, in a job of a sweep or by itself."""
+        from align.runs import jobs
+
+        self.begun = True
+        if jobs.is_job():
+            return _run_job(self.function, config, self.command)
+        # Leaves through SystemExit, which Hydra lets pass without a report of its own.
+        try:
+            result = self.function(config)
+        except Exception as error:
+            _end(self.command, error)
+        _leave_process_group()
+        return _exit_or_value(result)
 
 
 def _leave_process_group() -> None:
@@ -89,13 +114,14 @@ def _run_job(function: Callable[[Any], int | float | None], config: Any, command
     import traceback
 
     from align.runs import jobs
+    from align.runs.sentences import sentence
 
     folder = jobs.own_folder(config)
     jobs.record_failure(folder, None)
     try:
         result = function(config)
     except Exception as error:
-        said = sentence(error)
+        said = sentence(error, command=command, overrides=sys.argv[1:])
         if said is None:
             traceback.print_exc()
             said = f"{type(error).__name__}: {error}"
@@ -105,14 +131,35 @@ def _run_job(function: Callable[[Any], int | float | None], config: Any, command
     return _exit_or_value(result)
 
 
-def _end(command: str, error: Exception) -> NoReturn:
-    """Ends with one sentence and exit code 2 where the user can put it right; re-raises a defect."""
+def _end(command: str, error: Exception, *, early: bool = False) -> NoReturn:
+    """Ends with one sentence and exit code 2 where the user can put it right; re-raises a defect.
+
+    Args:
+        command: its name.
+        error: what it ended with.
+        early: whether its own work had not begun.
+    """
+    from align.runs.sentences import early_sentence, sentence
+
     _tell_launcher(error)
-    said = sentence(error)
+    said = sentence(error, command=command, overrides=sys.argv[1:])
+    if said is None and early:
+        said = early_sentence(error)
     if said is None:
         raise error
+    if not early:
+        _remove_empty_folder()
     print(f"align {command}: {said}", file=sys.stderr)
     sys.exit(exit_codes.USAGE)
+
+
+def _remove_empty_folder() -> None:
+    """Takes the output folder away that Hydra has made, where the command wrote nothing into it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if folder.is_dir() and not any(folder.iterdir()) and folder != Path.cwd():
+        folder.rmdir()
 
 
 def _tell_launcher(error: Exception) -> None:
@@ -121,31 +168,3 @@ def _tell_launcher(error: Exception) -> None:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
-
-
-def sentence(error: BaseException) -> str | None:
-    """One sentence for an error that the user can put right; None for a defect."""
-    from hydra.errors import HydraException, MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
-
-    from align.core.errors import UserError, shortage
-
-    seen: BaseException | None = error
-    while seen is not None:  # libraries that call ours wrap what we raise
-        if isinstance(seen, UserError):
-            return str(seen)
-        seen = seen.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name} is not known: use {', '.join(error.options)}."
-    if isinstance(error, OSError) and shortage(error) is not None:
-        return f"{error.filename or 'a file'} could not be written: {shortage(error)}; make room and run it again."
-    override = re.match(r"Could not override '([^']+)'", str(error))
-    if override:
-        key = override[1]
-        return (
-            f"{key} is no key of this command: `--help` lists the keys, and +{key}=VALUE adds one to a group."
-        )
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return " ".join(str(error).split())
-    return None

@@ -29,7 +29,7 @@ from align.reference.sources import AdapterOff, Frozen, Reference, reference_for
 from align.runs.api import store
 from align.training.collate import Collator
 from align.training.method_settings import Needs
-from align.training.methods import Method
+from align.training.methods import Method, named_method
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Prepared:
     """What the trainer computes with; `train` and `held_out` are rows that `collator` takes."""
 
     model: nn.Module
+    method: Method
     tokenizer: PreTrainedTokenizerBase | None
     train: Any
     held_out: Any
@@ -47,7 +48,7 @@ class Prepared:
 def prepare(
     model: nn.Module | str,
     arguments: TrainingArguments,
-    method: Method,
+    method: Method | str,
     *,
     rows: tuple[Any, Any],
     tokenizer: PreTrainedTokenizerBase | None,
@@ -63,6 +64,10 @@ def prepare(
     Raises:
         UserError: a model or a row that cannot be used.
     """
+    if isinstance(method, str):
+        method = named_method(method)
+    if not isinstance(method, Method):
+        raise UserError(f"method is a {type(method).__name__}: give a name, or what align.method(…) makes.")
     if not torch.accelerator.is_available():
         arguments.dataloader_pin_memory = False  # pins nothing, and warns of it at every loader
     if isinstance(model, str) and tokenizer is None:
@@ -79,7 +84,7 @@ def prepare(
     if reference is None:
         chunk = logits_chunk or memory.logits_chunk
         reference = make_reference(method.needs, policy, arguments, parallel=parallel, logits_chunk=chunk)
-    return Prepared(policy, tokenizer, train, held_out, collator, reference)
+    return Prepared(policy, method, tokenizer, train, held_out, collator, reference)
 
 
 def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:

@@ -44,7 +44,7 @@ class PreferenceTrainer(SealedCheckpoints):
     Args:
         model: a causal language model, inside PEFT or not, or the path of one; gets the shared prefix's attention.
         args: the Trainer's arguments.
-        method: the loss and what it needs: `align.method("dpo")`.
+        method: the loss and what it needs: `align.method("dpo")`, or a name alone.
         train_dataset, eval_dataset: rows in any layout of `data.path` (list or `datasets.Dataset`), or tokenised.
         processing_class: the tokenizer; None is that of a model given by its path.
         data_collator: None packs each micro-batch into one row; with another, rows are taken as they are.
@@ -68,7 +68,7 @@ class PreferenceTrainer(SealedCheckpoints):
         model: nn.Module | str,
         args: TrainingArguments,
         *,
-        method: Method,
+        method: Method | str,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -94,7 +94,7 @@ class PreferenceTrainer(SealedCheckpoints):
             logits_chunk=logits_chunk,
             max_length=max_length,
         )
-        self.method = method
+        self.method = parts.method
         self.reference = parts.reference
         self.parallel = parallel
         self.degree = 1 if parallel is None else parallel.degree

@@ -107,8 +107,11 @@ def test_plan_and_report_are_typed(folder):
         (lambda: align.train(), "data.path is not set"),
         (lambda: align.train(data=[1, 2]), "data: entry 1 is a int, and has to be a dictionary"),
         (lambda: align.train(data=[{"prompt": {1, 2}}]), "data: entry 1 cannot be written as JSON"),
-        (lambda: align.train(row=[]), "takes overrides and data, eval_data, documents, not row"),
-        (lambda: align.report("path=.", data=[]), "has no key data.path"),
+        (lambda: align.train(row=[]), "takes overrides and data, eval_data, config_dir, not row"),
+        (lambda: align.report("path=.", data=[]), "takes overrides and config_dir, not data"),
+        (lambda: align.inspect("data.path=a.jsonl", data=[]), "data= and data.path= are both given"),
+        (lambda: align.evaluate(data=[{"prompt": "a"}]), "Retrieval measures no rows of data.path"),
+        (lambda: align.train("data.pth=a"), r"did you mean data\.path"),
         (lambda: align.verify("tolerance=0"), "tolerance=0 must be a positive number"),
     ],
 )

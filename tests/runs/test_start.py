@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from align.cli import COMMANDS
+from align.runs import exit_codes
 
 HEAVY = ("torch", "transformers", "datasets", "peft", "accelerate", "trl", "deepspeed", "matplotlib", "scipy")
 ANSWERED = [
@@ -84,6 +85,20 @@ REFUSED: list[tuple[list[str], str]] = [
     (["report", "path=.", "order=sideways"], "order=sideways is not known"),
     (["export", "path=none", "output=new"], "path=none is no folder"),
     (["export", "path=.", "output=new"], "is no run of `align train`"),
+    (["plan", "model.path=no/such/folder"], "model.path=no/such/folder is no model folder"),
+    (["train", "data.pth=rows.jsonl"], "data.pth is no key of this command (did you mean data.path?)"),
+    (["inspect", "+data.pth=rows.jsonl"], "data.pth is unknown (did you mean path?)"),
+    ([*TRAIN, "+model.lora.rank=8"], "model.lora.rank is unknown"),
+    (
+        [*TRAIN, "trainer.bf16_full_eval=true"],
+        "+trainer.bf16_full_eval=VALUE gives a keyword that is not listed",
+    ),
+    ([*TRAIN, "output=notes.txt"], "output: notes.txt cannot be made (a file of that name is in the way)"),
+    ([*TRAIN, "=3"], "Config group override must be"),
+    (["rounds", "lengths=long"], "lengths: this key takes a list"),
+    (["evaluate", "data.path=rows.jsonl"], "Retrieval measures no rows of data.path"),
+    (["evaluate", "suite=preference", "data.path=rows.jsonl"], "name it, reference.model="),
+    (["evaluate", "suite=short", "suite.pairs=rows.jsonl"], "name it, reference.model="),
     (["plan", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
     (["export", "path=.", "output=new", "dtype=int3"], "dtype=int3 is not known"),
 ]
@@ -152,8 +167,22 @@ def test_a_mistake_ends_in_one_sentence(answered, words, sentence):
     assert "Traceback" not in error
 
 
-def test_nothing_was_written_but_run_folders(answered):
+def test_nothing_was_written(answered):
+    """Output folders that Hydra made are gone again."""
     assert {path.name for path in answered["folder"].iterdir()} <= {"rows.jsonl", "notes.txt", "outputs"}
+    assert not list(answered["folder"].glob("outputs/*"))
+
+
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--help"]], ids=" ".join)
+def test_who_reads_the_output_may_stop_early(words):
+    """As in `align --help | head -1`."""
+    code = f"import sys; from align import cli; sys.argv = ['align', *{words}]; cli.main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (exit_codes.PIPE, "")
 
 
 def test_importing_the_package_imports_nothing_heavy():

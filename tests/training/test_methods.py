@@ -60,7 +60,10 @@ REFUSED = [
         r"losses\.nothing cannot be loaded: .*no attribute 'nothing'",
     ),
     (config(loss={"beta": 1.0}), "method.loss needs a `_target_`"),
-    (config(loss=SIMPO | {"betta": 2.0}), r"method\.loss\.betta is unknown; losses\.simpo_loss takes"),
+    (
+        config(loss=SIMPO | {"betta": 2.0}),
+        r"method\.loss\.betta is unknown \(did you mean beta\?\); losses\.simpo_loss",
+    ),
     (config(loss={"_target_": "losses.simpo_loss", "_partial_": True, "beta": 2.0}), "'gamma'"),
     (config(loss=SIMPO | {"beta": "ten"}), r"method\.loss\.beta=ten has to be a number"),
     (config(loss=SIMPO | {"beta": None}), r"method\.loss\.beta=null has to be a number"),
