@@ -60,7 +60,7 @@ def test_an_error_above_the_tolerance_gives_exit_code_one(folder, tmp_path):
         ("memory.offload=host", "memory.offload=host moves activations off an accelerator"),
         ("tolerance=0", "tolerance=0 must be a positive number."),
         ("model.attention=flash2", "which model.attention=flash2 does not take"),
-        ("parallel=gather", "parallel.degree=2 does not divide the 1 processes"),
+        ("parallel=gather", "parallel.degree=2 does not divide the 1 process "),
     ],
 )
 def test_bad_settings_end_in_one_sentence(folder, tmp_path, override, sentence):

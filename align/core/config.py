@@ -141,9 +141,10 @@ def _unknown_key(name: str, owner: str, group: str, schema: type) -> str:
     """A key that a group, or one below it, does not have; `owner` is the name of its dataclass."""
     where, known = group, schema
     for field in dataclasses.fields(schema):
-        below = typing.get_type_hints(schema)[field.name]
-        if getattr(below, "__name__", None) == owner:
-            where, known = _full_key(group, field.name), below
+        hint = typing.get_type_hints(schema)[field.name]
+        for below, mark in ((hint, ""), *((entry, "[…]") for entry in typing.get_args(hint))):
+            if getattr(below, "__name__", None) == owner:
+                where, known = f"{_full_key(group, field.name)}{mark}", below
     names = [field.name for field in dataclasses.fields(known)]
     return f"{_full_key(where, name)} is unknown{suggestion(name, names)}; the keys are {', '.join(names)}."
 

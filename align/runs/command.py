@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from align.runs import exit_codes
+from align.runs import command_help, exit_codes
 from align.runs.console import quiet_libraries
 
 
@@ -65,6 +65,7 @@ class _Work:
         from align.runs.jobs import JobFailedError, check_no_sweep_inside
 
         self.begun = False
+        command_help.register()
         try:
             check_no_sweep_inside(sys.argv[1:], self.command)
             with quiet_libraries():

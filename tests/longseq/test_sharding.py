@@ -252,7 +252,7 @@ def test_settings_of_one_process():
         start_parallel("ring", 2)
     with pytest.raises(UserError, match="needs an exchange"):
         start_parallel("none", 2)
-    with pytest.raises(UserError, match="does not divide the 1 processes"):
+    with pytest.raises(UserError, match="does not divide the 1 process "):
         start_parallel("gather", 2)
 
 

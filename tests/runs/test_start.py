@@ -167,6 +167,20 @@ def test_a_mistake_ends_in_one_sentence(answered, words, sentence):
     assert "Traceback" not in error
 
 
+def test_help_lists_the_commands_own_groups(answered):
+    """With what each may be; other commands' groups are left out."""
+    train, inspected = (
+        answered["answers"][f"{name} --help"][1].splitlines() for name in ("train", "inspect")
+    )
+    assert "parallel: auto, gather, none, ulysses" in train
+    assert not any(line.startswith(("suite:", "gpus:", "generator:")) for line in train)
+    assert [line.partition(":")[0] for line in inspected[2 : inspected.index("", 2)]] == [
+        "data",
+        "model",
+        "positions",
+    ]
+
+
 def test_nothing_was_written(answered):
     """Output folders that Hydra made are gone again."""
     assert {path.name for path in answered["folder"].iterdir()} <= {"rows.jsonl", "notes.txt", "outputs"}
