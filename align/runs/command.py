@@ -65,8 +65,10 @@ class _Work:
         from align.runs.jobs import JobFailedError, check_no_sweep_inside
 
         self.begun = False
-        command_help.register()
         try:
+            if command_help.is_asked(sys.argv[1:]):
+                command_help.show(self.command, sys.argv[1:])
+                return
             check_no_sweep_inside(sys.argv[1:], self.command)
             with quiet_libraries():
                 application()

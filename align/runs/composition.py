@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,8 @@ def compose_command(
         overrides: Hydra's.
         config_dir: a folder of more configuration files.
     """
-    from hydra import compose, initialize_config_module
-
-    with _own_hydra(), initialize_config_module("hydra_conf", version_base="1.3"):
-        return compose(command, overrides=[*overrides, *_searched(config_dir)])
+    with composing() as compose:
+        return compose(command, overrides=[*overrides, *searched(config_dir)])
 
 
 def known_keys(command: str, overrides: Iterable[str]) -> list[str]:
@@ -47,19 +45,21 @@ def _dotted(node: dict[str, Any], prefix: str) -> Iterator[str]:
 
 
 @contextmanager
-def _own_hydra() -> Iterator[None]:
-    """Within it Hydra is as if nobody had used it: a notebook may have, for a program of its own."""
+def composing() -> Iterator[Callable[..., DictConfig]]:
+    """Hydra's `compose` on `hydra_conf`, as if nobody had used Hydra: a notebook may have, for a program of its own."""
+    from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        yield
+        with initialize_config_module("hydra_conf", version_base="1.3"):
+            yield compose
     finally:
         GlobalHydra.instance().hydra = before
 
 
-def _searched(config_dir: str | Path | None) -> list[str]:
+def searched(config_dir: str | Path | None) -> list[str]:
     """The override that has Hydra look into a folder too."""
     if config_dir is None:
         return []

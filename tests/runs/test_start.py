@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from align import cli
 from align.cli import COMMANDS
 from align.runs import exit_codes
 
@@ -179,6 +181,18 @@ def test_help_lists_the_commands_own_groups(answered):
         "model",
         "positions",
     ]
+
+
+def test_help_lists_files_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "method").mkdir()
+    dpo = (Path(__file__).parents[2] / "hydra_conf" / "method" / "dpo.yaml").read_text()
+    (tmp_path / "method" / "mine.yaml").write_text(dpo)
+    monkeypatch.setattr(sys, "argv", ["align", "train", "-h", "--config-dir", str(tmp_path), "method=mine"])
+    cli.main()
+    shown = capsys.readouterr().out.splitlines()
+    methods = next(line for line in shown if line.startswith("method: "))
+    assert "mine" in methods and "logo" in methods
+    assert "    _target_: losses.dpo_loss" in shown
 
 
 def test_nothing_was_written(answered):
