@@ -110,12 +110,11 @@ def _nodes(config: Any, where: str) -> list[tuple[dict[str, Any], str]]:
 def _check_known(
     node: Mapping[str, Any], names: Sequence[str], keyword_only: Sequence[str], key: str
 ) -> None:
-    """Refuses a key that the target does not take; what is called later, with values by position, takes keywords."""
-    if node.get("_partial_") and keyword_only:
-        names = keyword_only
+    """Refuses a key that the target does not take; what is called later gets the rest by position."""
+    shown = keyword_only if node.get("_partial_") and keyword_only else names
     for given in sorted(node.keys() - _HYDRA_KEYS - set(names)):
         raise UserError(
-            f"{key}.{given} is unknown{suggestion(given, names)}; {node['_target_']} takes {', '.join(names)}"
+            f"{key}.{given} is unknown{suggestion(given, shown)}; {node['_target_']} takes {', '.join(shown)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -161,8 +162,9 @@ def _remove_empty_folder() -> None:
     from hydra.core.hydra_config import HydraConfig
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if folder.is_dir() and not any(folder.iterdir()) and folder != Path.cwd():
-        folder.rmdir()
+    if folder != Path.cwd():
+        with contextlib.suppress(OSError):  # something is in it, or another process was faster
+            folder.rmdir()
 
 
 def _tell_launcher(error: Exception) -> None:
