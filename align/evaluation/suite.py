@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -17,14 +16,16 @@ from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.core.instantiate import build
 from align.core.readable import Readable
-from align.evaluation.intervals import Interval, mean_interval
 from align.generation.stage import Workspace
 from align.runs.folder import SUMMARY
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from rich.console import Console
     from transformers import PreTrainedModel
+
+    from align.evaluation.intervals import Interval
 
 SAMPLES = "samples.jsonl"
 
@@ -93,6 +94,8 @@ def grouped(
     records: Sequence[Mapping[str, Any]], score: str, by: str, *, seed: int = 0
 ) -> dict[str, Interval]:
     """The mean of `score` for each value of `by`, in the order in which the values appear."""
+    from align.evaluation.intervals import mean_interval
+
     groups: dict[str, list[float]] = {}
     for record in records:
         groups.setdefault(str(record[by]), []).append(float(record[score]))

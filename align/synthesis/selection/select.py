@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from align.core.config import check_choice
 from align.core.errors import UserError
 from align.core.files import writing_atomically
-from align.data.formats import parse_row
-from align.data.released import is_released
 from align.data.settings import DataSettings
 from align.data.sources import RawRow, open_sources, read_rows
-from align.data.tokens import ExampleTokenizer
 
 if TYPE_CHECKING:
     from align.data.examples import TokenizedExample
@@ -174,6 +171,10 @@ def tokenized(path: Path, workspace: Workspace) -> Iterator[tuple[RawRow, Tokeni
     Raises:
         UserError: a row cannot be used, or is pre-tokenised.
     """
+    from align.data.formats import parse_row
+    from align.data.released import is_released
+    from align.data.tokens import ExampleTokenizer
+
     tokenize = ExampleTokenizer(workspace.tokenizer, DataSettings(), chunk_tokens=512)
     for row in read_rows(open_sources(str(path)).train):
         if is_released(row.values):
