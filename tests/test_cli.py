@@ -17,14 +17,13 @@ from tests.forked import forked, wait_for
 from tests.forked import run as run_forked
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model(initializer_range=0.1).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_tiny(folder)
     return folder
 
 

@@ -21,7 +21,7 @@ from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.runs import exit_codes
 from align.training.model_card import model_card, public_name
 from align.training.trained_policy import merged_model, read_policy
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(8, 40)[None]
 
@@ -127,8 +127,7 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
     """The commands, one after the other; the folder is what a user publishes. Keys of the environment stay there."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    tiny_model(initializer_range=0.1).save_pretrained(tmp_path / "secret-home" / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "secret-home" / "base")
+    save_tiny(tmp_path / "secret-home" / "base")
     run, output = tmp_path / "run", tmp_path / "published"
     code, out, err = run_command(
         monkeypatch,

@@ -22,7 +22,7 @@ from align.core.readable import Readable
 from align.runs.api import compose, store
 from align.runs.console import quiet_call
 from losses import LossOutput, simpo_loss
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = [{"prompt": f"w{i} w9", "chosen": f"w{i + 1} w20", "rejected": f"w{i + 2} w21"} for i in range(8, 16)]
 SHAREGPT = [
@@ -44,8 +44,7 @@ def cache(monkeypatch, tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model(initializer_range=0.1).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_tiny(folder)
     return folder
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from align.rounds import (
     run,
 )
 from align.training.run import check
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.rows import words as random_words
+from tests.tiny import save_tiny, tiny_model
 
 TWO = RoundsSettings([100, 200], ModelKeys("start"), output="out")
 
@@ -165,13 +167,8 @@ def test_the_recipe_composes_and_every_round_is_a_valid_run(tmp_path, monkeypatc
 def test_two_real_rounds(tmp_path, monkeypatch, capfd):
     """Given rows, LoRA: the second round starts from the first one's merged result; then all is passed over."""
     model = tmp_path / "start"
-    tiny_model(initializer_range=0.1).save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
-    rng = np.random.default_rng(0)
-
-    def words(count: int) -> str:
-        return " ".join(f"w{i}" for i in rng.integers(8, 128, count))
-
+    save_tiny(model)
+    words = partial(random_words, np.random.default_rng(0))
     for number in (1, 2):
         rows = [
             {"context": words(30), "question": words(4), "chosen": words(5), "rejected": words(5)}

@@ -22,7 +22,7 @@ from benchmarks.smoke import make_rows as make_real_rows
 from tests.forked import run
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 ROOT = Path(__file__).parent.parent
 SGD = [
@@ -42,8 +42,7 @@ def documented_command() -> str:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hosts")
-    tiny_model(initializer_range=0.1).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     make_rows(folder / "rows.jsonl", 14)  # 11 to train on: the last step of an epoch is ragged
     return folder
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.forked import run
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model("qwen3", num_hidden_layers=5).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_tiny(folder, "qwen3", num_hidden_layers=5)
     return folder
 
 

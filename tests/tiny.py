@@ -8,6 +8,7 @@ tokenizer = tiny_tokenizer()                # 128 words, ChatML template, eos <|
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +64,17 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, **overrides: Any) -> PreTr
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model.eval()
+
+
+def save_tiny(folder: Path, kind: str = "llama", **overrides: Any) -> None:
+    """A model folder as a user has one: a tiny model, its weights drawn a little narrower, and the tokenizer.
+
+    Args:
+        folder: is made.
+        kind, overrides: as `tiny_model`'s.
+    """
+    tiny_model(kind, **({"initializer_range": 0.1} | overrides)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

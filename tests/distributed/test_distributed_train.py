@@ -16,7 +16,7 @@ from align.training.metric_names import ROWS
 from tests.forked import run
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 CPU_FORMS = Path(__file__).parents[2] / "launchers" / "accelerate" / "cpu"
 COMMON = [
@@ -29,8 +29,7 @@ COMMON = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distributed")
-    tiny_model(initializer_range=0.1).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     make_rows(folder / "rows.jsonl", 14)  # 11 to train on: ragged for every division below
     return folder
 

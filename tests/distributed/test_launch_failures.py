@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 SECONDS_TO_END = 120
 
@@ -20,8 +20,7 @@ SECONDS_TO_END = 120
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("launched")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     make_rows(folder / "rows.jsonl", 8)
     return folder
 

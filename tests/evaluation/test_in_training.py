@@ -13,7 +13,7 @@ from align import cli
 from align.runs import exit_codes
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 NEEDLES = ("+suite@suites.needles=retrieval", "suites.needles.lengths=[128]", "suites.needles.depths=[0.5]")
 PAIRS = ("+suite@suites.pairs=preference", "+suite@suites.short=short")
@@ -22,8 +22,7 @@ PAIRS = ("+suite@suites.pairs=preference", "+suite@suites.short=short")
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model(initializer_range=0.1).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_tiny(folder)
     return folder
 
 

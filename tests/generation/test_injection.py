@@ -7,12 +7,11 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from align.generation.generators import Message, Request
 from align.generation.markers import BREAK, KNOWN, Escaper
 from align.generation.prompts import PromptEncoder, fill
+from tests.data.helpers import byte_tokenizer
 from tests.generation.helpers import SAMPLING
 
 CHATML = (
@@ -71,16 +70,7 @@ HOSTILE = (
 
 def tokenizer_of(name):
     template, special, end = TEMPLATES[name]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=end,
-        additional_special_tokens=[token for token in special if token != end],
-        chat_template=template,
-    )
+    return byte_tokenizer(template, special=[token for token in special if token != end], end=end)
 
 
 def prompt(passage):

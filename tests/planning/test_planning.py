@@ -28,7 +28,7 @@ from align.planning.planner import Plan, make_plan, own_overrides
 from align.planning.search import cheapest_levers, lever_sets
 from align.planning.tables import command, overrides
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model
 
 CPU = Machine("cpu", 1, 1, 1e12, 5e10, 0.8, 1e9, 1e8, 0.0, 1e10, 1e9, runtime=0.0)
 
@@ -311,8 +311,7 @@ def test_auto_says_why_and_when_nothing_fits():
 @pytest.mark.parametrize("command", ["train", "verify"])
 def test_memory_auto_runs(command, tmp_path, monkeypatch, capfd):
     """`memory=auto` in both commands, with a tiny model: plenty of room, so nothing is kept out of memory."""
-    tiny_model(initializer_range=0.1).save_pretrained(tmp_path / "model")
-    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model")
     words = [f"model.path={tmp_path / 'model'}", "memory=auto", "model.dtype=float32"]
     if command == "train":
         words += [f"data.path={make_rows(tmp_path / 'rows.jsonl')}", f"output={tmp_path / 'out'}"]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from align.core.errors import UserError
 from align.data.examples import Answer
-from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq import pack, pair_logps
 from align.models.identity import Identity, file_hash, weights_fingerprint
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference.cache import Cached, LogpStore, check_folder
@@ -28,19 +28,10 @@ from align.reference.sources import Frozen
 from losses import dpo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example
+from tests.reference.helpers import forwardable, refuse
 from tests.tiny import tiny_model
 
 SOMEBODY = Identity({"model": "somebody"})
-
-
-def refuse():
-    raise AssertionError("the reference was loaded although the cache has every row")
-
-
-def forwardable(**overrides):
-    model = tiny_model(initializer_range=0.1, **overrides)
-    model.set_attn_implementation(ATTENTION)
-    return model
 
 
 def some_examples(count: int = 4, seed: int = 0):

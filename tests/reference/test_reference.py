@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from align import cli
 from align.core.errors import UserError
-from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq import pack, pair_logps
 from align.models.identity import Identity
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference import build as reference_build
@@ -32,7 +32,9 @@ from align.training.trainer import PreferenceTrainer
 from losses import LossOutput, PairLogps, dpo_loss, longpo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, make_example, randomise_lora_b
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.reference.helpers import forwardable, refuse
+from tests.rows import words as random_words
+from tests.tiny import save_tiny
 
 DPO = Method("dpo", partial(dpo_loss, beta=0.1), Needs("same", False, "none"))
 LONGPO = Method(
@@ -40,16 +42,6 @@ LONGPO = Method(
     partial(longpo_loss, beta=0.1, preference_weight=0.5, nll_weight=1.0),
     Needs("short", False, "sequence"),
 )
-
-
-def refuse():
-    raise AssertionError("the reference was loaded although the cache has every row")
-
-
-def forwardable(**overrides):
-    model = tiny_model(initializer_range=0.1, **overrides)
-    model.set_attn_implementation(ATTENTION)
-    return model
 
 
 # ---- which reference
@@ -360,13 +352,8 @@ def test_processes_share_out_the_filling(tmp_path):
 def align_train(monkeypatch, capfd, tmp_path):
     """Runs `align train` in this process on rows with short contexts; returns (exit code, stdout, stderr)."""
     model = tmp_path / "model"
-    tiny_model(initializer_range=0.1).save_pretrained(model)
-    tiny_tokenizer().save_pretrained(model)
-    rng = np.random.default_rng(0)
-
-    def words(count: int) -> str:
-        return " ".join(f"w{i}" for i in rng.integers(8, 128, count))
-
+    save_tiny(model)
+    words = partial(random_words, np.random.default_rng(0))
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
         "".join(

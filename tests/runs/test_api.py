@@ -14,14 +14,13 @@ from align.core.errors import UserError
 from align.runs.api import compose, store
 from align.training.finish import TrainResult
 from tests.test_cli import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     make_rows(folder / "rows.jsonl", 8)
     return folder
 

@@ -8,14 +8,13 @@ import sys
 import pytest
 
 from tests.test_cli import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("console")
-    tiny_model().save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     make_rows(folder / "rows.jsonl", 8)
     command = [f"data.path={folder / 'rows.jsonl'}", f"model.path={folder / 'model'}"]
     command += [f"output={folder / 'run'}", "trainer.max_steps=2", "trainer.gradient_accumulation_steps=1"]

@@ -25,7 +25,7 @@ from tests.distributed import run_distributed
 from tests.forked import command, forked, run, wait_for
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 from tests.training.helpers import make_trainer, weights
 
 COMMON = [
@@ -38,8 +38,7 @@ COMMON = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("survival")
-    tiny_model(initializer_range=0.1).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     make_rows(folder / "rows.jsonl", 14)  # 11 to train on: the second step of an epoch is ragged
     return folder
 

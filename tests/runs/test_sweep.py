@@ -21,7 +21,7 @@ from align.runs import exit_codes, jobs
 from align.runs.ranking import RunResult, differing, rank
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny
 
 CONFIGURATIONS = Path(__file__).parents[2] / "hydra_conf"
 SHORT = (
@@ -35,8 +35,7 @@ SHORT = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    tiny_model(initializer_range=0.1).save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     make_rows(folder / "rows.jsonl", 14)
     return folder
 

@@ -22,14 +22,13 @@ from align.verification.small_copy import build_small_copy, random_examples
 from align.verify import Verification
 from tests.distributed import run_distributed
 from tests.longseq import plain
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    tiny_model("qwen3", num_hidden_layers=5).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    save_tiny(folder, "qwen3", num_hidden_layers=5)
     return folder
 
 
