@@ -80,7 +80,7 @@ class Suite(Protocol):
     """What the group `suite` instantiates: a dataclass whose fields are the group's keys.
 
     One that measures the rows of the group `data` has a class attribute `reads_rows = True`: that group, `method` and
-    `trainer` are then checked before a model is loaded.
+    `trainer` are then checked before a model is loaded, as they are where it has `pairs`, the path of rows of its own.
     """
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from align.core.errors import AlignWarning, UserError
-from align.data.dataset import load_preference_data
+from align.data.dataset import PreferenceData, load_preference_data
 from align.data.settings import DataSettings, PositionSettings
 from align.longseq.attention import ATTENTION, ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
@@ -140,14 +140,7 @@ def prepare_rows(
     if max_length is None:
         max_length = getattr(config, "max_position_embeddings", None)
     settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
-    data = load_preference_data(
-        settings,
-        tokenizer,
-        positions=PositionSettings(),
-        seed=0,
-        require_rejected=method.uses_rejected(),
-        require_short=method.needs.short,
-    )
+    data = read_rows_for(method, settings, tokenizer, config=config, positions=PositionSettings(), seed=0)
     if data.counts["cut_rows"]:
         warnings.warn(
             f"{what}: the contexts of {data.counts['cut_rows']} of {data.counts['rows']} rows were cut, by "
@@ -155,8 +148,41 @@ def prepare_rows(
             AlignWarning,
             stacklevel=2,
         )
-    check_config(config, longest_sequence=data.counts["longest_sequence"])
     return data.train
+
+
+def read_rows_for(
+    method: Method,
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    config: PreTrainedConfig,
+    positions: PositionSettings,
+    seed: int,
+) -> PreferenceData:
+    """Tokenised rows with all that a method asks for, none longer than a sliding window of the model.
+
+    Args:
+        method: whether it needs rejected answers and short contexts.
+        settings: which rows, and the tokens to which they are cut.
+        tokenizer: of the model.
+        config: the model's.
+        positions: how positions are synthesised.
+        seed: of the split and the positions.
+
+    Raises:
+        UserError: a row that cannot be used, or one that a sliding window does not hold.
+    """
+    data = load_preference_data(
+        settings,
+        tokenizer,
+        positions=positions,
+        seed=seed,
+        require_rejected=method.uses_rejected(),
+        require_short=method.needs.short,
+    )
+    check_config(config, longest_sequence=data.counts["longest_sequence"])
+    return data
 
 
 def make_reference(

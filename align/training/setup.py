@@ -17,18 +17,19 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 import align
-from align.data.dataset import PreferenceData, load_preference_data
+from align.data.dataset import PreferenceData
 from align.data.settings import PositionSettings
 from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.wrappers import check_launch, expected_wrapper
 from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
-from align.longseq.support import check_config, check_supported
+from align.longseq.support import check_supported
 from align.models.loading import load_causal_lm, load_config, native_window
 from align.models.lora import add_lora
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
+from align.training.preparation import read_rows_for
 from align.training.progress import ProgressDisplay
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
@@ -60,16 +61,10 @@ def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
     settings = run.data
     if settings.max_length is None:
         settings = replace(settings, max_length=native_window(run.model))
-    data = load_preference_data(
-        settings,
-        tokenizer,
-        positions=run.positions,
-        seed=run.seed,
-        require_rejected=run.method.uses_rejected(),
-        require_short=run.method.needs.short,
+    config = load_config(run.model)
+    return read_rows_for(
+        run.method, settings, tokenizer, config=config, positions=run.positions, seed=run.seed
     )
-    check_config(load_config(run.model), longest_sequence=data.counts["longest_sequence"])
-    return data
 
 
 def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> Dataset:
