@@ -21,6 +21,7 @@ from align.core.errors import AlignWarning
 from align.core.readable import Readable
 from align.runs.api import compose, store
 from align.runs.console import quiet_call
+from align.training import preparation
 from losses import LossOutput, simpo_loss
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
@@ -226,7 +227,9 @@ def test_the_trainer_takes_rows_in_any_form(tmp_path, model_folder):
     assert losses[0] == losses[1] and len(losses[0]) == 1
 
 
-def test_the_trainer_says_which_rows_are_wrong(tmp_path, model_folder):
+def test_the_trainer_says_which_rows_are_wrong(tmp_path, model_folder, monkeypatch):
+    """Before weights are read, where the model is a path."""
+    monkeypatch.setattr(preparation, "load_causal_lm", lambda *_, **__: pytest.fail("a model was loaded"))
     with pytest.raises(align.UserError, match=r"^eval_dataset\.jsonl:1: column chosen"):
         make_trainer(tmp_path, str(model_folder), eval_dataset=[{"prompt": "w8"}])
     with pytest.raises(align.UserError, match="processing_class"):

@@ -22,7 +22,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
 from align.longseq.support import check_config, check_supported
-from align.models.loading import load_causal_lm, load_tokenizer
+from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
 from align.reference.sources import AdapterOff, Frozen, Reference, reference_forward
@@ -72,19 +72,26 @@ def prepare(
         arguments.dataloader_pin_memory = False  # pins nothing, and warns of it at every loader
     if isinstance(model, str) and tokenizer is None:
         tokenizer = load_tokenizer(model)
-    policy = prepare_model(model, memory)
     train, held_out = rows
     if collator is None:  # with one of the caller's, rows are taken as they are
-        config = find_causal_lm(policy).config
+        config = read_config(model)
         train, held_out = (
             prepare_rows(each, tokenizer, method=method, config=config, max_length=max_length, what=what)
             for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
         collator = Collator(short=method.needs.short)
+    policy = prepare_model(model, memory)  # after the rows: of a wrong one no weights need be read
     if reference is None:
         chunk = logits_chunk or memory.logits_chunk
         reference = make_reference(method.needs, policy, arguments, parallel=parallel, logits_chunk=chunk)
     return Prepared(policy, method, tokenizer, train, held_out, collator, reference)
+
+
+def read_config(model: nn.Module | str) -> PreTrainedConfig:
+    """The configuration of a model, or of the one that a path names, without its weights."""
+    if isinstance(model, str):
+        return load_config(ModelSettings(path=model))
+    return find_causal_lm(model).config
 
 
 def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
@@ -133,7 +140,7 @@ def prepare_rows(
         return None
     if isinstance(rows, Dataset) and "prompt_ids" in rows.column_names:
         if "longest_sequence" in rows.column_names:
-            check_config(config, longest_sequence=max(rows["longest_sequence"], default=0))
+            check_config(config, longest_sequence=max(rows["longest_sequence"][:], default=0))
         return rows
     if tokenizer is None:
         raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
