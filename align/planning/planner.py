@@ -10,7 +10,6 @@ from rich.console import Console
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.readable import Readable
-from align.data.dataset import load_preference_data
 from align.data.settings import DataSettings, PositionSettings
 from align.distributed.names import WRAPPERS
 from align.longseq.parallel import choose_exchange, make_groups
@@ -36,6 +35,7 @@ from align.planning.search import Priced, cheapest, price, smallest
 from align.planning.settings import GpuSettings
 from align.reference.settings import ReferenceSettings
 from align.training.methods import Method
+from align.training.preparation import read_rows_of_model
 
 # Keys of `align plan` alone, which `align train` does not have.
 ROWS = "ROWS.jsonl"  # in a command to paste, where nothing says which
@@ -94,16 +94,16 @@ def make_plan(config: DictConfig) -> Plan:
 
 
 def read_rows(config: DictConfig, model: ModelSettings, method: Method) -> Rows:
-    """Lengths of the data, or of the key `rows`."""
+    """Lengths of the data as training will read it, or of the key `rows`."""
     if config.data.path is None:
         return row_lengths(config, method)
-    data = load_preference_data(
+    data = read_rows_of_model(
+        method,
         typed(DataSettings, config, "data"),
         load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision),
+        model=model,
         positions=typed(PositionSettings, config, "positions"),
         seed=config.seed,
-        require_rejected=method.uses_rejected(),
-        require_short=method.needs.short,
     )
     return data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))
 

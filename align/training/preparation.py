@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
 from align.longseq.support import check_config, check_supported
-from align.models.loading import load_causal_lm, load_config, load_tokenizer
+from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
 from align.reference.sources import AdapterOff, Frozen, Reference, reference_forward
@@ -156,6 +156,22 @@ def prepare_rows(
             stacklevel=2,
         )
     return data.train
+
+
+def read_rows_of_model(
+    method: Method,
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    model: ModelSettings,
+    positions: PositionSettings,
+    seed: int,
+) -> PreferenceData:
+    """`read_rows_for` as commands read: where `data.max_length` is not set, contexts are cut to the model's window."""
+    if settings.max_length is None:
+        settings = replace(settings, max_length=native_window(model))
+    config = load_config(model)
+    return read_rows_for(method, settings, tokenizer, config=config, positions=positions, seed=seed)
 
 
 def read_rows_for(

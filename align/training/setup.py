@@ -25,11 +25,11 @@ from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_supported
-from align.models.loading import load_causal_lm, load_config, native_window
+from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
-from align.training.preparation import read_rows_for
+from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
@@ -58,12 +58,8 @@ def check_same_data(data: PreferenceData, run: Run) -> None:
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
     """Tokenised rows, cut to the model's window, split and with their positions."""
-    settings = run.data
-    if settings.max_length is None:
-        settings = replace(settings, max_length=native_window(run.model))
-    config = load_config(run.model)
-    return read_rows_for(
-        run.method, settings, tokenizer, config=config, positions=run.positions, seed=run.seed
+    return read_rows_of_model(
+        run.method, run.data, tokenizer, model=run.model, positions=run.positions, seed=run.seed
     )
 
 

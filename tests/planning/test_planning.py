@@ -308,6 +308,23 @@ def test_auto_says_why_and_when_nothing_fits():
     assert "no set of levers fits" in choose_levers(sizes, job, Strategy(), replace(CPU, memory=1e9))[1]
 
 
+def test_rows_are_read_as_training_reads_them(tmp_path):
+    """Cut to the model's window, and refused where an answer alone is longer."""
+    save_tiny(tmp_path / "model", max_position_embeddings=64)
+    rows = [
+        {"context": "w9 " * n, "question": "w8", "chosen": "w10 w11", "rejected": "w12"} for n in (90, 80)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"model.path={tmp_path / 'model'}", f"data.path={path}", "data.eval_size=0"]
+    made = plan(*words)
+    assert made.job.rows.prompt + max(made.job.rows.answers) == 64
+    rows[1]["chosen"] = "w10 " * 70
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"rows.jsonl:2: the longest answer has 7\d tokens"):
+        plan(*words)
+
+
 @pytest.mark.parametrize("command", ["train", "verify"])
 def test_memory_auto_runs(command, tmp_path, monkeypatch, capfd):
     """`memory=auto` in both commands, with a tiny model: plenty of room, so nothing is kept out of memory."""
