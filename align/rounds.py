@@ -15,6 +15,7 @@ from rich.console import Console
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.data.sources import check_place
 from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.children import run_child
@@ -107,6 +108,10 @@ def rounds(config: DictConfig) -> Path:
     """Checks everything, then runs the steps that have not ended yet; the folder of the last model."""
     settings = typed(RoundsSettings, config, "")
     steps = plan(settings)
+    for step in steps:
+        given = settings.data.paths[step.round - 1 : step.round]
+        if step.name == "train" and given and given[0] is not None and not finished(step):
+            check_place(given[0], key=f"data.paths[{step.round - 1}]")
     console = Console(stderr=True)
     for step in steps:
         if not finished(step):

@@ -104,10 +104,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, plain) or (isinstance(value, int) and float in plain)
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """` (did you mean path?)` where a known name is near, else nothing."""
+def suggestion(name: str, known: Iterable[str], *, group: str = "") -> str:
+    """` (did you mean path?)` where a known name is near, else nothing; with its group before it, `data.path`."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    return f" (did you mean {_full_key(group, close[0])}?)" if close else ""
 
 
 def _set_writable(node: DictConfig) -> None:

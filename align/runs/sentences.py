@@ -63,9 +63,9 @@ def early_sentence(error: BaseException) -> str | None:
 
 def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     """What to write in the place of a key that there is not."""
-    parent = key.rpartition(".")[0]
-    known = [each for each in known_keys(command, overrides) if not parent or each.startswith(f"{parent}.")]
-    meant = suggestion(key, known)
+    parent, _, name = key.rpartition(".")
+    parts = [each.rpartition(".") for each in known_keys(command, overrides)]
+    meant = suggestion(name, [last for group, _, last in parts if group == parent], group=parent)
     added = f", and +{key}=VALUE gives a keyword that is not listed" if key.startswith(_OPEN) else ""
     return f"{key} is no key of this command{meant}: `align {command} --help` lists the keys{added}."
 

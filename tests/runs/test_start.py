@@ -79,6 +79,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["synthesize", "generator=openai", "generator.concurrency=0"], "generator.concurrency=0"),
     (["synthesize", "deduplicate=fuzzy"], "deduplicate=fuzzy"),
     (["rounds"], "lengths"),
+    (["rounds", "lengths=[64]", "data.paths=[none.jsonl]"], "data.paths[0]=none.jsonl does not exist"),
+    (["evaluate", "suite.nokey=1"], "suite.nokey is no key of this command: `align"),
     (["verify", "tolerance=0"], "tolerance=0 must be a positive number"),
     (["verify", "model.attention=flash2"], "which model.attention=flash2 does not take"),
     (["plan", "wrapper=fsdp9"], "wrapper=fsdp9 is not known"),
