@@ -70,6 +70,8 @@ def check_pairs(config: DictConfig, suite: Suite) -> None:
     Raises:
         UserError: rows for a suite that reads none, none for one that does, or a model that is its own reference.
     """
+    if config.data.eval_path is not None:
+        raise UserError("align evaluate measures the rows of data.path: name these there, data.path=….")
     reads_rows = getattr(suite, "reads_rows", False)
     if not reads_rows and getattr(suite, "pairs", None) is None:
         if config.data.path is not None:
@@ -100,23 +102,25 @@ def claim(config: DictConfig) -> Path:
 
 
 def score_pairs(config: DictConfig, path: str | None) -> ScoredPairs:
-    """Every row of `path`, or of `data.path`, through the training forward, wrapped and sharded as in training."""
+    """The rows of `path`, or of the group `data`, through the training forward, wrapped and sharded as in training.
+
+    Of a folder or data set with held-out splits the others; `FOLDER:test` names one.
+    """
     import numpy as np
 
     from align.evaluation.suite import ScoredPairs
     from align.models.loading import load_tokenizer
     from align.training.run import check as check_run
-    from align.training.setup import build_trainer, read_data
+    from align.training.setup import build_trainer, read_data, read_pairs
 
     whole = config.copy()
     with open_dict(whole):
         whole.data.eval_size = 0
-        if path is not None:
-            whole.data.path, whole.data.eval_path, whole.data.mix = path, None, []
-            whole.positions.mode = "none"
     run = check_run(whole)
-    tokenizer = load_tokenizer(run.model.path, trust_remote_code=run.model.trust_remote_code)
-    data = read_data(run, tokenizer)
+    tokenizer = load_tokenizer(
+        run.model.path, trust_remote_code=run.model.trust_remote_code, revision=run.model.revision
+    )
+    data = read_data(run, tokenizer) if path is None else read_pairs(run, tokenizer, path)
     trainer = build_trainer(run, tokenizer, data)
     found = trainer.predict(data.train)
     rows = data.train.select_columns(["source", "longest_sequence"])

@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from align.planning.search import LAUNCHED
+from align.distributed.names import WRAPPERS
 from align.runs import exit_codes
 
 LAUNCHERS = Path(__file__).parent.parent / "launchers"
@@ -41,7 +41,7 @@ ON_CPU = {"ddp", "zero1", "zero2", "zero3"}
 def test_one_configuration_for_each_wrapper():
     """Those that `align plan` names; of those that work without a GPU a form for it, alike but for the number."""
     assert {path.stem for path in CONFIGS if path.parent.name == "accelerate"} == set(TYPES)
-    assert set(LAUNCHED) == {"none" if name == "single" else name for name in TYPES}
+    assert set(WRAPPERS) == {"none" if name == "single" else name for name in TYPES}
     on_cpu = [path for path in CONFIGS if path.parent.name == "cpu"]
     assert {path.stem for path in on_cpu} == ON_CPU
     for path in on_cpu:

@@ -135,5 +135,5 @@ def _over_window(dataset: Dataset, window: int) -> Iterator[Finding]:
             yield Finding(
                 "over the window",
                 f"{row['source']}: prompt and longest answer have {row['longest_sequence']} tokens, the model's "
-                f"window {window}; set data.max_length={window} to cut contexts.",
+                f"window {window}; training cuts its context to that.",
             )

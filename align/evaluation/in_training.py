@@ -38,6 +38,7 @@ from align.generation.stage import Workspace
 from align.models.structure import attention_of, find_causal_lm
 
 if TYPE_CHECKING:
+    from align.data.dataset import PreferenceData
     from align.training.trainer import PreferenceTrainer
 
 FOLDER = "suites"  # in the output folder
@@ -65,7 +66,7 @@ class SuitesInTraining(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase,
         output: Path,
         seed: int,
-        read_pairs: Callable[[str], Any],
+        read_pairs: Callable[[str], PreferenceData],
         console: Console | None = None,
     ) -> None:
         self.suites = dict(suites)
@@ -120,7 +121,7 @@ class SuitesInTraining(TrainerCallback):
 
     def _score_pairs(self, path: str | None) -> ScoredPairs:
         """The rows of `path`, or those that the run holds out, on the training forward."""
-        rows: Any = self.trainer.eval_dataset if path is None else self.read_pairs(path)
+        rows: Any = self.trainer.eval_dataset if path is None else self.read_pairs(path).train
         with attention_of(find_causal_lm(self.policy), self.attention):
             found = self.trainer.predict(rows)
         columns = rows.select_columns(["source", "longest_sequence"])

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from align.distributed.names import WRAPPERS
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Machine, Strategy
 from align.planning.memory import predict
 from align.planning.request import machine_of
-from align.planning.search import HEADROOM, LAUNCHED, Priced, cheapest, cheapest_levers, lever_sets, price
+from align.planning.search import HEADROOM, Priced, cheapest, cheapest_levers, lever_sets, price
 from align.planning.settings import GpuSettings
 from align.planning.tables import gigabytes, lever_overrides, overrides
 
@@ -83,7 +84,7 @@ def warning(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine)
     if memory.total <= machine.memory:
         return None
     prompts = machine.count // strategy.degree * job.rows.prompts * job.accumulation
-    wrappers = ("none",) if machine.count == 1 else LAUNCHED
+    wrappers = ("none",) if machine.count == 1 else WRAPPERS
     if machine.device == "cpu":
         wrappers = (strategy.wrapper,)
     better = cheapest(sizes, job, machine, prompts=prompts, wrappers=wrappers)

@@ -37,8 +37,8 @@ from align.reference.settings import ReferenceSettings
 from align.training.methods import Method
 from align.training.preparation import read_rows_of_model
 
-# Keys of `align plan` alone, which `align train` does not have.
 ROWS = "ROWS.jsonl"  # in a command to paste, where nothing says which
+# Keys of `align plan` alone, which `align train` does not have.
 _OWN = ("rows", "gpus", "wrapper", "json")
 
 

@@ -6,14 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+from align.distributed.names import WRAPPERS
 from align.longseq.parallel import choose_exchange
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Machine, Strategy
 from align.planning.memory import Memory, predict
 from align.planning.time import Time, step_time
 
-# Those with a configuration in launchers/accelerate/, simplest first.
-LAUNCHED = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload")
 HEADROOM = (
     0.95  # of the memory that a plan may fill: the prediction is good to some per cent, not to the byte
 )
@@ -58,7 +57,7 @@ def lever_sets(device: str) -> Iterator[Levers]:
 
 
 def strategies(
-    model: Architecture, job: Job, machine: Machine, *, prompts: int, wrappers: Iterable[str] = LAUNCHED
+    model: Architecture, job: Job, machine: Machine, *, prompts: int, wrappers: Iterable[str] = WRAPPERS
 ) -> Iterator[tuple[Strategy, Job]]:
     """Wrapper × degree × levers, with the accumulation that keeps the prompts of a step."""
     for wrapper, degree in product(wrappers, _divisors(machine.count)):
@@ -89,7 +88,7 @@ def cheapest(
     machine: Machine,
     *,
     prompts: int,
-    wrappers: Iterable[str] = LAUNCHED,
+    wrappers: Iterable[str] = WRAPPERS,
 ) -> Priced | None:
     """The fastest step that fits, of several the one with the fewest levers; None where nothing fits.
 
@@ -112,7 +111,7 @@ def cheapest(
 
 
 def smallest(
-    model: Architecture, job: Job, machine: Machine, *, prompts: int, wrappers: Iterable[str] = LAUNCHED
+    model: Architecture, job: Job, machine: Machine, *, prompts: int, wrappers: Iterable[str] = WRAPPERS
 ) -> Priced:
     """What needs the least GPU memory of all, for the sentence that nothing fits."""
     priced = [

@@ -13,6 +13,7 @@ import torch
 from transformers.trainer_pt_utils import safe_globals
 
 from align.core.errors import UserError
+from align.core.files import write_json
 from align.runs.folder import check_resume
 
 SEAL = "seal.json"
@@ -31,12 +32,7 @@ logger = logging.getLogger(__name__)
 def seal(folder: Path) -> None:
     """Writes the size and SHA-256 of every file in `folder` to its seal, by a rename, as the last act of a save."""
     files = {str(path.relative_to(folder)): _digest(_flushed(path)) for path in _files(folder)}
-    staging = folder / f".{SEAL}.tmp"
-    with staging.open("w") as stream:
-        json.dump(files, stream, indent=1, sort_keys=True)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(staging, folder / SEAL)
+    write_json(folder / SEAL, files)
 
 
 def defect(folder: Path) -> str | None:

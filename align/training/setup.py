@@ -35,7 +35,7 @@ from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 
 def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
@@ -63,10 +63,10 @@ def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
     )
 
 
-def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> Dataset:
-    """Every row of another path, at its own positions."""
+def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> PreferenceData:
+    """The rows of another path, none held out but what it names so itself, at their own positions."""
     data = replace(run.data, path=path, eval_path=None, eval_size=0, mix=[])
-    return read_data(replace(run, data=data, positions=PositionSettings()), tokenizer).train
+    return read_data(replace(run, data=data, positions=PositionSettings()), tokenizer)
 
 
 def load_policy(run: Run) -> Any:

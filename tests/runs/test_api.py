@@ -109,6 +109,10 @@ def test_plan_and_report_are_typed(folder):
         (lambda: align.train(row=[]), "takes overrides and data, eval_data, config_dir, not row"),
         (lambda: align.report("path=.", data=[]), "takes overrides and config_dir, not data"),
         (lambda: align.inspect("data.path=a.jsonl", data=[]), "data= and data.path= are both given"),
+        (
+            lambda: align.evaluate(eval_data=[{"prompt": "a"}]),
+            "measures the rows of data.path: name these there",
+        ),
         (lambda: align.evaluate(data=[{"prompt": "a"}]), "Retrieval measures no rows of data.path"),
         (lambda: align.train("data.pth=a"), r"did you mean data\.path"),
         (lambda: align.verify("tolerance=0"), "tolerance=0 must be a positive number"),
