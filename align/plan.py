@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from align.core.config import check_choice, typed
+from align.core.config import typed
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
-from align.distributed.names import WRAPPERS
+from align.distributed.names import check_wrapper
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
-from align.planning.settings import GpuSettings, RowSettings
+from align.planning.settings import GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
@@ -56,11 +56,13 @@ def check(config: DictConfig) -> None:
     check_path(typed(ModelSettings, config, "model").path)
     typed(ReferenceSettings, config, "reference")
     typed(RowSettings, config, "rows")
-    typed(GpuSettings, config, "gpus").check()
+    gpus = typed(GpuSettings, config, "gpus")
+    gpus.check()
     typed(MemorySettings, config, "memory").check(accelerator=True)
     typed(ParallelSettings, config, "parallel").check()
     typed(PositionSettings, config, "positions")
-    check_choice("wrapper", config.wrapper, WRAPPERS)
+    check_wrapper(config.wrapper, gpus.device)
+    optimizer_slots(str(config.trainer.optim))
     data = typed(DataSettings, config, "data")
     if data.path is not None:
         check_row_paths(data)

@@ -58,7 +58,7 @@ PER_MACHINE = 8
 PROMPTS = 128  # of a step, at every size of the cluster
 ANSWERS = (512, 512, 512)  # LOGO: a chosen and two rejected ones
 AT_LENGTH = 256 * 1024  # of the table by degree
-WRAPPERS = ("zero2", "zero3")  # all parameters of 8B train: whole weights, or shares of them
+WRAPPERS = ("zero1", "zero2", "zero3")  # all parameters of 8B train: whole weights, or shares of them
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -22,12 +22,6 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FIGURE = re.compile(r"(?<![\w.])\d[\d.,]*\s?(?:×(?! \d)|GB|GiB|%|points|seconds|nats)|(?<![\w.])\d\.\de-\d\d")
 # (page, fragment that holds the figure) → where it comes from.
 EXPLAINED = {
-    (
-        "docs/planning.md",
-        "needs 22 GB of each, and 18 GB with its reference cached",
-    ): "tests/planning/test_planning.py",
-    ("docs/planning.md", "against 27 GB with rows"): "tests/planning/test_planning.py",
-    ("docs/planning.md", "needs 36 and 29 GB, against 60"): "tests/planning/test_planning.py",
     ("docs/planning.md", "15 % were allowed"): "the tolerance of benchmarks/plan_check.py",
     ("docs/planning.md", "with 40 GB a GPU"): "the cluster that is simulated",
     ("docs/replication.md", "with 95 % intervals"): "what an interval is",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parity_report import markdown as parity_table
+from docs.plans import published
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -221,6 +222,7 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/performance.md", "gpu length"): gpu_length,
     ("docs/methods.md", "smoke"): smoke,
     ("docs/planning.md", "plan check"): plan_check,
+    ("docs/planning.md", "published plans"): published,
     ("docs/making-data.md", "generation"): generation,
 }
 

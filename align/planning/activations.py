@@ -107,7 +107,7 @@ def own_tokens(tokens: int, degree: int) -> int:
 
 def _scored(job: Job) -> int:
     """Tokens that the head scores in the whole row: the answers', and the prompt's too in LongPO's NLL."""
-    return job.rows.scored + (job.rows.prompts * job.rows.prompt if job.nll_scope == "sequence" else 0)
+    return job.rows.scored + (job.rows.rows * job.rows.prompt if job.nll_scope == "sequence" else 0)
 
 
 def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, scored: int) -> Activations:

@@ -20,6 +20,7 @@ from align.planning.architecture import Architecture, UnknownModelError, measure
 from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.request import data_lengths, levers_of, make_job, precision_of
+from align.planning.settings import UnknownOptimizerError
 from align.training.run import Run
 
 
@@ -31,19 +32,20 @@ def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:
         data: its longest row decides.
 
     Raises:
-        UserError: `memory=auto` for a model whose memory the formulas do not know.
+        UserError: `memory=auto` for a model or an optimizer whose memory the formulas do not know.
     """
     check_choice("memory.choose", run.memory.choose, CHOICES)
     arguments = run.arguments
     rows = data_lengths(data, run.method.needs, prompts=arguments.per_device_train_batch_size)
-    job = make_job(
-        run.method, run.model, run.reference, arguments, rows, device=_device_kind(arguments.device)
-    )
+    device = _device_kind(arguments.device)
     try:
+        job = make_job(run.method, run.model, run.reference, arguments, rows, device=device)
         sizes = measure(load_config(run.model), run.model)
-    except UnknownModelError:
+    except (UnknownModelError, UnknownOptimizerError) as error:
         if run.memory.choose == "auto":
             raise
+        if arguments.process_index == 0:
+            _say(f"align train: whether it fits this machine is not looked at: {error}")
         return run.memory
     machine = machine_here(arguments.device, arguments.world_size, products=job.precision.products)
     strategy = _strategy(sizes, rows, run.parallel, run.memory, arguments)

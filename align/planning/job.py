@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 GB = 1e9
 
@@ -19,6 +19,7 @@ class Rows:
         answers: a_0 (chosen), a_1 … a_M (rejected), tokens of each.
         short_prompt: tokens of the short context; 0 where the method reads none.
         prompts: how many such prompts a micro-batch has.
+        copies: rows that one of them takes: 1, or as many as it has answers where each is behind a copy of its own.
         mean_prompt: tokens of the average prompt, for time; None is `prompt`.
     """
 
@@ -27,30 +28,36 @@ class Rows:
     short_prompt: int = 0
     prompts: int = 1
     mean_prompt: int | None = None
+    copies: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of a micro-batch: prompts · copies."""
+        return self.prompts * self.copies
 
     @property
     def tokens(self) -> int:
-        """T: prompts · (P + Σ a), a shared-prefix row."""
-        return self.prompts * (self.prompt + sum(self.answers))
+        """T: rows · (P + Σ a), where P + Σ a is a shared-prefix row."""
+        return self.rows * (self.prompt + sum(self.answers))
 
     @property
     def scored(self) -> int:
         """Answer tokens."""
-        return self.prompts * sum(self.answers)
+        return self.rows * sum(self.answers)
 
     @property
     def pairs(self) -> float:
-        """(query, key) pairs that attention works on: P²/2 + Σ a·(P + a/2) a prompt."""
+        """(query, key) pairs that attention works on: P²/2 + Σ a·(P + a/2) a row."""
         answers = sum(a * (self.prompt + a / 2) for a in self.answers)
-        return self.prompts * (self.prompt**2 / 2 + answers)
+        return self.rows * (self.prompt**2 / 2 + answers)
 
     def short(self) -> Rows:
         """The same answers on the short context."""
-        return Rows(self.short_prompt, self.answers, prompts=self.prompts)
+        return Rows(self.short_prompt, self.answers, prompts=self.prompts, copies=self.copies)
 
     def average(self) -> Rows:
         """The average prompt in the longest one's place."""
-        return Rows(self.mean_prompt or self.prompt, self.answers, self.short_prompt, self.prompts)
+        return replace(self, prompt=self.mean_prompt or self.prompt, mean_prompt=None)
 
 
 @dataclass(frozen=True)

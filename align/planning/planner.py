@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from rich.console import Console
 
-from align.core.config import check_choice, typed
+from align.core.config import typed
 from align.core.errors import UserError
 from align.core.readable import Readable
 from align.data.settings import DataSettings, PositionSettings
-from align.distributed.names import WRAPPERS
+from align.distributed.names import check_wrapper, wrappers_on
 from align.longseq.parallel import choose_exchange, make_groups
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.loading import load_tokenizer
@@ -20,7 +20,7 @@ from align.planning import tables
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.here import available_memory, resident_memory
 from align.planning.job import Job, Machine, Rows, Strategy
-from align.planning.plain import plain_rows
+from align.planning.plain import all_logits, fused_head
 from align.planning.request import (
     data_lengths,
     describe,
@@ -40,12 +40,14 @@ from align.training.preparation import read_rows_of_model
 ROWS = "ROWS.jsonl"  # in a command to paste, where nothing says which
 # Keys of `align plan` alone, which `align train` does not have.
 _OWN = ("rows", "gpus", "wrapper", "json")
+# Hydra's words that say where configurations lie.
+_HYDRA = ("--config-dir", "-cd")
 
 
 @dataclass(frozen=True)
 class Plan(Readable):
-    """Everything that is printed: the given settings, the fastest that fit (None where none do), and `plain`, what the
-    given ones would need without a shared prompt (`align.planning.plain`).
+    """Everything that is printed: the given settings, the fastest that fit (None where none do), and what the given
+    ones would need without a shared prompt: `fused` and `plain`, see `align.planning.plain`.
     """
 
     sizes: Architecture
@@ -54,6 +56,7 @@ class Plan(Readable):
     machine: Machine
     given: Priced
     best: Priced | None
+    fused: Priced
     plain: Priced
     prompts: int
 
@@ -67,7 +70,7 @@ def make_plan(config: DictConfig) -> Plan:
     method = read_method(config)
     model = typed(ModelSettings, config, "model")
     gpus = typed(GpuSettings, config, "gpus")
-    check_choice("wrapper", config.wrapper, WRAPPERS)
+    check_wrapper(config.wrapper, gpus.device)
     architecture, source = read_config(model)
     sizes = measure(architecture, model)
     rows = read_rows(config, model, method)
@@ -88,9 +91,10 @@ def make_plan(config: DictConfig) -> Plan:
     strategy = given_strategy(config, sizes, job, machine)
     given = price(sizes, job, strategy, machine)
     prompts = given.time.prompts
-    best = cheapest(sizes, job, machine, prompts=prompts)
-    plain = price(sizes, *plain_rows(job, strategy), machine)
-    return Plan(sizes, source, job, machine, given, best, plain, prompts)
+    best = cheapest(sizes, job, machine, prompts=prompts, wrappers=wrappers_on(machine.device))
+    fused = price(sizes, *fused_head(job, strategy), machine)
+    plain = price(sizes, *all_logits(job, strategy), machine)
+    return Plan(sizes, source, job, machine, given, best, fused, plain, prompts)
 
 
 def read_rows(config: DictConfig, model: ModelSettings, method: Method) -> Rows:
@@ -132,14 +136,18 @@ def own_overrides(arguments: list[str], *, rows: str | None) -> list[str]:
     """The user's overrides that `align train` takes too, without those that the plan sets.
 
     Args:
-        arguments: as they were given.
+        arguments: as they were given; of Hydra's own words those that name a folder or file of configurations stay.
         rows: `data.path` where it was set in another way; None leaves its name to the user.
     """
     replaced = (*_OWN, "memory", "parallel", "trainer.gradient_accumulation_steps")
     kept = []
-    for word in arguments:
-        key = word.lstrip("+~").partition("=")[0]
-        if "=" in word and not any(key == name or key.startswith(f"{name}.") for name in replaced):
+    for word, before in zip(arguments, ["", *arguments[:-1]], strict=True):
+        key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+        if word in _HYDRA or before in _HYDRA or key in _HYDRA:
+            kept.append(word)
+            continue
+        override = not word.startswith("-") and ("=" in word or word.startswith("~"))
+        if override and not any(key == name or key.startswith(f"{name}.") for name in replaced):
             kept.append(word)
     if not any(word.startswith("data.path=") for word in kept):
         kept.append(f"data.path={rows or ROWS}")
@@ -153,23 +161,25 @@ def show(plan: Plan, own: list[str]) -> None:
     columns = {"given": plan.given}
     if plan.best is not None:
         columns["fastest that fits"] = plan.best
-    columns["given, padded rows"] = plan.plain
+    columns |= {"padded rows, fused head": plan.fused, "padded rows, all logits": plan.plain}
     console.print(tables.memory_table(columns, plan.machine))
     tables.show(
         [
-            "padded rows: one an answer, each with the whole prompt, and all positions' logits at once, as elsewhere"
+            "padded rows: the given settings with one row an answer, each with the whole prompt; logits of the answers "
+            "alone and in parts, as in TRL 1.16, or of all positions at once, as in LongPO's released code"
         ],
         console=console,
     )
     if plan.best is None:
         tables.show([nothing_fits(plan)], console=console)
     else:
-        tables.show(["", tables.command(plan.best, plan.machine, rest=own)], console=console)
+        tables.show(["", *tables.commands(plan.best, plan.machine, rest=own)], console=console)
 
 
 def nothing_fits(plan: Plan) -> str:
     """One sentence: what would be needed."""
-    least = smallest(plan.sizes, plan.job, plan.machine, prompts=plan.prompts)
+    wrappers = wrappers_on(plan.machine.device)
+    least = smallest(plan.sizes, plan.job, plan.machine, prompts=plan.prompts, wrappers=wrappers)
     need, have = tables.gigabytes(least.memory.total), tables.gigabytes(plan.machine.memory)
     host = ""
     if least.memory.host > 0:
@@ -190,5 +200,6 @@ def to_json(plan: Plan) -> dict[str, object]:
         "machine": vars(plan.machine),
         "given": tables.to_json(plan.given, plan.machine),
         "cheapest": tables.to_json(plan.best, plan.machine),
+        "row_an_answer_fused_head": tables.to_json(plan.fused, plan.machine),
         "row_an_answer": tables.to_json(plan.plain, plan.machine),
     }

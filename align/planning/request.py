@@ -17,24 +17,10 @@ from align.models.quantization import QUANTIZATIONS
 from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture
 from align.planning.job import GB, Job, Levers, Machine, Precision, Rows
-from align.planning.settings import GpuSettings, RowSettings
+from align.planning.settings import GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings, resolve_source
 from align.training.method_settings import Needs
 from align.training.methods import Method, load_method
-
-# Optimizers of transformers → numbers kept for each that trains, and bytes of one (None: the weight's).
-_OPTIMIZERS: dict[str, tuple[int, int | None]] = {
-    "adamw_torch": (2, None),
-    "adamw_torch_fused": (2, None),
-    "adamw_hf": (2, None),
-    "adamw_bnb_8bit": (2, 1),
-    "adamw_8bit": (2, 1),
-    "paged_adamw_8bit": (2, 1),
-    "lion_32bit": (1, 4),
-    "rmsprop": (1, None),
-    "adagrad": (1, None),
-    "sgd": (0, None),
-}
 
 
 @dataclass(frozen=True)
@@ -119,11 +105,14 @@ def make_job(
         trainer: `optim`, `bf16`, `fp16`, `gradient_accumulation_steps`.
         rows: of a micro-batch.
         device: `cuda` or `cpu`.
+
+    Raises:
+        UnknownOptimizerError: nothing is known of what `optim` keeps.
     """
     source = resolve_source(
         reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
     )
-    slots, each = _OPTIMIZERS.get(str(getattr(trainer.optim, "value", trainer.optim)), (2, None))
+    slots, each = optimizer_slots(str(getattr(trainer.optim, "value", trainer.optim)))
     return Job(
         rows=rows,
         precision=precision_of(model, trainer, device=device),

@@ -1,4 +1,4 @@
-"""Keys `rows` and `gpus` of `align plan` as types."""
+"""Keys `rows` and `gpus` of `align plan` as types, and the optimizers that it knows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,38 @@ from dataclasses import dataclass
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+
+# Optimizers of transformers → numbers kept for each that trains, and bytes of one (None: the weight's). Of torch and
+# transformers as tests count them (Adafactor keeps a row and a column of a matrix), of bitsandbytes by its sources.
+OPTIMIZERS: dict[str, tuple[int, int | None]] = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused"), (2, None)),
+    **dict.fromkeys(("rmsprop", "adagrad"), (1, None)),
+    **dict.fromkeys(("sgd", "adafactor"), (0, None)),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), (2, 1)),
+    "paged_adamw_32bit": (2, 4),
+    **dict.fromkeys(("ademamix", "paged_ademamix_32bit"), (3, 4)),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), (3, 1)),
+    **dict.fromkeys(("lion_32bit", "paged_lion_32bit", "rmsprop_bnb", "rmsprop_bnb_32bit"), (1, 4)),
+    **dict.fromkeys(("lion_8bit", "paged_lion_8bit", "rmsprop_bnb_8bit"), (1, 1)),
+}
+
+
+class UnknownOptimizerError(UserError):
+    """An optimizer whose state the formulas do not know."""
+
+
+def optimizer_slots(name: str) -> tuple[int, int | None]:
+    """Numbers that `trainer.optim` keeps for each that trains, and bytes of one: AdamW's two are as wide as the weight.
+
+    Raises:
+        UnknownOptimizerError: nothing is known of what it keeps.
+    """
+    if name not in OPTIMIZERS:
+        raise UnknownOptimizerError(
+            f"trainer.optim={name}: what it keeps of each weight is not known here, so its memory cannot be predicted: "
+            f"plan with one of {', '.join(OPTIMIZERS)}."
+        )
+    return OPTIMIZERS[name]
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,22 @@
 """Bytes per process of what lives as long as the run: weights, gradients, optimizer, reference.
 
-P parameters of which G train, N processes, w bytes a weight (`model.dtype`), s optimizer slots:
+P parameters of which G train, N processes, w bytes a weight (`model.dtype`), g bytes a gradient, s optimizer slots:
 
 | wrapper | weights | gradients | optimizer | beside them |
 |---|---|---|---|---|
 | none | P·w | G·w | s·G·w | |
 | DDP | P·w | G·w | s·G·w | G·w buckets (gradients are copied, `gradient_as_bucket_view` is off) |
 | FSDP2 | P·w/N | G·w/N | s·G·w/N | gathered: embedding, head and two layers; one layer's whole gradients |
-| ZeRO-1 | P·w | G·w | (s+1)·4·G/N | a bucket of 5e8 gradients |
-| ZeRO-2 | P·w | G·w/N | (s+1)·4·G/N | two such buckets |
-| ZeRO-3 | P·w/N | G·w/N | (s+1)·4·G/N | up to 1e9 gathered weights, a bucket |
+| ZeRO-1 | P·w | G·g | (s+1)·4·G/N | a bucket of 5e8 gradients |
+| ZeRO-2 | P·w | G·g/N | (s+1)·4·G/N | two such buckets |
+| ZeRO-3 | P·w/N | G·g/N | (s+1)·4·G/N | up to 1e9 gathered weights, a bucket |
 | ZeRO-3 offload | on the host | on the host | on the host | up to 1e9 gathered weights, a bucket |
 
 (ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054, section 3: 2P + 2P + 12P bytes for Adam in mixed precision; bucket
-and live parameters are DeepSpeed's defaults.) Under DeepSpeed with `trainer.bf16` weights and gradients are bf16 and
-the 4 bytes of the master copy are counted with the optimizer; in fp32 there is no second copy. Under autocast without
+and live parameters are DeepSpeed's defaults.) DeepSpeed keeps a master copy of what trains in 4 bytes, in every stage
+and whatever the weights' type, in fp32 a second one beside equal weights; it is counted with the optimizer. With
+`trainer.bf16` it makes the model bf16, w = g = 2; else w is the model's and g = 4, for bf16 weights too
+(`tests/planning/test_deepspeed.py` holds all this against DeepSpeed's own tensors). Under autocast without
 DeepSpeed torch keeps a bf16 copy of every weight that trains until the forward pass ends (2·G), counted as
 transient.
 A frozen reference is P·w, and P·w/N where it is split (`reference.sharding`).
@@ -26,7 +28,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from align.distributed.names import DEEPSPEED
+from align.core.config import check_choice
+from align.distributed.names import DEEPSPEED, WRAPPERS
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Precision
 from align.reference.settings import resolve_sharding
@@ -75,14 +78,19 @@ def states(
         model, job, wrapper: of the run.
         processes: N.
         local: processes of one machine; None is all of them.
+
+    Raises:
+        UserError: a wrapper that the table does not have.
     """
+    check_choice("wrapper", wrapper, WRAPPERS)
     precision = job.precision
     low = wrapper in DEEPSPEED and precision.autocast
     weights = _weights(model, precision, low=low)
-    trained = 2.0 if low else (4.0 if model.lora else float(precision.weights))
+    trained = gradient_bytes(model, precision, wrapper)
     gradients = model.trainable * trained
-    slot = 4.0 if low else (job.slot_bytes or trained)
-    optimizer = model.trainable * (job.optimizer_slots * slot + (4.0 if low else 0.0))
+    slot = job.slot_bytes or (4.0 if wrapper in DEEPSPEED else trained)
+    master = 4.0 if wrapper in DEEPSPEED else 0.0
+    optimizer = model.trainable * (job.optimizer_slots * slot + master)
     shares = reference_shares(job, wrapper, processes, local=local)
     reference = _reference(model, precision) / shares if job.reference == "frozen" else 0.0
     bucket = min(model.trainable, BUCKET) * trained
@@ -99,6 +107,20 @@ def states(
     if wrapper == "zero3_offload":
         return States(0.0, 0.0, 0.0, reference, live + bucket, host=sum(split))
     return States(*split, reference, (gathered(model) + model.layer_trainable) * precision.products)
+
+
+def weight_bytes(model: Architecture, precision: Precision, wrapper: str) -> float:
+    """Bytes of one weight that trains: adapters are fp32, but for DeepSpeed with `trainer.bf16`."""
+    if wrapper in DEEPSPEED and precision.autocast:
+        return 2.0
+    return 4.0 if model.lora else float(precision.weights)
+
+
+def gradient_bytes(model: Architecture, precision: Precision, wrapper: str) -> float:
+    """Bytes of one gradient as it is kept from one micro-batch to the next, and sent: g of the table above."""
+    if wrapper in DEEPSPEED:
+        return 2.0 if precision.autocast else 4.0
+    return weight_bytes(model, precision, wrapper)
 
 
 def gathered(model: Architecture) -> int:

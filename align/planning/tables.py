@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from align.distributed.names import launch_file
 from align.planning.job import GB, Levers, Machine, Strategy
 from align.planning.search import Priced
 
@@ -42,24 +44,31 @@ def overrides(priced: Priced, *, given: Strategy | None = None, accumulation: in
     return [*words, *lever_overrides(strategy.levers)]
 
 
-def command(priced: Priced, machine: Machine, *, rest: list[str]) -> str:
-    """The whole command line.
+def commands(priced: Priced, machine: Machine, *, rest: list[str]) -> list[str]:
+    """The lines to paste: one command, or for several machines one for each of them and Slurm's in their place.
 
     Args:
         priced: what to run.
         machine: how many processes, on how many machines.
-        rest: the user's own overrides.
+        rest: the user's own overrides, as they were given; they are quoted for the shell here.
     """
-    name = "single" if priced.strategy.wrapper == "none" else priced.strategy.wrapper
-    launcher = f"launchers/accelerate/{name}.yaml"
-    launch = f"accelerate launch --config_file {launcher}"
-    if machine.count > 1:
-        launch += f" --num_processes {machine.count}"
-    if machine.nodes > 1:
-        launch += f" --num_machines {machine.nodes}"
+    name = launch_file(priced.strategy.wrapper, machine.device)
     device = ["trainer.use_cpu=true"] if machine.device == "cpu" else []
-    words = [*rest, *overrides(priced), *device]
-    return f"{launch} -m align.train {' '.join(words)}"
+    words = shlex.join([*rest, *overrides(priced), *device])
+    if machine.nodes == 1:
+        launch = f"accelerate launch --config_file launchers/accelerate/{name}.yaml"
+        processes = f" --num_processes {machine.count}" if machine.count > 1 else ""
+        return [f"{launch}{processes} -m align.train {words}"]
+    each, last = machine.per_node, machine.nodes - 1
+    hand = f"MACHINES={machine.nodes} MACHINE_RANK=RANK MAIN_ADDRESS=ADDRESS GPUS_PER_MACHINE={each}"
+    lines = [
+        f"# on each machine, with its number from 0 to {last} for RANK and the address of number 0 for ADDRESS:",
+        f"{hand} launchers/multi_node.sh {name} {words}",
+    ]
+    if machine.device == "cuda":
+        slurm = f"sbatch --nodes={machine.nodes} --gpus-per-node={each} launchers/slurm.sbatch {name} {words}"
+        lines += ["# or, under Slurm:", slurm]
+    return lines
 
 
 def memory_table(columns: dict[str, Priced], machine: Machine) -> Table:

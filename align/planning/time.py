@@ -18,10 +18,11 @@ recomputation; the backward reduce-scatters as much). Groups are consecutive ran
 a node of p GPUs goes the share (n − p)/(n − 1), over the slower network. The mix of both (simulated only): ulysses
 among u ranks, then each gathers the keys and values of its heads from n/u groups.
 
-**Wrapper** a step, bytes by a GPU over N: DDP 2·G·(N−1)/N once a step; ZeRO-1, 2: the same (reduce-scatter, then
-all-gather of weights); FSDP2, ZeRO-3: weights gathered for forward and backward, gradients reduce-scattered,
-(2·P + G)·(N−1)/N in every micro-batch; a split reference adds P·(N−1)/N for each of its
-forwards. Across nodes it goes at a GPU's own share of the network, inter_bandwidth.
+**Wrapper** a step of A micro-batches, bytes by a GPU over (N−1)/N, of G gradients, the weights T that train and all
+weights P in their types: DDP 2·G, an all-reduce once a step; ZeRO-1 2·G + T, the updated weights gathered; ZeRO-2
+2·A·G + T, an all-reduce in every micro-batch (DeepSpeed reduces whole buckets and keeps its share); FSDP2 and ZeRO-3
+A·(2·P + G), weights gathered for forward and backward, gradients reduce-scattered. A split reference adds P for each of
+its forwards. Across nodes it goes at a GPU's own share of the network, inter_bandwidth.
 
 **Host**: offloaded checkpoints go out and come back beside the computation: what is longer counts. `zero3_offload`
 fetches the node's weights in every pass and steps on the host: 28 bytes of memory traffic a parameter at HOST_TRAFFIC.
@@ -32,12 +33,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
-from align.distributed.names import SHARDED
+from align.distributed.names import DEEPSPEED, SHARDED
 from align.longseq.ulysses import share_heads
 from align.planning.activations import own_tokens
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Rows, Strategy
-from align.planning.states import reference_shares, states
+from align.planning.states import gradient_bytes, reference_shares, states, weight_bytes
 
 HOST_TRAFFIC = (
     100e9  # bytes/s of a node's memory that DeepSpeed's CPU Adam reaches (an estimate; not measured here)
@@ -117,7 +118,7 @@ def _work(model: Architecture, job: Job, strategy: Strategy, rows: Rows) -> tupl
     levers = strategy.levers
     recompute = 0.0 if levers.checkpointing == "none" else 1.0
     again = 1.0 if levers.checkpointing == "full" else 0.0
-    sequence = rows.prompts * rows.prompt if job.nll_scope == "sequence" else 0
+    sequence = rows.rows * rows.prompt if job.nll_scope == "sequence" else 0
     matrices, attention = _forward(model, rows, rows.scored + sequence)
     head = 2.0 * model.head_parameters * (rows.scored + sequence)
     layers = matrices - head
@@ -196,7 +197,7 @@ def wrapper_bytes(model: Architecture, job: Job, wrapper: str, processes: int) -
     """Bytes that a GPU sends in one optimizer step for weights and gradients; see **Wrapper** above.
 
     1e9 parameters in fp32 that all train, on 4 processes: their gradients are 4 GB, and DDP sends 2 · 4 GB · 3/4 =
-    6 GB. Under autocast ZeRO-2 exchanges them in two bytes and sends 3 GB.
+    6 GB. With `trainer.bf16` ZeRO-1 sends (2 · 2 GB + 2 GB) · 3/4 = 4.5 GB, ZeRO-2 in four micro-batches 13.5 GB.
 
     Args:
         model, job: of the run.
@@ -206,16 +207,19 @@ def wrapper_bytes(model: Architecture, job: Job, wrapper: str, processes: int) -
     if wrapper == "none" or processes == 1:
         return 0.0
     sent_share = (processes - 1) / processes
-    kept = states(model, job, "none", 1).gradients
-    # DDP sends gradients as they are kept; the others under autocast in two bytes.
-    in_two_bytes = job.precision.autocast and job.precision.weights != 2
-    exchanged = kept / 2 if in_two_bytes else kept
-    if wrapper == "ddp":
-        return 2 * kept * sent_share
+    whole = states(model, job, "zero1" if wrapper in DEEPSPEED else wrapper, 1)
+    gradients = model.trainable * gradient_bytes(model, job.precision, wrapper)
+    updated = model.trainable * weight_bytes(model, job.precision, wrapper)
+    if wrapper == "fsdp2":
+        # Weights and gradients travel in the type of the products.
+        low = job.precision.autocast and job.precision.weights != 2
+        moved = 2.0 * model.parameters * job.precision.products + (gradients / 2 if low else gradients)
+        return job.accumulation * moved * sent_share
     if wrapper in SHARDED:
-        weights = model.parameters * job.precision.products
-        return job.accumulation * (2 * weights + exchanged) * sent_share
-    return 2 * exchanged * sent_share
+        return job.accumulation * (2 * whole.weights + gradients) * sent_share
+    if wrapper == "zero2":
+        return (2 * job.accumulation * gradients + updated) * sent_share
+    return (2 * gradients + (updated if wrapper == "zero1" else 0.0)) * sent_share
 
 
 def _reference_bytes(model: Architecture, job: Job, rows: Rows, shares: int) -> float:
@@ -237,8 +241,8 @@ def _host(
             speed = min(speed, machine.disk_bandwidth / machine.per_node)
         seconds += max(0.0, moved / speed - compute)
     if strategy.wrapper == "zero3_offload":
-        whole = states(model, job, "none", 1)
-        fetched = (2 * whole.weights / 2 + whole.gradients / 2) / machine.count
+        whole = states(model, job, "zero3", 1)
+        fetched = (2 * whole.weights + whole.gradients) / machine.count
         seconds += job.accumulation * fetched / machine.host_bandwidth
         seconds += model.trainable / machine.nodes * STEP_BYTES / HOST_TRAFFIC
     return seconds

@@ -85,6 +85,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["verify", "model.attention=flash2"], "which model.attention=flash2 does not take"),
     (["plan", "wrapper=fsdp9"], "wrapper=fsdp9 is not known"),
     (["plan", "gpus.count=0"], "gpus.count=0 is too small"),
+    (["plan", "gpus=cpu", "wrapper=zero3_offload"], "wrapper=zero3_offload needs GPUs, and gpus.device=cpu"),
+    (["plan", "trainer.optim=lomo"], "trainer.optim=lomo: what it keeps of each weight is not known here"),
     (["report", "path=none"], "path=none is no folder"),
     (["report", "path=.", "order=sideways"], "order=sideways is not known"),
     (["export", "path=none", "output=new"], "path=none is no folder"),
