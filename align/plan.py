@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from align.core.config import typed
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
-from align.distributed.names import check_wrapper
+from align.distributed.names import check_quantised, check_wrapper
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
@@ -53,7 +53,8 @@ def plan(config: DictConfig, *, own: list[str] | None = None) -> Plan:
 def check(config: DictConfig) -> None:
     """Refuses unknown keys, values and files, without torch."""
     check_method(config.method, allow_targets=list(config.allow_targets))
-    check_path(typed(ModelSettings, config, "model").path)
+    model = typed(ModelSettings, config, "model")
+    check_path(model.path)
     typed(ReferenceSettings, config, "reference")
     typed(RowSettings, config, "rows")
     gpus = typed(GpuSettings, config, "gpus")
@@ -62,6 +63,8 @@ def check(config: DictConfig) -> None:
     typed(ParallelSettings, config, "parallel").check()
     typed(PositionSettings, config, "positions")
     check_wrapper(config.wrapper, gpus.device)
+    if gpus.count > 1:
+        check_quantised(model.quantization, config.wrapper)
     optimizer_slots(str(config.trainer.optim))
     data = typed(DataSettings, config, "data")
     if data.path is not None:

@@ -14,7 +14,8 @@
 #   MAIN_ADDRESS      address of machine 0, reachable from all
 #                                           (MASTER_ADDR, PET_MASTER_ADDR, the first of SLURM_JOB_NODELIST)
 #   MAIN_PORT         a free port there     (MASTER_PORT, PET_MASTER_PORT; one by SLURM_JOB_ID; 29500)
-#   GPUS_PER_MACHINE  processes on each machine  (what nvidia-smi lists; for cpu/… what its file says)
+#   GPUS_PER_MACHINE  processes on each machine
+#                     (what CUDA_VISIBLE_DEVICES or else nvidia-smi lists; for cpu/… what its file says)
 #   RUN_ID            one name for all processes: ${oc.env:RUN_ID} in overrides, and the folder of the logs
 #                                           (SLURM_JOB_ID, PBS_JOBID, LSB_JOBID; MAIN_ADDRESS-MAIN_PORT)
 #   LOG_FOLDER        LOG_FOLDER/RUN_ID/machine-R/… has stdout.log and stderr.log of every process  (logs)
@@ -46,6 +47,10 @@ number() { # NAME VALUE: refuses what is no whole number
   [[ "$2" =~ ^[0-9]+$ ]] || usage "$1=$2 is no whole number"
 }
 
+decimal() { # VALUE: without the zeros before it, for which bash would take 08 as octal
+  echo "$((10#$1))"
+}
+
 main_address() {
   local found
   found="$(first MAIN_ADDRESS MASTER_ADDR PET_MASTER_ADDR)"
@@ -61,7 +66,7 @@ main_port() {
   found="$(first MAIN_PORT MASTER_PORT PET_MASTER_PORT)"
   # Jobs that share a machine must not share a port.
   if [ -z "$found" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    found=$((20000 + SLURM_JOB_ID % 20000))
+    found=$((20000 + 10#$SLURM_JOB_ID % 20000))
   fi
   echo "${found:-29500}"
 }
@@ -71,6 +76,8 @@ processes_per_machine() {
     echo "$GPUS_PER_MACHINE"
   elif [[ "$config" == */cpu/* ]]; then
     sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' "$config"
+  elif [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+    tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . # nvidia-smi lists hidden ones too
   elif command -v nvidia-smi >/dev/null; then
     nvidia-smi --list-gpus | wc -l
   fi
@@ -84,13 +91,19 @@ machines="$(first MACHINES NNODES PET_NNODES SLURM_NNODES OMPI_COMM_WORLD_SIZE)"
 rank="$(first MACHINE_RANK NODE_RANK PET_NODE_RANK SLURM_NODEID OMPI_COMM_WORLD_RANK)"
 number MACHINES "$machines"
 number MACHINE_RANK "$rank"
+machines="$(decimal "$machines")" rank="$(decimal "$rank")"
 [ "$rank" -lt "$machines" ] || usage "MACHINE_RANK=$rank, but ranks of $machines machines end at $((machines - 1))"
 address="$(main_address)"
 [ -n "$address" ] || usage "MAIN_ADDRESS is not set"
 port="$(main_port)"
+number MAIN_PORT "$port"
 each="$(processes_per_machine)"
 [ -n "$each" ] || usage "no nvidia-smi here: set GPUS_PER_MACHINE"
 number GPUS_PER_MACHINE "$each"
+each="$(decimal "$each")"
+for program in accelerate python; do
+  command -v "$program" >/dev/null || usage "there is no $program on PATH: activate the environment of the toolkit"
+done
 
 RUN_ID="$(first RUN_ID SLURM_JOB_ID PBS_JOBID LSB_JOBID)"
 export RUN_ID="${RUN_ID:-$address-$port}"
@@ -119,7 +132,10 @@ note_error() {
   leave failed "rank $((rank * each + $(basename "$(dirname "$found")"))) on machine $rank: $message"
 }
 
-stop() { kill -TERM "$launcher" 2>/dev/null || true; }
+launcher=""
+stop() { [ -z "$launcher" ] || kill -TERM "$launcher" 2>/dev/null || true; }
+# Before the launcher is there: a signal that comes while it starts is passed on by the loop below.
+trap 'leave stopped "machine $rank was told to stop"; stop' TERM INT HUP
 
 # Job control: the launcher is not in the terminal's group and does not inherit an ignored SIGINT.
 set -m
@@ -128,7 +144,8 @@ accelerate launch --config_file "$config" \
   --main_process_ip "$address" --main_process_port "$port" --log_dir "$logs" --tee 3 \
   -m align.train "$@" &
 launcher=$!
-trap 'leave stopped "machine $rank was told to stop"; stop' TERM INT HUP
+# What came before the launcher had a number.
+! told_of stopped || stop
 
 ending=no
 while kill -0 "$launcher" 2>/dev/null; do

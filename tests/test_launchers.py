@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -17,7 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from align.distributed.names import WRAPPERS
+from align.distributed.names import ON_CPU, WRAPPERS
 from align.runs import exit_codes
 
 LAUNCHERS = Path(__file__).parent.parent / "launchers"
@@ -33,17 +34,12 @@ TYPES = {
 }
 
 
-# What accelerate starts in several processes without a GPU. It leaves FSDP out there, `align train` refuses that, and
-# offloading moves nothing where host and device are one.
-ON_CPU = {"ddp", "zero1", "zero2", "zero3"}
-
-
 def test_one_configuration_for_each_wrapper():
     """Those that `align plan` names; of those that work without a GPU a form for it, alike but for the number."""
     assert {path.stem for path in CONFIGS if path.parent.name == "accelerate"} == set(TYPES)
     assert set(WRAPPERS) == {"none" if name == "single" else name for name in TYPES}
     on_cpu = [path for path in CONFIGS if path.parent.name == "cpu"]
-    assert {path.stem for path in on_cpu} == ON_CPU
+    assert {path.stem for path in on_cpu} == set(ON_CPU) - {"none"}
     for path in on_cpu:
         pair = [yaml.safe_load(p.read_text()) for p in (path, path.parent.parent / path.name)]
         assert [one.pop("num_processes") for one in pair] == [2, 8]
@@ -172,12 +168,45 @@ def test_multi_node_reads_what_schedulers_set(tmp_path, name):
         (("ddp",), {"MACHINES": "2", "MACHINE_RANK": "0"}, "MAIN_ADDRESS is not set"),
         (("ddp",), {"MACHINES": "1:2", "MACHINE_RANK": "0"}, "MACHINES=1:2 is no whole number"),
         (("ddp",), {"MACHINES": "2", "MACHINE_RANK": "2"}, "ranks of 2 machines end at 1"),
+        (("ddp",), {"MACHINES": "09", "MACHINE_RANK": "09"}, "ranks of 9 machines end at 8"),
+        (
+            ("ddp",),
+            {"MACHINES": "2", "MACHINE_RANK": "0", "MAIN_ADDRESS": "a", "MAIN_PORT": "x"},
+            "MAIN_PORT=x is no whole number",
+        ),
     ],
 )
 def test_multi_node_says_what_is_missing(tmp_path, arguments, environment, sentence):
     done = run("multi_node.sh", *arguments, folder=tmp_path, **environment)
     assert done.returncode == 2
     assert sentence in done.stderr
+
+
+def test_numbers_with_zeros_before_them_are_decimal(tmp_path):
+    """Rank 08 of 010 machines, as some schedulers write them: bash's arithmetic would take them as octal."""
+    words = {"MACHINES": "010", "NODE_RANK": "08", "MAIN_ADDRESS": "a", "GPUS_PER_MACHINE": "08"}
+    done = run("multi_node.sh", "ddp", folder=tmp_path, **words)
+    assert done.returncode == 0, done.stderr
+    assert "--num_machines 10 --machine_rank 8 --num_processes 80 " in done.stdout
+
+
+def test_hidden_gpus_do_not_count(tmp_path):
+    """nvidia-smi lists all GPUs of a machine, whatever this job may use."""
+    (tmp_path / "nvidia-smi").write_text("#!/usr/bin/env bash\nprintf 'GPU 0\\nGPU 1\\nGPU 2\\nGPU 3\\n'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    words = {"MACHINES": "2", "MACHINE_RANK": "0", "MAIN_ADDRESS": "a"}
+    for hidden, number in (({}, 8), ({"CUDA_VISIBLE_DEVICES": "1,3,2"}, 6)):
+        done = run("multi_node.sh", "ddp", folder=tmp_path, **words, **hidden)
+        assert f"--num_processes {number} " in done.stdout, done.stderr
+
+
+def test_a_missing_program_is_named_before_anything_starts(tmp_path):
+    """Without python the failing rank's message could not be read."""
+    for name in ("bash", "dirname", "env"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = run("multi_node.sh", "ddp", folder=tmp_path, PATH=str(tmp_path), MACHINE_RANK="0", **TWO)
+    assert done.returncode == 2
+    assert "there is no python on PATH: activate the environment" in done.stderr
 
 
 def test_the_first_failure_ends_the_job_on_every_machine(tmp_path):
@@ -245,6 +274,14 @@ def test_slurm_job_starts_each_machine_with_its_rank(tmp_path):
         assert (
             f"--log_dir {tmp_path}/20007/machine-{rank} --tee 3 -m align.train output=/shared/run 1" in line
         )
+
+
+@pytest.mark.parametrize(("environment", "cores"), [({"SLURM_CPUS_PER_TASK": "64"}, "64"), ({}, "unset")])
+def test_slurm_tasks_have_the_job_s_cores(tmp_path, environment, cores):
+    """srun has not taken them from the job since Slurm 22.05, but from a variable of its own."""
+    srun = 'echo "cores ${SRUN_CPUS_PER_TASK-unset}"'
+    done = run("slurm.sbatch", "ddp", folder=tmp_path, srun=srun, **environment)
+    assert done.stdout == f"cores {cores}\n", done.stderr
 
 
 def test_the_lines_of_the_documentation_start_one_job(tmp_path):

@@ -25,6 +25,22 @@ def launch_file(wrapper: str, device: str) -> str:
     return f"cpu/{wrapper}" if device == "cpu" else wrapper
 
 
+def check_quantised(quantization: str, wrapper: str) -> None:
+    """Refuses four-bit weights in a wrapper that splits weights.
+
+    They are loaded onto a GPU by `device_map`, which transformers refuses under ZeRO-3, and packed in whole bytes,
+    where FSDP splits floating-point types alone (bitsandbytes' guide to FSDP-QLoRA).
+
+    Raises:
+        UserError: says which wrappers keep them whole.
+    """
+    if quantization != "none" and wrapper in SHARDED:
+        raise UserError(
+            f"model.quantization={quantization} does not train under {wrapper}, which splits weights: four-bit ones "
+            "stay whole on each GPU, so launch with ddp, zero1 or zero2, or set model.quantization=none."
+        )
+
+
 def check_wrapper(wrapper: str, device: str) -> None:
     """Refuses a wrapper that there is not, or that does not run on the device.
 

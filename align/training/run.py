@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import TrainingArguments
 
 from align.core.errors import UserError
+from align.distributed.build_locks import warn_of_left_locks
 from align.longseq.flash import check_flash
 from align.longseq.probe import check_attention_reached
 from align.longseq.settings import FLASH_MODULES
@@ -77,6 +78,7 @@ def training_arguments(config: DictConfig) -> TrainingArguments:
     if not torch.accelerator.is_available():
         # Untold, accelerate would make every process of a launch on CPU believe that it is alone.
         values["use_cpu"] = True
+    warn_of_left_locks(asked=bool(values.get("deepspeed")))
     try:
         return TrainingArguments(
             output_dir=str(config.output),

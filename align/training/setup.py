@@ -20,7 +20,8 @@ import align
 from align.data.dataset import PreferenceData
 from align.data.settings import PositionSettings
 from align.distributed.agreement import check_agreement, check_same_settings
-from align.distributed.wrappers import check_launch, expected_wrapper
+from align.distributed.names import check_quantised
+from align.distributed.wrappers import check_launch, expected_wrapper, launched_wrapper
 from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
@@ -47,6 +48,7 @@ def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
 def check_processes(run: Run, config: DictConfig) -> None:
     """Refuses a launch that was turned into another one, and processes that were started with different settings."""
     check_launch(run.arguments)
+    check_quantised(run.model.quantization, launched_wrapper(run.arguments))
     check_same_settings(launched_settings(config, run), device=run.arguments.device)
 
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from align.core.errors import UserError
+from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
@@ -66,6 +67,7 @@ def start_accelerator() -> Accelerator:
     if not torch.accelerator.is_available():
         # accelerate counts one process under DeepSpeed on CPU unless told of the CPU before.
         PartialState(cpu=True)
+    warn_of_left_locks()
     accelerator = Accelerator(mixed_precision="no")
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from align.core.errors import UserError
+from align.distributed.names import check_quantised
 from align.distributed.wrappers import actual_wrapper, check_launch, check_wrapper, expected_wrapper
 
 
@@ -55,6 +56,18 @@ def test_ddp_of_one_process_is_none(arguments, monkeypatch):
 def test_a_launch_that_accelerate_would_change_is_refused(arguments, environment, sentence):
     with pytest.raises(UserError, match=sentence):
         check_launch(arguments, environment)
+
+
+@pytest.mark.parametrize("wrapper", ["fsdp2", "zero3", "zero3_offload"])
+def test_four_bits_are_not_split(wrapper):
+    with pytest.raises(UserError, match=f"nf4 does not train under {wrapper}.* ddp, zero1 or zero2"):
+        check_quantised("nf4", wrapper)
+    check_quantised("none", wrapper)
+
+
+@pytest.mark.parametrize("wrapper", ["none", "ddp", "zero1", "zero2"])
+def test_four_bits_stay_whole_elsewhere(wrapper):
+    check_quantised("nf4", wrapper)
 
 
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1"}, {"ACCELERATE_USE_DEEPSPEED": "true"}])

@@ -124,6 +124,23 @@ def worker(rank: int, size: int, stage: int) -> dict[tuple[str, int], dict[str, 
     }
 
 
+def buffers(rank: int, size: int) -> dict[str, str]:
+    """Types of RoPE's frequencies and of the first weight, before and in the engine."""
+    model = make("float32", 0)
+    before = model.model.rotary_emb.inv_freq.clone()
+    engine = engine_of(model, 1, low=True)
+    after = engine.module.model.rotary_emb.inv_freq
+    assert torch.equal(before, after)
+    return {"inv_freq": str(after.dtype), "weight": str(next(engine.module.parameters()).dtype)}
+
+
+def test_frequencies_stay_in_fp32():
+    """DeepSpeed before 0.19.2 rounded them with the weights: at position 1,000 angles were off by up to a radian."""
+    pytest.importorskip("deepspeed")
+    (found,) = run_distributed(buffers, 1)
+    assert found == {"inv_freq": "torch.float32", "weight": "torch.bfloat16"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bytes_are_the_engines(stage):

@@ -86,6 +86,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["plan", "wrapper=fsdp9"], "wrapper=fsdp9 is not known"),
     (["plan", "gpus.count=0"], "gpus.count=0 is too small"),
     (["plan", "gpus=cpu", "wrapper=zero3_offload"], "wrapper=zero3_offload needs GPUs, and gpus.device=cpu"),
+    (
+        ["plan", "model.quantization=nf4", "model.lora.r=8"],
+        "model.quantization=nf4 does not train under zero3",
+    ),
     (["plan", "trainer.optim=lomo"], "trainer.optim=lomo: what it keeps of each weight is not known here"),
     (["report", "path=none"], "path=none is no folder"),
     (["report", "path=.", "order=sideways"], "order=sideways is not known"),
