@@ -200,6 +200,8 @@ def main() -> None:
         results["cells"][cell.name] = {
             "answers": cell.answers,
             "machine": report.machine(arguments.threads),
+            "warmup": arguments.warmup,
+            "rounds": arguments.rounds,
             "contestants": measure(cell, tokens, arguments, console),
         }
         report.write(results, arguments.output)

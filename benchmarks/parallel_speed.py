@@ -172,6 +172,7 @@ def main(words: Sequence[str] | None = None) -> None:
         content = {
             "machine": machine(arguments.threads),
             "prompt": arguments.prompt,
+            "parameters": "all",  # train
             "checkpointing": arguments.checkpointing,
             "rounds": {f"{kind}/{degree}": found for (kind, degree), found in rounds.items()},
             "summary": summary,

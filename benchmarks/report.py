@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ LABELS = {
     "trl": "TRL DPOTrainer",
     "padded": "padded rows",
 }
+NUMBERS = {"family": "cpu family", "model": "model"}  # in /proc/cpuinfo
 RIVAL = {"dpo": "trl", "logo": "padded"}
 TITLES = {
     "dpo": "DPO, 1 + 1 answers, against TRL's DPOTrainer",
@@ -31,17 +33,22 @@ def machine(threads: int) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "threads": threads,
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "trl", "peft")},
     }
 
 
 def _processor() -> str:
-    """The model name that Linux knows, else what Python says."""
+    """The model name that Linux knows with its numbers, `AMD EPYC (family 25, model 17)`; else what Python says."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in found.items()}
+    name = known.get("model name") or platform.processor() or platform.machine()
+    # A virtual machine's name may say the maker alone.
+    numbers = [f"{key} {known[word]}" for key, word in NUMBERS.items() if word in known]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def counted(measured: Mapping[str, Any]) -> list[Mapping[str, Any]]:

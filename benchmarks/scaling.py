@@ -55,39 +55,43 @@ def cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                         "answers": arguments.answers,
                         "logits_chunk": arguments.logits_chunk,
                         "model": arguments.model,
+                        "threads": arguments.threads,
                     }
 
 
 def name_of(cell: dict[str, Any]) -> str:
     """Key of the results file."""
-    keys = ("parameters", "layers", "lever", "kind", "degree", "prompt")
+    keys = ("model", "threads", "parameters", "layers", "lever", "kind", "degree", "prompt")
     words = {key: str(cell[key]) for key in keys} | {"layers": str(cell["layers"] or "all")}
+    # A path is one word of the name.
+    words["model"] = words["model"].strip("/").replace("/", "--")
+    words["threads"] += " thread" if cell["threads"] == 1 else " threads"
     words["lever"] += f" {cell['logits_chunk']}"
     words["parameters"] += " 1+" + str(len(cell["answers"]) - 1) + "×" + str(max(cell["answers"]))
     return "/".join(words.values())
 
 
-def start(cell: dict[str, Any], rank: int, folder: str, threads: int) -> subprocess.Popen[bytes]:
+def start(cell: dict[str, Any], rank: int, folder: str) -> subprocess.Popen[bytes]:
     """One process of a cell; what it prints goes to a file in `folder`."""
     settings = json.dumps(cell | {"levers": LEVERS[cell["lever"]]})
     with Path(folder, f"{rank}.log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, str(HERE / "scaling_worker.py"), settings, str(rank), folder],
             # glibc would keep freed blocks, and the peak would read about twice the true one.
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(cell["threads"])},
             stdout=log,
             stderr=log,
         )
 
 
-def measure(cell: dict[str, Any], threads: int) -> dict[str, Any]:
+def measure(cell: dict[str, Any]) -> dict[str, Any]:
     """Runs one cell in `degree` processes; of memory and time the largest of them.
 
     Raises:
         RuntimeError: with the end of what a process printed, where one failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        processes = [start(cell, rank, folder, threads) for rank in range(cell["degree"])]
+        processes = [start(cell, rank, folder) for rank in range(cell["degree"])]
         try:
             while any(process.poll() is None for process in processes):
                 time.sleep(0.5)
@@ -146,11 +150,20 @@ def series(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def alone(results: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any] | None:
+    """The same cell in one process, with whatever threads: memory hardly depends on them; None where there is none."""
+    wanted = cell | {"degree": 1, "kind": "none"}
+    return next(
+        (one for one in results["cells"].values() if one["cell"] | {"threads": wanted["threads"]} == wanted),
+        None,
+    )
+
+
 def table(results: dict[str, Any]) -> Table:
     """One line a cell: memory, growth, and the ratios to one process without levers beyond `full`."""
     shown = Table(title="A step by length, lever and degree", title_justify="left")
     for column in (
-        "trains / layers / lever, logits chunk / exchange / degree",
+        "model / threads / trains / layers / lever, logits chunk / exchange / degree",
         "prompt",
         "activations MB",
         "growth",
@@ -162,7 +175,7 @@ def table(results: dict[str, Any]) -> Table:
     for name, measured in series(results).items():
         for each, slope in zip(measured, growth(measured), strict=True):
             cell = each["cell"]
-            single = results["cells"].get(name_of(cell | {"degree": 1, "kind": "none"}))
+            single = alone(results, cell)
             plain = results["cells"].get(name_of(cell | {"lever": "full"}))
             shown.add_row(
                 name,
@@ -217,7 +230,7 @@ def main() -> None:
         name = name_of(cell)
         if name in results["cells"]:
             continue
-        measured = measure(cell, arguments.threads) | {"machine": report.machine(arguments.threads)}
+        measured = measure(cell) | {"machine": report.machine(arguments.threads)}
         # Two commands may run at once: what the other has written meanwhile stays.
         results = json.loads(path.read_text()) if path.is_file() else results
         results["cells"][name] = measured

@@ -54,8 +54,9 @@ def main() -> None:
     known = json.loads(arguments.results.read_text())["methods"] if arguments.results.is_file() else {}
     for name in arguments.methods:
         known[name] = run(name, arguments.output, threads=arguments.threads)
+        known[name]["threads"] = arguments.threads
         arguments.results.parent.mkdir(exist_ok=True)
-        write_json(arguments.results, {"threads": arguments.threads, "methods": known})
+        write_json(arguments.results, {"methods": known})
     Console(width=130).print(table({name: known[name] for name in arguments.methods}))
     failed = [name for name in arguments.methods if not improved(known[name])]
     if failed:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.miniature.analysis import Comparison, ablations, compare, comparisons, mean_of
 from docs.miniature import results
-from docs.tables import RESULTS, ROOT, read
+from docs.tables import RESULTS, ROOT, read, scaling_cell
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 # A number with a unit of something measured.
@@ -87,6 +87,8 @@ def readme() -> Iterator[str]:
     yield f"worst gradient error {g['fp32']} in fp32 and {g['bf16']} in bf16"
     yield f"had a prompt of 131,072 tokens ({g['longest']} GiB)"
     trl = [cell["summary"]["ours"] for name, cell in read("forward.json")["cells"].items() if "/dpo/" in name]
+    processors = {cell["machine"]["processor"] for cell in read("forward.json")["cells"].values()}
+    yield f"On CPU ({', '.join(sorted(processors))}; ratios depend on it) [against TRL's `DPOTrainer`]"
     speeds, memory = ([cell[key] for cell in trl] for key in ("speed", "memory"))
     yield f"{min(speeds):.2f} to {max(speeds):.2f} × as fast, in {min(memory):.2f} to {max(memory):.2f} × the memory"
     yield f"({g['host']} s a step in the place of {g['full']})"
@@ -99,11 +101,7 @@ def performance() -> Iterator[str]:
     yield f"worst relative gradient error {g['fp32']} in fp32, {g['bf16']} in bf16"
     yield f"although it has {g['tokens']} × the tokens"
     yield f"saves {g['saved']} GiB there and more than doubles the step"
-    cells = read("scaling.json")["cells"]
-    full, kept = (
-        cells[f"lora 1+2×128/all/{lever} 1024/none/1/8192"]["processor_seconds"]
-        for lever in ("full", "keep_attention")
-    )
+    full, kept = (scaling_cell(lever, 8192)["processor_seconds"] for lever in ("full", "keep_attention"))
     yield f"{full - kept:.0f} of a step's {full:.0f} seconds of processor time at 8192 tokens"
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +54,34 @@ def forward() -> str:
                 *(f"{ours['peak_gb']:.2f} GB", f"{ours['memory']:.2f} ×", f"{ours['loss_difference']:.0e}"),
             ]
         )
-    return table(
+    made = table(
         [
             *("method", "prompt", "answers", "against", "speed", "by CPU time"),
             *("peak memory", "over the rival's", "loss differs by"),
         ],
         rows,
     )
+    return f"{made}\n{forward_ways(cells)}"
+
+
+def forward_ways(cells: Mapping[str, Any]) -> str:
+    """On which processor, with how many threads and rounds each row was taken: one line each way."""
+    ways: dict[str, list[str]] = {}
+    for name, cell in sorted(
+        cells.items(), key=lambda item: (item[0].split("/")[1], int(item[0].split("/")[2]))
+    ):
+        _, method, prompt, kind = name.split("/")
+        threads = f"{cell['machine']['threads']} thread{'s' * (cell['machine']['threads'] > 1)}"
+        counted = (
+            f"{cell['rounds']} counted round{'s' * (cell['rounds'] > 1)}{', median' * (cell['rounds'] > 1)}"
+        )
+        warm = f"{cell['warmup']} to warm up" if cell["warmup"] else "none to warm up"
+        ways.setdefault(f"{cell['machine']['processor']}, {threads}, {counted}, {warm}", []).append(
+            f"`{method}` {prompt} {kind}"
+        )
+    if len(ways) == 1:
+        return f"All: {next(iter(ways))}.\n"
+    return "".join(f"- {way}: {', '.join(names)}.\n" for way, names in ways.items())
 
 
 def gpu_speed() -> str:
@@ -163,13 +184,26 @@ def generation() -> str:
     )
 
 
+def scaling_cell(lever: str, prompt: int, kind: str = "none", degree: int = 1) -> dict[str, Any]:
+    """The one cell of `scaling.json` with the embedded model, all its layers, LoRA and 1 + 2 answers of 128 tokens."""
+    wanted = {
+        "lever": lever,
+        "prompt": prompt,
+        "kind": kind,
+        "degree": degree,
+        "model": "embedded",
+        "layers": 0,
+    }
+    wanted |= {"parameters": "lora", "answers": [128] * 3, "logits_chunk": 1024}
+    cells: list[dict[str, Any]] = list(read("scaling.json")["cells"].values())
+    (found,) = (one for one in cells if one["cell"] | wanted == one["cell"])
+    return found
+
+
 def levers() -> str:
     """Levers, exchanges and NLL on a CPU (`scaling.py`, `parallel_speed.py`, `nll_memory.py`)."""
-    cells, speed = read("scaling.json")["cells"], read("parallel_4096.json")["summary"]
-
-    def cell(lever: str, prompt: int, kind: str = "none", degree: int = 1) -> dict[str, Any]:
-        found: dict[str, Any] = cells[f"lora 1+2×128/all/{lever} 1024/{kind}/{degree}/{prompt}"]
-        return found
+    parallel, cell = read("parallel_4096.json"), scaling_cell
+    speed, rounds = parallel["summary"], len(parallel["rounds"]["none/1"])
 
     def share(kind: str) -> str:
         whole = cell("keep_attention", 8192)["activation_bytes"]
@@ -187,7 +221,11 @@ def levers() -> str:
                 "activation memory of a process at 8192 tokens, degree 2 and 4, over degree 1",
                 f"{share('ulysses')}; {share('gather')}",
             ],
-            ["two processes with one thread each against one with two, 4096 tokens", ", ".join(both)],
+            [
+                f"two processes with one thread each against one with two, 4096 tokens, {parallel['parameters']} "
+                f"parameters under DDP, median of {rounds} rounds",
+                ", ".join(both),
+            ],
             [
                 "`checkpointing=keep_attention` against `full` at 8192 tokens",
                 f"{full['seconds'] / kept['seconds']:.2f} × faster, "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from docs.pictures.style import CHOSEN, GREY, PROMPT, REJECTED, RESULTS, plain
+from docs.pictures.style import CHOSEN, GREY, PROMPT, REJECTED, plain
+from docs.tables import scaling_cell as cell
 
-NAME = "lora 1+2×128/all/{lever} 1024/{kind}/{degree}/{prompt}"
 LEVERS = {
     "padded": "padded rows, the library's forward",
     "keep_attention": "checkpointing=keep_attention",
@@ -18,13 +17,6 @@ LEVERS = {
     "tiled": "full, mlp_chunk=512",
     "tiled_disk": "full, mlp_chunk=512, offload=disk",
 }
-
-
-def cell(lever: str, prompt: int, kind: str = "none", degree: int = 1) -> dict[str, Any]:
-    """One measured cell."""
-    cells = json.loads((RESULTS / "scaling.json").read_text())["cells"]
-    found: dict[str, Any] = cells[NAME.format(lever=lever, kind=kind, degree=degree, prompt=prompt)]
-    return found
 
 
 def bars(axes: Axes, title: str, rows: list[tuple[str, dict[str, Any], str]]) -> None:
