@@ -6,17 +6,20 @@ one. A .pth file that stands in a folder reached that way is not read, so the ed
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("align", "losses", "hydra_conf")
@@ -34,6 +37,38 @@ def build(kind: str, source: Path, target: Path) -> Path:
     )
     (built,) = target.iterdir()
     return built
+
+
+NAMES = {
+    "yaml": "pyyaml",
+    "hydra": "hydra-core",
+    "lm_eval": "lm-eval",
+}  # imported as → package, where they differ
+
+
+def imported() -> set[str]:
+    """Packages that the wheel's modules import, without Python's own and ours."""
+    found = set()
+    for path in (file for folder in PACKAGES for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.partition(".")[0])
+    return {NAMES.get(name, name) for name in found - set(sys.stdlib_module_names) - set(PACKAGES)}
+
+
+def test_what_is_imported_is_declared():
+    """As a dependency or an extra of its own, not by way of another package; pins are within the bounds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + [line for name in extras if name != "test" for line in extras[name]]
+    declared = {(one := Requirement(line)).name.lower(): one.specifier for line in lines}
+    assert imported() <= set(declared)
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        name, _, version = line.partition("==")
+        if version and name.lower() in declared:
+            assert declared[name.lower()].contains(version), line
 
 
 @pytest.fixture(scope="module")
