@@ -123,7 +123,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     lora = settings.lora.r > 0
     return Architecture(
         layers=len(layers),
-        **_widths(config),
+        **_widths(config.get_text_config()),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         parameters=_count(model),
         trainable=_count(model, trainable=True),
@@ -142,7 +142,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
 def _refuse_unknown(config: PreTrainedConfig) -> None:
     """Raises UnknownModelError for a model that the formulas do not describe."""
     for key in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if (getattr(config, key, None) or 0) > 1:
+        if (getattr(config.get_text_config(), key, None) or 0) > 1:
             raise UnknownModelError(
                 f"{config.model_type} models are mixtures of experts ({key}), which align plan does not know."
             )
@@ -153,7 +153,11 @@ def _refuse_unknown(config: PreTrainedConfig) -> None:
 
 
 def _widths(config: PreTrainedConfig) -> dict[str, int]:
-    """Widths and heads as the configuration names them; what it leaves out is as the library has it."""
+    """Widths and heads as the configuration names them; what it leaves out is as the library has it.
+
+    Args:
+        config: of the text model, where the whole one has others beside it.
+    """
     heads = config.num_attention_heads
     return {
         "hidden": config.hidden_size,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import Gemma3Config
 
 from align import cli
 from align.core.errors import UserError
@@ -57,6 +58,19 @@ def test_what_trains_under_lora():
     settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", lora=LoraSettings(r=16))
     sizes = measure(read_config(settings)[0], settings)
     assert sizes.trainable == 32 * 16 * ((4096 + 4096) * 2 + (4096 + 1024) * 2)
+
+
+def test_a_model_with_an_image_part_is_measured_by_its_text_part():
+    """As Gemma-3 is released from 4B on: widths stand in `text_config`; the tower's weights are counted too."""
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text |= {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128}
+    image = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    image |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=image, mm_tokens_per_image=4)
+    sizes = measure(config, ModelSettings())
+    assert (sizes.layers, sizes.hidden, sizes.intermediate, sizes.heads, sizes.kv_heads) == (3, 64, 96, 4, 2)
+    assert sizes.head_parameters == 128 * 64
+    assert sizes.parameters > 128 * 64 + sum(each * 3 for each in (64 * 64, 64 * 96 * 3))
 
 
 # ---- live memory

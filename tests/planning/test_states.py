@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
 from align.core.errors import UserError
+from align.longseq.settings import MemorySettings
 from align.models.settings import ModelSettings
+from align.planning import fit
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.job import Job, Precision, Rows
 from align.planning.settings import OPTIMIZERS
 from align.planning.states import states
 from align.planning.time import step_time, wrapper_bytes
+from align.reference.settings import ReferenceSettings
 from align.training import trainer_values
 from tests.planning.plans import plan
 
@@ -70,6 +74,27 @@ def test_what_an_optimizer_keeps(name, tmp_path):
     slots, each = OPTIMIZERS[name]
     assert each is None
     assert sum(t.nbytes for t in kept) / model.weight.nbytes == pytest.approx(slots, abs=0.02)
+
+
+def test_training_says_that_it_does_not_look(monkeypatch, capfd):
+    """With an optimizer that nothing is known of a run goes on, with one line; `memory=auto` cannot choose."""
+    monkeypatch.setattr(fit, "data_lengths", lambda data, needs, *, prompts: Rows(9, (9,)))
+    arguments = SimpleNamespace(
+        optim="lomo", device=torch.device("cpu"), per_device_train_batch_size=1, process_index=0
+    )
+    needs = SimpleNamespace(reference="none", short=False)
+    run = SimpleNamespace(
+        memory=MemorySettings(),
+        arguments=arguments,
+        method=SimpleNamespace(needs=needs, name="logo"),
+        model=ModelSettings(),
+        reference=ReferenceSettings(),
+    )
+    assert fit.fit_memory(run, None) == MemorySettings()
+    assert "whether it fits this machine is not looked at: trainer.optim=lomo" in capfd.readouterr().err
+    run.memory = MemorySettings(choose="auto")
+    with pytest.raises(UserError, match=r"trainer\.optim=lomo"):
+        fit.fit_memory(run, None)
 
 
 def test_every_optimizer_is_the_librarys():
