@@ -76,7 +76,7 @@ class TrainerKeys:
     optim_target_modules: Any
     gradient_accumulation_steps: int
     max_grad_norm: float
-    bf16: bool
+    bf16: bool | None
     fp16: bool
     tf32: bool | None
     torch_compile: bool
