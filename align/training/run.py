@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from align.core.errors import UserError
 from align.longseq.flash import check_flash
-from align.longseq.probe import check_attention_reached
+from align.longseq.probe import check_computed
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config
 from align.models.loading import causal_lm_class, load_config, resolve_dtype
@@ -59,7 +59,7 @@ def check_architecture(model: ModelSettings) -> None:
     check_config(config)
     kind = causal_lm_class(model, config)
     if kind is not None:
-        check_attention_reached(kind, config)
+        check_computed(kind, config)
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
