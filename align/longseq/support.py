@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -71,7 +73,7 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             "none yet: use a text model's checkpoint."
         )
     for key, what in _REFUSED_KEYS.items():
-        if getattr(config, key, None) not in (None, False, 1.0):
+        if _value(config, key) not in (None, False, 1.0):
             raise UserError(
                 f"{family} models use {what} ({key}), which the shared-prefix forward does not support."
             )
@@ -103,6 +105,14 @@ def _is_plain_text(config: PreTrainedConfig) -> bool:
         return config.get_text_config() is config
     except ValueError:  # it holds several
         return False
+
+
+def _value(config: PreTrainedConfig, key: str) -> Any:
+    """A key's value; None where there is none, and a word where layers have values of their own."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:  # as the library says that it differs
+        return "another in each layer"
 
 
 def effective_window(config: PreTrainedConfig) -> int | None:

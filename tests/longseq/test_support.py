@@ -35,7 +35,7 @@ from tests.tiny import KINDS, tiny_model
         ("gemma4", {}, "composites of a text model"),
         ("gemma3", {}, "composites of a text model"),
         ("musicgen", {}, "composites of a text model"),
-        ("dots3_note_text", {}, "indexed_attention"),
+        ("dots3_note_text", {}, "MLA"),
     ],
 )
 def test_refused_by_name(kind, values, reason):
