@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -207,8 +208,16 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
             {"config.yaml": "model: {}\n", "model/config.json": "{}", "results.json": "{"},
             "results.json cannot be read",
         ),
+        (
+            {"config.yaml": "model: {}\ndata: {}\nmethod: {}\ntrainer: {}\n", "model/config.json": "{}"},
+            "config.yaml has no method.name, which the model card states",
+        ),
+        (
+            {"config.yaml": "model: {}\n", "model/config.json": "{}"},
+            "has no method and no data and no trainer",
+        ),
     ],
-    ids=["no run", "not finished", "no YAML", "no model", "no JSON"],
+    ids=["no run", "not finished", "no YAML", "no model", "no JSON", "no method", "no group"],
 )
 def test_what_is_no_run_is_refused(monkeypatch, capfd, tmp_path, files, sentence):
     run = tmp_path / "run"
@@ -221,6 +230,53 @@ def test_what_is_no_run_is_refused(monkeypatch, capfd, tmp_path, files, sentence
     said = [line for line in err.splitlines() if line.startswith("align export: ")]
     assert len(said) == 1 and sentence in said[0]
     assert not (tmp_path / "out").exists()
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+Path({mark!r}).touch()
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer", "base of an adapter"])
+def test_code_in_a_run_folder_needs_the_word_of_whoever_exports(monkeypatch, capfd, tmp_path, part):
+    """The run's configuration says `trust_remote_code: true`, as whoever made the folder wrote it."""
+    make_run(tmp_path, lora={"r": 4} if "adapter" in part else None)
+    run, mark = tmp_path / "run", tmp_path / "ran"
+    weights = tmp_path / "base" if "adapter" in part else run / "model"
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings |= {"method": {"name": "logo"}, "data": {"path": "rows.jsonl"}, "trainer": {}}
+    settings["model"]["trust_remote_code"] = True
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    name = "tokenizer_config.json" if part == "tokenizer" else "config.json"
+    content = json.loads((weights / name).read_text())
+    if part == "tokenizer":
+        content |= {
+            "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]},
+            "tokenizer_class": "OwnTokenizer",
+        }
+    else:
+        auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+        content |= {"auto_map": auto_map, "model_type": "own"}
+    (weights / name).write_text(json.dumps(content))
+    (weights / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
+    command = ("export", f"path={run}", f"output={tmp_path / 'out'}")
+    code, _, err = run_command(monkeypatch, capfd, *command)
+    assert not mark.exists()
+    assert code == exit_codes.USAGE and "Traceback" not in err
+    assert "allow it by trust_remote_code=true" in err and not (tmp_path / "out").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        _, _, err = run_command(monkeypatch, capfd, *command, "trust_remote_code=true")
+    assert "trust_remote_code=true runs Python code that comes with" in err
+    assert mark.exists()
 
 
 CONFIG = {
