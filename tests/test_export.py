@@ -20,6 +20,7 @@ from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.runs import exit_codes
+from align.runs.folder import local_paths, note_local_paths
 from align.training.model_card import model_card, public_name
 from align.training.trained_policy import merged_model, read_policy
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -147,6 +148,8 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
         "trainer.use_cpu=true",
     )
     assert code == 0, err
+    noted = json.loads((run / "local_paths.json").read_text())["paths"]
+    assert {str(rows), str(tmp_path / "secret-home" / "base")} <= set(noted)
     assert {"config.yaml", "results.json", "checkpoint-2"} <= {path.name for path in run.iterdir()}
     assert not leaks(tmp_path)
     assert not any(value in out + err for value in SECRETS.values())
@@ -309,8 +312,45 @@ def test_card_states_only_what_may_be_public():
     assert "theta" not in card
 
 
+@pytest.mark.parametrize("told_by", ["note", "here", "where the run began"])
+def test_a_private_folder_of_two_parts_is_no_hub_id(tmp_path, monkeypatch, told_by):
+    """`private_dir/secret-model` looks like one; whoever exports may stand elsewhere."""
+    home = tmp_path / "home"
+    run = home / "outputs" / "first"
+    files = ("private_dir/secret-model", "private_dir/secret-reference", "private_dir/rows")
+    for folder in ("outputs/first", *files):
+        (home / folder).mkdir(parents=True)
+    config = CONFIG | {
+        "output": "outputs/first",
+        "model": {"path": files[0]},
+        "reference": {"model": files[1]},
+        "data": {"path": files[2], "eval_path": "someone/rows"},
+        "positions": {"mode": "logo", "table": ["private_dir/rows", "own/table.txt"]},
+    }
+    monkeypatch.chdir(home)
+    if told_by == "note":
+        note_local_paths(run, OmegaConf.create(config))
+        run = run.rename(tmp_path / "moved")
+    if told_by != "here":
+        monkeypatch.chdir(tmp_path)
+    card = model_card(config, {}, name="model", local=local_paths(run, config))
+    assert "private_dir" not in card and "base_model" not in card and "own/" not in card
+    for fact in ("| path | rows |", "| reference.model | secret-reference |", "| eval_path | someone/rows |"):
+        assert fact in card
+    assert "secret-model, trained with" in card
+
+
 def test_public_names(tmp_path):
     assert public_name("embedded") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert public_name("owner/name") == "owner/name"
     assert public_name(str(tmp_path / "mine")) == "mine"
-    assert public_name("data/rows.jsonl") == "rows.jsonl"
+    for path in (
+        "data/rows.jsonl",
+        "data/rows.jsonl.gz",
+        "a/b/rows",
+        "./data/rows",
+        "~/rows",
+        "C:\\me\\rows",
+        "me/rows/",
+    ):
+        assert public_name(path) in ("rows", "rows.jsonl", "rows.jsonl.gz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, loading_problem
 from align.models.settings import ModelSettings, RopeSettings
-from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy
+from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
 from align.training.model_card import model_card
 
 
@@ -34,12 +34,14 @@ class TrainedPolicy:
         config: the run's whole configuration.
         model: its group `model`, but for `trust_remote_code`, which whoever reads the run decides on.
         results: content of results.json; empty for a checkpoint of a run that goes on.
+        local: values of `config` that are files or folders; see `folder.local_paths`.
     """
 
     weights: Path
     config: Mapping[str, Any]
     model: ModelSettings
     results: Mapping[str, Any]
+    local: Collection[str] = ()
 
     @property
     def has_adapter(self) -> bool:
@@ -65,11 +67,13 @@ def read_policy(path: Path, *, trust_remote_code: bool = False) -> TrainedPolicy
         raise UserError(f"{run / CONFIG_NAME} cannot be read as YAML: restore it.") from error
     if not isinstance(config, DictConfig) or "model" not in config:
         raise UserError(f"{run / CONFIG_NAME} holds no configuration of `align train`: restore it.")
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     return TrainedPolicy(
         weights=weights,
-        config=OmegaConf.to_container(config),  # type: ignore[arg-type]
+        config=plain,
         model=replace(typed(ModelSettings, config, "model"), trust_remote_code=trust_remote_code),
         results=read_results(run / "results.json") if run == path else {},
+        local=local_paths(run, plain),
     )
 
 
@@ -128,7 +132,7 @@ def write(
         with weight_bars_off():
             model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        card = model_card(policy.config, policy.results, name=output.name)
+        card = model_card(policy.config, policy.results, name=output.name, local=policy.local)
         (staging / "README.md").write_text(card, encoding="utf-8")
         os.rename(staging, output)
     finally:
