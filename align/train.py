@@ -75,7 +75,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     run = replace(run, memory=fit_memory(run, data))
     claim_output(run.output, config, ignore=continuation.FREE_KEYS)
     note_local_paths(run.output, config)
-    checkpoint = checkpoints.find_resume(run.output, run.resume)
+    checkpoint = checkpoints.agree_resume(run.output, run.resume)
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     if checkpoint is not None:
         continuation.check_continuation(checkpoint, shape)
