@@ -20,6 +20,7 @@ from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
+from align.runs.composition import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -271,8 +272,7 @@ def _align(command: str, *overrides: str, launch: Sequence[str] = ()) -> tuple[s
 
 def _set(key: str, value: str | Path) -> str:
     """An override whose value Hydra takes as it is, whatever characters a path has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{text}'"
+    return f"{key}={quoted(str(value))}"
 
 
 make_callable(__name__)

@@ -126,10 +126,11 @@ def allowed(name: str, allow: Sequence[str]) -> bool:
 
 def _nodes(config: Any, where: str) -> list[tuple[dict[str, Any], str]]:
     """Every node with a `_target_`, in plain values, with its key; `config` itself first."""
+    plain: Any = config
     try:
-        plain = OmegaConf.to_container(
-            OmegaConf.create(config) if _is_plain(config) else config, resolve=True
-        )
+        if _is_plain(config) or OmegaConf.is_config(config):
+            node = OmegaConf.create(config) if _is_plain(config) else config
+            plain = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{where}: {_first_line(error)}") from error
     if not isinstance(plain, dict) or "_target_" not in plain:

@@ -148,7 +148,7 @@ def _end(command: str, error: Exception, *, early: bool = False) -> NoReturn:
     _tell_launcher(error)
     said = sentence(error, command=command, overrides=sys.argv[1:])
     if said is None and early:
-        said = early_sentence(error)
+        said = early_sentence(error, overrides=sys.argv[1:])
     if said is None:
         raise error
     if not early:

@@ -171,6 +171,12 @@ def test_a_class_of_ones_own_has_the_form_of_its_group(name, sentence):
     assert Counted.made == 0
 
 
+@pytest.mark.parametrize("value", [3, "text", None, True, [], [{"_target_": "os.getcwd"}], {}])
+def test_what_is_no_mapping_names_nothing_to_call(value):
+    with pytest.raises(UserError, match="suite needs a `_target_`"):
+        build(command("suite", value), "suite")
+
+
 def test_suites_by_name_are_suites():
     node = {"mine": {"_target_": "align.generation.local.LocalSettings"}}
     from align.evaluation.suite import build_suites
