@@ -39,7 +39,7 @@ def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) ->
     seen: BaseException | None = error
     while seen is not None:  # libraries that call ours wrap what we raise
         if isinstance(seen, UserError):
-            return str(seen)
+            return re.sub(r"\s*[\r\n]+\s*", " ", str(seen)).strip()  # what it quotes may have lines
         seen = seen.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")

@@ -60,9 +60,17 @@ def keep(kind: str, seed: str, problem: str, folder: Path) -> None:
     if kind == "words":
         entry |= {"command": given[0], "words": given[1]}
     else:
-        entry |= {"name": given[0], "base64": base64.b64encode(given[1]).decode()}
+        entry |= {"name": given[0], **_written(given[1])}
     path = folder / f"{kind}-{seed.replace('/', '-')}.json"
     path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
+
+
+def _written(content: bytes) -> dict[str, str]:
+    """A file's content so that people can read it, where it is text."""
+    try:
+        return {"text": content.decode("ascii")}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode()}
 
 
 if __name__ == "__main__":

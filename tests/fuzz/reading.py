@@ -44,9 +44,9 @@ class Place:
         for each in (self.inputs, self.kept, self.out, self.work, self.unpacked, self.folder / "cache"):
             each.mkdir(parents=True, exist_ok=True)
 
-    def settle(self) -> None:
-        """Makes the kept files, and points the environment here; before torch and its like are imported."""
-        os.environ |= {
+    def environment(self) -> dict[str, str]:
+        """Variables that keep a process in here: set before it imports torch and its like."""
+        return {
             "HOME": str(self.folder / "cache"),
             "ALIGN_CACHE": str(self.folder / "cache" / "align"),
             "HF_HOME": str(self.folder / "cache" / "hf"),
@@ -55,13 +55,15 @@ class Place:
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
+
+    def furnish(self) -> None:
+        """Makes the files that no input may change: a model, rows."""
         from tests.rows import make_rows
         from tests.tiny import save_tiny
 
         if not (self.kept / "model").is_dir():
             save_tiny(self.kept / "model")
             make_rows(self.kept / "rows.jsonl")
-        os.chdir(self.work)
 
     @property
     def names(self) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
 import subprocess
 from collections import Counter
 from multiprocessing.connection import Connection
@@ -15,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tests.fuzz import reading
 
 STUCK = 3 * reading.SECONDS  # seconds without an answer: it hangs where no signal reaches it
+ROOT = Path(__file__).parents[2]
 COMMANDS = 60  # of so many inputs one also runs as a command of its own
 
 
@@ -75,7 +78,11 @@ class Worker:
 
 def _work(connection: Connection, folder: Path) -> None:
     place = reading.Place(folder)
-    place.settle()
+    os.environ |= place.environment()
+    for name in ("pypdf", "transformers", "datasets"):  # they tell what they mend
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    place.furnish()
+    os.chdir(place.work)
     while True:
         kind, seed, whole = connection.recv()
         given = reading.drawn(kind, seed)
@@ -96,8 +103,15 @@ def _run_command(kind: str, given: Any, place: reading.Place) -> None:
     ):
         return  # no system passes such a word on; these would train
     try:
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=STUCK, check=False, errors="replace"
+            command,
+            capture_output=True,
+            text=True,
+            timeout=STUCK,
+            check=False,
+            errors="replace",
+            env=os.environ | {"PYTHONPATH": path},
         )
     except (subprocess.TimeoutExpired, UnicodeEncodeError) as error:
         if isinstance(error, UnicodeEncodeError):  # nor such a one

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from random import Random
+from typing import Any
+
+from omegaconf import OmegaConf
 
 BASES: dict[str, tuple[str, ...]] = {
     "train": ("data.path=ROWS", "model.path=MODEL"),
@@ -143,13 +146,86 @@ VALUES = (
 )
 
 
-@cache
-def leaves(command: str) -> tuple[str, ...]:
-    """Every dotted key of a command."""
-    from align.runs.composition import known_keys
+# What a grammar takes and a command has to look at: by the kind of value that stands there.
+EDGES: dict[type, tuple[str, ...]] = {
+    int: (
+        "0",
+        "-1",
+        "1",
+        "2",
+        "3",
+        "7",
+        "9223372036854775807",
+        "9223372036854775808",
+        "-9223372036854775809",
+        "1.5",
+    ),
+    float: ("0", "0.0", "-1", "-1.5", "1", "2.5", "1e400", "-1e400", "nan", "1e-320", "99999999999999999999"),
+    bool: ("true", "false", "null", "1", "yes", "maybe"),
+    str: (
+        "''",
+        "abc",
+        "auto",
+        "none",
+        "' '",
+        "'\ud800'",
+        "'a\nb'",
+        "null",
+        "7",
+        "true",
+        "FOLDER",
+        "ROWS",
+        "'[/b]'",
+    ),
+    list: (
+        "[]",
+        "[1]",
+        "[-1]",
+        "[a]",
+        "[null]",
+        "[[]]",
+        "[{}]",
+        "[1,a]",
+        "[1e400]",
+        "[true]",
+        "[FOLDER]",
+        "[ROWS]",
+    ),
+    dict: ("{}", "{a: 1}", "{_target_: os.getcwd}", "null", "[]"),
+    type(None): (
+        "0",
+        "1",
+        "-1",
+        "0.5",
+        "1e400",
+        "abc",
+        "''",
+        "true",
+        "[]",
+        "[1]",
+        "{}",
+        "FOLDER",
+        "ROWS",
+        "auto",
+    ),
+}
 
+
+@cache
+def defaults(command: str) -> dict[str, Any]:
+    """Every dotted key of a command with its value."""
+    from align.runs.composition import compose_command, known_keys
+
+    config = compose_command(command, BASES[command])
     keys = [key for key in known_keys(command, BASES[command]) if not key.startswith("hydra")]
-    return tuple(keys)
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return {key: _inside(plain, key.split(".")) for key in keys}
+
+
+def _inside(value: Any, path: list[str]) -> Any:
+    for name in path:
+        value = value[name]
+    return value
 
 
 def groups(command: str) -> tuple[str, ...]:
@@ -164,13 +240,19 @@ def command_line(random: Random) -> tuple[str, list[str]]:
     """A command and its words, one to three of them odd."""
     command = random.choice(OFTEN) if random.random() < 0.8 else random.choice(list(BASES))
     words = list(BASES[command])
-    for _ in range(random.randint(1, 3)):
-        words.append(_odd_word(random, command))
+    for _ in range(random.choice((1, 1, 1, 2, 3))):
+        words.append(_edge(random, command) if random.random() < 0.6 else _odd_word(random, command))
     return command, words
 
 
+def _edge(random: Random, command: str) -> str:
+    """A key with a value of about its own kind, at the edge of what can be meant."""
+    key, value = random.choice(list(defaults(command).items()))
+    return f"++{key}={random.choice(EDGES[type(value)])}"
+
+
 def _odd_word(random: Random, command: str) -> str:
-    key = random.choice(leaves(command))
+    key = random.choice(list(defaults(command)))
     value = random.choice(VALUES)
     kind = random.randrange(12)
     if kind == 0:
