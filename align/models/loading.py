@@ -112,12 +112,16 @@ def load_causal_lm(
     return model
 
 
+def bfloat16_here() -> bool:
+    """Whether this machine has a GPU that computes in bfloat16."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """`model.dtype` as a torch dtype."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if bf16 else torch.float32
+        return torch.bfloat16 if bfloat16_here() else torch.float32
     if name not in dtypes:
         raise UserError(f"model.dtype={name} is not known: use auto, {' or '.join(dtypes)}.")
     return dtypes[name]

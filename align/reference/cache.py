@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.longseq.logps import sum_dtype
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.models.identity import Identity
 from align.reference.key import row_keys
@@ -229,7 +230,7 @@ class Cached:
         chosen = [i for i, wanted in enumerate(run) if wanted]
         rows = tuple(batch.rows[i] for i in chosen)
         logps = self.live(policy, SharedPrefixBatch(rows))
-        table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1).to(self.identity.dtype)
+        table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1)
         counts = [len(packed.answers) for row in rows for packed in row.layout.prompts]
         flat = [key for i in chosen for key in keys[i]]
         new = {
@@ -254,7 +255,7 @@ class Cached:
         slots = row.lengths.shape[1]
         entries = [self.store.get(key) or () for key in keys]
         padded = [(*entry, *[0.0] * (slots - len(entry))) for entry in entries]
-        return torch.tensor(padded, dtype=self.identity.dtype, device=row.input_ids.device)
+        return torch.tensor(padded, dtype=sum_dtype(row.input_ids.device), device=row.input_ids.device)
 
 
 def _agree(missing: list[bool], device: torch.device) -> list[bool]:

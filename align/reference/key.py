@@ -1,6 +1,6 @@
 """What a reference log-prob depends on, as keys: the model that gives it and the row that it reads.
 
-identity = Identity.of(settings, autocast=None, cache=folder)   # hashes weights once, then remembers
+identity = Identity.of(settings, precision=Precision(), cache=folder)   # hashes weights once, then remembers
 keys = row_keys(batch.rows[0], identity)                        # one key a prompt, whatever it is packed with
 
 In a key: the bytes of the weights, the configuration (RoPE included), dtypes, attention, quantisation; token

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from transformers import TrainingArguments
 
 from align.core.errors import UserError
 from align.longseq.flash import check_flash
-from align.longseq.probe import check_attention_reached
+from align.longseq.probe import check_computed
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config
 from align.models.loading import causal_lm_class, load_config, resolve_dtype
+from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
@@ -35,7 +36,8 @@ def check(config: DictConfig) -> Run:
     """Every setting as its type, contradictions refused; reads no data and no weights."""
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
-    arguments = training_arguments(config)
+    arguments = training_arguments(config, settings.model)
+    settings = replace(settings, model=training_dtype(settings.model))
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
@@ -57,7 +59,7 @@ def check_architecture(model: ModelSettings) -> None:
     check_config(config)
     kind = causal_lm_class(model, config)
     if kind is not None:
-        check_attention_reached(kind, config)
+        check_computed(kind, config)
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
@@ -71,9 +73,16 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
         check_folder(Path(reference.cache))
 
 
-def training_arguments(config: DictConfig) -> TrainingArguments:
-    """The group `trainer`, whose keys `read_settings` has checked, with what this toolkit sets itself."""
+def training_arguments(config: DictConfig, model: ModelSettings) -> TrainingArguments:
+    """The group `trainer`, whose keys `read_settings` has checked, with what this toolkit sets itself.
+
+    Args:
+        config: the whole configuration.
+        model: group `model`; where `dtype=auto` trains float32 weights on a GPU, products are bfloat16.
+    """
     values: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    if values.get("bf16") is None:
+        values["bf16"] = autocasts(model) and not values.get("fp16")
     if not torch.accelerator.is_available():
         # Untold, accelerate would make every process of a launch on CPU believe that it is alone.
         values["use_cpu"] = True

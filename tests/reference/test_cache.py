@@ -21,6 +21,7 @@ from align.core.errors import UserError
 from align.data.examples import Answer
 from align.longseq import pack, pair_logps
 from align.models.identity import Identity, file_hash, weights_fingerprint
+from align.models.precision import Precision
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference.cache import IDLE_AT_ONCE, QUIET, Cached, LogpStore, check_folder
 from align.reference.key import row_keys
@@ -112,7 +113,9 @@ def folder(tmp_path) -> Path:
 
 
 def digest(folder: Path, cache: Path, *, autocast=None, **settings) -> str:
-    return Identity.of(ModelSettings(path=str(folder), **settings), autocast=autocast, cache=cache).digest
+    return Identity.of(
+        ModelSettings(path=str(folder), **settings), precision=Precision(autocast=autocast), cache=cache
+    ).digest
 
 
 def test_identity_is_the_function_and_not_where_it_lies(folder, tmp_path):
@@ -344,17 +347,16 @@ def assert_same(one, two, tolerance: float = 0.0) -> None:
 def test_cached_values_are_the_live_ones(tmp_path, dtype):
     """Bit for bit with the same packing, also for prompts with fewer answers; 1e-6 in any other packing."""
     model = forwardable().to(dtype)
-    identity = replace(SOMEBODY, dtype=torch.promote_types(dtype, torch.float32))
     examples = some_examples(6)
     batch = pack(examples, tokens_per_row=50)
     live = Frozen(lambda: model, pair_logps)(model, batch)
-    assert_same(cached(tmp_path, model, identity)(model, batch), live)
-    assert_same(cached(tmp_path, identity=identity)(model, batch), live)
+    assert_same(cached(tmp_path, model)(model, batch), live)
+    assert_same(cached(tmp_path)(model, batch), live)
     if dtype is torch.bfloat16:
         return  # its rounding depends on the packing, live or cached
     for tokens_per_row in (None, 1):
         other = pack(examples, tokens_per_row=tokens_per_row)
-        again = cached(tmp_path, identity=identity)(model, other)
+        again = cached(tmp_path)(model, other)
         assert_same(again, Frozen(lambda: model, pair_logps)(model, other), tolerance=1e-6)
 
 
