@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.longseq import ATTENTION, Layout, PackedPrompt, pack, pair_logps
 from align.longseq.attention import attend, attend_plain, prepare
-from align.longseq.kernels import kernel_named, sdpa_kernel
+from align.longseq.kernels import cuda_kernel, kernel_named, sdpa_kernel
 from align.longseq.merge import _run
 from align.longseq.parts import Own, Part, flatten, parts_of, unflatten
 from align.longseq.sharding import balanced_shards, count_tokens, token_index
@@ -199,6 +199,25 @@ def test_which_kernel():
     assert sdpa_kernel(narrow, narrow) == "cpu"
     assert sdpa_kernel(narrow, wide) is None
     assert sdpa_kernel(narrow.to("meta"), narrow.to("meta")) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "capability", "kernel"),
+    [
+        (torch.bfloat16, 256, (8, 0), "cuda_flash"),
+        (torch.float16, 60, (9, 0), "cuda_flash"),
+        (torch.float32, 64, (7, 5), "cuda_efficient"),
+        (torch.float32, 512, (8, 0), "cuda_efficient"),
+        (torch.bfloat16, 512, (9, 0), None),  # Gemma-4's global heads
+        (torch.float16, 64, (7, 5), None),  # T4
+        (torch.float16, 64, (7, 0), None),  # V100
+        (torch.float64, 64, (9, 0), None),
+        (torch.float32, 62, (9, 0), None),
+    ],
+)
+def test_where_torchs_cuda_kernels_would_fail_the_plain_path_is_taken(dtype, width, capability, kernel):
+    """What each takes, by the checks in torch's `sdp_utils.cpp`."""
+    assert cuda_kernel(dtype, width, capability) == kernel
 
 
 def test_autocast_lowers_the_precision_as_for_torchs_own_function():
