@@ -120,7 +120,7 @@ class CudaFlashKernel:
 
 
 class CudaEfficientKernel:
-    """torch's memory-efficient attention for CUDA: fp32, widths that 4 divides, grouped heads expanded a call at a time."""
+    """torch's memory-efficient attention for CUDA: fp32, widths that 4 divides; grouped heads are expanded."""
 
     varlen = False
     _ALIGNED = 32  # its log-sum-exp is padded to a multiple of this
