@@ -54,7 +54,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     from align.models.loading import load_tokenizer
     from align.planning.fit import fit_memory
     from align.runs import checkpoints, continuation
-    from align.runs.folder import claim_output
+    from align.runs.folder import claim_output, note_local_paths
     from align.runs.preemption import Preemption
     from align.training import fill, finish, setup
 
@@ -70,7 +70,8 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
     claim_output(run.output, config, ignore=continuation.FREE_KEYS)
-    checkpoint = checkpoints.find_resume(run.output, run.resume)
+    note_local_paths(run.output, config)
+    checkpoint = checkpoints.agree_resume(run.output, run.resume)
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     if checkpoint is not None:
         continuation.check_continuation(checkpoint, shape)

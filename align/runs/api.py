@@ -20,7 +20,7 @@ from align.core.files import cache_folder, writing_atomically
 from align.runs.composition import compose_command
 from align.runs.console import quiet_call
 from align.runs.recipes import check_recipe
-from align.runs.sentences import sentence
+from align.runs.sentences import early_sentence, sentence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -109,7 +109,7 @@ def compose(
     try:
         config = compose_command(command, words, config_dir=config_dir)
     except Exception as error:
-        told = sentence(error, command=command, overrides=words)
+        told = sentence(error, command=command, overrides=words) or early_sentence(error, overrides=words)
         if told is None:
             raise
         raise UserError(told) from error

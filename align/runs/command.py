@@ -155,7 +155,7 @@ def _end(command: str, error: Exception, *, early: bool = False) -> NoReturn:
         raise error
     _tell_launcher(error)
     fault = None if early else machine_fault(error)
-    said = early_sentence(error) if early else fault
+    said = early_sentence(error, overrides=sys.argv[1:]) if early else fault
     said = said or sentence(error, command=command, overrides=sys.argv[1:])
     if said is None:
         _show_defect(command, error)

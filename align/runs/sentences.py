@@ -10,13 +10,15 @@ import errno
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from align.core.config import suggestion
 from align.core.errors import UserError, shortage
-from align.runs.composition import known_keys
+from align.runs.composition import known_keys, quoted
 
 # Groups that take keywords beside those that are listed.
 _OPEN = ("trainer.", "method.loss.")
+_KEY = re.compile(r"[+~]*[A-Za-z_][\w./@-]*")
 # Numbers of the system's errors about a place that the user has named, or a machine that the user has.
 _PLACES = {
     errno.EACCES: "you may not write there",
@@ -43,13 +45,13 @@ def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) ->
         command: `train`, `evaluate`, …
         overrides: what it was given.
     """
-    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
     seen: BaseException | None = error
     while seen is not None:  # libraries that call ours wrap what we raise
         if isinstance(seen, UserError):
-            return str(seen)
+            return re.sub(r"\s*[\r\n]+\s*", " ", str(seen)).strip()  # what it quotes may have lines
         seen = seen.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -59,24 +61,14 @@ def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) ->
     fault = machine_fault(error)
     if fault is not None:
         return fault
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+    ours = isinstance(error, HydraException | OmegaConfBaseException)
+    word = misread_word(error, overrides) if ours else None
+    if word is not None:
+        return word
     override = re.match(r"Could not override '([^']+)'", str(error))
     if override:
         return _unknown_key(override[1], command, overrides)
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _one_line(error)
-    return None
-
-
-def early_sentence(error: BaseException) -> str | None:
-    """The same for what ends a command before its own work begins: an output folder, a word that Hydra misreads."""
-    if isinstance(error, OSError) and error.filename is not None:
-        reason = _PLACES.get(error.errno or 0, error.strerror)
-        return f"output: {error.filename} cannot be made ({reason}): name another folder, output=…."
-    if isinstance(error, ValueError):
-        return _one_line(error)
-    return None
+    return _one_line(error) if ours else None
 
 
 def machine_fault(error: BaseException) -> str | None:
@@ -94,23 +86,87 @@ def machine_fault(error: BaseException) -> str | None:
     return None
 
 
-def _unreadable(override: str) -> str:
-    """How to write a word that Hydra's grammar takes for something else."""
-    key, equals, value = override.partition("=")
-    if not equals:
-        return f"'{override}' is no setting: write key=value."
-    if value[:1] in "[{" and value[-1:] in "]}":
-        shown = shlex.quote(f"{key}=['first text', 'second text']")
-        return f"{key}=… is no list or mapping that can be read: put each text inside into quotes, as in {shown}."
-    mark = "'" if '"' in value else '"'
-    # A backslash counts as itself unless it stands before a quotation mark or at the end.
-    escaped = re.sub(rf"(\\*){mark}", rf"\1\1\\{mark}", value)
-    escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
-    shown = shlex.quote(f"{key}={mark}{escaped}{mark}")
+def misread_word(error: BaseException, overrides: Sequence[str]) -> str | None:
+    """What is wrong with the first word that Hydra's grammar, or a group, cannot take; None where none is.
+
+    Args:
+        error: what the composition ended with.
+        overrides: all words, flags of the command line included.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for word in overrides:
+        try:
+            parsed = parser.parse_override(word)
+        except (HydraException, RecursionError):
+            if "=" in word or f"'{word}'" in str(error):
+                return _unreadable(word)
+            continue  # a flag, or the value of one
+        if parsed.is_sweep_override() and "Ambiguous" in str(error):
+            return _several(word)
+        if not parsed.key_or_group:
+            return _unreadable(word)
+        choices = _choices(parsed.key_or_group)
+        value = None if parsed.is_delete() or parsed.is_sweep_override() else parsed.value()
+        texts = value if isinstance(value, list) else [value]
+        if choices and not all(text is None or isinstance(text, str) for text in texts):
+            return f"{_short(word)} is not known: the group {parsed.key_or_group} takes {', '.join(choices)}."
+    return None
+
+
+def _unreadable(word: str) -> str:
+    """A word that is not of Hydra's grammar, and how the same value is written in it."""
+    key, equals, value = word.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        return f"{_short(word)} is no setting: write KEY=VALUE, as data.path=rows.jsonl."
+    inside = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
     return (
-        f"{key}=… cannot be read, since its value has a character that is syntax here: put it in quotes, and those in "
-        f"the shell's, {shown}."
+        f"{_short(word)} cannot be read, since its value has characters that mean something to Hydra: give the value "
+        f"quotes of its own, and the shell others around the word: {_quoted(key, inside)}."
     )
+
+
+def _several(word: str) -> str:
+    key, _, value = word.partition("=")
+    return (
+        f"{_short(word)} has several values: write {_short(f'{key}=[{value}]')} for a list, {_quoted(key, value)} for "
+        "one text, or add -m to run each."
+    )
+
+
+def _quoted(key: str, value: str) -> str:
+    """A word as a shell passes it on to Hydra, which then takes the value as it is."""
+    word = f"{key}={quoted(value)}"
+    return _short(shlex.quote(word) if re.search(r'["$`!\\]', word) else f'"{word}"')
+
+
+def _short(word: str) -> str:
+    """A word to show: one line, and not thousands of characters."""
+    line = " ".join(word.split())
+    return line if len(line) <= 200 else f"{line[:120]} … {line[-20:]}"
+
+
+def _choices(group: str) -> list[str]:
+    """The files of a configuration group; empty for what is none."""
+    import hydra_conf
+
+    folder = Path(str(hydra_conf.__file__)).parent / group
+    inside = (
+        group and "\0" not in group and len(group) < 200 and ".." not in group and not group.startswith("/")
+    )
+    return sorted(path.stem for path in folder.glob("*.yaml")) if inside and folder.is_dir() else []
+
+
+def early_sentence(error: BaseException, *, overrides: Sequence[str]) -> str | None:
+    """The same for what ends a command before its own work begins: an output folder, a word that Hydra misreads."""
+    if isinstance(error, OSError) and error.filename is not None:
+        reason = _PLACES.get(error.errno or 0, error.strerror)
+        return f"output: {error.filename} cannot be made ({reason}): name another folder, output=…."
+    if isinstance(error, ValueError | TypeError):
+        return misread_word(error, overrides) or (_one_line(error) if isinstance(error, ValueError) else None)
+    return None
 
 
 def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from align.longseq.logps import sum_dtype
 from align.training.metric_names import METRICS
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
         output: the loss function's.
 
     Returns:
-        `[B, len(METRICS)]`, fp64, detached.
+        `[B, len(METRICS)]`, `sum_dtype` of the device (fp64, where there is one), detached.
     """
     present = logps.rejected_length > 0
     margins = output.chosen_reward[:, None] - output.rejected_reward
@@ -37,7 +38,7 @@ def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
         logps.chosen,
         _mean_present(logps.rejected, present),
     ]
-    return torch.stack([column.detach().double() for column in columns], dim=1)
+    return torch.stack([column.detach().to(sum_dtype(column.device)) for column in columns], dim=1)
 
 
 class MeanMeter:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from align.core.errors import AlignWarning, UserError
 from align.longseq.flash import check_flash
@@ -51,8 +51,18 @@ def check(config: DictConfig) -> Run:
 def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
     """Refuses `model.attention` where its kernels cannot run."""
     if model.attention in FLASH_MODULES:
-        lowered = arguments.bf16 or arguments.fp16
-        check_flash(model.attention, dtype=torch.bfloat16 if lowered else resolve_dtype(model.dtype))
+        weights = resolve_dtype(model.dtype)
+        lowered = torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else weights
+        check_flash(model.attention, dtype=lowered, weights=weights, width=head_width(load_config(model)))
+
+
+def head_width(config: PreTrainedConfig) -> int | None:
+    """Numbers of a key in the widest of a model's heads; None where its configuration does not say."""
+    text = config.get_text_config()
+    named = [getattr(text, name, None) for name in ("head_dim", "global_head_dim")]
+    if named[0] is None and getattr(text, "num_attention_heads", None):
+        named.append(text.hidden_size // text.num_attention_heads)
+    return max((width for width in named if isinstance(width, int)), default=None)
 
 
 def check_architecture(model: ModelSettings) -> None:

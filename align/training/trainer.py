@@ -293,7 +293,5 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def sum_over_groups(self, counts: Sequence[int]) -> list[float]:
         """Each count summed over the data-parallel groups; the ranks of a group hold the same."""
-        sums = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, reduction="sum") / self.degree
-        return sums.tolist()
+        sums = self._sum_over_processes(torch.tensor(counts, device=self.args.device))
+        return [total / self.degree for total in sums.tolist()]
