@@ -12,7 +12,7 @@ from align.distributed.names import SHARDED
 from align.planning.activations import Activations, activations
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Strategy
-from align.planning.states import States, gathered, reference_shares, states
+from align.planning.states import States, gathered, reference_shares, reference_weight, states
 
 BROADCAST = 250 << 20  # bytes of a message of DDP's start
 
@@ -140,4 +140,4 @@ def _moments(
 def _gathered(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> float:
     """Bytes of a split reference that are whole during its forward."""
     shares = reference_shares(job, strategy.wrapper, machine.count, local=machine.per_node)
-    return 0.0 if shares == 1 else gathered(model) * float(job.precision.weights)
+    return 0.0 if shares == 1 else gathered(model) * reference_weight(job.precision, strategy.wrapper)

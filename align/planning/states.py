@@ -19,7 +19,8 @@ and whatever the weights' type, in fp32 a second one beside equal weights; it is
 (`tests/planning/test_deepspeed.py` holds all this against DeepSpeed's own tensors). Under autocast without
 DeepSpeed torch keeps a bf16 copy of every weight that trains until the forward pass ends (2·G), counted as
 transient.
-A frozen reference is P·w, and P·w/N where it is split (`reference.sharding`).
+A frozen reference is P·w, and P·w/N where it is split (`reference.sharding`). It is in the types that the policy
+computes in: with `trainer.bf16` its w is 2 under DeepSpeed and FSDP2.
 QLoRA packs linear layers at 4.127 bits a weight (arXiv:2305.14314, section 3, double quantisation). LoRA's own weights
 are fp32 (PEFT's `autocast_adapter_dtype`).
 """
@@ -92,7 +93,7 @@ def states(
     master = 4.0 if wrapper in DEEPSPEED else 0.0
     optimizer = model.trainable * (job.optimizer_slots * slot + master)
     shares = reference_shares(job, wrapper, processes, local=local)
-    reference = _reference(model, precision) / shares if job.reference == "frozen" else 0.0
+    reference = _reference(model, precision, wrapper) / shares if job.reference == "frozen" else 0.0
     bucket = min(model.trainable, BUCKET) * trained
     live = min(model.parameters, LIVE) * (2.0 if low else precision.weights)
     if wrapper in ("none", "ddp"):
@@ -142,11 +143,18 @@ def _weights(model: Architecture, precision: Precision, *, low: bool) -> float:
     return linear * NF4_BYTES + (base - linear) * each + adapters * 4
 
 
-def _reference(model: Architecture, precision: Precision) -> float:
-    """A frozen copy of the starting model: in the type that it is loaded in."""
+def reference_weight(precision: Precision, wrapper: str) -> float:
+    """Bytes of a weight of a frozen reference: as the policy's, once the wrapper has cast them."""
+    cast = precision.autocast and wrapper not in ("none", "ddp")
+    return 2.0 if cast else float(precision.weights)
+
+
+def _reference(model: Architecture, precision: Precision, wrapper: str) -> float:
+    """A frozen copy of the starting model."""
+    each = reference_weight(precision, wrapper)
     adapters = model.trainable if model.lora else 0
     base = model.parameters - adapters
     if precision.quantised:
         linear = model.linear_parameters - adapters
-        return linear * NF4_BYTES + (base - linear) * precision.weights
-    return base * float(precision.weights)
+        return linear * NF4_BYTES + (base - linear) * each
+    return base * each

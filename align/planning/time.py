@@ -38,7 +38,13 @@ from align.longseq.ulysses import share_heads
 from align.planning.activations import own_tokens
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Machine, Rows, Strategy
-from align.planning.states import gradient_bytes, reference_shares, states, weight_bytes
+from align.planning.states import (
+    gradient_bytes,
+    reference_shares,
+    reference_weight,
+    states,
+    weight_bytes,
+)
 
 HOST_TRAFFIC = (
     100e9  # bytes/s of a node's memory that DeepSpeed's CPU Adam reaches (an estimate; not measured here)
@@ -93,7 +99,7 @@ def step_time(model: Architecture, job: Job, strategy: Strategy, machine: Machin
     wrapped = wrapper_bytes(model, job, strategy.wrapper, machine.count)
     network = machine.intra_bandwidth if machine.nodes == 1 else machine.inter_bandwidth
     shares = reference_shares(job, strategy.wrapper, machine.count, local=machine.per_node)
-    read = _reference_bytes(model, job, rows, shares)
+    read = _reference_bytes(model, job, rows, shares, strategy.wrapper)
     among = machine.intra_bandwidth if shares <= machine.per_node else machine.inter_bandwidth
     return Time(
         compute=compute,
@@ -222,9 +228,9 @@ def wrapper_bytes(model: Architecture, job: Job, wrapper: str, processes: int) -
     return (2 * gradients + (updated if wrapper == "zero1" else 0.0)) * sent_share
 
 
-def _reference_bytes(model: Architecture, job: Job, rows: Rows, shares: int) -> float:
+def _reference_bytes(model: Architecture, job: Job, rows: Rows, shares: int, wrapper: str) -> float:
     """Bytes that a GPU receives in one optimizer step for the weights of a reference split into `shares`."""
-    whole = model.parameters * job.precision.weights * (shares - 1) / shares
+    whole = model.parameters * reference_weight(job.precision, wrapper) * (shares - 1) / shares
     return job.accumulation * len(_reference_rows(job, rows)) * whole
 
 

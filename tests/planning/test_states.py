@@ -10,6 +10,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from align.core.errors import UserError
+from align.distributed.names import WRAPPERS
 from align.longseq.settings import MemorySettings
 from align.models.settings import ModelSettings
 from align.planning import fit
@@ -42,6 +43,14 @@ def test_deepspeed_s_states_and_traffic():
         assert found.gradients == gradient * each / 8
     assert wrapper_bytes(sizes, mixed, "zero1", 16) == pytest.approx((2 + 1) * 2 * each * 15 / 16)
     assert wrapper_bytes(sizes, mixed, "zero2", 16) == pytest.approx((2 * 64 + 1) * 2 * each * 15 / 16)
+
+
+def test_the_reference_is_in_the_policy_s_types():
+    """With `trainer.bf16` DeepSpeed and FSDP2 cast the policy's weights, and so the reference's; DDP does not."""
+    sizes = llama()
+    job = Job(Rows(9, (9,)), Precision(4, autocast=True), reference="frozen", reference_sharding="none")
+    each = {wrapper: states(sizes, job, wrapper, 8).reference / 8_030_261_248 for wrapper in WRAPPERS}
+    assert each == {wrapper: 4 if wrapper in ("none", "ddp") else 2 for wrapper in WRAPPERS}
 
 
 def test_reducing_in_every_micro_batch_costs():
