@@ -104,7 +104,7 @@ REFUSED: list[tuple[list[str], str]] = [
         "+trainer.bf16_full_eval=VALUE gives a keyword that is not listed",
     ),
     ([*TRAIN, "output=notes.txt"], "output: notes.txt cannot be made (a file of that name is in the way)"),
-    ([*TRAIN, "=3"], "Config group override must be"),
+    ([*TRAIN, "=3"], "=3 is no setting: write KEY=VALUE"),
     (["rounds", "lengths=long"], "lengths: this key takes a list"),
     (["evaluate", "data.path=rows.jsonl"], "Retrieval measures no rows of data.path"),
     (["evaluate", "suite=preference", "data.path=rows.jsonl"], "name it, reference.model="),
