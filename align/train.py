@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from align.core.errors import UserError
 from align.data.sources import check_row_paths
 from align.evaluation.suite import Suite, build_suites
 from align.runs import exit_codes, jobs
@@ -65,10 +64,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     )
     data = setup.read_data(run, tokenizer)
     setup.check_same_data(data, run)
-    if suites and data.eval is None:
-        raise UserError(
-            "suites run when held-out rows are evaluated, and there are none: set data.eval_size or data.eval_path."
-        )
+    setup.check_held_out(data, run, suites=bool(suites))
     if run.reference.fill_only:
         fill.fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
         return finish.TrainResult(run.output)

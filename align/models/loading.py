@@ -59,6 +59,8 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
             f"model.path={settings.path}: no model could be loaded ({loading_problem(error)})."
         ) from error
     override_rope(config, settings.rope)
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False  # for a loss that takes no part here: training/run.py says so
     return config
 
 

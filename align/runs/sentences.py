@@ -1,4 +1,8 @@
-"""One sentence for an error that the user can put right, whoever raised it."""
+"""One sentence for an error that the user can put right, whoever raised it: the one boundary of every command.
+
+A `UserError` says it itself. What libraries and the system raise is known here by its kind: words that Hydra cannot
+read, places that may not be written, packages that are not there, memory that ran out. All else is a defect of ours.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from align.runs.composition import known_keys, quoted
 # Groups that take keywords beside those that are listed.
 _OPEN = ("trainer.", "method.loss.")
 _KEY = re.compile(r"[+~]*[A-Za-z_][\w./@-]*")
+# Numbers of the system's errors about a place that the user has named, or a machine that the user has.
 _PLACES = {
     errno.EACCES: "you may not write there",
     errno.EPERM: "you may not write there",
@@ -22,7 +27,14 @@ _PLACES = {
     errno.EEXIST: "a file of that name is in the way",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EISDIR: "a folder of that name is in the way",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.ELOOP: "its links lead in a circle",
+    errno.EIO: "the disk could not be read or written",
+    errno.ESTALE: "the network's disk has gone away",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine",
 }
+_OURS = ("align", "losses", "hydra_conf")
 
 
 def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) -> str | None:
@@ -46,6 +58,9 @@ def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) ->
         return f"{group}={name} is not known: use {', '.join(error.options)}."
     if isinstance(error, OSError) and shortage(error) is not None:
         return f"{error.filename or 'a file'} could not be written: {shortage(error)}; make room and run it again."
+    fault = machine_fault(error)
+    if fault is not None:
+        return fault
     ours = isinstance(error, HydraException | OmegaConfBaseException)
     word = misread_word(error, overrides) if ours else None
     if word is not None:
@@ -54,6 +69,21 @@ def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) ->
     if override:
         return _unknown_key(override[1], command, overrides)
     return _one_line(error) if ours else None
+
+
+def machine_fault(error: BaseException) -> str | None:
+    """The sentence where the machine refused, and not a setting: a place, a package, memory; None for anything else."""
+    if isinstance(error, OSError) and error.errno in _PLACES and error.filename is not None:
+        return f"{error.filename}: {_PLACES[error.errno]}; name another place, or make this one usable."
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] not in _OURS:
+        package = error.name.split(".")[0]
+        return f"the package {package} is not installed, which these settings need: `pip install {package}`."
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, known without importing it
+        return (
+            f"the device's memory ran out ({_one_line(error).split('. ')[0]}): set memory=auto, lower data.max_length, "
+            "or see `align plan` for what fits."
+        )
+    return None
 
 
 def misread_word(error: BaseException, overrides: Sequence[str]) -> str | None:

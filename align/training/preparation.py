@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +96,22 @@ def prepare(
         chunk = logits_chunk or memory.logits_chunk
         reference = make_reference(method.needs, policy, arguments, parallel=parallel, logits_chunk=chunk)
     return Prepared(policy, method, tokenizer, train, held_out, collator, reference)
+
+
+# A command's keys → what a notebook's caller has written in their place.
+_ARGUMENTS = {"data.max_length": "max_length", "model.path": "model", "trainer.": "args."}
+
+
+@contextmanager
+def keys_as_arguments() -> Iterator[None]:
+    """Within it a refusal names the trainer's arguments and not a command's keys."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        for key, argument in _ARGUMENTS.items():
+            said = said.replace(key, argument)
+        raise UserError(said) from error
 
 
 def read_config(model: nn.Module | str) -> PreTrainedConfig:

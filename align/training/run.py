@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedConfig, TrainingArguments
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.longseq.flash import check_flash
 from align.longseq.probe import check_computed
 from align.longseq.settings import FLASH_MODULES
@@ -18,6 +19,7 @@ from align.longseq.support import check_config
 from align.models.loading import causal_lm_class, load_config, resolve_dtype
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
+from align.models.structure import experts
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
@@ -67,6 +69,13 @@ def check_architecture(model: ModelSettings) -> None:
     """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
     config = load_config(model)
     check_config(config)
+    if experts(config) > 1:
+        warnings.warn(
+            f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
+            "in preference training here.",
+            AlignWarning,
+            stacklevel=1,
+        )
     kind = causal_lm_class(model, config)
     if kind is not None:
         check_computed(kind, config)

@@ -27,7 +27,7 @@ from align.training.log import TrainingLog
 from align.training.methods import Method
 from align.training.metric_names import METRICS
 from align.training.metrics import mean_metrics, prompt_metrics
-from align.training.preparation import prepare
+from align.training.preparation import keys_as_arguments, prepare
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import prompt_weights
 from losses.types import PairLogps
@@ -82,21 +82,21 @@ class PreferenceTrainer(SealedCheckpoints):
         **kwargs: Any,
     ) -> None:
         """See the class."""
-        parts = prepare(
-            model,
-            args,
-            method,
-            rows=(train_dataset, eval_dataset),
-            tokenizer=processing_class,
-            collator=data_collator,
-            reference=reference,
-            parallel=parallel,
-            memory=memory,
-            logits_chunk=logits_chunk,
-            max_length=max_length,
-        )
-        self.method = parts.method
-        self.reference = parts.reference
+        with keys_as_arguments():
+            parts = prepare(
+                model,
+                args,
+                method,
+                rows=(train_dataset, eval_dataset),
+                tokenizer=processing_class,
+                collator=data_collator,
+                reference=reference,
+                parallel=parallel,
+                memory=memory,
+                logits_chunk=logits_chunk,
+                max_length=max_length,
+            )
+        self.method, self.reference = parts.method, parts.reference
         self.parallel = parallel
         self.degree = 1 if parallel is None else parallel.degree
         self.logits_chunk = logits_chunk or memory.logits_chunk

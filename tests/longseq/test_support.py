@@ -232,3 +232,13 @@ def test_code_of_a_repository_is_found_before_its_weights_are_read(tmp_path):
     ):
         check_architecture(settings)
     check_architecture(ModelSettings(path=str(tmp_path)))  # the library's own class
+
+
+def test_a_mixture_of_experts_says_what_it_leaves_out(tmp_path):
+    """Its load-balancing loss, also where the checkpoint's configuration asks for the router's logits."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    CONFIG_MAPPING["mixtral"](**sizes, intermediate_size=32, output_router_logits=True).save_pretrained(
+        tmp_path
+    )
+    with pytest.warns(UserWarning, match="mixture of 8 experts: its load-balancing loss takes no part"):
+        check_architecture(ModelSettings(path=str(tmp_path)))
