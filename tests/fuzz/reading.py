@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.fuzz import files, words
 
-SECONDS = 20  # that one input may take; the slowest good ones take two
+SECONDS = 20  # of processor time that one input may take; the slowest good ones take two
 
 
 class TooLongError(BaseException):
@@ -191,7 +191,7 @@ def drawn(kind: str, seed: str) -> Any:
     return words.command_line(random) if kind == "words" else READERS[kind][0](random)
 
 
-def tried(kind: str, given: Any, place: Place) -> str | None:
+def tried(kind: str, given: Any, place: Place, *, seconds: float = SECONDS) -> str | None:
     """What an input ended in: a sentence, or None for a result.
 
     Raises:
@@ -201,14 +201,14 @@ def tried(kind: str, given: Any, place: Place) -> str | None:
     if kind == "words":
         command, line = given
         line = words.filled(line, place.names)
-        said = _ended(lambda: run_words(command, line), command, line)
+        said = _ended(lambda: run_words(command, line), command, line, seconds)
     else:
         _, read, command = READERS[kind]
         folder = place.inputs / "one"
         try:
             path = files.put(given, folder)
             laid = place.state()
-            said = _ended(lambda: read(path, place), command, [])
+            said = _ended(lambda: read(path, place), command, [], seconds)
             _compare(laid, place.state(), said)
         finally:
             shutil.rmtree(folder)
@@ -222,18 +222,18 @@ def _compare(before: dict[str, str], after: dict[str, str], said: str | None) ->
         raise FoundError(f"changed {', '.join(changed[:5])} (and said {said})")
 
 
-def _ended(work: Callable[[], None], command: str, line: list[str]) -> str | None:
+def _ended(work: Callable[[], None], command: str, line: list[str], seconds: float) -> str | None:
     from align.runs.sentences import sentence
 
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     try:
-        with _limited(), warnings.catch_warnings(), contextlib.redirect_stdout(stream):
+        with _limited(seconds), warnings.catch_warnings(), contextlib.redirect_stdout(stream):
             warnings.simplefilter("ignore")
             with contextlib.redirect_stderr(io.StringIO()):
                 work()
         return None
     except TooLongError:
-        raise FoundError(f"took more than {SECONDS} s") from None
+        raise FoundError(f"took more than {seconds:g} s") from None
     except SystemExit as end:
         raise FoundError(f"SystemExit({end.code})") from end
     except Exception as error:
@@ -255,17 +255,30 @@ def shown(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def _limited(seconds: float) -> Iterator[None]:
     def stop(*unused: Any) -> None:
         raise TooLongError
 
-    old = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    old = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
+
+
+def warm(place: Place) -> None:
+    """Does one good input of each kind, which imports what the others need."""
+    for kind, given in (
+        ("rows", ("rows.jsonl", (place.kept / "rows.jsonl").read_bytes())),
+        ("documents", ("notes.txt", b"w8 w9")),
+        ("questions", ("rows.jsonl", b'{"prompt": "w8", "answers": ["w9"]}')),
+        ("words", ("train", list(words.BASES["train"]))),
+    ):
+        said = tried(kind, given, place, seconds=600)
+        if said is not None:
+            raise RuntimeError(f"a good input of the kind {kind} was refused: {said}")
 
 
 def command_of(kind: str, given: Any, place: Place) -> list[str]:

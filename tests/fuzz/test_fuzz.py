@@ -67,14 +67,13 @@ def test_a_seed_draws_the_same_inputs_again():
 )
 def test_the_watch_sees_what_must_not_be(place, monkeypatch, harm, found):
     """Files that change, a traceback, text that no terminal takes, and what does not end."""
-    monkeypatch.setattr(reading, "SECONDS", 1)
     monkeypatch.setitem(
         reading.READERS, "rows", (reading.READERS["rows"][0], lambda path, at: harm(at), "inspect")
     )
     rows = (place.kept / "rows.jsonl").read_bytes()
     try:
         with pytest.raises(FoundError, match=found):
-            tried("rows", ("rows.jsonl", b"{}"), place)
+            tried("rows", ("rows.jsonl", b"{}"), place, seconds=1)
     finally:
         (place.kept / "rows.jsonl").write_bytes(rows)
         (place.work / "new").unlink(missing_ok=True)

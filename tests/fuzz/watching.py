@@ -16,7 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.fuzz import reading
 
-STUCK = 3 * reading.SECONDS  # seconds without an answer: it hangs where no signal reaches it
+STUCK = (
+    15 * reading.SECONDS
+)  # seconds without an answer: it waits for something, or hangs where no signal reaches it
+STARTS = 600  # seconds in which a new process has to have imported everything, however busy the machine is
 ROOT = Path(__file__).parents[2]
 COMMANDS = 60  # of so many inputs one also runs as a command of its own
 
@@ -34,11 +37,10 @@ def run(
         for number, job in enumerate(jobs):
             worker = worker or Worker(folder)
             end, text = worker.ask(job, whole=number % COMMANDS == 0)
-            if end == "found":
+            if end in ("found", "lost"):
                 found.append((job, text))
                 console.print(f"{job[0]} {job[1]}: {text}", highlight=False, markup=False)
             if end == "lost":
-                found.append((job, text))
                 worker = None
             ends[end] += 1
             progress.update(bar, advance=1, description=job[0])
@@ -56,6 +58,9 @@ class Worker:
         self._process = context.Process(target=_work, args=(theirs, folder), daemon=True)
         self._process.start()
         theirs.close()
+        if not self._connection.poll(STARTS):
+            raise RuntimeError(f"a process was not ready in {STARTS} s")
+        self._connection.recv()
 
     def ask(self, job: tuple[str, str], *, whole: bool) -> tuple[str, str]:
         """How an input ended: `sentence`, `result`, `found`, or `lost` with the process."""
@@ -83,6 +88,8 @@ def _work(connection: Connection, folder: Path) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     place.furnish()
     os.chdir(place.work)
+    reading.warm(place)
+    connection.send("ready")
     while True:
         kind, seed, whole = connection.recv()
         given = reading.drawn(kind, seed)
