@@ -32,6 +32,17 @@ class Removed:
     similarity: float
 
 
+def copies_by_kind(removed: Sequence[Removed] | None) -> dict[str, int]:
+    """How many documents were left out, by reason; nothing where they were not compared."""
+    if removed is None:
+        return {}
+    kinds = [item.kind for item in removed]
+    return {
+        "document equal to another": kinds.count("exact"),
+        "document nearly equal to another": kinds.count("near"),
+    }
+
+
 def check_duplicates(kind: str, threshold: float) -> None:
     """Raises UserError for values out of range."""
     if kind not in KINDS:

@@ -8,7 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from align.core.files import write_atomically
-from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer, digest_of
+from align.generation.generators import (
+    Completion,
+    Generator,
+    Request,
+    ScoredText,
+    TextScorer,
+    digest_of,
+    weights_of,
+)
 
 # Part of every key: raise it when a change of the code changes the answers.
 VERSION = 1
@@ -69,6 +77,11 @@ class CachedGenerator:
     def identity(self) -> str:
         """The inner generator's."""
         return self.inner.identity
+
+    @property
+    def weights(self) -> str | None:
+        """The inner generator's."""
+        return weights_of(self.inner)
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """The inner generator's."""

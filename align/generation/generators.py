@@ -178,6 +178,14 @@ class GeneratorSettings(Protocol):
         """The generator; the model itself may be loaded as late as the first call."""
 
 
+def weights_of(generator: Generator) -> str | None:
+    """What tells the weights and the tokenizer that answer, whatever folder they lie in; None where nobody knows.
+
+    It is the generator's `weights`, where it has them: a server keeps its own to itself.
+    """
+    return getattr(generator, "weights", None)
+
+
 def digest_of(content: Any) -> str:
     """SHA-256 of plain values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,8 +134,13 @@ class Judge:
         return run_dialogues(f"judge-{stage}", dialogues, judge, together=len(dialogues))
 
     def _generator(self, workspace: Workspace) -> Generator:
+        return self._own_generator or workspace.generator
+
+    @functools.cached_property
+    def _own_generator(self) -> Generator | None:
+        """Opened once, so that a model in this process is loaded once for all blocks; None without one."""
         if self.generator is None or self.model is None:
-            return workspace.generator
+            return None
         from align.models.loading import load_tokenizer
 
         return self.generator.open(ModelSettings(path=self.model), load_tokenizer(self.model))
