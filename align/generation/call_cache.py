@@ -15,11 +15,12 @@ from align.generation.generators import (
     ScoredText,
     TextScorer,
     digest_of,
+    stored_completion,
     weights_of,
 )
 
 # Part of every key: raise it when a change of the code changes the answers.
-VERSION = 1
+VERSION = 2
 
 
 class CallCache:
@@ -38,7 +39,7 @@ class CallCache:
         """The stored completion; None where there is none, or only a damaged file."""
         try:
             stored = json.loads(self._path(request).read_text(encoding="utf-8"))
-            completion = Completion(**stored["completion"])
+            completion = stored_completion(stored["completion"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None  # not known, or damaged by something else than us: the call is made again
         return completion if stored.get("key") == json.loads(json.dumps(self._key(request))) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from align.core.errors import UserError
-from align.generation.generators import Completion
+from align.generation.generators import Completion, stored_completion
 
 Value = TypeVar("Value")
 
@@ -110,7 +110,7 @@ class Ledger(LinesFile[Completion]):
 
     def value(self, fields: Mapping[str, Any]) -> Completion:
         """The completion of a line."""
-        return Completion(fields["text"], fields["tokens"], fields["finish"])
+        return stored_completion(fields)
 
 
 class LogProbLedger(LinesFile[list[float]]):

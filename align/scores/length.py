@@ -51,9 +51,9 @@ def stated_lengths(prompt: str) -> list[int]:
     """Every length in words that the prompt states, in order; both ends of a range; a part's length as it stands.
 
     Read are numbers before `word(s)` or 字, in the forms of `align.scores.numerals` (`1,000 words`, `a 500-word
-    essay`, `1.5k words`, `2,000+ words`, `fifteen hundred words`, `2000字`, `1万2千字`, `一千五百字`), and behind a label
-    (`word count: 800`, `字数：2000`). Other units (paragraphs, pages, minutes) are not lengths in words; neither are
-    numbers in words below twenty (`in two words`), and `几千字`, which state none.
+    essay`, `1.5k words`, `2,000+ words`, `fifteen hundred words`, `2000字`, `1万2千字`, `一千五百字`), and behind a
+    label (`word count: 800`, `字数：2000`). Other units (paragraphs, pages, minutes) are not lengths in words; neither
+    are numbers in words below twenty (`in two words`), and `几千字`, which state none.
     """
     return [length for stated in find_lengths(prompt) for length in stated.values]
 

@@ -105,6 +105,18 @@ def find_lengths(prompt: str) -> list[Stated]:
     return [found[start] for start in sorted(found)]
 
 
+_LEADING = re.compile(rf"(?:{_RANGE}|(?P<one>{_NUMBER}))", re.IGNORECASE)
+
+
+def leading_length(text: str) -> tuple[tuple[int, ...], int] | None:
+    """The number or range that a text begins with, and where it ends; its unit may be missing. None without one."""
+    match = _LEADING.match(text.translate(_PLAIN))
+    if match is None:
+        return None
+    values = _values(match["low"] or match["one"], match["high"])
+    return None if values is None else (values, match.end())
+
+
 def _several(match: re.Match[str], text: str) -> int:
     """Characters of a number of pieces before a length: 2 of `5 500-word essays`, 0 of `a 5 500-word essay`."""
     pieces = re.fullmatch(r"(\d{1,2} )(?!000)\d{3}", match["low"])

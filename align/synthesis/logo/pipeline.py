@@ -151,7 +151,8 @@ class LogoPipeline:
         questions = Questions()
         for item in asked:
             own = library.by_document[item.chunk.document]
-            questions.add(item, list(islice(texts, len(self.question_leads))), own, self.scorer)
+            said = list(islice(texts, len(self.question_leads)))
+            questions.add(item, said, own, self.scorer, leads=self.question_leads)
         return questions
 
     def _answer(
