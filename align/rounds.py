@@ -20,6 +20,7 @@ from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
+from align.runs.quoting import override
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -117,7 +118,7 @@ def rounds(config: DictConfig) -> Path:
         if not finished(step):
             run(step, console)
     last = Path(settings.output) / f"round-{len(settings.lengths)}" / "model"
-    Console().print(f"model {last}", soft_wrap=True, highlight=False)
+    Console().print(f"model {last}", soft_wrap=True, highlight=False, markup=False)
     return last
 
 
@@ -135,7 +136,9 @@ def plan(settings: RoundsSettings) -> list[Step]:
         given = settings.data.paths[number - 1] if number <= len(settings.data.paths) else None
         commands = {
             "train": _train(settings, number, length, model, given or str(folder / "data" / TRAINED), folder),
-            "model": _align("export", _set("path", folder / "train"), _set("output", folder / "model")),
+            "model": _align(
+                "export", override("path", folder / "train"), override("output", folder / "model")
+            ),
         }
         if given is None:
             commands = {"data": _synthesize(settings, number, length, model, folder), **commands}
@@ -204,10 +207,10 @@ def _synthesize(
         "synthesize",
         f"pipeline={settings.synthesize.pipeline}",
         f"pipeline.target_length={length}",
-        _set("model.path", model),
+        override("model.path", model),
         f"seed={settings.seed}",
         *_filled(more, number, length),
-        _set("output", folder / "data"),
+        override("output", folder / "data"),
     )
 
 
@@ -221,13 +224,13 @@ def _train(
     return _align(
         "train",
         f"method={settings.train.method}",
-        _set("model.path", model),
-        _set("data.path", data),
+        override("model.path", model),
+        override("data.path", data),
         f"data.max_length={length}",
-        *([] if reference is None else [_set("reference.model", reference)]),
+        *([] if reference is None else [override("reference.model", reference)]),
         f"seed={settings.seed}",
         *_filled(more, number, length),
-        _set("output", folder / "train"),
+        override("output", folder / "train"),
         launch=settings.train.launch,
     )
 
@@ -239,12 +242,6 @@ def _filled(overrides: Sequence[str], number: int, length: int) -> list[str]:
 def _align(command: str, *overrides: str, launch: Sequence[str] = ()) -> tuple[str, ...]:
     """`align COMMAND` by this Python, or by a launcher, which starts one of its own."""
     return (*(launch or (sys.executable,)), "-m", f"align.{command}", *overrides)
-
-
-def _set(key: str, value: str | Path) -> str:
-    """An override whose value Hydra takes as it is, whatever characters a path has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{text}'"
 
 
 make_callable(__name__)

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from align.core.errors import UserError
+from align.runs.quoting import override
 
 
 def compose_command(
@@ -66,5 +67,5 @@ def searched(config_dir: str | Path | None) -> list[str]:
     folder = Path(config_dir).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"config_dir={config_dir} is no folder.")
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"hydra.searchpath=['file://{quoted}']"]
+    quoted = override("", f"file://{folder}").removeprefix("=")
+    return [f"hydra.searchpath=[{quoted}]"]

@@ -107,12 +107,12 @@ def report(summary: Summary, console: Console, *, seconds: float) -> None:
     table.add_row("rows written", f"{summary.rows:,}", style="bold")
     table.add_row("seconds, this start", f"{seconds:.0f}")
     console.print(table)
-    console.print(f"rows      {summary.path}", soft_wrap=True, highlight=False)
+    method = f"method={summary.method} " if summary.method else ""
+    lines = [f"rows      {summary.path}"]
     if summary.rows:
-        console.print(f"look      align inspect data.path={summary.path}", soft_wrap=True, highlight=False)
-        method = f"method={summary.method} " if summary.method else ""
-        console.print(
-            f"train     align train {method}data.path={summary.path}", soft_wrap=True, highlight=False
-        )
+        lines.append(f"look      align inspect data.path={summary.path}")
+        lines.append(f"train     align train {method}data.path={summary.path}")
     else:
-        console.print("no row is left: try a larger model, or more questions.", highlight=False)
+        lines.append("no row is left: try a larger model, or more questions.")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
