@@ -204,28 +204,28 @@ class Pool(Generic[Job, Answer]):
             backoff = min(LONGEST_BACKOFF, self.pace.backoff * 2.0 ** max(0, attempt.failures - 1))
             jitter = self._random.uniform(0.5, 1.0)
             now = time.monotonic()
-            named = error.after if error.after is not None else backoff * jitter
             if error.everybody:
-                named = self._wait_together(attempt, error.after, now, jitter)
-            attempt.due = now + named
+                attempt.due = self._wait_together(attempt, error.after, now, jitter)
+            else:
+                attempt.due = now + (error.after if error.after is not None else backoff * jitter)
             heapq.heappush(self._ready, attempt)
             self._changed.notify()
 
     def _wait_together(self, attempt: _Attempt, after: float | None, now: float, jitter: float) -> float:
-        """Seconds until this call is due, while all wait; where the server names none, they double until one succeeds.
+        """When this call is due, while all wait; where the server names none, they double until one succeeds.
 
         Calls that were on their way when the others began to wait lengthen nothing: one refusal has met them all. While
         the server names no time, one call at a time finds out whether it takes calls again.
         """
         if after is not None:
             self._next_start = max(self._next_start, now + after)
-            return after
+            return now + after
         if attempt.started >= self._paused_at:
             self._paused_at = now
             self._pause = min(LONGEST_BACKOFF, self.pace.backoff * 2.0**self._pauses) * jitter
             self._pauses += 1
             self._next_start = max(self._next_start, now + self._pause)
-        return -now  # due at once, when all go on: then the first of the jobs is the one that finds out
+        return 0.0  # as all that have not started: so it is always the first of the jobs that finds out
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

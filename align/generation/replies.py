@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,11 +58,12 @@ def read_reply(body: Any) -> Reply:
     """
     if not isinstance(body, Mapping):
         raise RetryError("the answer is no JSON object")
-    if body.get("error"):
-        raise read_error(body["error"])
+    if body.get("error") or body.get("object") == "error":
+        raise read_error(body.get("error") or body)
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-        raise RetryError("the answer holds no choice")
+        said = body.get("message") or body.get("detail")
+        raise RetryError("the answer holds no choice" + (f": {said}" if said else ""))
     message = choices[0].get("message")
     if not isinstance(message, Mapping):
         raise RetryError("the answer holds no message")
@@ -75,7 +77,7 @@ def read_error(error: Any, status: int | None = None) -> ReplyError:
     kinds = [str(error[key]) for key in ("code", "type") if error.get(key) is not None]
     numbers = [int(kind) for kind in kinds if kind.isdecimal() and len(kind) == 3]
     known = [kind for kind in kinds if kind in OUT_OF_QUOTA]
-    reason = str(error.get("message") or " ".join(kinds) or "no reason")
+    reason = str(error.get("message") or error.get("detail") or json.dumps(error, default=str))
     return ReplyError(status or next(iter(numbers), None), reason, next(iter(known or kinds), ""))
 
 

@@ -45,6 +45,8 @@ def assistant(content):
 ODD = {
     "an error in a 200": json.dumps({"error": {"message": "overloaded", "code": 503}}).encode(),
     "an error as text": json.dumps({"error": "overloaded"}).encode(),
+    "an error without the key": json.dumps({"object": "error", "message": "overloaded"}).encode(),
+    "a detail alone": json.dumps({"detail": "warming up"}).encode(),
     "choices as a mapping": json.dumps({"choices": {"0": {"message": assistant("x")}}}).encode(),
     "no choices": json.dumps({"choices": None}).encode(),
     "a message as text": body("x"),
@@ -78,6 +80,17 @@ def test_an_error_in_a_200_keeps_its_words_and_is_not_asked_again_where_nothing_
     ):
         answers(generator(state), calls(1))
     assert len(state.calls) == 1
+
+
+def test_a_refusal_without_a_message_is_shown_as_it_is():
+    reply = Reply(
+        status=422, body=json.dumps({"detail": [{"loc": ["body", "seed"], "msg": "too large"}]}).encode()
+    )
+    with (
+        serve(lambda number, body: reply) as state,
+        pytest.raises(UserError, match=r"status 422.*too large.*seed_bits"),
+    ):
+        answers(generator(state), calls(1))
 
 
 def test_content_in_parts_is_their_text():

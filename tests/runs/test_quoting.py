@@ -43,7 +43,7 @@ def test_a_child_reads_what_its_job_had(tmp_path):
         "list": [r"\${a}"],
         "seed": 3,
         "twice": "${seed}",
-        "defaults": [],
+        "output": "x",
     }
     config = OmegaConf.create(values)
     jobs._write_child_config(config, tmp_path)
