@@ -32,6 +32,7 @@ from align.synthesis.selection.select import Selector, select_rows
 _PACE = (
     "concurrency",
     "timeout",
+    "slowest",
     "retries",
     "backoff",
     "patience",
@@ -53,19 +54,6 @@ def synthesize(config: DictConfig) -> Summary:
     start = time.monotonic()
     pipeline, generator, model = check(config)
     selector: Selector = build(config, "select")
-    with exclusive(config.output):
-        summary = _make(config, pipeline, generator, model, selector)
-    report(summary, Console(), seconds=time.monotonic() - start)
-    return summary
-
-
-def _make(
-    config: DictConfig,
-    pipeline: Pipeline,
-    generator: GeneratorSettings,
-    model: ModelSettings,
-    selector: Selector,
-) -> Summary:
     documents, removed = _without_copies(pipeline, config)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.models.loading import load_tokenizer
@@ -73,11 +61,13 @@ def _make(
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     show_documents(token_counts(documents, tokenizer, Console(stderr=True)), removed, Console(stderr=True))
     opened = generator.open(model, tokenizer)
-    output = claim(config, documents_sha256=fingerprint(documents))
-    workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
-    summary = select(selector, pipeline, documents, workspace)
-    summary = dataclasses.replace(summary, dropped={**copies_by_kind(removed), **summary.dropped})
-    write_card(summary, config, workspace)
+    with exclusive(config.output):
+        output = claim(config, documents_sha256=fingerprint(documents))
+        workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
+        summary = select(selector, pipeline, documents, workspace)
+        summary = dataclasses.replace(summary, dropped={**copies_by_kind(removed), **summary.dropped})
+        write_card(summary, config, workspace)
+        report(summary, Console(), seconds=time.monotonic() - start)
     return summary
 
 

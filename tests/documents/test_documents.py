@@ -15,9 +15,10 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from align.core.errors import UserError
-from align.documents.duplicates import Removed, _Near, check_duplicates, remove_duplicates, split_words
+from align.documents.duplicates import Removed, check_duplicates, remove_duplicates, split_words
 from align.documents.lengths import histogram, show_documents
 from align.documents.loading import Document, fingerprint, load_documents
+from align.documents.shingles import NearCopies
 
 needs_data = pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
 
@@ -275,7 +276,7 @@ def test_near_copies_hold_no_words_of_what_is_kept():
     """A text's sketch and its places in the index take 8 KB, however long it is; 4,000 hashes alone would take 32."""
     rng = random.Random(1)
     documents = named(*(" ".join(f"w{rng.randrange(3000)}" for _ in range(4000)) for _ in range(25)))
-    near = _Near(0.8)
+    near = NearCopies(0.8)
     for document in documents[:5]:
         near.add(document, split_words(document.text))  # after these, hardly a word is new
     tracemalloc.start()

@@ -149,11 +149,15 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_bars_nobody(tmp_pa
         pass
 
 
-def test_synthesize_takes_the_folder_before_it_reads(model, tmp_path):
-    with (tmp_path / LOCK).open("w") as held:
+def test_synthesize_writes_nothing_into_a_folder_at_work(model, tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"prompt": "bardel", "chosen": "finfin"}])
+    output = tmp_path / "out"
+    output.mkdir()
+    with (output / LOCK).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="in use by another run"):
-            run(model, tmp_path, "pipeline=rows", "pipeline.path=absent.jsonl")
+            run(model, output, "pipeline=rows", f"pipeline.path={path}")
+    assert [path.name for path in output.iterdir()] == [LOCK]
 
 
 class CountedSettings:
