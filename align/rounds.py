@@ -20,7 +20,7 @@ from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
-from align.runs.composition import quoted
+from align.runs.quoting import override
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -119,7 +119,7 @@ def rounds(config: DictConfig) -> Path:
         if not finished(step):
             run(step, console)
     last = Path(settings.output) / f"round-{len(settings.lengths)}" / "model"
-    Console().print(f"model {last}", soft_wrap=True, highlight=False)
+    Console().print(f"model {last}", soft_wrap=True, highlight=False, markup=False)
     return last
 
 
@@ -217,11 +217,11 @@ def _synthesize(
         "synthesize",
         f"pipeline={settings.synthesize.pipeline}",
         f"pipeline.target_length={length}",
-        _set("model.path", model),
+        override("model.path", model),
         *_trust(settings, "model.trust_remote_code"),
         f"seed={settings.seed}",
         *_filled(more, number, length),
-        _set("output", folder / "data"),
+        override("output", folder / "data"),
     )
 
 
@@ -235,14 +235,14 @@ def _train(
     return _align(
         "train",
         f"method={settings.train.method}",
-        _set("model.path", model),
+        override("model.path", model),
         *_trust(settings, "model.trust_remote_code"),
-        _set("data.path", data),
+        override("data.path", data),
         f"data.max_length={length}",
-        *([] if reference is None else [_set("reference.model", reference)]),
+        *([] if reference is None else [override("reference.model", reference)]),
         f"seed={settings.seed}",
         *_filled(more, number, length),
-        _set("output", folder / "train"),
+        override("output", folder / "train"),
         launch=settings.train.launch,
     )
 
@@ -250,9 +250,9 @@ def _train(
 def _export(settings: RoundsSettings, folder: Path) -> tuple[str, ...]:
     return _align(
         "export",
-        _set("path", folder / "train"),
+        override("path", folder / "train"),
         *_trust(settings, "trust_remote_code"),
-        _set("output", folder / "model"),
+        override("output", folder / "model"),
     )
 
 
@@ -268,11 +268,6 @@ def _filled(overrides: Sequence[str], number: int, length: int) -> list[str]:
 def _align(command: str, *overrides: str, launch: Sequence[str] = ()) -> tuple[str, ...]:
     """`align COMMAND` by this Python, or by a launcher, which starts one of its own."""
     return (*(launch or (sys.executable,)), "-m", f"align.{command}", *overrides)
-
-
-def _set(key: str, value: str | Path) -> str:
-    """An override whose value Hydra takes as it is, whatever characters a path has."""
-    return f"{key}={quoted(str(value))}"
 
 
 make_callable(__name__)

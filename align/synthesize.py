@@ -13,7 +13,7 @@ from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.instantiate import build
-from align.documents.duplicates import check_duplicates, remove_duplicates
+from align.documents.duplicates import Removed, check_duplicates, copies_by_kind, remove_duplicates
 from align.documents.lengths import show_documents, token_counts
 from align.documents.loading import Document, fingerprint
 from align.generation.generators import GeneratorSettings
@@ -22,15 +22,17 @@ from align.models.checks import check_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
+from align.runs.exclusive import exclusive
 from align.runs.folder import RESUME, claim_output
 from align.synthesis.card import write_card
-from align.synthesis.pipeline import ROWS, Pipeline, Summary, report
+from align.synthesis.pipeline import ROWS, Pipeline, Summary, reads_documents, report
 from align.synthesis.selection.select import Selector, select_rows
 
 # Keys that change no answer: how fast a server is asked, and where it stands.
 _PACE = (
     "concurrency",
     "timeout",
+    "slowest",
     "retries",
     "backoff",
     "patience",
@@ -52,21 +54,31 @@ def synthesize(config: DictConfig) -> Summary:
     start = time.monotonic()
     pipeline, generator, model = check(config)
     selector: Selector = build(config, "select")
-    documents, removed = remove_duplicates(
-        pipeline.read(), kind=config.deduplicate, threshold=config.near_duplicate
-    )
+    documents, removed = _without_copies(pipeline, config)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     show_documents(token_counts(documents, tokenizer, Console(stderr=True)), removed, Console(stderr=True))
     opened = generator.open(model, tokenizer)
-    output = claim(config, documents_sha256=fingerprint(documents))
-    workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
-    summary = select(selector, pipeline, documents, workspace)
-    write_card(summary, config, workspace)
-    report(summary, Console(), seconds=time.monotonic() - start)
+    with exclusive(config.output):
+        output = claim(config, documents_sha256=fingerprint(documents))
+        workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
+        summary = select(selector, pipeline, documents, workspace)
+        summary = dataclasses.replace(summary, dropped={**copies_by_kind(removed), **summary.dropped})
+        write_card(summary, config, workspace)
+        report(summary, Console(), seconds=time.monotonic() - start)
     return summary
+
+
+def _without_copies(
+    pipeline: Pipeline, config: DictConfig
+) -> tuple[Sequence[Document], Sequence[Removed] | None]:
+    """What the pipeline reads, and the documents left out; None where each text is wanted for itself."""
+    read = pipeline.read()
+    if not reads_documents(pipeline):
+        return read, None
+    return remove_duplicates(read, kind=config.deduplicate, threshold=config.near_duplicate)
 
 
 def select(

@@ -30,8 +30,13 @@ def unpacked(path: Path) -> Iterator[Path]:
                         f"{path} unpacks to {size / 2**30:.0f} GiB: unpack it and name the folder."
                     )
                 archive.extractall(folder)  # drops drives, leading slashes and `..` from names
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, OSError) as error:
-            raise UserError(f"{path} cannot be unpacked ({error}): unpack it and name the folder.") from error
+        except UserError:
+            raise
+        except Exception as error:  # of a damaged file any: its decompressors have errors of their own
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"{path} cannot be unpacked ({reason}): unpack it and name the folder."
+            ) from error
         yield Path(folder)
 
 
@@ -39,17 +44,21 @@ def read_pdf(path: Path) -> str:
     """The text of all pages, a blank line between them; empty for scanned pages without text.
 
     Raises:
-        UserError: pypdf is not installed, or the file is encrypted or no PDF.
+        UserError: pypdf is not installed, or the file is encrypted, damaged, no PDF, or of a kind that pypdf lacks.
     """
     if importlib.util.find_spec("pypdf") is None:
         raise UserError(f"{path}: PDF needs `pip install 'long-preference[pdf]'`, or convert it to text.")
     from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
 
     try:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise UserError(f"{path} is encrypted: save it without a password.")
         return "\n\n".join(page.extract_text().strip() for page in reader.pages).strip()
-    except (PyPdfError, ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as PDF ({error}): convert it to text.") from error
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # of a damaged file any: NotImplementedError, DependencyError, AttributeError, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read as PDF ({reason}): convert it to text.") from error

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # From the coarsest to the finest; a cut is made behind what matches.
 BOUNDARIES = (
-    re.compile(r"\n[ \t]*\n\s*"),  # paragraphs
+    re.compile(r"(?:\r\n|\n|\r(?!\n))[ \t]*(?:\r\n|\n|\r(?!\n))\s*"),  # paragraphs, whatever ends their lines
     re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|(?<=[。！？])"),  # sentences
-    re.compile(r"\n"),
+    re.compile(r"\r\n|\n|\r"),
 )
 
 Span = tuple[int, int]

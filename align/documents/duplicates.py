@@ -11,8 +11,6 @@ from align.core.errors import UserError
 from align.documents.loading import Document
 
 KINDS = ("none", "exact", "near")
-SHINGLE = 5  # words
-PERMUTATIONS = 128
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,17 @@ class Removed:
     like: str
     kind: str
     similarity: float
+
+
+def copies_by_kind(removed: Sequence[Removed] | None) -> dict[str, int]:
+    """How many documents were left out, by reason; nothing where they were not compared."""
+    if removed is None:
+        return {}
+    kinds = [item.kind for item in removed]
+    return {
+        "document equal to another": kinds.count("exact"),
+        "document nearly equal to another": kinds.count("near"),
+    }
 
 
 def check_duplicates(kind: str, threshold: float) -> None:
@@ -55,18 +64,20 @@ def remove_duplicates(
     """
     if kind == "none":
         return list(documents), []
+    from align.documents.shingles import NearCopies  # numpy
+
     kept: list[Document] = []
     removed: list[Removed] = []
     first: dict[str, str] = {}
-    near = _Near(threshold) if kind == "near" else None
+    near = NearCopies(threshold) if kind == "near" else None
     for document in documents:
-        words = re.findall(r"\S+", document.text.casefold())
+        words = split_words(document.text)
         digest = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).hexdigest()
         if digest in first:
             removed.append(Removed(document, first[digest], "exact", 1.0))
             continue
         first[digest] = document.id
-        like = None if near is None else near.add(document.id, words)
+        like = None if near is None else near.add(document, words)
         if like is not None:
             removed.append(Removed(document, like[0], "near", like[1]))
             continue
@@ -74,43 +85,6 @@ def remove_duplicates(
     return kept, removed
 
 
-class _Near:
-    """The shingles of the documents kept so far."""
-
-    def __init__(self, threshold: float) -> None:
-        from datasketch import MinHashLSH
-
-        self.threshold = threshold
-        # A looser index, so that an estimate below the truth hides no candidate; the true index decides.
-        self.index = MinHashLSH(threshold=0.7 * threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        self.shingles: dict[str, frozenset[bytes]] = {}
-
-    def add(self, name: str, words: Sequence[str]) -> tuple[str, float] | None:
-        """The kept document that this one is like, and how much; None keeps it."""
-        from datasketch import MinHash
-
-        own = shingles(words)
-        sketch = MinHash(num_perm=PERMUTATIONS, seed=1)
-        sketch.update_batch(sorted(own))
-        found = [(_jaccard(own, self.shingles[other]), other) for other in self.index.query(sketch)]
-        best = max(found, default=(0.0, ""))
-        if best[0] >= self.threshold:
-            return best[1], best[0]
-        self.index.insert(name, sketch)
-        self.shingles[name] = own
-        return None
-
-
-def shingles(words: Sequence[str]) -> frozenset[bytes]:
-    """Eight-byte hashes of every `SHINGLE` words in a row; of all words where there are fewer."""
-    size = min(SHINGLE, len(words))
-    return frozenset(
-        hashlib.blake2b(
-            " ".join(words[i : i + size]).encode("utf-8", "surrogatepass"), digest_size=8
-        ).digest()
-        for i in range(len(words) - size + 1)
-    )
-
-
-def _jaccard(first: frozenset[bytes], second: frozenset[bytes]) -> float:
-    return len(first & second) / max(1, len(first | second))
+def split_words(text: str) -> list[str]:
+    """What stands between white space, in small letters."""
+    return re.findall(r"\S+", text.casefold())

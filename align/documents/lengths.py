@@ -39,21 +39,26 @@ def histogram(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(low, high, sum(low <= length < high for length in lengths)) for low, high in bounds]
 
 
-def show_documents(lengths: Sequence[int], removed: Sequence[Removed], console: Console) -> None:
-    """The histogram as a table with bars, and what was left out."""
-    table = Table(title="documents by length")
+def show_documents(lengths: Sequence[int], removed: Sequence[Removed] | None, console: Console) -> None:
+    """The histogram as a table with bars, and what was left out; `removed` None says that nothing was looked for."""
+    what = "texts" if removed is None else "documents"
+    table = Table(title=f"{what} by length")
     table.add_column("tokens", justify="right")
-    table.add_column("documents", justify="right")
+    table.add_column(what, justify="right")
     table.add_column("")
     bins = histogram(lengths)
     most = max((count for _, _, count in bins), default=1)
     for low, high, count in bins:
         table.add_row(f"{low:,} – {high - 1:,}", f"{count:,}", "█" * round(WIDTH * count / max(1, most)))
     console.print(table)
-    exact = sum(item.kind == "exact" for item in removed)
+    exact = sum(item.kind == "exact" for item in removed or ())
+    left_out = (
+        "all are kept: deduplicate is for documents"
+        if removed is None
+        else f"left out: {exact:,} exact and {len(removed) - exact:,} near duplicates"
+    )
     console.print(
-        f"{len(lengths):,} documents, {sum(lengths):,} tokens; left out: {exact:,} exact and "
-        f"{len(removed) - exact:,} near duplicates",
+        f"{len(lengths):,} {what}, {sum(lengths):,} tokens; {left_out}",
         highlight=False,
         soft_wrap=True,
     )

@@ -22,7 +22,7 @@ class Document:
     """One text to ask questions about.
 
     Attributes:
-        id: unique in the run: the row's `id` where it has one, else its place.
+        id: unique in the run: the row's `id` where it has one, neither null nor empty, else its place.
         source: where it stands: `notes.md`, `corpus.jsonl:17`, `pydoc_data.topics:with`.
         text: not empty.
     """
@@ -83,14 +83,27 @@ def _read_all(place: Path, prefix: str, key: str) -> Iterator[Document]:
         name = prefix + (file.name if file == place else file.relative_to(place).as_posix())
         kind = file.suffix.lower()
         if kind == ZIP:
-            with unpacked(file) as folder:
-                yield from _read_all(folder, f"{name}/", key)
+            yield from _read_zip(file, name, key)
         elif kind in SUFFIXES:
             yield from _read_rows(file, name, key)
         else:
-            text = read_pdf(file) if kind == PDF else _read_text(file)
+            text = _cleaned(read_pdf(file) if kind == PDF else _read_text(file))
             if text.strip():
                 yield Document(name, name, text)
+
+
+def _read_zip(file: Path, name: str, key: str) -> Iterator[Document]:
+    """The documents of a zip; complaints name its files under the zip's own name, since the folder is gone by then."""
+    with unpacked(file) as folder:
+        try:
+            yield from _read_all(folder, f"{name}/", key)
+        except UserError as error:
+            raise UserError(str(error).replace(str(folder), name)) from error
+
+
+def _cleaned(text: str) -> str:
+    """Without the mark of its byte order at the beginning, and with lines that end alike, wherever it comes from."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _files(place: Path, key: str) -> list[Path]:
@@ -123,11 +136,12 @@ def _read_rows(place: Path, name: str, key: str) -> Iterator[Document]:
     for row in read_rows((*sources.train, *sources.held_out)):
         if not isinstance(row.values.get("text"), str):
             raise UserError(f"{row.source}: a document needs a column `text` with a string.")
-        text = row.values["text"]
+        text = _cleaned(row.values["text"])
         if text.strip():
             line = row.source.rpartition(":")[2]
             where = row.source if place.is_dir() else f"{name}:{line}"  # a saved data set names its split
-            yield Document(str(row.values.get("id", where)), where, text)
+            name_of = row.values.get("id")
+            yield Document(where if name_of in (None, "") else str(name_of), where, text)
 
 
 def _check_unique(documents: Sequence[Document]) -> None:

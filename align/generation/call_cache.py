@@ -8,10 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 from align.core.files import write_atomically
-from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer, digest_of
+from align.generation.generators import (
+    Completion,
+    Generator,
+    Request,
+    ScoredText,
+    TextScorer,
+    digest_of,
+    stored_completion,
+    weights_of,
+)
 
 # Part of every key: raise it when a change of the code changes the answers.
-VERSION = 1
+VERSION = 2
 
 
 class CallCache:
@@ -30,7 +39,7 @@ class CallCache:
         """The stored completion; None where there is none, or only a damaged file."""
         try:
             stored = json.loads(self._path(request).read_text(encoding="utf-8"))
-            completion = Completion(**stored["completion"])
+            completion = stored_completion(stored["completion"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None  # not known, or damaged by something else than us: the call is made again
         return completion if stored.get("key") == json.loads(json.dumps(self._key(request))) else None
@@ -69,6 +78,11 @@ class CachedGenerator:
     def identity(self) -> str:
         """The inner generator's."""
         return self.inner.identity
+
+    @property
+    def weights(self) -> str | None:
+        """The inner generator's."""
+        return weights_of(self.inner)
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """The inner generator's."""

@@ -21,7 +21,7 @@ prefix, so that LongPO's questions to a chunk and their answers read the chunk o
     results = run_dialogues("chunks", [ask(chunk) for chunk in chunks], workspace)
 
 Every finished call is on the disk when the next one starts (`work/<name>.jsonl` of the run, and the folder
-`generator.cache` where set, which runs share). A cut answer has `finish == "length"`.
+`generator.cache` where set, which runs share). A cut answer has `finish == "length"`, a whole one `"stop"`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -102,12 +102,13 @@ class Completion:
     Attributes:
         text: the lead and what follows, without special tokens and surrounding white space; may be empty.
         tokens: number of generated tokens, neither lead nor end token counted.
-        finish: `stop` where the model ended by itself, `length` where it was cut.
+        finish: `stop` where the model ended by itself, `length` where it was cut at the limit, `broken` where a server
+            broke it off for a reason of its own, such as a content filter: then it is no answer.
     """
 
     text: str
     tokens: int
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "broken"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,22 @@ class GeneratorSettings(Protocol):
 
     def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The generator; the model itself may be loaded as late as the first call."""
+
+
+def stored_completion(fields: Mapping[str, Any]) -> Completion:
+    """A completion out of a file; KeyError, TypeError or ValueError where it is none."""
+    found = Completion(fields["text"], fields["tokens"], fields["finish"])
+    if not isinstance(found.text, str) or not isinstance(found.tokens, int):
+        raise TypeError("a completion has a text and a number of tokens")
+    return found
+
+
+def weights_of(generator: Generator) -> str | None:
+    """What tells the weights and the tokenizer that answer, whatever folder they lie in; None where nobody knows.
+
+    It is the generator's `weights`, where it has them: a server keeps its own to itself.
+    """
+    return getattr(generator, "weights", None)
 
 
 def digest_of(content: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from align.core.errors import UserError
-from align.generation.generators import Completion
+from align.generation.generators import Completion, stored_completion
 
 Value = TypeVar("Value")
 
@@ -28,27 +28,45 @@ class Call(Protocol):
 
 
 class LinesFile(Generic[Value]):
-    """One JSON Lines file of a stage: digest of the call, its id for people, and what came of it.
+    """One JSON Lines file of a stage: digest of the call, its id for people, whose it is, and what came of it.
 
-    A line that was being written when the process died has no line break; it is cut off on opening.
+    A line that was being written when a process died has no line break; it is cut off on opening. So only the process
+    that writes a file may open it: others call `read`.
+
+    Args:
+        path: of the file; its folder is made where it does not exist.
+        weights: what tells the weights that answer, see `weights_of`; None where that is not known, and then
+            nothing is compared.
 
     Raises:
-        UserError: a whole line cannot be read.
+        UserError: a whole line cannot be read, or other weights have answered.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, weights: str | None = None) -> None:
         self.path = path
+        self.weights = weights
         self.finished: dict[str, Value] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             _cut_torn_line(path)
             self._read()
 
+    @classmethod
+    def read(cls, path: Path, *, weights: str | None = None) -> dict[str, Value]:
+        """What is finished in a file that another process may be writing; a line without its end is passed over."""
+        file = cls.__new__(cls)
+        file.path, file.weights, file.finished = path, weights, {}
+        file._read()
+        return file.finished
+
     def append(self, group: Iterable[tuple[Call, Value]]) -> None:
         """Stores a group; it is on the disk when this returns. Calls already stored are left as they are."""
         new = {call.digest: (call, value) for call, value in group if call.digest not in self.finished}
         lines = [
-            json.dumps({"request": digest, "id": call.id, **self.fields(value)}, ensure_ascii=False)
+            json.dumps(
+                {"request": digest, "id": call.id, "weights": self.weights, **self.fields(value)},
+                ensure_ascii=False,
+            )
             for digest, (call, value) in new.items()
         ]
         with self.path.open("a", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
@@ -71,10 +89,16 @@ class LinesFile(Generic[Value]):
             try:
                 fields = json.loads(line)
                 self.finished[fields["request"]] = self.value(fields)
+                weights = fields.get("weights")
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{self.path}:{number} is no stored answer: remove that line, and its call is made again."
                 ) from error
+            if self.weights is not None and weights != self.weights:
+                raise UserError(
+                    f"{self.path}:{number} was answered by other weights than the model has now: name another output "
+                    "folder, or make every call again with resume=never."
+                )
 
 
 class Ledger(LinesFile[Completion]):
@@ -86,7 +110,7 @@ class Ledger(LinesFile[Completion]):
 
     def value(self, fields: Mapping[str, Any]) -> Completion:
         """The completion of a line."""
-        return Completion(fields["text"], fields["tokens"], fields["finish"])
+        return stored_completion(fields)
 
 
 class LogProbLedger(LinesFile[list[float]]):

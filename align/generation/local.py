@@ -59,7 +59,7 @@ class LocalSettings:
     def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The generator of `model`; weights are loaded by the first call that is not finished yet."""
         from align.generation.call_cache import cached
-        from align.generation.local_generator import local_identity
+        from align.generation.local_generator import local_identity, local_weights
         from align.models.loading import load_causal_lm, load_config
 
         device = self.resolve_device()
@@ -69,6 +69,7 @@ class LocalSettings:
             tokenizer,
             name=model.path,
             identify=lambda: local_identity(model, tokenizer),
+            weigh=lambda: local_weights(model, tokenizer),
         )
         return cached(generator, self.cache)
 
@@ -84,6 +85,7 @@ class LocalSettings:
         *,
         name: str,
         identify: Callable[[], str] | None = None,
+        weigh: Callable[[], str] | None = None,
     ) -> LocalGenerator:
         from align.generation.local_generator import LocalGenerator
         from align.generation.prefixes import can_share
@@ -98,4 +100,5 @@ class LocalSettings:
             keep_tokens=self.keep_tokens,
             share_prefixes=can_share(config),
             identify=identify,
+            weigh=weigh,
         )

@@ -23,7 +23,8 @@ from align.generation.generators import Completion, Request, ScoredText, digest_
 from align.generation.prefixes import Family, PrefixReader, find_families
 from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
-from align.models.identity import Identity
+from align.models.identity import Identity, weights_fingerprint
+from align.models.loading import load_config
 from align.models.precision import Precision
 from align.models.settings import ModelSettings
 
@@ -41,6 +42,7 @@ class LocalGenerator:
         keep_tokens: most tokens of prefixes kept for the next round of a dialogue.
         share_prefixes: False for a model that does not keep keys and values of all tokens (`can_share`).
         identify: gives the identity; called once, and only if it is asked for. None: the name.
+        weigh: gives `weights`; called once, and only if they are asked for. None: they are not known.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LocalGenerator:
         keep_tokens: int = 32768,
         share_prefixes: bool = True,
         identify: Callable[[], str] | None = None,
+        weigh: Callable[[], str] | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
@@ -65,12 +68,18 @@ class LocalGenerator:
         self.keep_tokens = keep_tokens
         self._load = load
         self._identify = identify or (lambda: name)
+        self._weigh = weigh
         self._shares = share_prefixes
 
     @functools.cached_property
     def identity(self) -> str:
         """See `Generator.identity`."""
         return self._identify()
+
+    @functools.cached_property
+    def weights(self) -> str | None:
+        """See `weights_of`."""
+        return None if self._weigh is None else self._weigh()
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """As many dialogues at once as their prefixes can be kept of, and as a batch has rows; one at least.
@@ -203,6 +212,13 @@ class LocalGenerator:
         )
         text = self.encode.escaper.restore(text)
         return Completion(text=text.strip(), tokens=length, finish="stop" if length < len(ids) else "length")
+
+
+def local_weights(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of the weight files, or of a Hub model's commit, tokenizer and chat template; reads the files once."""
+    files = weights_fingerprint(model, load_config(model), cache_folder(), key="model.path")
+    vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+    return digest_of([files, vocabulary, tokenizer.chat_template])
 
 
 def local_identity(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:

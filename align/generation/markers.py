@@ -15,15 +15,23 @@ from collections.abc import Iterable, Sequence
 BREAK = "\u200b"  # zero-width space: no normalisation form of Unicode removes it
 _LONGEST = 80  # characters looked at behind a break
 
-# Markers of the widespread templates: ChatML, Llama 2 to 4, Mistral, GLM, Gemma, Phi, DeepSeek, T5.
+# Markers of the widespread templates: ChatML, Llama 2 to 4, Mistral, GLM, Gemma, Phi, DeepSeek, T5; EXAONE, Seed,
+# Cohere, MiniMax, Nemotron, InternLM.
 _MISTRAL = "INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|THINK|IMG"
 KNOWN = (
     r"<\|[^<>|\n]{1,60}\|>",
     r"<｜[^<>｜\n]{1,60}｜>",
     r"<</?SYS>>",
     rf"\[/?(?:{_MISTRAL}|gMASK|sMASK|MASK|PREFIX|MIDDLE|SUFFIX|CLS|SEP|PAD|UNK|BOS|EOS)\]",
-    r"</?(?:s|sop|eop|unk|pad|bos|eos|mask|think|tools?|tool_call|tool_response|start_of_turn|end_of_turn)>",
-    r"<(?:unused|extra_id_|reserved_?)\d+>",
+    r"</?(?:s|sop|eop|unk|pad|bos|eos|mask|think|tools?|tool_call|tool_response|start_of_turn|end_of_turn|image)>",
+    r"<(?:unused|extra_id_|reserved_?|SPECIAL_)\d+>",
+    r"<(?:start|end)_of_(?:image|utterance)>|</?arg_(?:key|value)>",
+    r"<\|[a-z_]{1,40}>|<[a-z_]{1,40}\|>",
+    r"\[\|[^\[\]|\n]{1,60}\|\]",
+    r"</?seed:[^<>\n]{1,60}>",
+    r"<[A-Z]{2,20}(?:_[A-Z]{1,20}){0,5}_TOKEN>",
+    r"\]~!?b\[|\]~b\]|\[e~\[",
+    r"<eo[hams]>|<eosys>|<TOKENS_UNUSED_\d+>|\[UNUSED_TOKEN_\d+\]",
 )
 
 

@@ -64,12 +64,14 @@ class _Attempt:
         place: the call's place among the jobs.
         failures: attempts that count as failed so far.
         successes_then: how many calls had succeeded when it last failed; −1 before that.
+        started: when it last started.
     """
 
     due: float
     place: int
     failures: int = field(default=0, compare=False)
     successes_then: int = field(default=-1, compare=False)
+    started: float = field(default=0.0, compare=False)
 
 
 class Pool(Generic[Job, Answer]):
@@ -93,6 +95,11 @@ class Pool(Generic[Job, Answer]):
         self._failure: BaseException | None = None
         self._next_start = 0.0
         self._successes = 0
+        self._pause = (
+            0.0  # seconds between two starts while the server turns all calls away and names no time
+        )
+        self._paused_at = 0.0
+        self._pauses = 0  # how often it has been lengthened since a call succeeded
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Answer]]:
         """Every job with its answer, as they come.
@@ -143,7 +150,9 @@ class Pool(Generic[Job, Answer]):
                 wait = self._wait(now)
                 if wait <= 0:
                     attempt = heapq.heappop(self._ready)
-                    self._next_start = max(now, self._next_start) + self._interval(self._jobs[attempt.place])
+                    wait = max(self._pause, self._interval(self._jobs[attempt.place]))
+                    self._next_start = max(now, self._next_start) + wait
+                    attempt.started = now
                     return attempt
                 self._changed.wait(min(wait, 3600.0))
 
@@ -169,6 +178,10 @@ class Pool(Generic[Job, Answer]):
         with self._changed:
             self._successes += 1
             self._left -= 1
+            if self._pause:  # the server takes calls again
+                self._pause, self._pauses = 0.0, 0
+                self._next_start = time.monotonic()
+                self._changed.notify_all()
             if self._left <= 0:
                 self._changed.notify_all()
 
@@ -191,12 +204,28 @@ class Pool(Generic[Job, Answer]):
             backoff = min(LONGEST_BACKOFF, self.pace.backoff * 2.0 ** max(0, attempt.failures - 1))
             jitter = self._random.uniform(0.5, 1.0)
             now = time.monotonic()
-            if error.everybody and error.after is not None:
-                self._next_start = max(self._next_start, now + error.after)
-            named = error.after if error.after is not None else backoff * jitter
-            attempt.due = now + named
+            if error.everybody:
+                attempt.due = self._wait_together(attempt, error.after, now, jitter)
+            else:
+                attempt.due = now + (error.after if error.after is not None else backoff * jitter)
             heapq.heappush(self._ready, attempt)
             self._changed.notify()
+
+    def _wait_together(self, attempt: _Attempt, after: float | None, now: float, jitter: float) -> float:
+        """When this call is due, while all wait; where the server names none, they double until one succeeds.
+
+        Calls that were on their way when the others began to wait lengthen nothing: one refusal has met them all. While
+        the server names no time, one call at a time finds out whether it takes calls again.
+        """
+        if after is not None:
+            self._next_start = max(self._next_start, now + after)
+            return now + after
+        if attempt.started >= self._paused_at:
+            self._paused_at = now
+            self._pause = min(LONGEST_BACKOFF, self.pace.backoff * 2.0**self._pauses) * jitter
+            self._pauses += 1
+            self._next_start = max(self._next_start, now + self._pause)
+        return 0.0  # as all that have not started: so it is always the first of the jobs that finds out
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import email.utils
 import functools
 import importlib.util
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,8 +18,10 @@ from urllib.parse import urlsplit
 from align.core.errors import UserError
 from align.generation.call_cache import cached
 from align.generation.generators import Completion, Generator, Request, digest_of
+from align.generation.leads import ask_for, with_lead
 from align.generation.markers import Escaper
 from align.generation.pool import Pace, Pool, RetryError
+from align.generation.replies import OUT_OF_QUOTA, Reply, ReplyError, read_error, read_reply
 from align.models.settings import EMBEDDED, ModelSettings
 
 if TYPE_CHECKING:
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 DIALECTS = ("openai", "vllm")
 LIMIT_KEYS = ("max_tokens", "max_completion_tokens")
+SAMPLING_KEYS = ("temperature", "top_p", "seed")
 RETRIED = (408, 409, 425, 429)  # and all from 500 on
 
 
@@ -39,12 +44,15 @@ class OpenAISettings:
     limit_key: str = "max_tokens"
     concurrency: int = 64
     timeout: float = 600.0
+    slowest: float = 10.0
     retries: int = 8
     backoff: float = 0.5
     patience: float = 600.0
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     cache: str | None = None
+    sent: list[str] = field(default_factory=lambda: list(SAMPLING_KEYS))
+    seed_bits: int = 63
     extra_body: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -60,7 +68,15 @@ class OpenAISettings:
         ):
             if value < least:
                 raise UserError(f"generator.{key}={value} is too small: give {least} or more.")
-        for key in ("timeout", "requests_per_minute", "tokens_per_minute"):
+        unknown = [str(name) for name in self.sent if name not in SAMPLING_KEYS]
+        if unknown:
+            raise UserError(
+                f"generator.sent knows {', '.join(SAMPLING_KEYS)}, not {', '.join(unknown)}: what else a server takes "
+                "belongs to generator.extra_body."
+            )
+        if not 1 <= self.seed_bits <= 63:
+            raise UserError(f"generator.seed_bits={self.seed_bits} must lie between 1 and 63.")
+        for key in ("timeout", "slowest", "requests_per_minute", "tokens_per_minute"):
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise UserError(f"generator.{key}={value} must be greater than 0.")
@@ -120,7 +136,8 @@ class OpenAIGenerator:
     def identity(self) -> str:
         """Address, name, and what is sent beside the requests."""
         own = self.settings
-        return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.extra_body])
+        sent = [*own.sent, own.seed_bits] if (*own.sent, own.seed_bits) != (*SAMPLING_KEYS, 63) else []
+        return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.extra_body, *sent])
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """All dialogues together: servers keep what they have read themselves."""
@@ -165,24 +182,34 @@ class OpenAIGenerator:
         """One attempt."""
         import openai
 
+        own, limit = self.settings, self._timeout(request)
         try:
-            answer = self._client.chat.completions.create(**self._arguments(request))
-            return self._completion(request, answer)
+            answer = self._client.chat.completions.with_raw_response.create(
+                **self._arguments(request), timeout=limit
+            )
+            return self._completion(request, read_reply(answer.http_response.json()))
         except openai.APITimeoutError as error:
-            raise RetryError(f"no answer within generator.timeout={self.settings.timeout:g} s") from error
+            raise RetryError(f"no answer within {limit:g} s, see generator.timeout") from error
         except openai.APIStatusError as error:
-            raise self._status_error(request, error) from error
+            found = read_error(error.body or str(error.message), error.status_code)
+            raise self._problem(request, found, retry_after(error.response.headers)) from error
+        except ReplyError as error:
+            raise self._problem(request, error, None) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             reason = self._redacted(str(error.__cause__ or error)) or "connection lost"
-            raise RetryError(f"{self.settings.base_url}: {reason}") from error
+            raise RetryError(f"{own.base_url}: {reason}") from error
         except ValueError as error:  # a body that was cut short is no JSON
             raise RetryError("the answer's body was cut short or is no JSON") from error
 
+    def _timeout(self, request: Request) -> float:
+        """Seconds of silence to bear: a server says nothing before an answer is whole, so a long one needs longer."""
+        return max(self.settings.timeout, request.sampling.max_new_tokens / self.settings.slowest)
+
     def _arguments(self, request: Request) -> dict[str, Any]:
         """The call's body. What OpenAI's own API lacks is sent to servers that know it (`dialect: vllm`)."""
-        sampling, vllm = request.sampling, self.settings.dialect == "vllm"
+        own, sampling, vllm = self.settings, request.sampling, self.settings.dialect == "vllm"
         messages = [{"role": m.role, "content": self.escaper.escape(m.content)} for m in request.messages]
-        extra = dict(self.settings.extra_body)
+        extra = dict(own.extra_body)
         lead = self.escaper.escape(request.lead)
         if vllm:
             extra["min_tokens"] = sampling.min_new_tokens
@@ -190,46 +217,56 @@ class OpenAIGenerator:
             messages.append({"role": "assistant", "content": lead})
             extra |= {"continue_final_message": True, "add_generation_prompt": False}
         elif lead:
-            messages[-1]["content"] += f'\n\nBegin your answer with "{lead}".'
+            messages[-1]["content"] += ask_for(lead)
+        values = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed & ((1 << own.seed_bits) - 1),
+        }
         return {
             "model": self.name,
             "messages": messages,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": request.seed,
-            self.settings.limit_key: sampling.max_new_tokens,
+            **{key: value for key, value in values.items() if key in own.sent},
+            own.limit_key: sampling.max_new_tokens,
             "extra_body": extra,
         }
 
-    def _completion(self, request: Request, answer: Any) -> Completion:
-        """What the server said; RetryError where that is no answer."""
-        choices = getattr(answer, "choices", None)
-        if not choices or choices[0].message is None:
-            raise RetryError("the answer holds no choice")
-        text = self.escaper.restore(choices[0].message.content or "")
-        if request.lead and self.settings.dialect == "vllm":
-            text = request.lead + text
-        usage = getattr(answer, "usage", None)
-        tokens = usage.completion_tokens if usage is not None else self._count(text)
-        cut = choices[0].finish_reason == "length"
-        return Completion(text=text.strip(), tokens=tokens, finish="length" if cut else "stop")
+    def _completion(self, request: Request, reply: Reply) -> Completion:
+        """What the server said, its lead before it."""
+        text = self.escaper.restore(reply.text)
+        tokens = self._count(text) if reply.tokens is None else reply.tokens
+        if request.lead:
+            text = request.lead + text if self.settings.dialect == "vllm" else with_lead(request.lead, text)
+        return Completion(text=text.strip(), tokens=tokens, finish=reply.finish)
 
-    def _status_error(self, request: Request, error: Any) -> Exception:
+    def _problem(self, request: Request, error: ReplyError, after: float | None) -> Exception:
         """Whether to try again, or the one sentence that ends the run."""
-        status, reason = error.status_code, self._redacted(str(error.message))
-        if status in RETRIED or status >= 500:
-            after = retry_after(error.response.headers)
-            turned_away = status == 429 or (status == 503 and after is not None)
-            return RetryError(f"status {status}: {reason}", after=after, everybody=turned_away)
-        if status in (401, 403):
-            variable = self.settings.api_key_env or "none, since generator.api_key_env=null"
+        own, status, reason = self.settings, error.status, self._redacted(error.reason)
+        says = f"status {status}: {reason}" if status is not None else f"it answered with an error: {reason}"
+        if error.kind in OUT_OF_QUOTA:
             return UserError(
-                f"generator.base_url={self.settings.base_url} refuses the key (status {status}; the key is "
+                f"generator.base_url={own.base_url} has no quota left for this key ({says}): start the same command "
+                "again when it has; nothing that it answered is lost."
+            )
+        if status is None or status in RETRIED or status >= 500:
+            turned_away = status == 429 or (status == 503 and after is not None)
+            return RetryError(says, after=after, everybody=turned_away)
+        if status in (401, 403):
+            variable = own.api_key_env or "none, since generator.api_key_env=null"
+            return UserError(
+                f"generator.base_url={own.base_url} refuses the key (status {status}; the key is "
                 f"that of the environment variable: {variable}). Nothing that it answered is lost."
             )
+        refused = [key for key in own.sent if re.search(rf"\b{key}\b", reason)]
+        cure = (
+            f" Where the model takes no {refused[0]}, leave it out of generator.sent"
+            f"{' or set generator.seed_bits=31' if refused[0] == 'seed' else ''}."
+            if refused
+            else ""
+        )
         return UserError(
-            f"{request.id}: generator.base_url={self.settings.base_url} refuses this call (status {status}: "
-            f"{reason}). Nothing that it answered is lost."
+            f"{request.id}: generator.base_url={own.base_url} refuses this call (status {status}: {reason}). "
+            f"Nothing that it answered is lost.{cure}"
         )
 
     def _redacted(self, text: str) -> str:
@@ -243,8 +280,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait: OpenAI's milliseconds, seconds, or a date (RFC 9110, 10.2.3)."""
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(headers[name]) * scale)
+            seconds = float(headers[name]) * scale
         except (KeyError, ValueError):
             continue
+        if not math.isnan(seconds):
+            return max(0.0, seconds)
     parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
     return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())

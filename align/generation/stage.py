@@ -12,7 +12,7 @@ from rich.console import Console
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
-from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer
+from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer, weights_of
 from align.generation.ledger import Ledger, LogProbLedger
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Workspace:
 
 def run_stage(name: str, requests: Sequence[Request], workspace: Workspace) -> list[Completion]:
     """The completions of all requests, in their order; those of an earlier start are read from the disk."""
-    ledger = Ledger(workspace.output / WORK / f"{name}.jsonl")
+    ledger = Ledger(workspace.output / WORK / f"{name}.jsonl", weights=weights_of(workspace.generator))
     pending = sum(request.digest not in ledger.finished for request in requests)
     if pending:
         with progress_bar(workspace.console) as progress:
@@ -71,7 +71,7 @@ def run_dialogues(
         together: dialogues a wave; None leaves it to the generator. Many together fill batches where each
             round of a dialogue has few calls, a generator's own choice keeps long prefixes at hand.
     """
-    ledger = Ledger(workspace.output / WORK / f"{name}.jsonl")
+    ledger = Ledger(workspace.output / WORK / f"{name}.jsonl", weights=weights_of(workspace.generator))
     results: dict[int, Result] = {}
     with progress_bar(workspace.console) as progress:
         task = progress.add_task(name, total=len(dialogues))
@@ -113,7 +113,7 @@ def run_scores(name: str, texts: Sequence[ScoredText], workspace: Workspace) -> 
     """
     if not isinstance(workspace.generator, TextScorer):
         raise UserError(f"{name} needs log-probs of given texts, which only generator=local gives.")
-    ledger = LogProbLedger(workspace.output / WORK / f"{name}.jsonl")
+    ledger = LogProbLedger(workspace.output / WORK / f"{name}.jsonl", weights=weights_of(workspace.generator))
     pending = [text for text in texts if text.digest not in ledger.finished]
     if pending:
         with progress_bar(workspace.console) as progress:

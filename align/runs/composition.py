@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from align.core.errors import UserError
+from align.runs.quoting import quoted
 
 
 def compose_command(
@@ -58,15 +58,6 @@ def composing() -> Iterator[Callable[..., DictConfig]]:
             yield compose
     finally:
         GlobalHydra.instance().hydra = before
-
-
-def quoted(text: str) -> str:
-    """A text as a value that Hydra takes as it is, whatever is in it: `it's` is `'it\\'s'`.
-
-    Between quotes a backslash stands for itself, but before a quote, where each has to be doubled.
-    """
-    inside = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
-    return "'" + inside.replace("${", "\\${") + "'"
 
 
 def searched(config_dir: str | Path | None) -> list[str]:

@@ -16,6 +16,7 @@ from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.runs import exit_codes
 from align.runs.children import run_child
+from align.runs.quoting import literal
 
 FAILURE = "failed.txt"  # in a job's folder: why it failed
 CHILD = "launch"  # …/launch.yaml: the resolved configuration that a job's processes read
@@ -128,7 +129,7 @@ def launch(config: DictConfig) -> int | None:
 
 
 def _write_child_config(config: DictConfig, output: Path) -> None:
-    content: Any = OmegaConf.to_container(config, resolve=True)
+    content: Any = literal(OmegaConf.to_container(config, resolve=True))
     content |= {
         "launch": {"processes": None, "config": None},
         "defaults": ["_self_"],

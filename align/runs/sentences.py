@@ -14,7 +14,8 @@ from pathlib import Path
 
 from align.core.config import suggestion
 from align.core.errors import UserError, shortage
-from align.runs.composition import known_keys, quoted
+from align.runs.composition import known_keys
+from align.runs.quoting import quoted
 
 # Groups that take keywords beside those that are listed.
 _OPEN = ("trainer.", "method.loss.")

@@ -16,6 +16,8 @@ DIMENSIONS = (
     "Reading Experience",
 )
 LEAST, MOST = 1, 5
+MOST_ANY = 1000  # of any number as a mark: more is a slip
+MARKS = ("whole", "any")
 
 # Ours. What all answers to one instruction share stands first, so that a generator reads it once.
 JUDGE_PROMPT = """You are a strict reader who marks a piece of writing in six dimensions, from 1 (poor) to 5 (best):
@@ -45,14 +47,20 @@ numbers:
 {"Relevance": ?, "Accuracy": ?, "Coherence": ?, "Clarity": ?, "Breadth and Depth": ?, "Reading Experience": ?}"""
 
 
-def parse_judgement(text: str) -> dict[str, int] | None:
+def parse_judgement(text: str, *, marks: str = "whole") -> dict[str, float] | None:
     """Dimension → mark, out of the last JSON object that has all six; None where there is none.
 
-    Keys may differ in case, spaces, `_`, `-` and `&`; a mark may be a string, but has to be whole and from 1 to 5.
+    Keys may differ in case, spaces, `_`, `-` and `&`; a mark may be a string; strings may hold line breaks.
+
+    Args:
+        text: the judge's words.
+        marks: `whole`: numbers 1, 2, 3, 4 or 5, as `JUDGE_PROMPT` asks; `any`: every finite number, as
+            LongBench-Write's released code takes them, 4.5 and 0 among them.
     """
+    read = {"whole": _whole_mark, "any": _any_mark}[marks]
     for values in _objects(text):
-        marks = {_plain(key): _mark(value) for key, value in values.items()}
-        found = {name: marks.get(_plain(name)) for name in DIMENSIONS}
+        given = {_plain(key): read(value) for key, value in values.items()}
+        found = {name: given.get(_plain(name)) for name in DIMENSIONS}
         complete = {name: mark for name, mark in found.items() if mark is not None}
         if len(complete) == len(DIMENSIONS):
             return complete
@@ -66,7 +74,7 @@ def quality_score(marks: Mapping[str, float]) -> float:
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
     """JSON objects in the text, those that start last first."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(strict=False)  # models break lines inside strings
     for match in reversed(list(re.finditer(r"\{", text))):
         try:
             values, _ = decoder.raw_decode(text, match.start())
@@ -80,10 +88,17 @@ def _plain(key: str) -> str:
     return re.sub(r"[\s_\-]+", "", key.casefold().replace("&", "and"))
 
 
-def _mark(value: Any) -> int | None:
+def _whole_mark(value: Any) -> int | None:
     """A whole number from 1 to 5, also `"4"` and `"4/5"`."""
+    number = _any_mark(value)
+    return int(number) if number is not None and number in range(LEAST, MOST + 1) else None
+
+
+def _any_mark(value: Any) -> float | None:
+    """Any finite number, also `"4.5"` and `"4/5"`."""
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d)(?:\.0)?\s*(?:/\s*5)?\s*", value)
-        value = int(match[1]) if match else None
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value in range(LEAST, MOST + 1)
-    return int(value) if whole else None
+        match = re.fullmatch(r"\s*([+-]?\d{1,3}(?:\.\d{1,6})?)\s*(?:/\s*5)?\s*", value)
+        value = float(match[1]) if match else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= MOST_ANY else None

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import re
 
+from align.scores.stated import Stated, find_lengths, whole_length
+
 # A Chinese, Japanese or Korean character is a word of its own; the rest is counted by spaces and letters.
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_PUBLISHED_CJK = re.compile(r"[\u4e00-\u9fff]")
 _LATIN = re.compile(r"\b[a-zA-Z]+\b")
-
-_SCALE = {"": 1, "百": 100, "千": 1_000, "k": 1_000, "万": 10_000, "萬": 10_000}
-_DIGITS = r"\d{1,3}(?:[,，]\d{3})+|\d+(?:\.\d+)?"
-_UNIT = r"(?:[- ]?words?\b|\s*个?[字词](?!符))"
-# `500-800 words`, `between 500 and 800 words`: two lengths, so not one that an answer could meet.
-_RANGE = re.compile(
-    rf"(?P<low>{_DIGITS})\s*(?P<low_scale>[kK千万萬]?)\s*(?:-|–|—|~|～|至|到|to|and|or)\s*"
-    rf"(?P<high>{_DIGITS})\s*(?P<high_scale>[kK千万萬]?){_UNIT}",
-    re.IGNORECASE,
-)
-_STATED = re.compile(rf"(?<![\d.,])(?P<number>{_DIGITS})\s*(?P<scale>[kK千万萬]?){_UNIT}", re.IGNORECASE)
-_CHINESE_NUMBER = re.compile(r"(?P<digit>[一二两兩三四五六七八九])(?P<scale>[百千万萬])\s*个?[字词](?!符)")
-_CHINESE_DIGITS = {
-    "一": 1,
-    "二": 2,
-    "两": 2,
-    "兩": 2,
-    "三": 3,
-    "四": 4,
-    "五": 5,
-    "六": 6,
-    "七": 7,
-    "八": 8,
-    "九": 9,
-}
 
 
 def count_words(text: str) -> int:
-    r"""CJK characters count one each, plus the matches of `\b[a-zA-Z]+\b` (LongBench-Write, arXiv 2408.07055)."""
+    r"""Chinese, Japanese and Korean characters count one each, plus the matches of `\b[a-zA-Z]+\b`.
+
+    As LongBench-Write counts (see `count_words_published`), with kana, Hangul and the rarer Chinese characters too.
+    """
     return len(_CJK.findall(text)) + len(_LATIN.findall(text))
+
+
+def count_words_published(text: str) -> int:
+    r"""LongBench-Write's own count (arXiv 2408.07055): characters U+4E00 to U+9FFF, plus matches of `\b[a-zA-Z]+\b`.
+
+    Japanese kana and Korean count nothing; in Chinese and English both counts agree.
+    """
+    return len(_PUBLISHED_CJK.findall(text)) + len(_LATIN.findall(text))
 
 
 def length_score(required: int, written: int) -> float:
@@ -59,36 +48,26 @@ def length_score(required: int, written: int) -> float:
 
 
 def stated_lengths(prompt: str) -> list[int]:
-    """Every length in words that the prompt states, in order; both ends of a range.
+    """Every length in words that the prompt states, in order; both ends of a range; a part's length as it stands.
 
-    Read are digits before `word(s)` or 字 (`1,000 words`, `a 500-word essay`, `3k words`, `2000字`, `1.5万字`) and one
-    Chinese numeral with 百, 千 or 万 (`三千字`). Other units (paragraphs, pages, minutes) are not lengths in words.
+    Read are numbers before `word(s)` or 字, in the forms of `align.scores.numerals` (`1,000 words`, `a 500-word
+    essay`, `1.5k words`, `2,000+ words`, `fifteen hundred words`, `2000字`, `1万2千字`, `一千五百字`), and behind a
+    label (`word count: 800`, `字数：2000`). Other units (paragraphs, pages, minutes) are not lengths in words; neither
+    are numbers in words below twenty (`in two words`), and `几千字`, which state none.
     """
-    found: dict[int, list[int]] = {}
-    covered: list[tuple[int, int]] = []
-    for match in _RANGE.finditer(prompt):
-        covered.append(match.span())
-        low_scale = match["low_scale"] or match["high_scale"]
-        found[match.start()] = [
-            _number(match["low"], low_scale),
-            _number(match["high"], match["high_scale"]),
-        ]
-    for match in _STATED.finditer(prompt):
-        if not any(start <= match.start() < stop for start, stop in covered):
-            found[match.start()] = [_number(match["number"], match["scale"])]
-    for match in _CHINESE_NUMBER.finditer(prompt):
-        found[match.start()] = [_CHINESE_DIGITS[match["digit"]] * _SCALE[match["scale"]]]
-    return [length for start in sorted(found) for length in found[start] if length > 0]
+    return [length for stated in find_lengths(prompt) for length in stated.values]
 
 
 def required_length(prompt: str) -> int | None:
-    """The one length that the prompt states; None where it states none, several or a range.
+    """The one length of the whole answer that the prompt states; None where it states none, several or a range.
 
-    The same length said twice is one (minimum tuning, arXiv 2410.10210, keeps prompts that state exactly one).
+    The same length said twice is one (minimum tuning, arXiv 2410.10210, keeps prompts that state exactly one). A
+    length of each part counts times the number of parts, where the prompt states it: `five paragraphs of 100 words
+    each` and `五篇日记，每篇400字`; where it does not, no length is known.
     """
-    lengths = set(stated_lengths(prompt))
+    lengths = {_whole(prompt, stated) for stated in find_lengths(prompt)}
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def _number(digits: str, scale: str) -> int:
-    return round(float(re.sub("[,，]", "", digits)) * _SCALE[scale.lower()])
+def _whole(prompt: str, stated: Stated) -> int | None:
+    return whole_length(prompt, stated) if len(stated.values) == 1 else None

@@ -12,9 +12,14 @@ _SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?=\s|$)")
 
 
 def trim_cut(completion: Completion) -> str:
-    """An answer that was cut at the token limit ends at its last whole sentence, where it has one."""
+    """An answer that was cut at the token limit ends at its last whole sentence, where it has one.
+
+    One that a server broke off, as a content filter does, is empty: what is left of it answers nothing.
+    """
     if completion.finish == "stop":
         return completion.text
+    if completion.finish == "broken":
+        return ""
     ends = [match.end() for match in _SENTENCE_END.finditer(completion.text)]
     return completion.text[: ends[-1]] if ends else completion.text
 

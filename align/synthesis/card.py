@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,13 +32,23 @@ class CardFigures:
 
     Attributes:
         lengths: part → tokens, one entry a row; `rejected` one an answer.
-        margins: chosen minus rejected, one entry a row.
-        of: what the margins are of: `score`, where answers were scored, else `length`.
+        scores: the score of the chosen answer minus that of the rejected one, of rows that have a finite `margin`.
+        differences: the same of their tokens, of rows with rejected answers.
     """
 
     lengths: dict[str, list[int]] = field(default_factory=lambda: {part: [] for part in PARTS})
-    margins: list[float] = field(default_factory=list)
-    of: str = "length"
+    scores: list[float] = field(default_factory=list)
+    differences: list[float] = field(default_factory=list)
+
+    @property
+    def of(self) -> str:
+        """What the margins shown are of: `score`, where any answers were scored, else `length`."""
+        return "score" if self.scores else "length"
+
+    @property
+    def margins(self) -> list[float]:
+        """The one kind that is shown: scores and tokens do not go into one histogram."""
+        return self.scores or self.differences
 
 
 def write_card(summary: Summary, config: DictConfig, workspace: Workspace) -> Path:
@@ -79,11 +90,15 @@ def _measure(values: Mapping[str, Any], example: TokenizedExample, figures: Card
     figures.lengths["chosen"].append(chosen)
     figures.lengths["rejected"].extend(rejected)
     margin = values.get("margin")
-    if isinstance(margin, int | float) and not isinstance(margin, bool):
-        figures.of = "score"
-        figures.margins.append(float(margin))
-    elif rejected and figures.of == "length":
-        figures.margins.append(chosen - sum(rejected) / len(rejected))
+    if isinstance(margin, int | float) and not isinstance(margin, bool) and _is_finite(margin):
+        figures.scores.append(float(margin))
+    if rejected:
+        figures.differences.append(chosen - sum(rejected) / len(rejected))
+
+
+def _is_finite(number: float) -> bool:
+    """Whether it can be drawn: JSON has 1e400, and integers of any size."""
+    return abs(number) <= sys.float_info.max
 
 
 def _margin_label(figures: CardFigures) -> str:
@@ -143,6 +158,8 @@ def _table(summary: Summary, figures: CardFigures) -> Iterator[str]:
         if values:
             middle = sorted(values)[len(values) // 2]
             yield f"| {part}: tokens, least / median / most | {min(values):,} / {middle:,} / {max(values):,} |"
+    if figures.scores and len(figures.scores) < summary.rows:
+        yield f"| rows without a finite margin, not in the histogram | {summary.rows - len(figures.scores):,} |"
     yield ""
 
 

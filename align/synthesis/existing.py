@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ class ExistingRows:
 
     def run(self, documents: Sequence[Document], workspace: Workspace) -> Summary:
         """Writes them as JSON Lines."""
-        counts = Counter({"rows read": len(documents)})
+        counts = {"rows read": len(documents)}
         return Summary(write_rows(workspace.output, _rows(documents)), len(documents), counts)
 
 

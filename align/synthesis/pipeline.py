@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,7 +44,11 @@ class Summary(Readable):
 
 
 class Pipeline(Protocol):
-    """What the group `pipeline` instantiates: a dataclass whose fields are the group's keys."""
+    """What the group `pipeline` instantiates: a dataclass whose fields are the group's keys.
+
+    A class variable `reads_documents = True` says that `read` gives documents, of which copies are left out as the
+    key `deduplicate` says. Instructions and rows are each wanted for themselves, however much alike they are.
+    """
 
     def check(self) -> None:
         """Raises UserError for a value out of range; reads and loads nothing."""
@@ -54,6 +58,11 @@ class Pipeline(Protocol):
 
     def run(self, documents: Sequence[Document], workspace: Workspace) -> Summary:
         """Makes the rows; continues what is in `workspace.output`."""
+
+
+def reads_documents(pipeline: Pipeline) -> bool:
+    """Whether copies among what the pipeline reads may be left out; not where it does not say so."""
+    return bool(getattr(pipeline, "reads_documents", False))
 
 
 def write_rows(output: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -79,7 +88,13 @@ def check_share(key: str, value: float) -> None:
 
 def report(summary: Summary, console: Console, *, seconds: float) -> None:
     """Writes `summary.json` and shows the table and the next command."""
-    values = asdict(summary) | {"path": summary.path.name}
+    values = {
+        "path": summary.path.name,
+        "rows": summary.rows,
+        "counts": dict(summary.counts),
+        "dropped": dict(summary.dropped),
+        "method": summary.method,
+    }
     write_atomically(summary.path.with_name(SUMMARY), json.dumps(values, indent=2) + "\n")
     table = Table(title="preference data", show_header=False)
     table.add_column("what")
@@ -92,12 +107,12 @@ def report(summary: Summary, console: Console, *, seconds: float) -> None:
     table.add_row("rows written", f"{summary.rows:,}", style="bold")
     table.add_row("seconds, this start", f"{seconds:.0f}")
     console.print(table)
-    console.print(f"rows      {summary.path}", soft_wrap=True, highlight=False)
+    method = f"method={summary.method} " if summary.method else ""
+    lines = [f"rows      {summary.path}"]
     if summary.rows:
-        console.print(f"look      align inspect data.path={summary.path}", soft_wrap=True, highlight=False)
-        method = f"method={summary.method} " if summary.method else ""
-        console.print(
-            f"train     align train {method}data.path={summary.path}", soft_wrap=True, highlight=False
-        )
+        lines.append(f"look      align inspect data.path={summary.path}")
+        lines.append(f"train     align train {method}data.path={summary.path}")
     else:
-        console.print("no row is left: try a larger model, or more questions.", highlight=False)
+        lines.append("no row is left: try a larger model, or more questions.")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

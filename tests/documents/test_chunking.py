@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,3 +62,11 @@ def test_special_tokens_in_a_document_count_as_the_text_they_are():
 
 def test_nothing_but_white_space_gives_no_chunk():
     assert cut(" \n\n ", 4) == []
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+def test_paragraphs_are_found_whatever_ends_their_lines(end):
+    """Three paragraphs of four words in two lines each, of 15 or 16 bytes, in chunks of 20."""
+    text = f"{end}{end}".join(f"w{i} w{i + 1}{end}w{i + 2} w{i + 3}" for i in (10, 20, 30))
+    chunks = cut(text, 20)
+    assert [chunk.text.split() for chunk in chunks] == [[f"w{i + k}" for k in range(4)] for i in (10, 20, 30)]

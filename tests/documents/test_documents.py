@@ -6,6 +6,8 @@ import importlib.util
 import io
 import json
 import os
+import random
+import tracemalloc
 import zipfile
 
 import pytest
@@ -13,9 +15,10 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from align.core.errors import UserError
-from align.documents.duplicates import Removed, check_duplicates, remove_duplicates
+from align.documents.duplicates import Removed, check_duplicates, remove_duplicates, split_words
 from align.documents.lengths import histogram, show_documents
 from align.documents.loading import Document, fingerprint, load_documents
+from align.documents.shingles import NearCopies
 
 needs_data = pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
 
@@ -168,6 +171,120 @@ def test_the_speeches_of_the_data_folder_are_read_from_their_zip():
     assert len(documents) == 65 and all(len(document.text) > 1000 for document in documents)
     kept, removed = remove_duplicates(documents, kind="near", threshold=0.8)
     assert len(kept) == 65 and removed == []
+
+
+def test_rows_without_a_name_are_named_by_their_place(tmp_path):
+    lines = ['{"text": "one", "id": null}', '{"text": "two", "id": null}', '{"text": "three", "id": ""}']
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"text": "four", "id": 0}']))
+    names = [document.id for document in load_documents(str(tmp_path / "a.jsonl"))]
+    assert names == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "0"]
+
+
+def test_marks_of_byte_order_and_ends_of_lines_make_no_difference(tmp_path):
+    """The same two paragraphs from Windows, as text and as rows."""
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\r\ntwo".encode())
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "\ufeffone\r\n\r\ntwo"}), encoding="utf-8-sig")
+    assert [document.text for document in load_documents(str(tmp_path))] == ["one\n\ntwo"] * 2
+
+
+@pytest.mark.parametrize(
+    "failure", ["NotImplementedError", "DependencyError", "AttributeError", "RecursionError"]
+)
+def test_whatever_a_pdf_makes_its_reader_raise_is_one_sentence(tmp_path, monkeypatch, failure):
+    import builtins
+
+    import pypdf
+    import pypdf.errors
+
+    (tmp_path / "a.pdf").write_bytes(pdf("x"))
+    kind = getattr(builtins, failure, None) or getattr(pypdf.errors, failure)
+
+    def extract(page):
+        raise kind("unsupported\nfilter")
+
+    monkeypatch.setattr(pypdf.PageObject, "extract_text", extract)
+    with pytest.raises(UserError, match=r"a\.pdf cannot be read as PDF \(unsupported filter\): convert it"):
+        load_documents(str(tmp_path / "a.pdf"))
+
+
+def test_mutated_pdfs_and_zips_give_text_or_one_sentence(tmp_path):
+    """120 mutations of each, seeded; a traceback would fail the test."""
+    rng = random.Random(7)
+    whole = {"a.pdf": pdf("First page.", "Second page.")}
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("one.txt", "one " * 200)
+        archive.writestr("rows.jsonl", '{"text": "two"}\n')
+    whole["b.zip"] = (tmp_path / "b.zip").read_bytes()
+    for name, content in whole.items():
+        for _ in range(120):
+            spoilt = bytearray(content)
+            for _ in range(rng.randint(1, 6)):
+                spoilt[rng.randrange(len(spoilt))] = rng.randrange(256)
+            (tmp_path / name).write_bytes(
+                bytes(spoilt[: rng.randint(1, len(spoilt))] if rng.random() < 0.3 else spoilt)
+            )
+            said = complaint(tmp_path / name)
+            assert "\n" not in said and "align-zip-" not in said
+
+
+def complaint(path) -> str:
+    try:
+        load_documents(str(path))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_complaint_about_a_file_in_a_zip_names_it_under_the_zips_own_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("sub/one.txt", b"\xff\xfe\xff")
+    with pytest.raises(UserError, match=r"^a\.zip/sub/one\.txt is not UTF-8"):
+        load_documents(str(tmp_path / "a.zip"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_near_copies_are_those_of_all_pairs_compared_word_by_word(seed):
+    """60 texts, mutations of ten: what is left out, and like what, as sets of five-word tuples say."""
+    rng = random.Random(seed)
+    roots = [[f"w{rng.randrange(50)}" for _ in range(80)] for _ in range(10)]
+    texts = []
+    for _ in range(60):
+        words = list(rng.choice(roots))
+        for _ in range(rng.randrange(4)):
+            words[rng.randrange(80)] = f"x{rng.randrange(50)}"
+        texts.append(" ".join(words))
+    documents = named(*texts)
+    kept, removed = remove_duplicates(documents, kind="near", threshold=0.8)
+
+    def tuples(text):
+        words = text.split()
+        return {tuple(words[i : i + 5]) for i in range(len(words) - 4)}
+
+    stay: list[Document] = []
+    for document in documents:
+        own = tuples(document.text)
+        if all(len(own & tuples(o.text)) / len(own | tuples(o.text)) < 0.8 for o in stay):
+            stay.append(document)
+    assert kept == stay
+    by_id = {document.id: document for document in documents}
+    for item in removed:
+        own, other = tuples(item.document.text), tuples(by_id[item.like].text)
+        assert item.similarity == pytest.approx(len(own & other) / len(own | other))
+
+
+def test_near_copies_hold_no_words_of_what_is_kept():
+    """A text's sketch and its places in the index take 8 KB, however long it is; 4,000 hashes alone would take 32."""
+    rng = random.Random(1)
+    documents = named(*(" ".join(f"w{rng.randrange(3000)}" for _ in range(4000)) for _ in range(25)))
+    near = NearCopies(0.8)
+    for document in documents[:5]:
+        near.add(document, split_words(document.text))  # after these, hardly a word is new
+    tracemalloc.start()
+    for document in documents[5:]:
+        near.add(document, split_words(document.text))
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 20 * 14_000
 
 
 def named(*texts):

@@ -20,8 +20,9 @@ class Counted:
 
     name = "counted"
 
-    def __init__(self, identity="a", calls=None):
+    def __init__(self, identity="a", calls=None, weights=None):
         self.identity = identity
+        self.weights = weights
         self.left = calls
         self.asked = []
 

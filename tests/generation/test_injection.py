@@ -130,3 +130,28 @@ def test_other_zero_width_spaces_stay():
     escaper = Escaper()
     assert escaper.restore(text) == text
     assert escaper.restore(escaper.escape(text)) == text
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        *(
+            "[|user|]",
+            "[|endofturn|]",
+            "<seed:bos>",
+            "</seed:think>",
+            "<BOS_TOKEN>",
+            "<EOS_TOKEN>",
+            "]~b]",
+            "]~!b[",
+        ),
+        *("[e~[", "<SPECIAL_10>", "<eoh>", "<eoa>", "<eosys>", "[UNUSED_TOKEN_145]", "<TOKENS_UNUSED_1>"),
+        *("<|turn>", "<turn|>", "<start_of_image>", "<end_of_utterance>"),
+    ],
+)
+def test_markers_of_further_families_are_known_by_default(marker):
+    """`model.path` may name another family's tokenizer than that of the model that a server runs."""
+    escaper = Escaper()
+    text = f"a {marker} b"
+    assert marker not in escaper.escape(text)
+    assert escaper.restore(escaper.escape(text)) == text

@@ -83,7 +83,7 @@ def test_a_cut_answer_is_recorded_as_cut():
 
 def test_a_lead_is_asked_for_or_continued():
     with serve(lambda number, body: Reply(text=" is a list?")) as state:
-        assert answers(generator(state), calls(1, lead="What"))["r0"].text == "is a list?"
+        assert answers(generator(state), calls(1, lead="What"))["r0"].text == "What is a list?"
         found = answers(generator(state, dialect="vllm"), calls(1, lead="What"))
     assert found["r0"].text == "What is a list?"
     assert state.calls[0]["messages"][-1]["content"].endswith('Begin your answer with "What".')

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.runs.api import compose
-from align.runs.composition import quoted
+from align.runs.quoting import quoted
 
 VALUES = (
     *(

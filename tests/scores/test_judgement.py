@@ -57,6 +57,23 @@ def test_a_missing_or_impossible_mark_is_no_judgement(marks):
     assert parse_judgement(json.dumps(marks)) is None
 
 
+def test_line_breaks_inside_strings_are_read():
+    """The released code takes all line breaks out before it reads; a judge that explains itself breaks lines."""
+    text = '{"Analysis": "It is good,\nbut long.", ' + json.dumps(MARKS)[1:]
+    assert parse_judgement(text) == MARKS
+
+
+def test_any_number_is_a_mark_where_the_published_prompt_is_used():
+    """(4.5 + 0 + 3 + 2 + 1 + 3 − 6)·25 / 6 = 31.25."""
+    given = MARKS | {"Relevance": 4.5, "Accuracy": 0}
+    assert parse_judgement(json.dumps(given)) is None
+    assert parse_judgement(json.dumps(given), marks="any") == given
+    assert quality_score(given) == pytest.approx(31.25)
+    assert parse_judgement(json.dumps(MARKS | {"Clarity": "4.5"}), marks="any") == MARKS | {"Clarity": 4.5}
+    for mark in (float("nan"), float("inf"), True, None, "good"):
+        assert parse_judgement(json.dumps(MARKS | {"Clarity": mark}), marks="any") is None
+
+
 @given(st.text(max_size=200))
 def test_no_text_breaks_it(text):
     assert parse_judgement(text) is None or len(parse_judgement(text) or ()) == 6

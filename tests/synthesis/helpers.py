@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 import hydra_conf
 from align.documents.loading import Document
-from align.generation.generators import Completion, Request
+from align.generation.generators import Completion, Request, weights_of
 from align.generation.local_generator import LocalGenerator
 from align.synthesis.logo.pipeline import LogoPipeline
 from tests.generation.helpers import KilledError
@@ -28,6 +28,7 @@ class Scripted:
     def __init__(self, local: LocalGenerator, *, groups: int | None = None) -> None:
         self.local = local
         self.name = self.identity = "tiny"
+        self.weights = weights_of(local)
         self.left = groups
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import hydra_conf
-from align.generation.generators import Completion, Generator, Request
+from align.generation.generators import Completion, Generator, Request, weights_of
 from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
 from align.models.settings import ModelSettings
@@ -86,6 +86,7 @@ class Scripted:
     def __init__(self, local: Generator, *, groups: int | None = None, pause: float = 0.0) -> None:
         self.local = local
         self.name = self.identity = "tiny"
+        self.weights = weights_of(local)
         self.left = groups
         self.pause = pause
 

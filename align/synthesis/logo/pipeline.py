@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
+from typing import ClassVar
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
@@ -26,6 +27,8 @@ from align.synthesis.pipeline import Summary, at_least, check_share, write_rows
 @dataclass(frozen=True)
 class LogoPipeline:
     """Group `pipeline`; hydra_conf/pipeline/logo.yaml comments every key."""
+
+    reads_documents: ClassVar[bool] = True
 
     question_prompt: str
     answer_prompt: str
@@ -148,7 +151,8 @@ class LogoPipeline:
         questions = Questions()
         for item in asked:
             own = library.by_document[item.chunk.document]
-            questions.add(item, list(islice(texts, len(self.question_leads))), own, self.scorer)
+            said = list(islice(texts, len(self.question_leads)))
+            questions.add(item, said, own, self.scorer, leads=self.question_leads)
         return questions
 
     def _answer(

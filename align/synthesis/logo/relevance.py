@@ -138,7 +138,8 @@ def _cosine(first: dict[str, float], second: dict[str, float]) -> float:
     return dot / norm if norm else 0.0
 
 
-@functools.lru_cache(maxsize=100_000)  # a chunk is met again by every question to its document
+# A chunk is met again by every question to its document, and those come one after the other; 11 KB a chunk.
+@functools.lru_cache(maxsize=4096)
 def _stem_counts(text: str) -> Counter[str]:
     return Counter(stems(text))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from align.documents.chunking import Chunk
 from align.generation.generators import Completion, Request
 from align.synthesis.answers import comparable, describe_call, trim_cut
 from align.synthesis.logo.contexts import Contexts
+from align.synthesis.logo.questions import parse_question
 
 if TYPE_CHECKING:
     from align.documents.loading import Document
     from align.synthesis.logo.relevance import RelevanceScorer
-
-SHORTEST_QUESTION = 3  # words
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,24 @@ class Questions:
         self.dropped: Counter[str] = Counter()
         self._seen: set[tuple[int, str]] = set()
 
-    def add(self, item: Asked, texts: Sequence[str], own: Sequence[Chunk], scorer: RelevanceScorer) -> None:
+    def add(
+        self,
+        item: Asked,
+        texts: Sequence[str],
+        own: Sequence[Chunk],
+        scorer: RelevanceScorer,
+        *,
+        leads: Sequence[str] = (),
+    ) -> None:
         """Keeps, of the questions in the model's `texts`, the new one that has most to do with the chunk.
+
+        `leads` are words that questions were asked to begin with.
 
         A question that has nothing in common with its chunk, by the scorer, is about something else (or
         about passages and questions in general, as small models like to ask).
         """
-        found = [question for question in map(parse_question, texts) if question is not None]
+        read = [parse_question(text, leads=leads) for text in texts]
+        found = [question for question in read if question is not None]
         scored = [(scorer.score(q, [chunk.text for chunk in own])[item.chunk.index], q) for q in found]
         about = [(score, q) for score, q in scored if score > 0]
         new = [(score, q) for score, q in about if (item.chunk.document, q.casefold()) not in self._seen]
@@ -76,18 +85,6 @@ class Questions:
             self.dropped["question asked before"] += 1
         else:
             self.dropped["question not about its chunk" if found else "no question"] += 1
-
-
-def parse_question(text: str) -> str | None:
-    """The first sentence that ends with a question mark, without list marks, labels and quotes; else None."""
-    mark = re.search(r"[?？]", text)
-    if mark is None:
-        return None
-    before = text[: mark.end()]
-    # A sentence starts behind a line break, a label ("Question:") or another sentence's end.
-    start = max((m.end() for m in re.finditer(r"\n|:\s|[.!。！][\"'”’)\]]*\s", before)), default=0)
-    question = re.sub(r"^[\s\"'“‘*#>-]+|^\d+[.)]\s*", "", before[start:]).strip()
-    return question if len(question.split()) >= SHORTEST_QUESTION or not question.isascii() else None
 
 
 def build_row(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.core.errors import UserError
 from align.documents.loading import Document, load_documents
@@ -35,6 +35,8 @@ Outcome = tuple[int, list[dict[str, Any]], Counter[str]]
 @dataclass(frozen=True)
 class LongPOPipeline:
     """Group `pipeline`; hydra_conf/pipeline/longpo.yaml comments every key."""
+
+    reads_documents: ClassVar[bool] = True
 
     question_prompt: str
     lead_ins: list[str]
@@ -101,7 +103,7 @@ class LongPOPipeline:
             limit=self.max_documents,
         )
         path = write_rows(workspace.output, self._rows(windows, workspace, counts, dropped))
-        rows = counts.pop("rows")
+        rows = counts.pop("rows", 0)
         return Summary(path=path, rows=rows, counts=dict(counts), dropped=dict(dropped), method="longpo")
 
     def _rows(

@@ -92,12 +92,13 @@ def cut_windows(
 
 
 def _grouped(chunks: Sequence[Chunk], sizes: WindowSizes) -> list[list[Chunk]]:
-    """Neighbours together while count and sum allow."""
+    """Neighbours together while count and sum allow; a chunk that was left out between two parts them."""
     groups: list[list[Chunk]] = []
     tokens = 0
     for chunk in chunks:
         full = bool(groups) and sizes.max_chunks is not None and len(groups[-1]) == sizes.max_chunks
-        if not groups or full or tokens + chunk.tokens > sizes.context_max_tokens:
+        apart = bool(groups) and chunk.index != groups[-1][-1].index + 1
+        if not groups or full or apart or tokens + chunk.tokens > sizes.context_max_tokens:
             groups.append([])
             tokens = 0
         groups[-1].append(chunk)

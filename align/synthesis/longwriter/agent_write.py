@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.prompts import check_places, fill
 from align.scores.length import count_words
+from align.scores.numerals import CHINESE
 from align.synthesis.answers import trim_cut
 from align.synthesis.longwriter.candidates import Candidate, Written
 from align.synthesis.longwriter.writing_plan import (
@@ -123,7 +125,14 @@ class AgentWrite:
             (completion,) = yield [request]
             steps = parse_plan(_whole_lines(completion))
             if steps is not None and len(steps) <= self.max_steps:
-                return with_lengths(steps, item.length, least=self.min_step_words, most=self.max_step_words)
+                planned = with_lengths(
+                    steps, item.length, least=self.min_step_words, most=self.max_step_words
+                )
+                total = sum(step.words or 0 for step in planned)
+                written.counts["plans shorter than asked for"] += (
+                    item.length is not None and total < item.length
+                )
+                return planned
             if steps is not None:
                 reason = f"agent_write: a plan of more than {self.max_steps} steps"
         written.dropped[reason] += 1
@@ -159,8 +168,12 @@ def clean_step(text: str) -> str:
 
 
 def _only_label(line: str) -> bool:
-    """`Paragraph 3:` alone on its line."""
-    return line.strip(" #*_:.-").lower().replace("paragraph", "", 1).strip().isdigit()
+    """`Paragraph 3:` or 第三段 alone on its line."""
+    label = line.strip(" #*_:：.-").casefold()
+    return (
+        re.fullmatch(rf"(?:paragraph\s*)?\d{{1,3}}|paragraph\s+[a-z]+|(?:段落|第)[\d{CHINESE}]+段?", label)
+        is not None
+    )
 
 
 def _miss(text: str, step: Step) -> float:

@@ -109,7 +109,7 @@ class LongWriterPipeline:
         counts: Counter[str] = Counter({"instructions": len(items)})
         dropped: Counter[str] = Counter()
         path = write_rows(workspace.output, self._rows(items, workspace, counts, dropped))
-        rows = counts.pop("rows")
+        rows = counts.pop("rows", 0)
         method = f"longwriter_{self.rows}"
         return Summary(path=path, rows=rows, counts=dict(counts), dropped=dict(dropped), method=method)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from align.core.config import check_choice
 from align.core.errors import UserError
 from align.generation.generators import Generator, GeneratorSettings, Message, Request, Sampling, derive_seed
 from align.generation.prompts import check_places, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.models.settings import ModelSettings
-from align.scores.judgement import JUDGE_PROMPT, parse_judgement, quality_score
+from align.scores.judgement import JUDGE_PROMPT, MARKS, parse_judgement, quality_score
 from align.synthesis.filters import repeated_ngrams
 from align.synthesis.longwriter.writing_plan import is_step_line
 from align.synthesis.pipeline import at_least, check_share
@@ -96,6 +98,7 @@ class Judge:
     """A model's S_q; hydra_conf/pipeline/quality/judge.yaml comments every key."""
 
     prompt: str = JUDGE_PROMPT
+    marks: str = "whole"
     tries: int = 3
     temperature: float = 0.5
     top_p: float = 0.9
@@ -107,6 +110,7 @@ class Judge:
         """Raises UserError for a value out of range, or a judge model without its generator."""
         for key in ("tries", "max_new_tokens"):
             at_least(f"quality.{key}", getattr(self, key), 1)
+        check_choice("pipeline.quality.marks", self.marks, MARKS)
         at_least("quality.temperature", self.temperature, 0)
         check_share("quality.top_p", self.top_p)
         check_places("pipeline.quality.prompt", self.prompt, ("instruction", "answer"))
@@ -133,8 +137,13 @@ class Judge:
         return run_dialogues(f"judge-{stage}", dialogues, judge, together=len(dialogues))
 
     def _generator(self, workspace: Workspace) -> Generator:
+        return self._own_generator or workspace.generator
+
+    @functools.cached_property
+    def _own_generator(self) -> Generator | None:
+        """Opened once, so that a model in this process is loaded once for all blocks; None without one."""
         if self.generator is None or self.model is None:
-            return workspace.generator
+            return None
         from align.models.loading import load_tokenizer
 
         return self.generator.open(ModelSettings(path=self.model), load_tokenizer(self.model))
@@ -147,7 +156,7 @@ class Judge:
             (completion,) = yield [
                 Request(call, (Message("user", prompt),), sampling, derive_seed(seed, call))
             ]
-            marks = parse_judgement(completion.text)
+            marks = parse_judgement(completion.text, marks=self.marks)
             if marks is not None:
                 return Quality(quality_score(marks), "judge", {"marks": marks, "tries": attempt + 1})
         return Quality(None, "judge", {"tries": self.tries})

@@ -17,6 +17,7 @@ import numpy as np
 from align.core.config import check_choice
 from align.core.display import progress_bar
 from align.core.errors import UserError
+from align.core.files import cache_folder
 from align.data.examples import TokenizedExample
 from align.generation.generators import digest_of
 from align.generation.ledger import LinesFile
@@ -128,17 +129,21 @@ class Gateau:
         measure: Callable[[PreTrainedModel, TokenizedExample], dict[str, Any]],
     ) -> list[dict[str, Any]]:
         """What one model finds in each row; it is loaded only if a row is missing, and let go afterwards."""
+        from align.models.identity import weights_fingerprint
+        from align.models.loading import load_causal_lm, load_config
+
         settings = ModelSettings(
             path=str(getattr(self, f"{which}_model")),
             dtype=self.dtype,
             rope=RopeSettings(**getattr(self, f"{which}_rope")),
         )
-        store = Measurements(workspace.output / WORK / f"gateau-{which}.jsonl")
+        weights = weights_fingerprint(
+            settings, load_config(settings), cache_folder(), key=f"select.{which}_model"
+        )
+        store = Measurements(workspace.output / WORK / f"gateau-{which}.jsonl", weights=weights)
         calls = [RowToMeasure(example, f"{settings}{self.segment_tokens}") for example in examples]
         missing = [call for call in calls if call.digest not in store.finished]
         if missing:
-            from align.models.loading import load_causal_lm
-
             model = load_causal_lm(settings, device=self._device()).eval()
             with progress_bar(workspace.console) as progress:
                 task = progress.add_task(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from align.generation.stage import Workspace
 
 SCORES = "selection.jsonl"  # every row's score, kept or not
+LARGEST = sys.float_info.max  # of a margin: JSON has 1e400 too
 LENGTHS = ("prompt", "chosen", "row")
 
 
@@ -46,7 +49,7 @@ class Selector(Protocol):
 
     @property
     def keep(self) -> float | None:
-        """Rows to keep: a share up to 1, else their number; None keeps all that have a score."""
+        """Rows to keep: a whole number (1 is one row), else a share up to 1.0; None keeps all that have a score."""
 
     def check(self) -> None:
         """Raises UserError for a value out of range; loads nothing."""
@@ -147,9 +150,9 @@ class ByMargin:
 
     def _score(self, row: RawRow) -> Score:
         margin = row.values.get("margin")
-        if isinstance(margin, bool) or not isinstance(margin, int | float):
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= LARGEST:
             raise UserError(
-                f"{row.source}: select=margin needs a column margin with a number: choose pipeline=longwriter, "
+                f"{row.source}: select=margin needs a column margin with a finite number: choose pipeline=longwriter, "
                 "whose answers are scored, or another select."
             )
         enough = margin >= self.least
@@ -159,9 +162,9 @@ class ByMargin:
 
 def check_keep(keep: float | None) -> None:
     """Refuses a share or number of rows to keep that keeps none, or no whole number of rows."""
-    if keep is not None and (keep <= 0 or (keep > 1 and keep != int(keep))):
+    if keep is not None and (math.isnan(keep) or keep <= 0 or (keep > 1 and keep != int(keep))):
         raise UserError(
-            f"select.keep={keep} must be a share up to 1 or a whole number of rows; null keeps all."
+            f"select.keep={keep} must be a share below 1 or a whole number of rows; null keeps all."
         )
 
 
@@ -186,8 +189,12 @@ def kept_places(scores: Sequence[Score], keep: float | None) -> dict[int, int]:
     """Place of each kept row → its rank from 1, the highest score first, earlier rows first among equals."""
     usable = [i for i, score in enumerate(scores) if score.value is not None]
     ranked = sorted(usable, key=lambda i: (-(scores[i].value or 0.0), i))
-    # A share is one of all rows, 1 is all of them; a share keeps one row at least.
-    wanted = len(ranked) if keep is None else max(1, round(keep * len(scores))) if keep <= 1 else int(keep)
+    if keep is None:
+        wanted = len(ranked)
+    elif isinstance(keep, int) or keep > 1:
+        wanted = int(keep)
+    else:
+        wanted = max(1, round(keep * len(scores)))  # a share is one of all rows
     return {place: rank for rank, place in enumerate(ranked[:wanted], start=1)}
 
 

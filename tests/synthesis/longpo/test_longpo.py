@@ -177,6 +177,19 @@ def test_windows_keep_to_their_sizes():
     assert cut(max_chunks=None)[0] == [("a@0", 12), ("c@0", 12)]
 
 
+def test_a_window_has_consecutive_chunks():
+    """Chunks of 11, 11, 3, 11 and 11 tokens, of which the third is too short: it parts two windows."""
+    paragraphs = [" ".join(["bardel"] * count) for count in (9, 9, 1, 9, 9)]
+    sizes = WindowSizes(5, 12, None, 1, 1000)
+    document = Document("a", "a", "\n\n".join(paragraphs))
+    windows = list(cut_windows([document], word_tokenizer(), sizes, Counter()))
+    assert [[chunk.index for chunk in window.chunks] for window in windows] == [[0, 1], [3, 4]]
+    for window in windows:
+        first, last = window.chunks[0], window.chunks[-1]
+        between = document.text[first.start : last.start + len(last.text)]
+        assert between.split() == " ".join(chunk.text for chunk in window.chunks).split()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

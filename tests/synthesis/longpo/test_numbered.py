@@ -24,6 +24,18 @@ PLAIN = ["What is one?", "How was it in 2019?", "Why 3.5 million?", "Where is it
         "1. {} 2. {} 3. {} 4. {}",
         "1、{}\n2、{}\n3、{}\n4、{}",
         "1. {}\n2. {}\n3. {}\n4. {}\n5. And one more thing?",
+        "问题1：{}\n问题2：{}\n问题3：{}\n问题4：{}",
+        "问题一：{}\n问题二：{}\n问题三：{}\n问题四：{}",
+        "第1题：{}\n第2题：{}\n第3题：{}\n第4题：{}",
+        "一、{}\n二、{}\n三、{}\n四、{}",
+        "① {}\n② {}\n③ {}\n④ {}",
+        "①{}\n②{}\n③{}\n④{}",
+        "1\\. {}\n2\\. {}\n3\\. {}\n4\\. {}",
+        "### Question 1\n{}\n### Question 2\n{}\n### Question 3\n{}\n### Question 4\n{}",
+        "## 1\n\n{}\n\n## 2\n\n{}\n\n## 3\n\n{}\n\n## 4\n\n{}",
+        "**Question One:** {}\n**Question Two:** {}\n**Question Three:** {}\n**Question Four:** {}",
+        "Here are the questions:\n- {}\n- {}\n- {}\n- {}",
+        "* **{}**\n* **{}**\n* **{}**\n* **{}**",
     ],
 )
 def test_forms_that_models_write(text):
@@ -40,6 +52,9 @@ def test_forms_that_models_write(text):
         "1. Which of these:\n1. a list here\n2. goes on there\n2. What is two?\n3. What is it?\n4. And then what?",
         "1. One\n2. Two\n3. Three\n4. Four",
         "1.\n2.\n3.\n4.",
+        "- What is one?\n- What is two?\n- What is three?",
+        "- What is one?\n- What is two?\n- What is three?\n- What is four?\n- What is five?",
+        "Q is a letter?\nQuestion one of many is this?\nWhat is it?\nAnd then what?",
     ],
 )
 def test_what_cannot_be_told_apart_is_none(text):

@@ -79,6 +79,67 @@ def test_no_plan(text):
     assert parse_plan(text) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Paragraph 1: one (10 words)\nParagraph 2: two (20 words)",
+        "Paragraph 1 (10 words): one\nParagraph 2 [20 words]: two",
+        "Paragraph 1: one. 10 words.\nParagraph 2: two; about 20 words",
+        "Paragraph 1 - Word Count: 10 words - Main Point: one\nParagraph 2 - two - Word Count: twenty words",
+        "Paragraph One - Main Point: one - Word Count: 10\nParagraph two - Main Point: two - Word Count: 20",
+        "1. Main Point: one - Word Count: 10\n2. Main Point: two - Word Count: 20",
+        "1. Paragraph 1 - Main Point: one - Word Count: 10\n2. Paragraph 2 - Main Point: two - Word Count: 20",
+        "1. one (10 words)\n2. two (20 words)",
+        "Section 1: one - 10 words\nSection 2: two - 20 words",
+        "Part 1: Overview\nParagraph 1 - one - Word Count: 10\nParagraph 2 - two - Word Count: 20",
+        "第一段：one（10字）\n第二段：two - 字数：二十字",
+        "| Paragraph | Main Point | Word Count |\n|---|---|---|\n| 1 | one | 10 words |\n| 2 | two | ~20 |",
+        "| Paragraph 1 | one | 10 |\n| Paragraph 2 | two | 20 words |",
+    ],
+)
+def test_further_forms_of_a_plan(text):
+    assert parse_plan(text) == [Step("one", 10), Step("two", 20)]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        ("~1.5k words", 1500),
+        ("1,200 words", 1200),
+        ("200,300 words", 250),
+        ("一千五百字", 1500),
+        ("8-12 words", 10),
+        ("≈ 400", 400),
+        ("400 words - Tone: warm", 400),
+        ("to be decided", None),
+        ("0 words", None),
+        ("999999999 words", None),
+    ],
+)
+def test_counts_of_words(count, words):
+    assert parse_plan(f"Paragraph 1 - Main Point: one - Word Count: {count}") == [Step("one", words)]
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "Word choices and keywords: their use",
+        "Word choices and key**words:** their use",
+        "Explain key words: scarcity and price",
+        "words: what they are",
+        "Say 500 words to him",
+        "about 1984 and 3 things",
+    ],
+)
+def test_only_the_last_label_of_a_step_ends_its_point(point):
+    assert parse_plan(f"Paragraph 1 - Main Point: {point} - Word Count: 300 words") == [Step(point, 300)]
+    assert parse_plan(f"Paragraph 1 - Main Point: {point}") == [Step(point, None)]
+
+
+def test_a_list_without_labels_and_counts_is_no_plan():
+    assert parse_plan("1. Buy milk\n2. Go home") is None
+
+
 POINTS = st.lists(
     st.sampled_from(["bees", "in 2019", "3.5 million", "a - b", "(c)", "d: e"]), min_size=1, max_size=4
 )
@@ -91,13 +152,31 @@ def test_a_rendered_plan_is_read_back(parts):
 
 
 def test_lengths_are_scaled_to_what_is_asked_for():
-    """10 and 20 for 90 words: threefold, and no more than 50; a missing count is the mean of the others."""
+    """10 and 20 for 90 words: threefold, no more than 50, and the first gets what the second cannot have."""
     steps = [Step("a", 10), Step("b", 20)]
-    assert [s.words for s in with_lengths(steps, 90, least=5, most=50)] == [30, 50]
+    assert [s.words for s in with_lengths(steps, 90, least=5, most=50)] == [40, 50]
+    assert [s.words for s in with_lengths(steps, 60, least=5, most=50)] == [20, 40]
     assert [s.words for s in with_lengths(steps, None, least=5, most=50)] == [10, 20]
     assert [s.words for s in with_lengths([*steps, Step("c", None)], None, least=5, most=50)] == [10, 20, 15]
     assert [s.words for s in with_lengths([Step("a", None)], 40, least=5, most=50)] == [40]
     assert [s.words for s in with_lengths([Step("a", None)], None, least=5, most=50)] == [5]
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=50), st.integers(1, 60_000))
+def test_lengths_add_up_to_what_is_asked_for(counts, required):
+    """Unless even the longest steps are too short; bounds hold unless even the shortest steps are too long."""
+    least, most = 200, 1000
+    planned = [
+        s.words for s in with_lengths([Step("a", n) for n in counts], required, least=least, most=most)
+    ]
+    wanted = max(len(counts), min(required, most * len(counts)))
+    assert sum(planned) == wanted
+    assert max(planned) <= most and min(planned) >= (least if required >= least * len(counts) else 1)
+
+
+def test_ten_steps_for_600_words_are_600_words():
+    steps = [Step("a", 300)] * 10
+    assert sum(s.words for s in with_lengths(steps, 600, least=200, most=1000)) == 600
 
 
 # ---- AgentWrite

@@ -56,6 +56,9 @@ def test_places_by_rank_with_a_share_or_a_number():
     assert kept_places(scores, 0.4) == {1: 1, 3: 2}
     assert kept_places(scores, 3) == {1: 1, 3: 2, 4: 3}
     assert kept_places(scores, 0.01) == {1: 1}
+    assert kept_places(scores, 1) == {1: 1}
+    assert kept_places(scores, 2) == {1: 1, 3: 2}
+    assert kept_places(scores, 1.0) == {1: 1, 3: 2, 4: 3, 0: 4}
 
 
 def test_length_keeps_rows_within_bounds_and_says_why(model, tmp_path):

@@ -1,0 +1,33 @@
+"""Values as Hydra and OmegaConf have to be given them, so that they mean themselves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+
+def literal(value: Any) -> Any:
+    """The value with every `${` in its strings escaped, at any depth: OmegaConf then resolves to it.
+
+    Backslashes mean themselves to OmegaConf but before `${`, where they are doubled.
+    """
+    if isinstance(value, dict):
+        return {key: literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra takes it as it is, whatever characters it has: `it's` is `'it\\'s'`.
+
+    Backslashes mean themselves to Hydra too, but before a quote and at the end, where they are doubled.
+    """
+    whole = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), literal(text))
+    return f"'{whole}'"
+
+
+def override(key: str, value: str | Path) -> str:
+    """An override whose value Hydra takes as it is."""
+    return f"{key}={quoted(str(value))}"
