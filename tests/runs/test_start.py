@@ -105,6 +105,12 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "suite=short", "suite.pairs=rows.jsonl"], "name it, reference.model="),
     (["plan", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
     (["export", "path=.", "output=new", "dtype=int3"], "dtype=int3 is not known"),
+    (["evaluate", "suite.lengths=512"], "suite.lengths=512 has the wrong type: it takes a list of int"),
+    (["evaluate", "suite.depths=[a]"], "suite.depths=['a'] has the wrong type: it takes a list of float"),
+    (["evaluate", "suite=perplexity", "suite.max_documents=0"], "suite.max_documents=0 is too small"),
+    (["evaluate", "suite=questions", "suite.path=rows.jsonl", "suite.limit=0"], "suite.limit=0 is too small"),
+    (["synthesize", "near_duplicate=abc"], "near_duplicate='abc' has the wrong type: it takes float"),
+    (["verify", "seed=abc"], "seed='abc' has the wrong type"),
 ]
 
 RUN = """
@@ -137,7 +143,7 @@ def answered(tmp_path_factory) -> dict:
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
