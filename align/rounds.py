@@ -117,7 +117,7 @@ def rounds(config: DictConfig) -> Path:
         if not finished(step):
             run(step, console)
     last = Path(settings.output) / f"round-{len(settings.lengths)}" / "model"
-    Console().print(f"model {last}", soft_wrap=True, highlight=False)
+    Console().print(f"model {last}", soft_wrap=True, highlight=False, markup=False)
     return last
 
 
@@ -169,7 +169,7 @@ def run(step: Step, console: Console) -> None:
         UserError: it ended with an error, whose own message stands above.
         SystemExit: SIGTERM ended it; the same command goes on.
     """
-    console.print(f"round {step.round}: {step.name}", style="bold", highlight=False)
+    console.print(f"round {step.round}: {step.name}", style="bold", highlight=False, markup=False)
     step.record.parent.mkdir(parents=True, exist_ok=True)
     code = run_child(step.command)
     if code == exit_codes.STOPPED:
