@@ -16,10 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.core.errors import UserError
 from align.core.files import cache_folder
 from align.generation.batches import fixed_batches, pad_rows
-from align.generation.generators import Completion, Request, ScoredText, digest_of
+from align.generation.generators import Completion, Request, Sampling, ScoredText, WindowError, digest_of
 from align.generation.prefixes import Family, PrefixReader, find_families
 from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
@@ -134,14 +133,13 @@ class LocalGenerator:
                 yield list(zip(calls, self._complete(calls, prompts, batch), strict=True))
 
     def _checked_prompt(self, request: Request) -> np.ndarray:
-        """Ids of the prompt; raises UserError where prompt and answer exceed the model's window."""
+        """Ids of the prompt; raises WindowError where prompt and answer exceed the model's window."""
         prompt = self.encode(request)
         wanted = len(prompt) + request.sampling.max_new_tokens
         if self.window is not None and wanted > self.window:
-            raise UserError(
+            raise WindowError(
                 f"{request.id}: its prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
-                f"exceed the model's window of {self.window}: lower pipeline.chunk_tokens or "
-                "pipeline.max_new_tokens."
+                f"exceed the model's window of {self.window}"
             )
         return prompt
 
@@ -156,6 +154,11 @@ class LocalGenerator:
             use_cache=True,
         )
         return model
+
+    def _ends(self, sampling: Sampling) -> list[int]:
+        """Every token that ends this answer."""
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in sampling.stop_at]
+        return sorted({*self._model.generation_config.eos_token_id, *ids})
 
     @property
     def _pad_id(self) -> int:
@@ -196,7 +199,8 @@ class LocalGenerator:
                 attention_mask=mask.to(self._model.device),
                 past_key_values=None if prefixed is None else prefixed.cache(),
                 max_new_tokens=sampling.max_new_tokens,
-                min_new_tokens=sampling.min_new_tokens,
+                min_new_tokens=max(sampling.min_new_tokens, 1 if sampling.stop_at else 0),
+                eos_token_id=self._ends(sampling),
                 logits_processor=LogitsProcessorList([sampler]),
             )
         answers = output[:, ids.shape[1] :].tolist()
@@ -204,7 +208,7 @@ class LocalGenerator:
 
     def _completion(self, request: Request, ids: list[int]) -> Completion:
         """The lead and what was generated up to the first end token."""
-        ends = set(self._model.generation_config.eos_token_id)
+        ends = self._ends(request.sampling)
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         text = str(
             self.tokenizer.decode(self.encode.lead(request).tolist() + ids[:length], skip_special_tokens=True)

@@ -54,6 +54,9 @@ class PromptEncoder:
         return prompt, self.encoder.encode(parts, continues=True).ids
 
     def _prompt(self, request: Request) -> np.ndarray:
+        if request.form == "text":
+            text = Fragment(request.messages[-1].content, "text")
+            return np.concatenate([self.encoder.start_ids, self.encoder.encode([text]).ids])
         return self.encoder.encode(self._rendering(request.id, request.messages, request.lead).prompt).ids
 
     def _rendering(self, name: str, messages: Sequence[Message], answer: str) -> Rendering:

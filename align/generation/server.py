@@ -130,6 +130,12 @@ class OpenAIGenerator:
         self, requests: Sequence[Request], *, finished: Collection[str]
     ) -> Iterator[Sequence[tuple[Request, Completion]]]:
         """Each answer as it comes, in a group of its own."""
+        for request in requests:
+            if request.form == "text":
+                raise UserError(
+                    f"{request.id} is asked without a chat template, which a server puts around whatever it is sent: "
+                    "use generator=local."
+                )
         jobs = list({r.digest: r for r in requests if r.digest not in finished}.values())
         own = self.settings
         pace = Pace(
@@ -197,6 +203,7 @@ class OpenAIGenerator:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": request.seed,
+            **({"stop": list(sampling.stop_at)} if sampling.stop_at else {}),
             self.settings.limit_key: sampling.max_new_tokens,
             "extra_body": extra,
         }

@@ -145,6 +145,20 @@ def file_hash(path: Path, cache: Path) -> str:
     return digest
 
 
+def parameters_digest(model: torch.nn.Module) -> str:
+    """What stands for the weights that a model has in memory: 32 hex digits of every parameter's bits, summed.
+
+    The sums are of integers, so that they come out the same on every device; a training step changes them.
+    """
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        (name, int(parameter.detach().view(kinds[parameter.element_size()]).sum(dtype=torch.int64)))
+        for name, parameter in model.named_parameters()
+        if parameter.numel()
+    ]
+    return content_digest(json.dumps(sums), ())
+
+
 def content_digest(text: str, arrays: tuple[np.ndarray, ...]) -> str:
     """32 hex digits of a text and arrays of integers, each with its length before it."""
     state = hashlib.blake2b(text.encode(), digest_size=16)
