@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -104,6 +105,22 @@ def test_a_run_begun_anew_asks_again(train, tmp_path):
     ledger.write_text("")
     assert train("run", *needles(tmp_path), "resume=never")[0] == 0
     assert len(ledger.read_text().splitlines()) == 2
+
+
+def test_answers_of_other_weights_are_asked_again(train, tmp_path):
+    """As after going back to an older checkpoint: what lies at a step is taken for the weights that gave it alone."""
+    settings = (*needles(tmp_path), "trainer.save_steps=1")
+    assert train("run", *settings)[0] == 0
+    folder = tmp_path / "run" / "suites" / "needles"
+    ledger = folder / "step-2" / "work" / "retrieval.jsonl"
+    kept = (folder / "step-2" / "samples.jsonl").read_text()
+    ledger.write_text("".join(line.replace('"text": "', '"text": "x ') for line in ledger.open()))
+    (folder / "step-2" / "weights.txt").write_text("others")
+    shutil.rmtree(tmp_path / "run" / "model")
+    code, _, err = train("run", *settings, f"resume={tmp_path / 'run' / 'checkpoint-1'}")
+    assert code == 0, err
+    assert "answers of other weights: asked again" in " ".join(err.split())
+    assert (folder / "step-2" / "samples.jsonl").read_text() == kept
 
 
 @pytest.mark.parametrize(
