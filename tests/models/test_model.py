@@ -20,8 +20,8 @@ from align.longseq.support import check_config
 from align.models import loading as model_module
 from align.models import quantization
 from align.models.checks import check_model
-from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.identity import parameters_digest
+from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference.sources import AdapterOff
