@@ -17,6 +17,7 @@ from align.scores.judgement import DIMENSIONS
 from align.synthesis.longwriter.quality import Judge
 from tests.distributed import run_distributed
 from tests.evaluation.helpers import Answers, evaluation
+from tests.forked import run as run_forked
 from tests.tiny import save_tiny
 
 
@@ -77,3 +78,19 @@ def test_late_processes_make_no_call_twice(folder):
     said = answer("s", samples(9), evaluation(folder / "asked", model), shorter="")
     assert ([one.text for one in said], model.asked) == (found[0]["said"], 0)
     assert torn.read_bytes() == before
+
+
+def test_the_command_in_two_processes(folder):
+    """What `accelerate launch --cpu` starts: two processes that know of each other, each row asked once."""
+    rows = [{"prompt": f"w{i + 8}", "answers": ["w20"]} for i in range(5)]
+    (folder / "q.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    output = folder / "out"
+    argv = [
+        *("align", "evaluate", "suite=questions", f"suite.path={folder / 'q.jsonl'}", f"output={output}"),
+        *("suite.max_new_tokens=2", f"model.path={folder / 'model'}"),
+    ]
+    assert run_forked(argv, 2) == [0, 0], Path(f"{output}.log").read_text()[-3000:]
+    ledgers = sorted((output / "work").glob("questions*.jsonl"))
+    assert [path.name for path in ledgers] == ["questions.0.jsonl", "questions.1.jsonl"]
+    assert sum(len(path.read_text().splitlines()) for path in ledgers) == 5
+    assert len((output / "samples.jsonl").read_text().splitlines()) == 5
