@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 # Processes that `make test` spreads the tests over: one a core, at most eight; `make test WORKERS=1` takes one.
 WORKERS ?= logical
 
-.PHONY: help demo test test-slow test-parity test-survival check smoke miniature bench docs examples clean
+.PHONY: help demo test test-slow test-parity test-survival fuzz check smoke miniature bench docs examples clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -65,6 +65,10 @@ test-parity: $(VENV)/.installed   ## every exchange x degree x wrapper against o
 
 test-survival: $(VENV)/.installed ## runs killed at forty random moments end with the same weights
 	$(BIN)/python -m pytest -m "slow or not slow" tests/runs/test_survival.py
+
+SEED ?= 0
+fuzz: $(VENV)/.installed          ## 2,000 damaged files and 500 command lines: each ends in a sentence; SEED=1 draws others
+	$(BIN)/python -m tests.fuzz --files 2000 --words 500 --seed $(SEED)
 
 check: $(VENV)/.installed         ## lint + types
 	$(BIN)/ruff check .

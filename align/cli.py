@@ -7,6 +7,7 @@ import os
 import sys
 
 from align.runs import exit_codes
+from align.runs.console import tolerate_any_terminal
 
 COMMANDS = {
     "train": "preference training: LOGO, LongPO, LongWriter and relatives",
@@ -23,6 +24,7 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script: `align train method=logo …`."""
+    tolerate_any_terminal()
     try:
         _dispatch()
         sys.stdout.flush()

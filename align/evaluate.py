@@ -80,8 +80,9 @@ def weights_of_model(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -
     """Digest of weights, configuration, dtype and tokenizer; reads the weight files once."""
     from align.core.files import cache_folder
     from align.models.identity import Identity
+    from align.models.precision import Precision
 
-    identity = Identity.of(model, autocast=None, cache=cache_folder(), key="model.path")
+    identity = Identity.of(model, precision=Precision(), cache=cache_folder(), key="model.path")
     vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
     return digest_of([identity.digest, vocabulary])
 

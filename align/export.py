@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -12,7 +14,7 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.folder import find_policy
+from align.runs.folder import CONFIG_NAME, find_policy
 
 DTYPES = ("stored", "float32", "bfloat16")
 
@@ -24,6 +26,7 @@ class ExportSettings:
     path: str
     output: str
     dtype: str = "stored"
+    trust_remote_code: bool = False
 
 
 @hydra_entry("export")
@@ -45,12 +48,26 @@ def export(config: DictConfig) -> Path:
     # Nothing above imports torch, so that a slip is answered at once.
     from align.training import trained_policy
 
-    policy = trained_policy.read_policy(Path(settings.path))
+    policy = trained_policy.read_policy(Path(settings.path), trust_remote_code=settings.trust_remote_code)
+    check_card(policy.config, settings.path)
     tokenizer = trained_policy.load_policy_tokenizer(policy)
     merged = trained_policy.merged_model(policy, settings.dtype)
     trained_policy.write(merged, tokenizer, policy, output)
     Console().print(f"model {output}", soft_wrap=True, highlight=False, markup=False)
     return output
+
+
+def check_card(config: Mapping[str, Any], path: str) -> None:
+    """Refuses a configuration without what a model card states, before weights are read."""
+    groups: dict[str, Any] = {name: config.get(name) for name in ("method", "data", "trainer")}
+    lacking = [name for name, group in groups.items() if not isinstance(group, Mapping)]
+    if not lacking and "name" not in groups["method"]:
+        lacking = ["method.name"]
+    if lacking:
+        raise UserError(
+            f"path={path}: its {CONFIG_NAME} has no {' and no '.join(lacking)}, which the model card states: "
+            "restore it."
+        )
 
 
 def new_folder(path: str) -> Path:

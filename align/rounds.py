@@ -20,6 +20,7 @@ from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
+from align.runs.composition import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,6 +33,7 @@ class ModelKeys:
     """Group key `model`."""
 
     path: str = "embedded"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def plan(settings: RoundsSettings) -> list[Step]:
         given = settings.data.paths[number - 1] if number <= len(settings.data.paths) else None
         commands = {
             "train": _train(settings, number, length, model, given or str(folder / "data" / TRAINED), folder),
-            "model": _align("export", _set("path", folder / "train"), _set("output", folder / "model")),
+            "model": _export(settings, folder),
         }
         if given is None:
             commands = {"data": _synthesize(settings, number, length, model, folder), **commands}
@@ -190,6 +192,17 @@ def _check(settings: RoundsSettings) -> None:
         )
     if any(later < earlier for earlier, later in pairwise(lengths)):
         raise UserError(f"lengths={lengths} must not shrink from round to round.")
+    more = (
+        settings.synthesize.overrides,
+        settings.synthesize.later,
+        settings.train.overrides,
+        settings.train.later,
+    )
+    if any("trust_remote_code" in text.partition("=")[0] for texts in more for text in texts):
+        raise UserError(
+            "model.trust_remote_code is a key of `align rounds` itself, which each of its steps then gets: set it "
+            "there, not in the overrides of a step."
+        )
     if len(settings.data.paths) > len(lengths):
         raise UserError(
             f"data.paths names rows for {len(settings.data.paths)} rounds, lengths only {len(lengths)} rounds."
@@ -205,6 +218,7 @@ def _synthesize(
         f"pipeline={settings.synthesize.pipeline}",
         f"pipeline.target_length={length}",
         _set("model.path", model),
+        *_trust(settings, "model.trust_remote_code"),
         f"seed={settings.seed}",
         *_filled(more, number, length),
         _set("output", folder / "data"),
@@ -222,6 +236,7 @@ def _train(
         "train",
         f"method={settings.train.method}",
         _set("model.path", model),
+        *_trust(settings, "model.trust_remote_code"),
         _set("data.path", data),
         f"data.max_length={length}",
         *([] if reference is None else [_set("reference.model", reference)]),
@@ -230,6 +245,20 @@ def _train(
         _set("output", folder / "train"),
         launch=settings.train.launch,
     )
+
+
+def _export(settings: RoundsSettings, folder: Path) -> tuple[str, ...]:
+    return _align(
+        "export",
+        _set("path", folder / "train"),
+        *_trust(settings, "trust_remote_code"),
+        _set("output", folder / "model"),
+    )
+
+
+def _trust(settings: RoundsSettings, key: str) -> list[str]:
+    """Code that comes with the model is allowed to every step, since each decides for itself."""
+    return [f"{key}=true"] if settings.model.trust_remote_code else []
 
 
 def _filled(overrides: Sequence[str], number: int, length: int) -> list[str]:
@@ -243,8 +272,7 @@ def _align(command: str, *overrides: str, launch: Sequence[str] = ()) -> tuple[s
 
 def _set(key: str, value: str | Path) -> str:
     """An override whose value Hydra takes as it is, whatever characters a path has."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{text}'"
+    return f"{key}={quoted(str(value))}"
 
 
 make_callable(__name__)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from align.core.errors import UserError
 from align.data.sources import check_row_paths
 from align.evaluation.suite import Suite, build_suites
 from align.runs import exit_codes, jobs
@@ -55,7 +54,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     from align.models.loading import load_tokenizer
     from align.planning.fit import fit_memory
     from align.runs import checkpoints, continuation
-    from align.runs.folder import claim_output
+    from align.runs.folder import claim_output, note_local_paths
     from align.runs.preemption import Preemption
     from align.training import fill, finish, setup
 
@@ -65,16 +64,14 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     )
     data = setup.read_data(run, tokenizer)
     setup.check_same_data(data, run)
-    if suites and data.eval is None:
-        raise UserError(
-            "suites run when held-out rows are evaluated, and there are none: set data.eval_size or data.eval_path."
-        )
+    setup.check_held_out(data, run, suites=bool(suites))
     if run.reference.fill_only:
         fill.fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
     claim_output(run.output, config, ignore=continuation.FREE_KEYS)
-    checkpoint = checkpoints.find_resume(run.output, run.resume)
+    note_local_paths(run.output, config)
+    checkpoint = checkpoints.agree_resume(run.output, run.resume)
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     if checkpoint is not None:
         continuation.check_continuation(checkpoint, shape)

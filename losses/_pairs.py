@@ -40,6 +40,12 @@ def check_label_smoothing(name: str, label_smoothing: float) -> None:
         raise ValueError(f"{name}: label_smoothing must lie in [0, 0.5), got {label_smoothing}")
 
 
+def check_positive(name: str, value: float) -> None:
+    """Raises ValueError unless β > 0: at 0 nothing is compared, and below 0 the rejected answer is preferred."""
+    if not value > 0:
+        raise ValueError(f"{name}: beta must be above 0, got {value}")
+
+
 def check_reference(name: str, policy: PairLogps, reference: PairLogps | None) -> PairLogps:
     """Returns the reference; raises ValueError where it is missing or of another shape than the policy."""
     if reference is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from losses._pairs import (
     average_over_pairs,
     check_label_smoothing,
+    check_positive,
     chosen_nll,
     present_answers,
     rejected_sums,
@@ -37,8 +38,9 @@ def cpo_loss(
         loss `[B]`; rewards `β·log π(y)`, detached, 0 for an absent answer.
 
     Raises:
-        ValueError: with ε outside [0, 0.5).
+        ValueError: β ≤ 0, or ε outside [0, 0.5).
     """
+    check_positive("cpo_loss", beta)
     check_label_smoothing("cpo_loss", label_smoothing)
     present = present_answers(policy)
     chosen, rejected = beta * policy.chosen, beta * rejected_sums(policy, present)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from losses._pairs import average_over_pairs, check_reference, present_answers
+from losses._pairs import average_over_pairs, check_positive, check_reference, present_answers
 from losses.rewards import log_ratio_reward
 from losses.types import LossOutput, PairLogps
 
@@ -24,8 +24,9 @@ def ipo_loss(policy: PairLogps, reference: PairLogps | None, *, beta: float) -> 
         loss `[B]`; rewards `β·[log π(y) − log π_ref(y)]` (sums), detached, 0 for an absent answer.
 
     Raises:
-        ValueError: without reference.
+        ValueError: β ≤ 0, or without reference.
     """
+    check_positive("ipo_loss", beta)
     reference = check_reference("ipo_loss", policy, reference)
     chosen_ratio, rejected_ratio = log_ratio_reward(policy, reference, beta=1.0)
     chosen = chosen_ratio / policy.chosen_length

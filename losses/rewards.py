@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from losses._pairs import check_reference, present_answers, rejected_sums
+from losses._pairs import check_positive, check_reference, present_answers, rejected_sums
 from losses.types import PairLogps
 
 
@@ -25,8 +25,9 @@ def log_ratio_reward(policy: PairLogps, reference: PairLogps | None, *, beta: fl
         beta: β, strength of the implicit KL constraint, 1/nat.
 
     Raises:
-        ValueError: without reference, or where its shape is not the policy's.
+        ValueError: β ≤ 0, without reference, or where its shape is not the policy's.
     """
+    check_positive("log_ratio_reward", beta)
     reference = check_reference("log_ratio_reward", policy, reference)
     present = present_answers(policy)
     rejected = rejected_sums(policy, present) - rejected_sums(reference, present)
@@ -42,7 +43,11 @@ def mean_logp_reward(
         policy: log-probs `[B]` and `[B, M]` with their lengths in tokens.
         reference: not read; every reward has the same call.
         beta: β, scale of the mean log-prob a token, 1/nat.
+
+    Raises:
+        ValueError: β ≤ 0.
     """
+    check_positive("mean_logp_reward", beta)
     rejected = rejected_sums(policy, present_answers(policy))
     return (
         beta * policy.chosen / policy.chosen_length,
@@ -59,7 +64,11 @@ def log_odds_reward(
         policy: log-probs `[B]` and `[B, M]` with their lengths in tokens.
         reference: not read; every reward has the same call.
         beta: β, scale, dimensionless; 1 in the paper's odds ratio.
+
+    Raises:
+        ValueError: β ≤ 0.
     """
+    check_positive("log_odds_reward", beta)
     chosen, rejected = mean_logp_reward(policy, beta=1.0)
     log_odds = torch.where(present_answers(policy), _log_odds(rejected), 0.0)
     return beta * _log_odds(chosen), beta * log_odds

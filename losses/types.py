@@ -12,7 +12,7 @@ class PairLogps:
     """Summed log-probs of one chosen and M rejected answers a prompt (B prompts).
 
     Attributes:
-        chosen: `[B]` sum of log-probs of the chosen answer's tokens, in nats, fp32.
+        chosen: `[B]` sum of log-probs of the chosen answer's tokens, in nats, fp64 (sums of fp32 log-probs).
         rejected: `[B, M]` the same for each rejected answer; M = 0 is legal (SFT).
         chosen_length: `[B]` number of tokens summed.
         rejected_length: `[B, M]` the same; 0 marks an absent answer, which takes no part.

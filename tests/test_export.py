@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.runs import exit_codes
+from align.runs.folder import local_paths, note_local_paths
 from align.training.model_card import model_card, public_name
 from align.training.trained_policy import merged_model, read_policy
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -146,6 +148,8 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
         "trainer.use_cpu=true",
     )
     assert code == 0, err
+    noted = json.loads((run / "local_paths.json").read_text())["paths"]
+    assert {str(rows), str(tmp_path / "secret-home" / "base")} <= set(noted)
     assert {"config.yaml", "results.json", "checkpoint-2"} <= {path.name for path in run.iterdir()}
     assert not leaks(tmp_path)
     assert not any(value in out + err for value in SECRETS.values())
@@ -207,8 +211,16 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
             {"config.yaml": "model: {}\n", "model/config.json": "{}", "results.json": "{"},
             "results.json cannot be read",
         ),
+        (
+            {"config.yaml": "model: {}\ndata: {}\nmethod: {}\ntrainer: {}\n", "model/config.json": "{}"},
+            "config.yaml has no method.name, which the model card states",
+        ),
+        (
+            {"config.yaml": "model: {}\n", "model/config.json": "{}"},
+            "has no method and no data and no trainer",
+        ),
     ],
-    ids=["no run", "not finished", "no YAML", "no model", "no JSON"],
+    ids=["no run", "not finished", "no YAML", "no model", "no JSON", "no method", "no group"],
 )
 def test_what_is_no_run_is_refused(monkeypatch, capfd, tmp_path, files, sentence):
     run = tmp_path / "run"
@@ -221,6 +233,53 @@ def test_what_is_no_run_is_refused(monkeypatch, capfd, tmp_path, files, sentence
     said = [line for line in err.splitlines() if line.startswith("align export: ")]
     assert len(said) == 1 and sentence in said[0]
     assert not (tmp_path / "out").exists()
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+Path({mark!r}).touch()
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer", "base of an adapter"])
+def test_code_in_a_run_folder_needs_the_word_of_whoever_exports(monkeypatch, capfd, tmp_path, part):
+    """The run's configuration says `trust_remote_code: true`, as whoever made the folder wrote it."""
+    make_run(tmp_path, lora={"r": 4} if "adapter" in part else None)
+    run, mark = tmp_path / "run", tmp_path / "ran"
+    weights = tmp_path / "base" if "adapter" in part else run / "model"
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings |= {"method": {"name": "logo"}, "data": {"path": "rows.jsonl"}, "trainer": {}}
+    settings["model"]["trust_remote_code"] = True
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    name = "tokenizer_config.json" if part == "tokenizer" else "config.json"
+    content = json.loads((weights / name).read_text())
+    if part == "tokenizer":
+        content |= {
+            "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]},
+            "tokenizer_class": "OwnTokenizer",
+        }
+    else:
+        auto_map = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+        content |= {"auto_map": auto_map, "model_type": "own"}
+    (weights / name).write_text(json.dumps(content))
+    (weights / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
+    command = ("export", f"path={run}", f"output={tmp_path / 'out'}")
+    code, _, err = run_command(monkeypatch, capfd, *command)
+    assert not mark.exists()
+    assert code == exit_codes.USAGE and "Traceback" not in err
+    assert "allow it by trust_remote_code=true" in err and not (tmp_path / "out").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        _, _, err = run_command(monkeypatch, capfd, *command, "trust_remote_code=true")
+    assert "trust_remote_code=true runs Python code that comes with" in err
+    assert mark.exists()
 
 
 CONFIG = {
@@ -253,8 +312,45 @@ def test_card_states_only_what_may_be_public():
     assert "theta" not in card
 
 
+@pytest.mark.parametrize("told_by", ["note", "here", "where the run began"])
+def test_a_private_folder_of_two_parts_is_no_hub_id(tmp_path, monkeypatch, told_by):
+    """`private_dir/secret-model` looks like one; whoever exports may stand elsewhere."""
+    home = tmp_path / "home"
+    run = home / "outputs" / "first"
+    files = ("private_dir/secret-model", "private_dir/secret-reference", "private_dir/rows")
+    for folder in ("outputs/first", *files):
+        (home / folder).mkdir(parents=True)
+    config = CONFIG | {
+        "output": "outputs/first",
+        "model": {"path": files[0]},
+        "reference": {"model": files[1]},
+        "data": {"path": files[2], "eval_path": "someone/rows"},
+        "positions": {"mode": "logo", "table": ["private_dir/rows", "own/table.txt"]},
+    }
+    monkeypatch.chdir(home)
+    if told_by == "note":
+        note_local_paths(run, OmegaConf.create(config))
+        run = run.rename(tmp_path / "moved")
+    if told_by != "here":
+        monkeypatch.chdir(tmp_path)
+    card = model_card(config, {}, name="model", local=local_paths(run, config))
+    assert "private_dir" not in card and "base_model" not in card and "own/" not in card
+    for fact in ("| path | rows |", "| reference.model | secret-reference |", "| eval_path | someone/rows |"):
+        assert fact in card
+    assert "secret-model, trained with" in card
+
+
 def test_public_names(tmp_path):
     assert public_name("embedded") == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert public_name("owner/name") == "owner/name"
     assert public_name(str(tmp_path / "mine")) == "mine"
-    assert public_name("data/rows.jsonl") == "rows.jsonl"
+    for path in (
+        "data/rows.jsonl",
+        "data/rows.jsonl.gz",
+        "a/b/rows",
+        "./data/rows",
+        "~/rows",
+        "C:\\me\\rows",
+        "me/rows/",
+    ):
+        assert public_name(path) in ("rows", "rows.jsonl", "rows.jsonl.gz")

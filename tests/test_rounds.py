@@ -93,6 +93,18 @@ def test_overrides_of_all_and_of_later_rounds():
     assert steps["data 2"].command[0] == sys.executable
 
 
+def test_code_of_a_model_is_allowed_to_every_step_or_to_none():
+    """`align export` decides for itself, whatever the run's configuration says: a round would end there."""
+    for trusted in (True, False):
+        steps = plan(replace(TWO, model=ModelKeys("start", trust_remote_code=trusted)))
+        found = [{k: v for k, v in overrides(step).items() if "trust" in k} for step in steps]
+        group = {"model.trust_remote_code": True} if trusted else {}
+        alone = {"trust_remote_code": True} if trusted else {}
+        assert found == [group, group, alone] * 2
+    with pytest.raises(UserError, match=r"model\.trust_remote_code is a key of `align rounds` itself"):
+        plan(replace(TWO, train=TrainKeys(later=["++model.trust_remote_code=true"])))
+
+
 def test_given_rows_are_not_made():
     steps = named(plan(replace(TWO, data=DataKeys(["rows, 'old'=1.jsonl"]))))
     assert list(steps) == ["train 1", "model 1", "data 2", "train 2", "model 2"]

@@ -68,6 +68,12 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
         raise UserError(f"{key}={value} is not known: use {', '.join(names)}{suggestion(value, names)}.")
 
 
+def check_seed(seed: Any) -> None:
+    """Refuses a seed that some library of those that draw does not take: they share 0 … 2³² − 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} is no seed: give a whole number from 0 to {2**32 - 1}.")
+
+
 def check_arguments(
     values: Mapping[str, Any],
     schema: type,
@@ -168,7 +174,7 @@ def _type_sentence(error: OmegaConfBaseException, group: str, schema: type) -> s
         return _unknown_key(unknown[1], unknown[2], group, schema)
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
     if message.endswith("is not a ListConfig, list or tuple"):
-        message = "this key takes a list, [first, second]"
+        message = "this key takes a list, as in [one] or [one, two]"
     entry = getattr(error, "object_type", None)
     for name, hint in typing.get_type_hints(schema).items():
         if entry is not None and entry in typing.get_args(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,5 +57,16 @@ def cache_folder() -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes sorted keys, atomically: a kill leaves the old file or the new one."""
-    write_atomically(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    """Writes sorted keys, atomically: a kill leaves the old file or the new one; NaN and infinity become null."""
+    write_atomically(path, json.dumps(jsonable(content), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def jsonable(content: Any) -> Any:
+    """The same with null in the place of numbers that JSON does not have: `{"loss": nan}` is `{"loss": None}`."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: jsonable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [jsonable(value) for value in content]
+    return content

@@ -59,7 +59,7 @@ class RowBuilder:
             target_length=self.positions.target_length,
             draw=self.positions.draw,
             sparse_share=self.positions.sparse_share,
-            rng=row_rng(self.seed, row.index),
+            rng=row_rng(self.seed, 0, row.index),
         )
         return to_row(example, dropped_rejected=parsed.dropped)
 

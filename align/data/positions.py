@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,9 +26,16 @@ if TYPE_CHECKING:
 Placement = Callable[[Sequence[int], int, np.random.Generator], np.ndarray]
 
 
-def row_rng(seed: int, index: int) -> np.random.Generator:
-    """The random numbers of one row: the same whatever the order, the worker or the process that draws."""
-    return np.random.default_rng([seed, index])
+def row_rng(seed: int, source: int, index: int) -> np.random.Generator:
+    """The random numbers of one row: the same whatever the order, the worker or the process that draws.
+
+    Args:
+        seed: of the run.
+        source: number of the place that the row comes from (`data.path`, the held-out rows, each of `data.mix`), so
+            that rows of one index in two places draw apart.
+        index: of the row in it.
+    """
+    return np.random.default_rng([seed, source, index])
 
 
 def synthesise(
@@ -47,8 +55,8 @@ def synthesise(
         mode: `none`, `logo_continuous`, `logo_sparse`, or `logo`: sparse with chance `sparse_share`, else
             continuous, drawn once a row.
         target_length: K, tokens; every position is < K, and the longest answer ends at K − 1.
-        draw: `slots`: the context's extent is cut into slots, one a chunk, and each chunk is placed in its
-            slot (the released pre-processing); `uniform`: sorted uniform biases.
+        draw: `slots`: the context's extent is cut into slots, one a chunk, and each chunk is placed in its slot
+            (the paper's (K − k) / N); `uniform`: sorted uniform biases.
         sparse_share: chance of a sparse row in mode `logo`, in [0, 1].
         rng: see `row_rng`.
 
@@ -137,20 +145,18 @@ def _lengths(example: TokenizedExample, target_length: int) -> _Lengths:
 
 
 def _slots(lengths: Sequence[int], extent: int) -> list[range]:
-    """One slot a chunk, in order, in [0, extent), each wide enough for its chunk.
+    """One slot a chunk, in order, together all of [0, extent), each wide enough for its chunk.
 
-    Two chunks of 512 in an extent of 6,000 get the slots 0 … 1,999 and 2,000 … 3,999.
+    Two chunks of 512 in an extent of 6,001 get the slots 0 … 2,999 and 3,000 … 6,000. The last slot ends where the
+    question begins, so that the context may come as near to the question as it does when the model is used.
 
-    N chunks get the first N of N + 1 equal slots, as in the released pre-processing. Where K is so near the
-    real length that a chunk does not fit its equal slot, widths are proportional to the chunks' lengths.
+    Where K is so near the real length that a chunk does not fit its equal slot, widths are proportional to the chunks'
+    lengths.
     """
-    width = extent // (len(lengths) + 1)
-    if max(lengths) <= width:
-        widths = [width] * len(lengths)
-    else:
-        widths = [extent * n // sum(lengths) for n in lengths]
-    stops = np.cumsum(widths).tolist()
-    return [range(stop - width, stop) for stop, width in zip(stops, widths, strict=True)]
+    equal = [extent * i // len(lengths) for i in range(len(lengths) + 1)]
+    total, before = sum(lengths), np.cumsum([0, *lengths]).tolist()
+    edges = equal if max(lengths) <= extent // len(lengths) else [extent * n // total for n in before]
+    return [range(start, stop) for start, stop in pairwise(edges)]
 
 
 def _continuous_slots(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:

@@ -91,6 +91,12 @@ def _columns(columns: Columns, name: str) -> dict[str, Any]:
     }
 
 
+def _only_row(value: Any) -> Any:
+    """`[[1, 5, 7]]` as `[1, 5, 7]`: LongPO's script writes its long columns as a list of one row."""
+    nested = isinstance(value, list) and len(value) == 1 and isinstance(value[0], list | np.ndarray)
+    return value[0] if nested else value
+
+
 def _integers(columns: Columns, name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
@@ -102,7 +108,9 @@ def _integers(columns: Columns, name: str, value: Any) -> np.ndarray:
 
 
 def _sequence(columns: Columns, name: str, values: Mapping[str, Any]) -> _Sequence:
-    """Checks one released row and cuts its trailing padding.
+    """Checks one released row and leaves out what its mask hides: padding at the end, or, of LOGO's, of each chunk.
+
+    Nobody attends to a hidden token, so that the others' logits stay what they are; they keep their positions.
 
     Args:
         columns: the row, for messages to people.
@@ -110,7 +118,7 @@ def _sequence(columns: Columns, name: str, values: Mapping[str, Any]) -> _Sequen
         values: of the columns that begin with it, by their endings.
     """
     arrays = {
-        suffix: _integers(columns, f"{name}_{suffix}", value)
+        suffix: _integers(columns, f"{name}_{suffix}", _only_row(value))
         for suffix, value in values.items()
         if value is not None
     }
@@ -119,10 +127,7 @@ def _sequence(columns: Columns, name: str, values: Mapping[str, Any]) -> _Sequen
         if len(array) != n:
             raise columns.error(f"column {name}_{suffix} has {len(array)} entries, {name}_input_ids {n}.")
     attended = np.flatnonzero(arrays.get("attention_mask", np.ones(n, dtype=np.int64)))
-    if len(attended) and len(attended) != attended[-1] + 1:
-        raise columns.error(f"column {name}_attention_mask hides tokens inside the row.")
-    n = len(attended)
-    ids, labels = arrays["input_ids"][:n], arrays["labels"][:n]
+    ids, labels = arrays["input_ids"][attended], arrays["labels"][attended]
     scored = labels != IGNORED
     if not scored.any():
         raise columns.error(f"column {name}_labels marks no answer: all are {IGNORED}.")
@@ -131,7 +136,7 @@ def _sequence(columns: Columns, name: str, values: Mapping[str, Any]) -> _Sequen
     if not np.array_equal(labels[scored], ids[scored]):
         raise columns.error(f"column {name}_labels differs from {name}_input_ids where it is not {IGNORED}.")
     positions = arrays.get("position_ids")
-    return _Sequence(name, ids, labels, None if positions is None else positions[:n])
+    return _Sequence(name, ids, labels, None if positions is None else positions[attended])
 
 
 def _shared(columns: Columns, sequences: Sequence[_Sequence]) -> dict[str, Any]:

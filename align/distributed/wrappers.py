@@ -56,7 +56,7 @@ def check_launch(args: TrainingArguments, environment: Mapping[str, str] = os.en
 
     Raises:
         UserError: FSDP on CPU, DeepSpeed under ACCELERATE_USE_CPU (both end in DDP), or processes that each
-            believe they are alone.
+            believe they are alone; FSDP whose checkpoints could not be gone on from.
     """
     expected = expected_wrapper(args, environment)
     forced = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
@@ -64,6 +64,11 @@ def check_launch(args: TrainingArguments, environment: Mapping[str, str] = os.en
         raise UserError(
             "FSDP was asked for, which accelerate leaves out on CPU without a word and wraps in DDP: "
             "choose the launch configuration ddp, or one of DeepSpeed."
+        )
+    if expected == "FSDP" and not _saves_whole(args, environment):
+        raise UserError(
+            "FSDP would save a part of the weights from each process, whose index only unpickling reads, which can run "
+            "code: set fsdp_state_dict_type: FULL_STATE_DICT in the launch configuration."
         )
     if expected == "DeepSpeed" and forced:
         raise UserError(
@@ -76,6 +81,16 @@ def check_launch(args: TrainingArguments, environment: Mapping[str, str] = os.en
             f"The launcher started {started} processes, but accelerate counts {args.world_size}, so that each would "
             "train by itself: check the launch configuration (without a GPU trainer.use_cpu=true)."
         )
+
+
+def _saves_whole(args: TrainingArguments, environment: Mapping[str, str]) -> bool:
+    """Whether FSDP's checkpoints hold whole weights: not with accelerate's default for FSDP2."""
+    config = args.fsdp_config if isinstance(args.fsdp_config, dict) else {}
+    named = config.get("state_dict_type") or config.get("fsdp_state_dict_type")
+    chosen = str(named or environment.get("FSDP_STATE_DICT_TYPE") or "")
+    if not chosen:
+        return environment.get("FSDP_VERSION") == "1"
+    return chosen.upper() in ("FULL_STATE_DICT", "1", "STATEDICTTYPE.FULL_STATE_DICT")
 
 
 def check_wrapper(model: nn.Module, args: TrainingArguments) -> None:

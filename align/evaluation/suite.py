@@ -215,4 +215,4 @@ def check_edges(edges: Sequence[int]) -> None:
 
 def build_suites(config: DictConfig) -> dict[str, Suite]:
     """The suites of `suites`, their values' types and ranges checked; loads nothing."""
-    return {str(name): build(config, f"suites.{name}") for name in config.get("suites") or {}}
+    return {str(name): build(config, f"suites.{name}", kind="suite") for name in config.get("suites") or {}}

@@ -24,6 +24,7 @@ from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
 from align.models.identity import Identity, weights_fingerprint
 from align.models.loading import load_config
+from align.models.precision import Precision
 from align.models.settings import ModelSettings
 
 
@@ -226,6 +227,6 @@ def local_weights(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> s
 
 def local_identity(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of weights, configuration, dtype, tokenizer and chat template; reads the weight files once."""
-    identity = Identity.of(model, autocast=None, cache=cache_folder(), key="generator.cache")
+    identity = Identity.of(model, precision=Precision(), cache=cache_folder(), key="generator.cache")
     vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
     return digest_of([identity.digest, vocabulary, tokenizer.chat_template])

@@ -164,7 +164,7 @@ def shared_prefix_attention(
         query: `[1, H, T, D]`.
         key: `[1, H_kv, T, D]`, H a multiple of H_kv.
         value: `[1, H_kv, T, D]`.
-        attention_mask: always None; the layout takes its place.
+        attention_mask: None, since the layout takes its place; a model that brings a mask of its own is refused.
         layout: who sees whom, from `prepare`, required.
         scaling: factor on the scores; None is `D ** -0.5`.
         dropout: probability of dropping a weight.
@@ -182,7 +182,7 @@ def shared_prefix_attention(
             f"{type(module).__name__} was not handed the row's layout: either the model does not pass forward "
             "keywords on to its attention, and is not supported, or it was called other than through pair_logps."
         )
-    _refuse_unsupported(layout, sliding_window, kwargs)
+    _refuse_unsupported(layout, sliding_window, {"attention_mask": attention_mask, **kwargs})
     layout.callers.add(module)
     query, key, value = _lower_precision((query, key, value))
     kernel = None if dropout else flash or sdpa_kernel(query, value)

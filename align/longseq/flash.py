@@ -28,15 +28,25 @@ Forward = Callable[..., tuple[Tensor, Tensor]]
 Backward = Callable[..., None]
 
 
-def check_flash(name: str, *, dtype: torch.dtype) -> None:
+def check_flash(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    weights: torch.dtype | None = None,
+    width: int | None = None,
+    capability: tuple[int, int] | None = None,
+) -> None:
     """Refuses `flash2` and `flash3` where they cannot run, before any weights are read.
 
     Args:
         name: `model.attention`.
         dtype: in which the model computes.
+        weights: in which it is stored; None is `dtype`.
+        width: of a head, the widest of the model's; None is not looked at.
+        capability: of the GPU; None asks it.
 
     Raises:
-        UserError: the package, the GPU or the precision is missing.
+        UserError: the package, the GPU or the precision is missing, or a head is too wide.
     """
     module, source = FLASH_MODULES[name]
     if importlib.util.find_spec(module.split(".")[0]) is None:
@@ -48,6 +58,34 @@ def check_flash(name: str, *, dtype: torch.dtype) -> None:
             f"model.attention={name} computes in bfloat16 or float16 only: set model.dtype=bfloat16 or "
             "trainer.bf16=true, or model.attention=sdpa."
         )
+    problem = flash_problem(
+        name, dtype, weights or dtype, width, capability or torch.cuda.get_device_capability()
+    )
+    if problem is not None:
+        raise UserError(f"model.attention={name} {problem}")
+
+
+# The oldest GPU whose instructions each has: Ampere, Hopper.
+_OLDEST = {"flash2": (8, 0), "flash3": (9, 0)}
+WIDEST = 256
+
+
+def flash_problem(
+    name: str, dtype: torch.dtype, weights: torch.dtype, width: int | None, capability: tuple[int, int]
+) -> str | None:
+    """Why a kernel cannot run on such a GPU for such a model, in words; None where it can. See `check_flash`."""
+    if capability < _OLDEST[name]:
+        needed, found = (".".join(map(str, each)) for each in (_OLDEST[name], capability))
+        other = "flash2 or sdpa" if name == "flash3" and capability >= _OLDEST["flash2"] else "sdpa"
+        return f"needs a GPU of compute capability {needed}, and this one has {found}: set model.attention={other}."
+    if width is not None and width > WIDEST:
+        return f"takes heads up to {WIDEST} wide, and this model's have {width}: set model.attention=sdpa."
+    if dtype == torch.float16 and weights == torch.bfloat16:
+        return (
+            "gets queries and values of two types from bfloat16 weights under trainer.fp16: set trainer.bf16=true "
+            "in its place, or model.dtype=float32."
+        )
+    return None
 
 
 def load_flash(name: str, *, module: Any = None) -> FlashKernel:

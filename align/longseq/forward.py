@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from align.distributed.agreement import agree_on_calls
 from align.longseq.attention import ATTENTIONS, PreparedLayout
 from align.longseq.collectives import all_reduce_sum
+from align.longseq.head_probe import check_last_hidden_state
 from align.longseq.logps import sum_by_index, token_logps
 from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.settings import DEFAULT_CHUNK
@@ -176,6 +177,7 @@ def _scoring(lm: PreTrainedModel, score: Callable[[Tensor], Tensor]) -> Iterator
     scored: list[Tensor] = []
 
     def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
+        check_last_hidden_state(lm, output)
         scored.append(score(output.last_hidden_state))
 
     def after_model(module: nn.Module, args: Any, output: Any) -> Any:

@@ -77,7 +77,10 @@ class CpuKernel:
 
 
 class CudaFlashKernel:
-    """torch's FlashAttention for CUDA: fp16 and bf16, grouped heads unexpanded; widths padded to 8."""
+    """torch's FlashAttention for CUDA from Ampere on: fp16 and bf16, grouped heads unexpanded.
+
+    Widths up to 256, padded to a multiple of 8.
+    """
 
     varlen = False
 
@@ -117,7 +120,7 @@ class CudaFlashKernel:
 
 
 class CudaEfficientKernel:
-    """torch's memory-efficient attention for CUDA: fp32; grouped heads are expanded a call at a time."""
+    """torch's memory-efficient attention for CUDA: fp32, widths that 4 divides; grouped heads are expanded."""
 
     varlen = False
     _ALIGNED = 32  # its log-sum-exp is padded to a multiple of this
@@ -197,5 +200,22 @@ def sdpa_kernel(query: Tensor, value: Tensor) -> str | None:
     if query.device.type == "cpu":
         return "cpu"
     if query.device.type == "cuda":
-        return "cuda_flash" if query.dtype in (torch.float16, torch.bfloat16) else "cuda_efficient"
+        # Without a GPU a tensor is a stand-in, of which only its form counts.
+        capability = torch.cuda.get_device_capability(query.device) if torch.cuda.is_available() else (8, 0)
+        return cuda_kernel(query.dtype, query.shape[3], capability)
+    return None
+
+
+def cuda_kernel(dtype: torch.dtype, width: int, capability: tuple[int, int]) -> str | None:
+    """The kernel of torch's for one type and width on a GPU; None where both of ours would end in an error.
+
+    Args:
+        dtype: of query, key and value.
+        width: D, of each.
+        capability: of the GPU: `(8, 0)` is an A100, `(7, 5)` a T4.
+    """
+    if dtype in (torch.float16, torch.bfloat16) and width <= 256 and capability >= (8, 0):
+        return "cuda_flash"
+    if dtype == torch.float32 and width % 4 == 0 and capability >= (5, 0):
+        return "cuda_efficient"
     return None

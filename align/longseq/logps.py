@@ -1,4 +1,4 @@
-"""Log-probs of scored tokens only, in fp32, the vocabulary logits of one slice of them at a time."""
+"""Log-probs of scored tokens only, in fp32, a slice of vocabulary logits at a time; their sums in fp64."""
 
 from __future__ import annotations
 
@@ -38,12 +38,27 @@ def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor
     return torch.cat(logps)
 
 
-def sum_by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """`[size]` sums of `values` `[S]` that share an `index` `[S]`; empty slots are 0.
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """fp64, in which log-probs are summed; fp32 on a device that has no fp64 (Apple's MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
-    Values `1, 2, 4` with the indices `0, 2, 0` and size 3 give `5, 0, 2`.
+
+def sum_by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """`[size]` sums of the `values` `[S]` that share an `index` `[S]`, which ascends; empty slots are 0.
+
+    Values `1, 2, 4` with the indices `0, 0, 2` and size 3 give `3, 0, 4`.
+
+    Log-probs are summed in fp64: a sum of 131,072 of them in fp32 is off by half a nat, and the difference of two such
+    sums, a margin, by as much. Each sum is taken by itself and not by atomic additions, so that equal values give equal
+    sums on every device, to the last bit.
+
+    Returns:
+        `sum_dtype` for floating-point values; whole numbers as they are.
     """
-    return torch.zeros(size, dtype=values.dtype, device=values.device).index_add(0, index, values)
+    if not values.is_floating_point():
+        return torch.zeros(size, dtype=values.dtype, device=values.device).index_add(0, index, values)
+    bounds = torch.searchsorted(index, torch.arange(size + 1, device=index.device))
+    return torch.segment_reduce(values.to(sum_dtype(values.device)), "sum", offsets=bounds, unsafe=True)
 
 
 def _slice_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 With 32 layers the inputs of the layers 0 … 31 go out one by one in the forward pass and come back as 31 … 0.
 A tensor is handed to a thread that copies or writes it while the next layer computes (write-behind, at most one
 at a time, so that no more than one waits in memory). The backward pass takes tensors in the opposite order;
-while it works on one, the thread fetches the one before it.
+while it works on one, the thread reads the one before it from the disk. From host memory there is nothing to read: that
+tensor is copied when it is asked for, on the stream that computes, which waits for it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Store(ABC):
     """Moves what autograd saves elsewhere, and brings it back; `hooks` makes autograd use it."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
+        self._thread = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="offload", initializer=_on_device, initargs=(_device_index(),)
+        )
         self._last: weakref.ref[Stored] | None = None
         self._streams: dict[torch.device, Any] = {}
 
@@ -136,6 +139,17 @@ class Store(ABC):
     @abstractmethod
     def _get(self, stored: Stored) -> Tensor:
         """In the thread: the same values in host memory."""
+
+
+def _device_index() -> int | None:
+    """The accelerator that this thread computes on; None where there is none."""
+    return torch.accelerator.current_device_index() if torch.accelerator.is_available() else None
+
+
+def _on_device(index: int | None) -> None:
+    """A new thread is on the first accelerator; there every process would open a context, 300 MB and more."""
+    if index is not None:
+        torch.accelerator.set_device_index(index)
 
 
 def _device_module(device: torch.device) -> Any:

@@ -8,8 +8,10 @@ siblings follow each other in the row. `merge.py` adds the calls' softmaxes up.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
 
 from align.longseq.shared_prefix import PackedPrompt, Span
 
@@ -44,17 +46,30 @@ class Part:
             query, key = query + size, key + size
 
 
-def intersect(span: Span, own: tuple[Span, ...]) -> Iterator[tuple[Span, Span]]:
-    """What of `own` lies inside `span`, each stretch with its place among the own queries.
+class Own:
+    """Ascending, disjoint spans of the row, whose queries are attended from here one behind the other.
 
-    With own tokens (0, 2) and (6, 9), the span (5, 8) holds (6, 8), whose places are (2, 4).
+    What lies inside another span is found by bisection: a row of many prompts has many spans, on both sides.
     """
-    offset = 0
-    for start, stop in own:
-        low, high = max(start, span[0]), min(stop, span[1])
-        if low < high:
-            yield (low, high), (offset + low - start, offset + high - start)
-        offset += stop - start
+
+    def __init__(self, spans: tuple[Span, ...]) -> None:
+        self._spans = spans
+        self._stops = [stop for _, stop in spans]
+        self._places = [0, *accumulate(stop - start for start, stop in spans)]
+
+    def within(self, span: Span) -> Iterator[tuple[Span, Span]]:
+        """What of them lies inside `span`, each stretch with its place among the own queries.
+
+        With own tokens (0, 2) and (6, 9), the span (5, 8) holds (6, 8), whose places are (2, 4).
+        """
+        for i in range(bisect_right(self._stops, span[0]), len(self._spans)):
+            start, stop = self._spans[i]
+            low, high = max(start, span[0]), min(stop, span[1])
+            if low >= span[1]:
+                return
+            if low < high:
+                place = self._places[i] + low - start
+                yield (low, high), (place, place + high - low)
 
 
 def parts_of(prompts: tuple[PackedPrompt, ...], own: tuple[Span, ...]) -> tuple[Part, ...]:
@@ -64,34 +79,41 @@ def parts_of(prompts: tuple[PackedPrompt, ...], own: tuple[Span, ...]) -> tuple[
         prompts: of the whole row, with their answers.
         own: ascending, disjoint spans of the row.
     """
-    squares: list[Part] = []
+    held = Own(own)
+    squares = _Squares()
     rectangles: list[Part] = []
     for packed in prompts:
         answers = []
         for span in (packed.prompt, *packed.answers):
-            for (start, stop), place in intersect(span, own):
-                _append_square(squares, Part(place, (start, stop), (stop - start,)))
+            for (start, stop), place in held.within(span):
+                squares.add(place, (start, stop))
                 if start > span[0]:
                     rectangles.append(Part(place, (span[0], start)))
                 if span != packed.prompt:
                     answers.append(place)
         if answers:
             rectangles.append(Part((answers[0][0], answers[-1][1]), packed.prompt))
-    return (*squares, *rectangles)
+    return (*squares.parts(), *rectangles)
 
 
-def _append_square(squares: list[Part], part: Part) -> None:
-    """Adds a square; one that goes on where the last one ends, in queries and in keys, joins its call."""
-    last = squares[-1] if squares else None
-    if last is not None and last.queries[1] == part.queries[0] and last.keys[1] == part.keys[0]:
-        squares[-1] = replace(
-            last,
-            queries=(last.queries[0], part.queries[1]),
-            keys=(last.keys[0], part.keys[1]),
-            squares=last.squares + part.squares,
-        )
-    else:
-        squares.append(part)
+class _Squares:
+    """Causal squares; one that goes on where the last one ends, in queries and in keys, joins its call."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Span, Span, list[int]]] = []
+
+    def add(self, queries: Span, keys: Span) -> None:
+        size = queries[1] - queries[0]
+        if self._calls:
+            (first_query, last_query), (first_key, last_key), sizes = self._calls[-1]
+            if last_query == queries[0] and last_key == keys[0]:
+                sizes.append(size)
+                self._calls[-1] = ((first_query, queries[1]), (first_key, keys[1]), sizes)
+                return
+        self._calls.append((queries, keys, [size]))
+
+    def parts(self) -> Iterator[Part]:
+        return (Part(queries, keys, tuple(sizes)) for queries, keys, sizes in self._calls)
 
 
 def flatten(parts: Iterable[Part]) -> list[int]:

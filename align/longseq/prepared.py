@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from align.longseq.parts import flatten, intersect, parts_of
+from align.longseq.parts import Own, flatten, parts_of
 from align.longseq.shared_prefix import Layout, PackedPrompt, Span
 
 # `(query [1, h, Q, D], key [1, k, T, D], value [1, k, T, D]) -> [1, h, Q, D]`, h a multiple of k.
@@ -82,10 +82,10 @@ def prepare(
         exchange: how keys and values come here.
     """
     own = ((0, layout.length),) if queries is None else queries
-    branches = []
+    held, branches = Own(own), []
     for keys, span in _spans(layout.prompts):
         before = sum(stop - start for start, stop in keys) - (span[1] - span[0])
-        pieces = tuple(Piece(place, before + stop - span[0]) for (start, stop), place in intersect(span, own))
+        pieces = tuple(Piece(place, before + stop - span[0]) for (start, stop), place in held.within(span))
         if pieces:
             branches.append(Branch(keys, pieces))
     parts = flatten(parts_of(layout.prompts, own))

@@ -1,8 +1,10 @@
-"""Whether the shared-prefix forward reaches every layer of a model, found out before its weights are read."""
+"""Whether the shared-prefix forward computes what a model would, found out before its weights are read."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +14,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
+from align.longseq.head_probe import HeadWatch, check_parts
+from align.longseq.parallel import place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.support import check_supported
 
 
-def check_attention_reached(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
     """Runs all layers once on fake tensors, which have shapes and no values, and take no memory.
 
     A model whose code needs values there (by printing, or branching on them) is not refused for that: the first
@@ -33,20 +38,57 @@ def check_attention_reached(model_class: type[PreTrainedModel], config: PreTrain
         Whether the forward ran to its end.
 
     Raises:
-        UserError: layers attend by code of their own, or do not hand the row's layout on.
+        UserError: layers attend by code of their own, or do not hand the row's layout on; something stands between
+            the last hidden states and the logits beside the head; or the class cannot be run at all.
     """
     # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
     build: Any = model_class
     batch = _smallest_batch()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            model = build(copy.deepcopy(config)).eval()
+            with _bfloat16():
+                model = build(copy.deepcopy(config)).eval()
             check_supported(model)
+            check_parts(model)
             model.set_attn_implementation(ATTENTION)
-            pair_logps(model, _fake(batch, mode))
+            _check_forward(model, _fake(batch, mode))
     except (NotImplementedError, RuntimeError):
         return False  # as torch says that an operation has no version for fake tensors, or that a value is not there
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # a class that takes no such input, or has its attention refused by the library
+        raise UserError(
+            f"{model_class.__name__} cannot be run by the shared-prefix forward ({_first_line(error)}): use another "
+            "model."
+        ) from error
     return True
+
+
+@contextmanager
+def _bfloat16() -> Iterator[None]:
+    """Within it weights are made in bfloat16, which is all that the kernel for mixtures of experts takes."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
+    """Attention of every layer is reached, and logits are the head of the last hidden states."""
+    row, layout = place_row(batch.rows[0], None)
+    with HeadWatch(model) as watch:
+        model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
+    watch.check()
+    pair_logps(model, batch)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:

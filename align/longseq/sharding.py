@@ -33,6 +33,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 import torch
@@ -135,12 +136,17 @@ def _slice_sizes(length: int, counts: list[int]) -> list[int]:
     base, left = divmod(length, 2 * degree)
     sizes = [base] * (2 * degree)
     counts = list(counts)
-    free = set(range(2 * degree))
-    for _ in range(left):
-        place = min(free, key=lambda place: (counts[_owner(place, degree)], place))
-        free.remove(place)
+    free = [(counts[_owner(place, degree)], place) for place in range(2 * degree)]
+    heapify(free)
+    while left:
+        known, place = heappop(free)
+        rank = _owner(place, degree)
+        if known < counts[rank]:  # its rank was given a token meanwhile, by its other slice
+            heappush(free, (counts[rank], place))
+            continue
         sizes[place] += 1
-        counts[_owner(place, degree)] += 1
+        counts[rank] += 1
+        left -= 1
     return sizes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -65,8 +67,13 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
         longest_sequence: the longest prompt + answer in the data, in tokens, to hold against a window.
     """
     family = config.model_type
+    if not _is_plain_text(config):
+        raise UserError(
+            f"{family} models are composites of a text model and others, of which the shared-prefix forward trains "
+            "none yet: use a text model's checkpoint."
+        )
     for key, what in _REFUSED_KEYS.items():
-        if getattr(config, key, None) not in (None, False, 1.0):
+        if _value(config, key) not in (None, False, 1.0):
             raise UserError(
                 f"{family} models use {what} ({key}), which the shared-prefix forward does not support."
             )
@@ -90,6 +97,22 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             f"The model's sliding window of {window} tokens is shorter than the longest prompt with its answer "
             f"({longest_sequence} tokens): set data.max_length={window} or use a model without a window."
         )
+
+
+def _is_plain_text(config: PreTrainedConfig) -> bool:
+    """Whether the configuration is a text model's own, not one that holds another's."""
+    try:
+        return config.get_text_config() is config
+    except ValueError:  # it holds several
+        return False
+
+
+def _value(config: PreTrainedConfig, key: str) -> Any:
+    """A key's value; None where there is none, and a word where layers have values of their own."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:  # as the library says that it differs
+        return "another in each layer"
 
 
 def effective_window(config: PreTrainedConfig) -> int | None:

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedConfig
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
-from align.models.loading import load_config, resolve_dtype
+from align.models.loading import load_config
 from align.models.paths import resolve_path
+from align.models.precision import Precision
 from align.models.rope import rope_types
 
 if TYPE_CHECKING:
     from align.models.settings import ModelSettings
 
 # Part of every key: raise it when a change of the code changes the values.
-VERSION = 1
+VERSION = 2
 
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
@@ -40,13 +40,11 @@ class Identity:
 
     Attributes:
         content: everything that decides on it, in plain values.
-        dtype: of the log-probs.
         row_length_matters: the RoPE type chooses its frequencies by the longest position of the packed row
             (LongRoPE), which then belongs to a key.
     """
 
     content: Mapping[str, Any]
-    dtype: torch.dtype = torch.float32
     row_length_matters: bool = False
 
     @classmethod
@@ -54,7 +52,7 @@ class Identity:
         cls,
         settings: ModelSettings,
         *,
-        autocast: torch.dtype | None,
+        precision: Precision,
         cache: Path,
         key: str = "reference.cache",
     ) -> Identity:
@@ -62,7 +60,7 @@ class Identity:
 
         Args:
             settings: of the reference.
-            autocast: what its forward computes in; None: the weights' dtype.
+            precision: what its forward computes in.
             cache: folder in which the hashes of weight files are remembered.
             key: of the configuration that asks, for messages.
 
@@ -71,18 +69,16 @@ class Identity:
         """
         config = load_config(settings)
         plain = {name: value for name, value in config.to_dict().items() if name not in _NEUTRAL}
-        weights_dtype = resolve_dtype(settings.dtype)
         content = {
             "version": VERSION,
             "weights": weights_fingerprint(settings, config, cache, key=key),
             "config": plain,
-            "dtype": str(weights_dtype),
-            "autocast": str(autocast),
+            "dtype": str(precision.weights_dtype(settings)),
+            "autocast": str(precision.autocast),
             "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_KEY},
         }
         return cls(
             content,
-            dtype=torch.promote_types(weights_dtype, torch.float32),
             row_length_matters="longrope" in rope_types(config),
         )
 

@@ -36,7 +36,9 @@ def load_tokenizer(
             folder, trust_remote_code=trust_remote_code, revision=revision
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: no tokenizer could be loaded ({_first_line(error)}).") from error
+        raise UserError(
+            f"model.path={path}: no tokenizer could be loaded ({loading_problem(error)})."
+        ) from error
     if not tokenizer.is_fast:
         raise UserError(
             f"model.path={path}: its tokenizer has no fast version, which character offsets need."
@@ -54,9 +56,11 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path={settings.path}: no model could be loaded ({_first_line(error)})."
+            f"model.path={settings.path}: no model could be loaded ({loading_problem(error)})."
         ) from error
     override_rope(config, settings.rope)
+    if getattr(config, "output_router_logits", False):
+        config.output_router_logits = False  # for a loss that takes no part here: training/run.py says so
     return config
 
 
@@ -110,12 +114,16 @@ def load_causal_lm(
     return model
 
 
+def bfloat16_here() -> bool:
+    """Whether this machine has a GPU that computes in bfloat16."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """`model.dtype` as a torch dtype."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if bf16 else torch.float32
+        return torch.bfloat16 if bfloat16_here() else torch.float32
     if name not in dtypes:
         raise UserError(f"model.dtype={name} is not known: use auto, {' or '.join(dtypes)}.")
     return dtypes[name]
@@ -125,12 +133,16 @@ def _warn_of_remote_code(path: str, trust_remote_code: bool) -> None:
     """Says once a process that a repository's own code will run."""
     if trust_remote_code:
         warnings.warn(
-            f"model.trust_remote_code=true runs Python code that comes with {path}, with your rights on this "
+            f"trust_remote_code=true runs Python code that comes with {path}, with your rights on this "
             "machine: read it first, or pin a commit that you have read with model.revision.",
             AlignWarning,
             stacklevel=1,
         )
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+def loading_problem(error: BaseException) -> str:
+    """A library's complaint in one line."""
+    text = str(error).strip()
+    if "trust_remote_code" in text:
+        return "code that comes with it would have to run: read it, then allow it by trust_remote_code=true"
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

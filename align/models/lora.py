@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig, get_peft_model
+from torch.nn import Linear
 
 from align.core.errors import UserError
 
@@ -72,8 +73,19 @@ def _saved_of(model: PreTrainedModel, settings: LoraSettings, targets: list[str]
 
 
 def _targets_of(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
-    """The target modules; a model that fuses q, k and v (Phi-3) has them under its own name."""
+    """The target modules; a model that fuses q, k and v (Phi-3) has them under its own name.
+
+    `[all-linear]` is every linear layer but the head.
+    """
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    if settings.target_modules == ["all-linear"]:
+        head = model.get_output_embeddings()
+        linear = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, Linear) and module is not head
+        ]
+        return sorted({name.rsplit(".", 1)[-1] for name in linear})
     fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
     targets = [name if name in names else fused.get(name, name) for name in settings.target_modules]
     missing = sorted(set(targets) - names)

@@ -30,6 +30,11 @@ def check_path(path: str, *, key: str = "model.path") -> None:
         return
     if Path(path).is_dir():
         if not (Path(path) / "config.json").is_file():
+            if (Path(path) / "adapter_config.json").is_file():
+                raise UserError(
+                    f"{key}={path} holds a LoRA adapter and no model: `align export path=RUN output=FOLDER` of its run "
+                    "makes one."
+                )
             raise UserError(
                 f"{key}={path} is a folder without config.json: name a folder that holds a model."
             )

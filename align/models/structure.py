@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def find_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -17,6 +15,12 @@ def find_causal_lm(model: nn.Module) -> PreTrainedModel:
         if isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None:
             return module
     raise ValueError(f"{type(model).__name__} holds no transformers model with a language-model head")
+
+
+def experts(config: PreTrainedConfig) -> int:
+    """How many experts a layer chooses from; 0 for a model that is no mixture of experts."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return max(getattr(config, name, None) or 0 for name in names)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -13,6 +13,7 @@ from align.core.errors import UserError
 from align.data.dataset import PreferenceData
 from align.longseq.settings import MemorySettings
 from align.models.loading import resolve_dtype
+from align.models.precision import trains_checkpoint_weights
 from align.models.quantization import QUANTIZATIONS
 from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture
@@ -91,13 +92,15 @@ def data_lengths(data: PreferenceData, needs: Needs, *, prompts: int) -> Rows:
 
 
 def precision_of(model: ModelSettings, trainer: Any, *, device: str) -> Precision:
-    """Bytes of weights and products; `dtype=auto` is bfloat16 on a GPU."""
+    """Bytes of weights and products; `dtype=auto` on a GPU is bfloat16, or float32 under autocast where it trains."""
     check_choice("model.quantization", model.quantization, QUANTIZATIONS)
-    dtype = model.dtype
+    dtype, autocast = model.dtype, trainer is not None and bool(trainer.bf16 or trainer.fp16)
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+        trains = trainer is not None and trains_checkpoint_weights(model)
+        dtype = "bfloat16" if device == "cuda" and not trains else "float32"
+        autocast |= device == "cuda" and trains and trainer.bf16 is None
     weights = resolve_dtype(dtype).itemsize
-    autocast = trainer is not None and bool(trainer.bf16 or trainer.fp16) and weights == 4
+    autocast = autocast and weights == 4
     return Precision(weights, autocast, model.quantization != "none")
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from align.longseq.attention import ATTENTIONS
@@ -13,11 +14,12 @@ from align.longseq.parallel import SequenceParallel
 from align.longseq.support import check_supported
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm
+from align.models.precision import cast_parameters
 from align.models.settings import ModelSettings
 from align.reference.cache import open_cache
 from align.reference.settings import ReferenceSettings, reference_model
 from align.reference.shards import load_reference
-from align.reference.sources import AdapterOff, Frozen, Reference, autocast_dtype, reference_forward
+from align.reference.sources import AdapterOff, Frozen, Reference, computing_precision, reference_forward
 
 
 def build_reference(
@@ -56,7 +58,7 @@ def build_reference(
     folder = Path(settings.cache)
     with arguments.main_process_first(local=False, desc="hash of the reference's weights"):
         identity = Identity.of(
-            reference_model(settings, model), autocast=autocast_dtype(arguments), cache=folder
+            reference_model(settings, model), precision=computing_precision(arguments), cache=folder
         )
     return open_cache(live, folder, identity, describe=arguments.process_index == 0)
 
@@ -72,9 +74,15 @@ def frozen_model(
         arguments: of the run.
     """
     own = reference_model(settings, policy)
-    load = partial(load_causal_lm, own, attention=ATTENTIONS[own.attention])
+    weights = computing_precision(arguments).weights
+
+    def load(device: torch.device | None) -> PreTrainedModel:
+        loaded = load_causal_lm(own, attention=ATTENTIONS[own.attention], device=device)
+        cast_parameters(loaded, weights)
+        return loaded
+
     model = load_reference(
-        lambda device: load(device=device),
+        load,
         settings.sharding,
         arguments=arguments,
         quantised=own.quantization != "none",

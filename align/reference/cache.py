@@ -16,7 +16,9 @@ import json
 import logging
 import math
 import os
+import time
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.longseq.logps import sum_dtype
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.models.identity import Identity
 from align.reference.key import row_keys
@@ -36,6 +39,10 @@ from losses.types import PairLogps
 logger = logging.getLogger(__name__)
 
 Logps = tuple[float, ...]
+
+QUIET = 4  # times in a row that a segment has gained nothing, after which it is looked at by turns only
+IDLE_AT_ONCE = 16  # of these, looked at each time
+SETTLED = 2.0  # seconds; a file system may count its times of change in whole ones
 
 
 def check_folder(folder: Path) -> None:
@@ -65,6 +72,9 @@ class LogpStore:
         self.folder = folder / "logps"
         self._known: dict[str, Logps] = {}
         self._read: dict[Path, tuple[int, int]] = {}  # segment → bytes and lines read so far
+        self._busy: dict[Path, int] = {}  # segment → how often in a row it had gained nothing
+        self._idle: deque[Path] = deque()  # segments that gain nothing, the longest unseen first
+        self._listed = (-1, 0.0)  # the folder's time of change, and ours, when its files were listed
         self._segment = self.folder / f"{uuid.uuid4().hex}.jsonl"
         check_folder(folder)
         self.folder.mkdir(exist_ok=True)
@@ -89,18 +99,47 @@ class LogpStore:
         self._read[self._segment] = (size + len(lines), count + len(entries))
 
     def refresh(self) -> None:
-        """Takes in what other processes have written since the last time."""
-        for path in sorted(self.folder.glob("*.jsonl")):
-            self._take_in(path)
+        """Takes in what other processes have written since the last time.
 
-    def _take_in(self, path: Path) -> None:
+        Most segments of an old folder are those of runs that ended. So only a few of those that gain nothing are
+        looked at each time, by turns; what a late one gains is computed again until its turn comes.
+        """
+        self._list()
+        turn = [self._idle.popleft() for _ in range(min(IDLE_AT_ONCE, len(self._idle)))]
+        for path in (*self._busy, *turn):
+            quiet = 0 if self._take_in(path) else self._busy.get(path, QUIET) + 1
+            self._busy.pop(path, None)
+            if quiet < QUIET:
+                self._busy[path] = quiet
+            else:
+                self._idle.append(path)
+
+    def _list(self) -> None:
+        """Finds new segments; the folder's time of change says whether there are any, but for the last seconds."""
+        changed, now = self.folder.stat().st_mtime_ns, time.monotonic()
+        if changed == self._listed[0] and now - self._listed[1] > SETTLED:
+            return
+        if changed != self._listed[0]:
+            self._listed = (changed, now)
+        for path in sorted(self.folder.glob("*.jsonl")):
+            if path not in self._read:
+                self._read[path] = (0, 0)
+                self._busy[path] = 0
+
+    def _take_in(self, path: Path) -> bool:
         """Reads the lines that a segment has gained; its last one may be half written, and is left for the next time.
 
         Of 200 bytes that end in the middle of a line which began at 180, the first 180 are taken.
+
+        Returns:
+            Whether it has gained any bytes.
         """
-        size, count = self._read.get(path, (0, 0))
-        if path.stat().st_size <= size:
-            return
+        size, count = self._read[path]
+        try:
+            if path.stat().st_size <= size:
+                return False
+        except FileNotFoundError:  # somebody has cleared the cache; what was read is known
+            return False
         with path.open("rb") as stream:
             stream.seek(size)
             content = stream.read()
@@ -118,6 +157,7 @@ class LogpStore:
             logger.warning(
                 "%s is damaged in line %s: what stood there is computed again.", path, ", ".join(damaged)
             )
+        return True
 
 
 def _line(key: str, logps: Logps) -> str:
@@ -164,7 +204,7 @@ class Cached:
     def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
         """Reference log-probs of the batch, without a graph; `[B]` and `[B, M]`, as a live one's."""
         keys = [row_keys(row, self.identity) for row in batch.rows]
-        run = _agree([not self._known(row) for row in keys], batch.rows[0].input_ids.device)
+        run = _agree(self._missing(keys), batch.rows[0].input_ids.device)
         fresh = self._compute(policy, batch, keys, run) if any(run) else None
         taken, sums = 0, []
         for row, row_key, computed in zip(batch.rows, keys, run, strict=True):
@@ -177,11 +217,11 @@ class Cached:
         table, lengths = torch.cat(sums), torch.cat([row.lengths for row in batch.rows])
         return PairLogps(table[:, 0], table[:, 1:], lengths[:, 0], lengths[:, 1:])
 
-    def _known(self, keys: Sequence[str]) -> bool:
-        """Whether every key of a row has an entry, here or in what others have written meanwhile."""
-        if any(self.store.get(key) is None for key in keys):
+    def _missing(self, rows: Sequence[Sequence[str]]) -> list[bool]:
+        """Of each row, whether a key has no entry, neither here nor in what others have written meanwhile."""
+        if any(self.store.get(key) is None for keys in rows for key in keys):
             self.store.refresh()
-        return all(self.store.get(key) is not None for key in keys)
+        return [any(self.store.get(key) is None for key in keys) for keys in rows]
 
     def _compute(
         self, policy: nn.Module, batch: SharedPrefixBatch, keys: list[list[str]], run: list[bool]
@@ -190,7 +230,7 @@ class Cached:
         chosen = [i for i, wanted in enumerate(run) if wanted]
         rows = tuple(batch.rows[i] for i in chosen)
         logps = self.live(policy, SharedPrefixBatch(rows))
-        table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1).to(self.identity.dtype)
+        table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1)
         counts = [len(packed.answers) for row in rows for packed in row.layout.prompts]
         flat = [key for i in chosen for key in keys[i]]
         new = {
@@ -215,7 +255,7 @@ class Cached:
         slots = row.lengths.shape[1]
         entries = [self.store.get(key) or () for key in keys]
         padded = [(*entry, *[0.0] * (slots - len(entry))) for entry in entries]
-        return torch.tensor(padded, dtype=self.identity.dtype, device=row.input_ids.device)
+        return torch.tensor(padded, dtype=sum_dtype(row.input_ids.device), device=row.input_ids.device)
 
 
 def _agree(missing: list[bool], device: torch.device) -> list[bool]:

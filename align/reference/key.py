@@ -1,6 +1,6 @@
 """What a reference log-prob depends on, as keys: the model that gives it and the row that it reads.
 
-identity = Identity.of(settings, autocast=None, cache=folder)   # hashes weights once, then remembers
+identity = Identity.of(settings, precision=Precision(), cache=folder)   # hashes weights once, then remembers
 keys = row_keys(batch.rows[0], identity)                        # one key a prompt, whatever it is packed with
 
 In a key: the bytes of the weights, the configuration (RoPE included), dtypes, attention, quantisation; token
@@ -32,6 +32,9 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
     ids, positions = row.input_ids[0].cpu().numpy(), row.position_ids[0].cpu().numpy()
     predictor, answer = row.predictor.cpu().numpy(), row.answer.cpu().numpy()
     slots = row.lengths.shape[1]
+    # Scored tokens by prompt, in their order within each: one sorting, however many prompts there are.
+    order = np.argsort(answer // slots, kind="stable")
+    bounds = np.searchsorted((answer // slots)[order], np.arange(len(row.layout.prompts) + 1))
     model = identity.digest
     if identity.row_length_matters:
         model = f"{model} {positions.max()}"
@@ -39,7 +42,7 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
     for b, packed in enumerate(row.layout.prompts):
         start = packed.prompt[0]
         edges = [packed.prompt[1], *(stop for _, stop in packed.answers)]
-        mine = answer // slots == b
+        mine = order[bounds[b] : bounds[b + 1]]
         content = (
             np.array(edges) - start,
             ids[start : edges[-1]],

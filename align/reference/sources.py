@@ -13,10 +13,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from align.distributed.wrappers import expected_wrapper
 from align.longseq.forward import pair_logps
 from align.longseq.logps import sum_by_index
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
+from align.models.precision import Precision
 from losses.types import PairLogps
 
 Forward = Callable[[nn.Module, SharedPrefixBatch], PairLogps]
@@ -103,9 +105,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def reference_forward(
     arguments: TrainingArguments, *, parallel: SequenceParallel | None, logits_chunk: int
 ) -> Forward:
-    """The policy's forward in the policy's precision.
-
-    A reference in another precision would give a margin to a policy that has not moved.
+    """The policy's forward in the policy's precision; see `computing_precision` for the reference's weights.
 
     Args:
         arguments: of the run: its precision.
@@ -113,12 +113,38 @@ def reference_forward(
         logits_chunk: tokens whose vocabulary logits exist at once.
     """
     forward = partial(pair_logps, parallel=parallel, chunk_size=logits_chunk)
-    return autocast_forward(forward, autocast_dtype(arguments))
+    return autocast_forward(forward, computing_precision(arguments).autocast)
 
 
-def autocast_dtype(arguments: TrainingArguments) -> torch.dtype | None:
-    """What accelerate runs a policy in with `trainer.bf16` or `fp16`; None where no autocast is asked for."""
-    return torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+def computing_precision(arguments: TrainingArguments) -> Precision:
+    """In which types the policy computes, once it is wrapped; a reference in others would give it a margin at step 0.
+
+    With `trainer.bf16` torch's autocast computes products in bf16, from weights that stay as they are. DeepSpeed casts
+    all parameters instead, normalisation and embeddings included, and uses no autocast; FSDP2 does both.
+
+    Args:
+        arguments: of the run, in its launch.
+    """
+    lowered = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    wrapper = expected_wrapper(arguments)
+    if wrapper == "DeepSpeed":
+        return Precision(weights=_engine_dtype(arguments) or lowered)
+    return Precision(weights=lowered if wrapper == "FSDP" else None, autocast=lowered)
+
+
+def keeps_float32_copy(arguments: TrainingArguments) -> bool:
+    """Whether the wrapper's optimizer steps a float32 copy of low weights: DeepSpeed's always, FSDP2's as trained."""
+    wrapper = expected_wrapper(arguments)
+    return wrapper == "DeepSpeed" or (wrapper == "FSDP" and (arguments.bf16 or arguments.fp16))
+
+
+def _engine_dtype(arguments: TrainingArguments) -> torch.dtype | None:
+    """What a DeepSpeed configuration enables by itself, whatever `trainer` says."""
+    config = getattr(arguments.deepspeed_plugin, "deepspeed_config", None) or {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if config.get(name, {}).get("enabled") is True:
+            return dtype
+    return None
 
 
 def autocast_forward(forward: Forward, dtype: torch.dtype | None) -> Forward:

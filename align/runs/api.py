@@ -20,7 +20,8 @@ from align.core.errors import UserError
 from align.core.files import cache_folder, writing_atomically
 from align.runs.composition import compose_command
 from align.runs.console import quiet_call
-from align.runs.sentences import sentence
+from align.runs.recipes import check_recipe
+from align.runs.sentences import early_sentence, sentence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,10 +107,11 @@ def compose(
         UserError: an unknown key, group or value; an object that the command does not take.
     """
     words = list(overrides)
+    check_recipe(words)
     try:
         config = compose_command(command, words, config_dir=config_dir)
     except Exception as error:
-        told = sentence(error, command=command, overrides=words)
+        told = sentence(error, command=command, overrides=words) or early_sentence(error, overrides=words)
         if told is None:
             raise
         raise UserError(told) from error

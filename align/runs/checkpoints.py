@@ -6,10 +6,14 @@ import hashlib
 import json
 import logging
 import os
-import pickle
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers.trainer_pt_utils import safe_globals
 
 from align.core.errors import UserError
@@ -18,7 +22,25 @@ from align.runs.folder import check_resume
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
-_PICKLED = {".pt", ".pth", ".bin"}
+# What is read as plain data or not at all, by its ending: configuration, weights, vocabularies, a model's own code
+# (which only trust_remote_code runs). Every other file has to be tensors that torch has saved, whatever it is called.
+_PLAIN = {
+    *(
+        ".json",
+        ".jsonl",
+        ".safetensors",
+        ".txt",
+        ".md",
+        ".jinja",
+        ".model",
+        ".py",
+        ".vocab",
+        ".bpe",
+        ".tiktoken",
+    ),
+    *(".yaml", ".yml", ".spm"),
+}
+_LATEST = "latest"  # DeepSpeed's: the name of the folder that holds its states
 # Classes of DeepSpeed's own that its checkpoints name.
 _DEEPSPEED_STATE = {
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -31,29 +53,59 @@ logger = logging.getLogger(__name__)
 
 def seal(folder: Path) -> None:
     """Writes the size and SHA-256 of every file in `folder` to its seal, by a rename, as the last act of a save."""
-    files = {str(path.relative_to(folder)): _digest(_flushed(path)) for path in _files(folder)}
-    write_json(folder / SEAL, files)
+    paths = _files(folder)
+    for path in paths:
+        _flush(path)
+    names = [str(path.relative_to(folder)) for path in paths]
+    write_json(folder / SEAL, dict(zip(names, _digests(paths), strict=True)))
+    problem = danger(folder)
+    if problem is not None:
+        logger.warning("%s can be exported, but no run will go on from it: %s.", folder, problem)
 
 
 def defect(folder: Path) -> str | None:
     """Why the checkpoint cannot be trusted, in words; None for a good one."""
     try:
-        files = json.loads((folder / SEAL).read_text())
+        files = dict(json.loads((folder / SEAL).read_text()))
     except FileNotFoundError:
         return "it was never completed"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         return f"its seal cannot be read ({error})"
-    for name, expected in files.items():
-        path = folder / name
+    if not files:
+        return "its seal names no file"
+    paths = [folder / name for name in files]
+    for name, path in zip(files, paths, strict=True):
         if not path.is_file():
             return f"{name} is missing"
-        if _digest(path) != expected:
+    for name, digest in zip(files, _digests(paths), strict=True):
+        if digest != files[name]:
             return f"{name} is damaged"
-    for path in _files(folder):
-        code = foreign_code(path) if path.suffix in _PICKLED else None
-        if code is not None:
-            return f"{path.relative_to(folder)} is refused, because it names {code}"
+    return danger(folder)
+
+
+def danger(folder: Path) -> str | None:
+    """What in a checkpoint could run code when it is read, in words; None for nothing.
+
+    The seal is no protection from it: whoever writes files writes the seal as well.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_symlink():
+            return f"{name} is refused, because it is a link, which may lead anywhere"
+        if not path.is_file() or path.suffix.lower() in _PLAIN:
+            continue
+        if path.name == _LATEST:
+            if _leads_out(path):
+                return f"{name} is refused, because it names no folder beside it"
+        elif (code := foreign_code(path)) is not None:
+            return f"{name} is refused, because it names {code}"
     return None
+
+
+def _leads_out(path: Path) -> bool:
+    """Whether DeepSpeed's pointer names something else than a folder beside it, whose files are inspected as well."""
+    name = path.read_bytes().decode(errors="replace").strip()
+    return name in ("", ".", "..") or "/" in name or "\\" in name or not (path.parent / name).is_dir()
 
 
 def last_good(output: Path) -> Path | None:
@@ -98,10 +150,61 @@ def find_resume(output: Path, resume: str) -> Path | None:
     return folder
 
 
+def agree_resume(output: Path, resume: str, *, patience: float = 60.0) -> Path | None:
+    """As `find_resume`, for all processes of a launch: the one of rank 0 looks and hashes, the others take its choice.
+
+    Args:
+        output, resume: as `find_resume`; the same for every process.
+        patience: seconds in which a choice may come into view on another machine, whose file system may lag behind.
+
+    Raises:
+        UserError: as `find_resume`, on every process; the choice is not there, or not harmless, on another machine.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return find_resume(output, resume)
+    said: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            found = find_resume(output, resume)
+            said = [None if found is None else str(found), None]
+        except UserError as error:
+            said = [None, str(error)]
+    dist.broadcast_object_list(said, src=0)
+    chosen, problem = said
+    if problem is not None:
+        raise UserError(problem)
+    if chosen is not None and dist.get_rank() > 0:
+        _check_choice(Path(chosen), patience)
+    return None if chosen is None else Path(chosen)
+
+
+def _check_choice(folder: Path, patience: float) -> None:
+    """Refuses what rank 0 has chosen where it cannot be read here; one process a machine looks at what is in it."""
+    deadline = time.monotonic() + patience
+    while not (folder / SEAL).is_file():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process {dist.get_rank()} does not find {folder}, from which process 0 goes on: output has to lie "
+                "on a file system that all machines share."
+            )
+        time.sleep(min(1.0, patience / 10))
+        if folder.parent.is_dir():
+            os.listdir(folder.parent)  # a listing has a network's file system look again
+    problem = danger(folder) if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    if problem is not None:
+        raise UserError(f"{folder} cannot be used: {problem}.")
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(
         path for path in folder.rglob("*") if path.is_file() and path.name not in (SEAL, f".{SEAL}.tmp")
     )
+
+
+def _digests(paths: Sequence[Path]) -> Iterator[dict[str, str | int]]:
+    """Size and SHA-256 of every file, in order, several at a time: one core hashes about 1 GB a second."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        yield from pool.map(_digest, paths)
 
 
 def _digest(path: Path) -> dict[str, str | int]:
@@ -109,23 +212,23 @@ def _digest(path: Path) -> dict[str, str | int]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def _flushed(path: Path) -> Path:
-    """The file, on the disk itself and not only in memory."""
+def _flush(path: Path) -> None:
+    """Puts the file on the disk itself, and not only in memory."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
-    return path
 
 
 def foreign_code(path: Path) -> str | None:
-    """What a pickled file names that torch would not load as plain data; None where there is nothing.
+    """What a file names that torch would not load as plain data; None for tensors that torch has saved.
 
-    Resuming reads these files with `weights_only=True`, except DeepSpeed, which unpickles its own: its classes
-    may be named, others not. The pickle is taken apart and never run.
+    Resuming reads such files with `weights_only=True`, except DeepSpeed, which unpickles its own: its classes
+    may be named, others not. The pickle is taken apart and never run; one outside of torch's archive, as
+    torch.distributed.checkpoint writes (`.metadata`, `*.distcp`), is not taken apart.
     """
     try:
         with safe_globals():
             named = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError, pickle.UnpicklingError):
+    except Exception:  # whatever a file made for the purpose does to its reader, it is refused
         return "something other than tensors"
     foreign = sorted(name for name in named if name not in _DEEPSPEED_STATE)
     return ", ".join(foreign) or None

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from align.runs import command_help, exit_codes
-from align.runs.console import quiet_libraries
+from align.runs.console import quiet_libraries, tolerate_any_terminal
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | None]], Callable[[], None]]:
     """Makes `function(config)` a Hydra application on `hydra_conf/<config_name>.yaml`.
 
-    What a user can put right ends in one sentence on stderr and exit code 2: a `UserError` of ours, and
-    Hydra's and OmegaConf's own complaints about overrides. Anything else is a defect and keeps its
-    traceback. An int that `function` returns is the exit code, a float what a sweeper optimises.
+    What a user can put right ends in one sentence on stderr: settings and data with exit code 2, what the machine
+    refuses with 1 (sentences.py). Anything else is a defect, and ends in its traceback, whom to tell, and 1. An int
+    that `function` returns is the exit code, a float what a sweeper optimises.
 
     Under `-m` every job has the folder `OUTPUT/<job number>`, and one that fails says why and lets the others run;
     the command then ends with exit code 1.
@@ -64,13 +64,16 @@ class _Work:
         # With this variable Hydra re-raises instead of printing its own several lines.
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
         from align.runs.jobs import JobFailedError, check_no_sweep_inside
+        from align.runs.recipes import check_recipe
 
         self.begun = False
+        tolerate_any_terminal()
         try:
             if command_help.is_asked(sys.argv[1:]):
                 command_help.show(self.command, sys.argv[1:])
                 return
             check_no_sweep_inside(sys.argv[1:], self.command)
+            check_recipe(sys.argv[1:])
             with quiet_libraries():
                 application()
         except JobFailedError:  # each has been told
@@ -79,6 +82,9 @@ class _Work:
                 file=sys.stderr,
             )
             sys.exit(1)
+        except KeyboardInterrupt:
+            print(f"align {self.command}: interrupted.", file=sys.stderr)
+            sys.exit(exit_codes.INTERRUPTED)
         except Exception as error:
             _end(self.command, error, early=not self.begun)
 
@@ -140,25 +146,42 @@ def _run_job(function: Callable[[Any], int | float | None], config: Any, command
 
 
 def _end(command: str, error: Exception, *, early: bool = False) -> NoReturn:
-    """Ends with one sentence and exit code 2 where the user can put it right; re-raises a defect.
+    """Ends with one sentence where the user can put it right; a defect of ours with its traceback and whom to tell.
 
     Args:
         command: its name.
         error: what it ended with.
         early: whether its own work had not begun.
     """
-    from align.runs.sentences import early_sentence, sentence
+    from align.runs.sentences import early_sentence, machine_fault, sentence
 
-    _tell_launcher(error)
-    said = sentence(error, command=command, overrides=sys.argv[1:])
-    if said is None and early:
-        said = early_sentence(error)
-    if said is None:
+    if isinstance(error, BrokenPipeError):  # who read the output has stopped: cli.main knows what to do
         raise error
+    _tell_launcher(error)
+    fault = None if early else machine_fault(error)
+    said = early_sentence(error, overrides=sys.argv[1:]) if early else fault
+    said = said or sentence(error, command=command, overrides=sys.argv[1:])
+    if said is None:
+        _show_defect(command, error)
+        sys.exit(exit_codes.FAULT)
     if not early:
         _remove_empty_folder()
     print(f"align {command}: {said}", file=sys.stderr)
-    sys.exit(exit_codes.USAGE)
+    sys.exit(exit_codes.USAGE if fault is None else exit_codes.FAULT)
+
+
+def _show_defect(command: str, error: Exception) -> None:
+    """The traceback, and under it that it is ours and what to do with it."""
+    import traceback
+
+    import align
+
+    traceback.print_exception(error)
+    print(
+        f"align {command}: this is a defect of align {align.__version__}, not of your settings: please report it to "
+        "its maintainers with the lines above and the command that you gave.",
+        file=sys.stderr,
+    )
 
 
 def _remove_empty_folder() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,15 @@ def composing() -> Iterator[Callable[..., DictConfig]]:
         GlobalHydra.instance().hydra = before
 
 
+def quoted(text: str) -> str:
+    """A text as a value that Hydra takes as it is, whatever is in it: `it's` is `'it\\'s'`.
+
+    Between quotes a backslash stands for itself, but before a quote, where each has to be doubled.
+    """
+    inside = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return "'" + inside.replace("${", "\\${") + "'"
+
+
 def searched(config_dir: str | Path | None) -> list[str]:
     """The override that has Hydra look into a folder too."""
     if config_dir is None:
@@ -66,5 +76,4 @@ def searched(config_dir: str | Path | None) -> list[str]:
     folder = Path(config_dir).expanduser().absolute()
     if not folder.is_dir():
         raise UserError(f"config_dir={config_dir} is no folder.")
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [f"hydra.searchpath=['file://{quoted}']"]
+    return [f"hydra.searchpath=[{quoted(f'file://{folder}')}]"]

@@ -119,3 +119,10 @@ class CallLog(logging.FileHandler):
     def _open(self) -> TextIOWrapper:
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
         return super()._open()
+
+
+def tolerate_any_terminal() -> None:
+    """What a terminal's encoding lacks is shown as `?`, so that a table does not end the run that it describes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from align.core.errors import UserError
-from align.core.files import write_atomically
+from align.core.files import write_atomically, write_json
 from align.core.moved import current_names
 
 CONFIG_NAME = "config.yaml"
 ADAPTER = "adapter_config.json"  # in a folder of weights: they are a LoRA adapter's
 SUMMARY = "summary.json"  # in a folder of `align evaluate`: scores with their intervals
+LOCAL = "local_paths.json"  # in a run's folder: which values of its configuration are files or folders
 RESUME = ("auto", "never")  # of `resume`, where no checkpoint can be named
 _ABSENT = "(absent)"
 
@@ -53,6 +55,52 @@ def claim_output(
             f"output={output} belongs to a run with another configuration: {changes}; "
             "set these keys back to continue it, or name another output folder."
         )
+
+
+def note_local_paths(output: Path, config: DictConfig) -> None:
+    """Writes down which values of the configuration are files or folders here: elsewhere nothing would tell.
+
+    `folder/model` may be a Hub id as well. Only the process of rank 0 writes.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        texts = _texts(OmegaConf.to_container(config, resolve=True))
+        write_json(output / LOCAL, {"paths": sorted({text for text in texts if _exists(text)})})
+
+
+def local_paths(run: Path, config: Mapping[str, Any]) -> set[str]:
+    """Values of a run's configuration that name a file or folder, as far as can be told afterwards.
+
+    By what was noted; besides by what lies here, and where the run was started if its folder is still its `output`.
+    """
+    try:
+        noted = set(json.loads((run / LOCAL).read_text(encoding="utf-8"))["paths"])
+    except (OSError, ValueError, KeyError, TypeError):  # of an older version, or damaged: the rest tells
+        noted = set()
+    places = [Path()]
+    whole, tail = run.absolute().parts, Path(str(config.get("output", ""))).parts
+    if tail and whole[-len(tail) :] == tail:
+        places.append(Path(*whole[: -len(tail)]))
+    return noted | {
+        text for text in _texts(config) if any(_exists(text and str(place / text)) for place in places)
+    }
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a configuration."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry)
+    elif isinstance(value, str):
+        yield value
+
+
+def _exists(text: str) -> bool:
+    try:
+        return bool(text) and Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or a character that no name has
+        return False
 
 
 def check_resume(resume: str) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from align.data.stored_rows import to_example
-from align.longseq.shared_prefix import SharedPrefixBatch, pack
+from align.longseq.shared_prefix import pack
 
 if TYPE_CHECKING:
     from align.data.examples import TokenizedExample
+    from align.longseq.shared_prefix import SharedPrefixBatch
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,17 @@ class Collator:
     tokens_per_row: int | None = None
     short: bool = False
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, SharedPrefixBatch | Tensor]:
-        """`{"batch": …}` of B rows, in order.
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """`{"batch": …, "sources": …}` of B rows, in order: packed, and where each stands (`train.jsonl:17`).
 
         With `short` also `{"short": …}`, one prompt for each of the n turns, and `owner`, `[n]` in `[0, B)`: the
         row that each turn belongs to.
         """
         examples = [to_example(row) for row in rows]
-        batch: dict[str, SharedPrefixBatch | Tensor] = {"batch": self._pack(examples)}
+        batch: dict[str, Any] = {
+            "batch": self._pack(examples),
+            "sources": [example.source for example in examples],
+        }
         if self.short:
             batch["short"] = self._pack([turn for example in examples for turn in example.short])
             owner = [b for b, example in enumerate(examples) for _ in example.short]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -46,9 +47,17 @@ def fill(trainer: PreferenceTrainer, *datasets: Any) -> dict[str, int]:
     with progress_bar(console) as progress:
         task = progress.add_task("filling the reference cache", total=sum(map(len, present)))
         for dataset in present:
-            for count in trainer.read_reference(dataset):
+            for count in _read(trainer, dataset):
                 prompts += count
                 # The groups keep in step, so the first one's share times their number is what is done.
                 progress.advance(task, count * (trainer.args.world_size // trainer.degree))
     counts = trainer.sum_over_groups([prompts, reference.usage.tokens, reference.usage.cached])
     return dict(zip(("prompts", "tokens", "cached"), map(int, counts), strict=True))
+
+
+def _read(trainer: PreferenceTrainer, dataset: Any) -> Iterator[int]:
+    """Has the reference read this process's share of `dataset`; yields each batch's number of prompts."""
+    for inputs in trainer.get_test_dataloader(dataset):
+        inputs = trainer._prepare_inputs(inputs)
+        trainer.reference_logps(trainer.model_wrapped, inputs)
+        yield int(inputs["real"].sum())

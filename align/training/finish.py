@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.core.errors import UserError
-from align.core.files import write_json
+from align.core.files import jsonable, write_json
 from align.core.readable import Readable
 from align.data.dataset import PreferenceData
 from align.training import results
@@ -72,15 +73,17 @@ def say_stopped(trainer: PreferenceTrainer) -> None:
 
 def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     """Saves the policy; shows and writes before/after as table, JSON and picture."""
+    trainer.save_model(
+        str(run.output / MODEL)
+    )  # first: whatever a measurement ends with, what was trained is there
     after = {} if trainer.eval_dataset is None else trainer.evaluate()
     history = trainer.state.log_history
-    trainer.save_model(str(run.output / MODEL))
     if not trainer.is_world_process_zero():
         return
     path = run.output / BEFORE
     before = json.loads(path.read_text()) if path.is_file() else {}
     costs = results.training_costs(history)
-    summary = {"before": before, "after": after, "training": costs, "data": data.counts}
+    summary = {"before": before, "after": jsonable(after), "training": costs, "data": data.counts}
     if data.ingredients:
         summary["mixture"] = {one.path: one.rows for one in data.ingredients}
     write_json(run.output / RESULTS, summary)
@@ -110,5 +113,5 @@ def read_result(output: Path, *, objective: str) -> TrainResult:
     if after and objective not in after:
         raise UserError(f"objective={objective} is no held-out metric: use {', '.join(sorted(after))}.")
     parts = {name: found[name] for name in ("before", "after", "training", "data")}
-    value = float(after[objective]) if after else None
+    value = None if not after else math.nan if after[objective] is None else float(after[objective])
     return TrainResult(output, model=output / MODEL, **parts, objective=value)

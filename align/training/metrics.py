@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from align.longseq.logps import sum_dtype
 from align.training.metric_names import METRICS
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
         output: the loss function's.
 
     Returns:
-        `[B, len(METRICS)]`, fp64, detached.
+        `[B, len(METRICS)]`, `sum_dtype` of the device (fp64, where there is one), detached.
     """
     present = logps.rejected_length > 0
     margins = output.chosen_reward[:, None] - output.rejected_reward
@@ -37,13 +38,15 @@ def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
         logps.chosen,
         _mean_present(logps.rejected, present),
     ]
-    return torch.stack([column.detach().double() for column in columns], dim=1)
+    return torch.stack([column.detach().to(sum_dtype(column.device)) for column in columns], dim=1)
 
 
 class MeanMeter:
-    """Means of `METRICS` over prompts, NaN left out; sums live on the device until they are read.
+    """Means of `METRICS` over prompts; sums live on the device until they are read.
 
-    The loss is a weighted mean, as the loss of a step is; all else counts every prompt once.
+    The loss is a weighted mean, as the loss of a step is; all else counts every prompt once. NaN stands for a
+    comparison without a rejected answer, and is left out; beside a loss that is not finite it is a value like any
+    other, which makes the mean NaN.
     """
 
     def __init__(self) -> None:
@@ -51,10 +54,12 @@ class MeanMeter:
 
     def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
         """Takes in `[B, len(METRICS)]` values and `[B]` weights of their losses; None is 1 each."""
-        counts = (~rows.isnan()).to(rows.dtype)
+        diverged = ~rows[:, METRICS.index("loss")].isfinite()
+        absent = rows.isnan() & ~diverged[:, None]
+        counts = (~absent).to(rows.dtype)
         if weights is not None:
             counts[:, METRICS.index("loss")] *= weights.to(rows)
-        sums = torch.stack([(rows.nan_to_num(0.0) * counts).sum(0), counts.sum(0)])
+        sums = torch.stack([(rows.masked_fill(absent, 0.0) * counts).sum(0), counts.sum(0)])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def pop(self) -> Tensor | None:
@@ -69,6 +74,14 @@ def means(sums: Tensor) -> dict[str, float]:
     return {
         name: total / count for name, total, count in zip(METRICS, totals, counts, strict=True) if count > 0
     }
+
+
+def mean_metrics(table: Tensor, weights: Tensor, *, prefix: str) -> dict[str, float]:
+    """`{prefix_name: mean}` of `[n, len(METRICS)]` values and the `[n]` weights of their losses; n may be 0."""
+    meter = MeanMeter()
+    meter.add(table, weights)
+    sums = meter.pop()
+    return {} if sums is None else {f"{prefix}_{name}": value for name, value in means(sums).items()}
 
 
 def _mean_present(values: Tensor, present: Tensor) -> Tensor:

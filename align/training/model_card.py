@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +44,22 @@ _STATED: dict[str, tuple[str, ...] | None] = {
 }
 _DATA = ("limit", "eval_size", "max_length", "cut", "keep_tail", "tokens_per_row", "chat")
 _PATHS = {"model", "path", "eval_path"}
-_FILES = {".jsonl", ".json", ".parquet"}
+_FILES = {".jsonl", ".json", ".parquet", ".gz", ".csv", ".txt", ".arrow", ".zip"}
 
 
-def model_card(config: Mapping[str, Any], results: Mapping[str, Any], *, name: str) -> str:
+def model_card(
+    config: Mapping[str, Any], results: Mapping[str, Any], *, name: str, local: Collection[str] = ()
+) -> str:
     """The card as Markdown with its YAML header.
 
     Args:
         config: the run's resolved configuration.
         results: `before`, `after`, `training` and `data` of results.json; empty where the run has not ended.
         name: the model's, for the title.
+        local: values of the configuration that were files or folders where the run was started: from elsewhere
+            `folder/model` cannot be told from a Hub id.
     """
+    config = _without_folders(config, local)
     method = config["method"]["name"]
     base = public_name(config["model"]["path"])
     parts = [
@@ -76,7 +81,20 @@ def public_name(path: str) -> str:
     """A Hub id as it is; of a local path the last part, since folders tell about their owner."""
     if path == EMBEDDED:
         return _EMBEDDED_ID
-    return path if _is_hub_id(path) else Path(path).name
+    return path if _is_hub_id(path) else _last_part(path)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _without_folders(value: Any, local: Collection[str]) -> Any:
+    """The configuration with the last part alone of every text that is among `local`."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(entry, local) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry, local) for entry in value]
+    return _last_part(value) if isinstance(value, str) and value in local else value
 
 
 def _is_hub_id(path: str) -> bool:
@@ -134,7 +152,15 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", public_name(value) if key in _PATHS and isinstance(value, str) else value
+            yield f"{prefix}{key}", _public(key, value)
+
+
+def _public(key: str, value: Any) -> Any:
+    """What of a value may be seen: whatever its key, text with a slash in it may be a path."""
+    if isinstance(value, list):
+        return [_public(key, entry) for entry in value]
+    is_path = isinstance(value, str) and (key in _PATHS or "/" in value or "\\" in value)
+    return public_name(value) if is_path else value
 
 
 def _section(title: str, facts: Iterator[tuple[str, Any]]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +24,17 @@ from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
 from align.longseq.support import check_config, check_supported
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
+from align.models.precision import cast_parameters, training_dtype, warn_of_low_weights
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
-from align.reference.sources import AdapterOff, Frozen, Reference, reference_forward
+from align.reference.sources import (
+    AdapterOff,
+    Frozen,
+    Reference,
+    computing_precision,
+    keeps_float32_copy,
+    reference_forward,
+)
 from align.runs.api import store
 from align.training.collate import Collator
 from align.training.method_settings import Needs
@@ -81,10 +90,28 @@ def prepare(
         )
         collator = Collator(short=method.needs.short)
     policy = prepare_model(model, memory)  # after the rows: of a wrong one no weights need be read
+    if arguments.process_index == 0 and not keeps_float32_copy(arguments):
+        warn_of_low_weights(policy)
     if reference is None:
         chunk = logits_chunk or memory.logits_chunk
         reference = make_reference(method.needs, policy, arguments, parallel=parallel, logits_chunk=chunk)
     return Prepared(policy, method, tokenizer, train, held_out, collator, reference)
+
+
+# A command's keys → what a notebook's caller has written in their place.
+_ARGUMENTS = {"data.max_length": "max_length", "model.path": "model", "trainer.": "args."}
+
+
+@contextmanager
+def keys_as_arguments() -> Iterator[None]:
+    """Within it a refusal names the trainer's arguments and not a command's keys."""
+    try:
+        yield
+    except UserError as error:
+        said = str(error)
+        for key, argument in _ARGUMENTS.items():
+            said = said.replace(key, argument)
+        raise UserError(said) from error
 
 
 def read_config(model: nn.Module | str) -> PreTrainedConfig:
@@ -105,7 +132,7 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
         UserError: a model that the shared-prefix forward does not compute.
     """
     if isinstance(model, str):
-        model = load_causal_lm(ModelSettings(path=model), attention=ATTENTION)
+        model = load_causal_lm(training_dtype(ModelSettings(path=model)), attention=ATTENTION)
     elif find_causal_lm(model).config._attn_implementation in ATTENTIONS.values():
         return model
     check_supported(model)
@@ -230,5 +257,7 @@ def make_reference(
     forward = reference_forward(arguments, parallel=parallel, logits_chunk=logits_chunk)
     if isinstance(policy, PeftModel):
         return AdapterOff(policy, forward)
-    frozen = copy.deepcopy(policy).eval().requires_grad_(False).to(arguments.device)
+    frozen = copy.deepcopy(policy).eval().requires_grad_(False)
+    cast_parameters(frozen, computing_precision(arguments).weights)
+    frozen.to(arguments.device)
     return Frozen(lambda: frozen, forward)

@@ -29,16 +29,22 @@ def summary_table(results: Mapping[str, Mapping[str, float]], *, rows: int, kind
         table.add_column(column, justify="right")
     for name, (label, form) in ROWS.items():
         before, after = results["before"].get(name), results["after"].get(name)
-        if before is None or after is None:
-            continue
-        change = after - before
-        sign = "+" if change >= 0 else "−"
-        table.add_row(label, form.format(before), form.format(after), sign + form.format(abs(change)))
+        if name in results["before"] and name in results["after"]:
+            table.add_row(label, *_changed(before, after, form))
     table.add_section()
     for name, (label, form) in COST_ROWS.items():
         if name in results["training"]:
             table.add_row(label, "", form.format(results["training"][name]), "")
     return table
+
+
+def _changed(before: float | None, after: float | None, form: str) -> tuple[str, str, str]:
+    """Before, after and the change; None stands for a mean that is not finite."""
+    shown = ["not finite" if value is None else form.format(value) for value in (before, after)]
+    if before is None or after is None:
+        return shown[0], shown[1], ""
+    change = after - before
+    return shown[0], shown[1], ("+" if change >= 0 else "−") + form.format(abs(change))
 
 
 def training_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

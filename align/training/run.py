@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.longseq.flash import check_flash
-from align.longseq.probe import check_attention_reached
+from align.longseq.probe import check_computed
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config
 from align.models.loading import causal_lm_class, load_config, resolve_dtype
+from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
+from align.models.structure import experts
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
@@ -35,7 +38,8 @@ def check(config: DictConfig) -> Run:
     """Every setting as its type, contradictions refused; reads no data and no weights."""
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
-    arguments = training_arguments(config)
+    arguments = training_arguments(config, settings.model)
+    settings = replace(settings, model=training_dtype(settings.model))
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
@@ -47,17 +51,34 @@ def check(config: DictConfig) -> Run:
 def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
     """Refuses `model.attention` where its kernels cannot run."""
     if model.attention in FLASH_MODULES:
-        lowered = arguments.bf16 or arguments.fp16
-        check_flash(model.attention, dtype=torch.bfloat16 if lowered else resolve_dtype(model.dtype))
+        weights = resolve_dtype(model.dtype)
+        lowered = torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else weights
+        check_flash(model.attention, dtype=lowered, weights=weights, width=head_width(load_config(model)))
+
+
+def head_width(config: PreTrainedConfig) -> int | None:
+    """Numbers of a key in the widest of a model's heads; None where its configuration does not say."""
+    text = config.get_text_config()
+    named = [getattr(text, name, None) for name in ("head_dim", "global_head_dim")]
+    if named[0] is None and getattr(text, "num_attention_heads", None):
+        named.append(text.hidden_size // text.num_attention_heads)
+    return max((width for width in named if isinstance(width, int)), default=None)
 
 
 def check_architecture(model: ModelSettings) -> None:
     """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
     config = load_config(model)
     check_config(config)
+    if experts(config) > 1:
+        warnings.warn(
+            f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
+            "in preference training here.",
+            AlignWarning,
+            stacklevel=1,
+        )
     kind = causal_lm_class(model, config)
     if kind is not None:
-        check_attention_reached(kind, config)
+        check_computed(kind, config)
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
@@ -71,9 +92,16 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
         check_folder(Path(reference.cache))
 
 
-def training_arguments(config: DictConfig) -> TrainingArguments:
-    """The group `trainer`, whose keys `read_settings` has checked, with what this toolkit sets itself."""
+def training_arguments(config: DictConfig, model: ModelSettings) -> TrainingArguments:
+    """The group `trainer`, whose keys `read_settings` has checked, with what this toolkit sets itself.
+
+    Args:
+        config: the whole configuration.
+        model: group `model`; where `dtype=auto` trains float32 weights on a GPU, products are bfloat16.
+    """
     values: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    if values.get("bf16") is None:
+        values["bf16"] = autocasts(model) and not values.get("fp16")
     if not torch.accelerator.is_available():
         # Untold, accelerate would make every process of a launch on CPU believe that it is alone.
         values["use_cpu"] = True

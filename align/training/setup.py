@@ -17,6 +17,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 import align
+from align.core.errors import UserError
 from align.data.dataset import PreferenceData
 from align.data.settings import PositionSettings
 from align.distributed.agreement import check_agreement, check_same_settings
@@ -61,6 +62,24 @@ def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
     return read_rows_of_model(
         run.method, run.data, tokenizer, model=run.model, positions=run.positions, seed=run.seed
     )
+
+
+def check_held_out(data: PreferenceData, run: Run, *, suites: bool) -> None:
+    """Refuses what measures held-out rows where there are none.
+
+    Raises:
+        UserError: `trainer.eval_strategy`, `trainer.load_best_model_at_end` or `suites` ask for them.
+    """
+    asking = {
+        "trainer.eval_strategy": run.arguments.eval_strategy != "no",
+        "trainer.load_best_model_at_end": run.arguments.load_best_model_at_end,
+        "suites": suites,
+    }
+    if data.eval is None and any(asking.values()):
+        key = next(name for name, asked in asking.items() if asked)
+        raise UserError(
+            f"{key} measures held-out rows, and there are none: set data.eval_size or data.eval_path, or leave it out."
+        )
 
 
 def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> PreferenceData:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from yaml import YAMLError
 from align.core.bars import weight_bars_off
 from align.core.config import typed
 from align.core.errors import UserError
-from align.models.loading import load_causal_lm, load_config, load_tokenizer
+from align.models.loading import load_causal_lm, load_config, load_tokenizer, loading_problem
 from align.models.settings import ModelSettings, RopeSettings
-from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy
+from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
 from align.training.model_card import model_card
 
 
@@ -32,14 +32,16 @@ class TrainedPolicy:
     Attributes:
         weights: folder of the trained weights or of the adapter.
         config: the run's whole configuration.
-        model: its group `model`.
+        model: its group `model`, but for `trust_remote_code`, which whoever reads the run decides on.
         results: content of results.json; empty for a checkpoint of a run that goes on.
+        local: values of `config` that are files or folders; see `folder.local_paths`.
     """
 
     weights: Path
     config: Mapping[str, Any]
     model: ModelSettings
     results: Mapping[str, Any]
+    local: Collection[str] = ()
 
     @property
     def has_adapter(self) -> bool:
@@ -47,8 +49,13 @@ class TrainedPolicy:
         return (self.weights / ADAPTER).is_file()
 
 
-def read_policy(path: Path) -> TrainedPolicy:
+def read_policy(path: Path, *, trust_remote_code: bool = False) -> TrainedPolicy:
     """The policy of a run folder, or of one of its checkpoints.
+
+    Args:
+        path: the folder.
+        trust_remote_code: whether code that comes with the model may run. What the run's own configuration says about
+            it does not count: whoever made the folder wrote that.
 
     Raises:
         UserError: as `find_policy`, or a configuration that cannot be read.
@@ -60,11 +67,13 @@ def read_policy(path: Path) -> TrainedPolicy:
         raise UserError(f"{run / CONFIG_NAME} cannot be read as YAML: restore it.") from error
     if not isinstance(config, DictConfig) or "model" not in config:
         raise UserError(f"{run / CONFIG_NAME} holds no configuration of `align train`: restore it.")
+    plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     return TrainedPolicy(
         weights=weights,
-        config=OmegaConf.to_container(config),  # type: ignore[arg-type]
-        model=typed(ModelSettings, config, "model"),
+        config=plain,
+        model=replace(typed(ModelSettings, config, "model"), trust_remote_code=trust_remote_code),
         results=read_results(run / "results.json") if run == path else {},
+        local=local_paths(run, plain),
     )
 
 
@@ -101,15 +110,16 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
 
 def load_policy_tokenizer(policy: TrainedPolicy) -> PreTrainedTokenizerBase:
     """The tokenizer saved with the policy, else its base model's."""
-    if (policy.weights / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(
-            str(policy.weights), trust_remote_code=policy.model.trust_remote_code
-        )
-    return load_tokenizer(
-        policy.model.path,
-        trust_remote_code=policy.model.trust_remote_code,
-        revision=policy.model.revision,
-    )
+    trusted = policy.model.trust_remote_code
+    if not (policy.weights / "tokenizer_config.json").is_file():
+        model = policy.model
+        return load_tokenizer(model.path, trust_remote_code=trusted, revision=model.revision)
+    try:  # an adapter's folder is no model's, which `load_tokenizer` asks for
+        return AutoTokenizer.from_pretrained(str(policy.weights), trust_remote_code=trusted)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{policy.weights}: no tokenizer could be loaded ({loading_problem(error)})."
+        ) from error
 
 
 def write(
@@ -122,7 +132,7 @@ def write(
         with weight_bars_off():
             model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        card = model_card(policy.config, policy.results, name=output.name)
+        card = model_card(policy.config, policy.results, name=output.name, local=policy.local)
         (staging / "README.md").write_text(card, encoding="utf-8")
         os.rename(staging, output)
     finally:

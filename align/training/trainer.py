@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -22,11 +22,12 @@ from align.longseq.shared_prefix import SharedPrefixBatch
 from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
+from align.training.divergence import FiniteLosses, check_gradient_norm, warn_of_rows
 from align.training.log import TrainingLog
 from align.training.methods import Method
 from align.training.metric_names import METRICS
-from align.training.metrics import MeanMeter, means, prompt_metrics
-from align.training.preparation import prepare
+from align.training.metrics import mean_metrics, prompt_metrics
+from align.training.preparation import keys_as_arguments, prepare
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import prompt_weights
 from losses.types import PairLogps
@@ -81,25 +82,27 @@ class PreferenceTrainer(SealedCheckpoints):
         **kwargs: Any,
     ) -> None:
         """See the class."""
-        parts = prepare(
-            model,
-            args,
-            method,
-            rows=(train_dataset, eval_dataset),
-            tokenizer=processing_class,
-            collator=data_collator,
-            reference=reference,
-            parallel=parallel,
-            memory=memory,
-            logits_chunk=logits_chunk,
-            max_length=max_length,
-        )
-        self.method = parts.method
-        self.reference = parts.reference
+        with keys_as_arguments():
+            parts = prepare(
+                model,
+                args,
+                method,
+                rows=(train_dataset, eval_dataset),
+                tokenizer=processing_class,
+                collator=data_collator,
+                reference=reference,
+                parallel=parallel,
+                memory=memory,
+                logits_chunk=logits_chunk,
+                max_length=max_length,
+            )
+        self.method, self.reference = parts.method, parts.reference
         self.parallel = parallel
         self.degree = 1 if parallel is None else parallel.degree
         self.logits_chunk = logits_chunk or memory.logits_chunk
         self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
+        self._finite = FiniteLosses()
+        args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
         self._evaluation_only = False
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
@@ -136,6 +139,9 @@ class PreferenceTrainer(SealedCheckpoints):
         """
         losses, metrics = self.prompt_losses(model, inputs)
         real, weights = inputs["real"], prompt_weights(inputs, self.method.needs.weighting)
+        self._finite.watch(losses, inputs)
+        if self.accelerator.sync_gradients:  # the step's last micro-batch
+            self._finite.check(step=self.state.global_step + 1)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (torch.where(real, losses, 0.0) * weights).sum() / total
         tokens = sum(compress(inputs["batch"].prompt_tokens, real.tolist()))
@@ -169,13 +175,6 @@ class PreferenceTrainer(SealedCheckpoints):
             return short
         return replace(self.reference(model, inputs["batch"]), short=short)
 
-    def read_reference(self, dataset: Any) -> Iterator[int]:
-        """Has a frozen reference read this process's share of `dataset`; yields each batch's number of prompts."""
-        for inputs in self.get_test_dataloader(dataset):
-            inputs = self._prepare_inputs(inputs)
-            self.reference_logps(self.model_wrapped, inputs)
-            yield int(inputs["real"].sum())
-
     # ---- rows
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -189,8 +188,7 @@ class PreferenceTrainer(SealedCheckpoints):
     def _sampler(self, dataset: Any, batch_size: int, *, seed: int | None) -> EpochSampler:
         # Full batches for every group: with several processes accelerate would fill the last one with rows of
         # the epoch's beginning, also where they all form one group.
-        groups = self.args.world_size // self.degree
-        multiple = 1 if self.args.world_size == 1 else groups * batch_size
+        multiple = 1 if self.args.world_size == 1 else self.args.world_size // self.degree * batch_size
         return EpochSampler(len(dataset), multiple=multiple, seed=seed)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -206,9 +204,14 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Sum of the prompts' weights in the global step, over accumulation and groups."""
-        weighting = self.method.needs.weighting
-        total = sum(int(prompt_weights(inputs, weighting).sum()) for inputs in batch_samples)
-        return torch.tensor(self.sum_over_groups([total])[0], device=device)
+        weights = [prompt_weights(inputs, self.method.needs.weighting).sum() for inputs in batch_samples]
+        return torch.tensor(self.sum_over_groups([int(sum(weights))])[0], device=device)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The Trainer's, held to be finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        check_gradient_norm(norm, step=self.state.global_step + 1, scaled=self.args.fp16)
+        return norm
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 · parameters · tokens, the usual estimate of a training step without attention."""
@@ -232,21 +235,18 @@ class PreferenceTrainer(SealedCheckpoints):
         for inputs in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 inputs = self._prepare_inputs(inputs)
-                _, metrics = self.prompt_losses(model, inputs)
+                losses, metrics = self.prompt_losses(model, inputs)
+            warn_of_rows(losses, inputs)
             weights = prompt_weights(inputs, self.method.needs.weighting)
             columns = torch.cat([metrics, weights[:, None].to(metrics)], dim=1)
             rows.append(self._gather_rows(columns, inputs["real"]))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         gathered = torch.cat(rows) if rows else torch.zeros(0, len(METRICS) + 1)
         table, weights = gathered[:, :-1], gathered[:, -1]
-        meter = MeanMeter()
-        meter.add(table, weights)
-        sums = meter.pop()
-        named = {} if sums is None else means(sums)
         return EvalLoopOutput(
             predictions=table.cpu().numpy(),
             label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in named.items()},
+            metrics=mean_metrics(table, weights, prefix=metric_key_prefix),
             num_samples=len(table),
         )
 
@@ -293,7 +293,5 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def sum_over_groups(self, counts: Sequence[int]) -> list[float]:
         """Each count summed over the data-parallel groups; the ranks of a group hold the same."""
-        sums = torch.tensor(counts, dtype=torch.float64, device=self.args.device)
-        if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums, reduction="sum") / self.degree
-        return sums.tolist()
+        sums = self._sum_over_processes(torch.tensor(counts, device=self.args.device))
+        return [total / self.degree for total in sums.tolist()]

@@ -27,6 +27,7 @@ RESERVED = {
     "remove_unused_columns": "the default, which keeps the rows whole",
     "average_tokens_across_devices": "the default: the loss is the mean over the prompts of the step",
     "label_smoothing_factor": "method.loss.label_smoothing",
+    "logging_nan_inf_filter": "the default: a loss that is not finite ends the run",
     "eval_on_start": "the default: held-out rows are measured before the first step",
     "local_rank": "a launcher, which numbers the processes,",
     # A configuration is saved and shown: no secret may stand in it.
@@ -76,7 +77,7 @@ class TrainerKeys:
     optim_target_modules: Any
     gradient_accumulation_steps: int
     max_grad_norm: float
-    bf16: bool
+    bf16: bool | None
     fp16: bool
     tf32: bool | None
     torch_compile: bool
@@ -91,7 +92,6 @@ class TrainerKeys:
     logging_steps: float
     logging_first_step: bool
     log_on_each_node: bool
-    logging_nan_inf_filter: bool
     log_level: str
     log_level_replica: str
     disable_tqdm: bool | None

@@ -29,7 +29,7 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
     )
     logits = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
     logps = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    sums = (logps * scored[:, 1:]).sum(-1).view(len(examples), -1)
+    sums = (logps.double() * scored[:, 1:]).sum(-1).view(len(examples), -1)
     lengths = scored.sum(-1).view(len(examples), -1)
     return PairLogps(sums[:, 0], sums[:, 1:], lengths[:, 0], lengths[:, 1:])
 

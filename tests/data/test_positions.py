@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ def rows(draw: st.DrawFn) -> tuple[TokenizedExample, int]:
 def test_invariants(case: tuple[TokenizedExample, int], mode: str, draw: str, seed: int) -> None:
     """Strictly increasing; the system part untouched; the question and the longest answer end at K − 1."""
     row, k = case
-    made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 3))
+    made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 0, 3))
     positions = made.position_ids
     assert positions.dtype == np.int64 and len(positions) == len(row.prompt_ids)
     assert (np.diff(positions) > 0).all()
@@ -74,7 +74,7 @@ def test_invariants(case: tuple[TokenizedExample, int], mode: str, draw: str, se
     np.testing.assert_array_equal(positions[stop:], np.arange(first, first + question))
     assert positions[-1] + row.longest_answer < k
     assert question == 0 or positions[-1] + row.longest_answer == k - 1
-    again = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 3))
+    again = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 0, 3))
     np.testing.assert_array_equal(positions, again.position_ids)
     assert replace(made, position_ids=row.position_ids) == replace(row, position_ids=row.position_ids)
     np.testing.assert_array_equal(row.position_ids, np.arange(len(row.prompt_ids)))
@@ -85,7 +85,7 @@ def test_invariants(case: tuple[TokenizedExample, int], mode: str, draw: str, se
 def test_continuous_chunks_stay_adjacent(case: tuple[TokenizedExample, int], draw: str, seed: int) -> None:
     """Gaps fall between chunks only; a separator goes with the chunk before it."""
     row, k = case
-    made = synthesise(row, mode="logo_continuous", target_length=k, draw=draw, rng=row_rng(seed, 0))
+    made = synthesise(row, mode="logo_continuous", target_length=k, draw=draw, rng=row_rng(seed, 0, 0))
     bounds = [start for start, _ in row.chunk_spans] + [row.chunk_spans[-1][1]]
     for start, stop in pairwise(bounds):
         assert (np.diff(made.position_ids[start:stop]) == 1).all()
@@ -94,7 +94,9 @@ def test_continuous_chunks_stay_adjacent(case: tuple[TokenizedExample, int], dra
 @pytest.mark.parametrize("draw", DRAWS)
 def test_sparse_chunks_have_gaps_inside(draw: str) -> None:
     """8 tokens on some 400 positions: unit steps throughout have no chance."""
-    made = synthesise(example([8, 8]), mode="logo_sparse", target_length=1000, draw=draw, rng=row_rng(0, 0))
+    made = synthesise(
+        example([8, 8]), mode="logo_sparse", target_length=1000, draw=draw, rng=row_rng(0, 0, 0)
+    )
     assert (np.diff(made.position_ids[4:12]) > 1).any()
 
 
@@ -104,13 +106,13 @@ def test_k_equal_to_the_real_length_leaves_the_tokens_own_positions(mode: str, d
     """No slack, no gap; with chunks of unequal length too."""
     row = example([1, 9, 4], gap=1)
     k = len(row.prompt_ids) + row.longest_answer
-    made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(0, 0))
+    made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(0, 0, 0))
     np.testing.assert_array_equal(made.position_ids, np.arange(len(row.prompt_ids)))
 
 
 def test_none_changes_nothing() -> None:
     row = replace(example([5]), chunk_spans=())
-    assert synthesise(row, mode="none", target_length=1, rng=row_rng(0, 0)) is row
+    assert synthesise(row, mode="none", target_length=1, rng=row_rng(0, 0, 0)) is row
 
 
 @pytest.mark.parametrize(
@@ -142,19 +144,42 @@ def test_cover_windows_refuse_a_chunk_wider_than_the_slot() -> None:
 
 
 def test_slots_by_hand() -> None:
-    """sys 4, qa 5 + 6, K 75: extent 60, two chunks, slots of 60 // 3 = 20 from 4 and from 24.
+    """sys 4, qa 5 + 6, K 55: extent 40, two chunks, slots of 40 // 2 = 20 from 4 and from 24, up to the question at 44.
 
     A chunk of 10 has the windows 0–9 and 10–19 of its slot; of 6 the ⌈20/6⌉ = 4 at 0, 14 // 3, 28 // 3, 14.
     """
     starts = {
         tuple(
             synthesise(
-                example([10, 6]), mode="logo_continuous", target_length=75, rng=row_rng(seed, 0)
+                example([10, 6]), mode="logo_continuous", target_length=55, rng=row_rng(seed, 0, 0)
             ).position_ids[[4, 14]]
         )
         for seed in range(200)
     }
     assert starts == {(4 + a, 24 + b) for a in (0, 10) for b in (0, 4, 9, 14)}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("mode", KINDS)
+@pytest.mark.parametrize("chunks", [[8], [8, 8], [8, 8, 8, 8]])
+def test_distances_from_the_question_begin_at_one_and_cover_the_target_evenly(
+    chunks: list[int], mode: str, draw: str
+) -> None:
+    """Where an answer looks for its context: over 4,000 rows as often in each eighth of [1, extent].
+
+    An eighth holds 1/8 of all distances. Sorted uniform gaps put it within 35 %, since a chunk keeps its place in the
+    order; slots within 20 %.
+    """
+    row = example(chunks)
+    k = 4 + 5 + 6 + 400  # system part, question, longest answer and an extent of 400
+    counts = np.zeros(401, dtype=np.int64)
+    for index in range(4000):
+        made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(0, 0, index)).position_ids
+        distances = made[-5] - made[4 : 4 + sum(chunks)]
+        np.add.at(counts, distances, 1)
+    assert counts[0] == 0 and counts[1] > 0 and counts[400] > 0
+    eighths = counts[1:].reshape(8, 50).sum(axis=1) / counts.sum()
+    assert np.abs(eighths * 8 - 1).max() < (0.2 if draw == "slots" else 0.35)
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -167,7 +192,7 @@ def test_every_relative_distance_below_k_is_met(mode: str, draw: str) -> None:
     k, row = 160, example([8, 8, 8])
     met: set[int] = set()
     for seed in range(1500):
-        made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 0)).position_ids
+        made = synthesise(row, mode=mode, target_length=k, draw=draw, rng=row_rng(seed, 0, 0)).position_ids
         sequence = np.concatenate([made, made[-1] + 1 + np.arange(row.longest_answer)])
         met.update(np.abs(sequence[:, None] - sequence).ravel().tolist())
         if len(met) == k:
@@ -180,7 +205,7 @@ def test_the_mix_is_nine_to_one() -> None:
     row = example([8, 8])
     sparse = 0
     for index in range(2000):
-        made = synthesise(row, mode="logo", target_length=4000, rng=row_rng(0, index))
+        made = synthesise(row, mode="logo", target_length=4000, rng=row_rng(0, 0, index))
         sparse += int((np.diff(made.position_ids[4:12]) > 1).any())
     assert 133 < sparse < 267
 
@@ -188,16 +213,17 @@ def test_the_mix_is_nine_to_one() -> None:
 @pytest.mark.parametrize(("share", "kind"), [(0.0, "logo_continuous"), (1.0, "logo_sparse")])
 def test_shares_of_nothing_and_all_are_the_pure_modes(share: float, kind: str) -> None:
     row = example([8, 8])
-    mixed = synthesise(row, mode="logo", target_length=900, sparse_share=share, rng=row_rng(1, 1))
-    pure = synthesise(row, mode=kind, target_length=900, rng=row_rng(1, 1))
+    mixed = synthesise(row, mode="logo", target_length=900, sparse_share=share, rng=row_rng(1, 0, 1))
+    pure = synthesise(row, mode=kind, target_length=900, rng=row_rng(1, 0, 1))
     np.testing.assert_array_equal(mixed.position_ids, pure.position_ids)
 
 
 def test_rows_draw_apart() -> None:
-    """Another row or another seed is another draw; the same pair is the same."""
-    draws = {(seed, index): row_rng(seed, index).integers(2**62) for seed in range(3) for index in range(3)}
-    assert len(set(draws.values())) == 9
-    assert row_rng(2, 1).integers(2**62) == draws[2, 1]
+    """Another row, another place or another seed is another draw; the same three are the same."""
+    places = list(product(range(3), repeat=3))
+    draws = [row_rng(*place).integers(2**62) for place in places]
+    assert len(set(draws)) == 27
+    assert [row_rng(*place).integers(2**62) for place in places] == draws
 
 
 @pytest.mark.parametrize(
@@ -219,7 +245,7 @@ def test_bad_settings_name_the_row_or_the_key(
     row: TokenizedExample, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        synthesise(row, **({"mode": "logo", "target_length": 500, "rng": row_rng(0, 0)} | changes))
+        synthesise(row, **({"mode": "logo", "target_length": 500, "rng": row_rng(0, 0, 0)} | changes))
 
 
 def test_every_file_of_the_group_has_the_same_keys_and_works() -> None:
@@ -231,4 +257,4 @@ def test_every_file_of_the_group_has_the_same_keys_and_works() -> None:
         assert config.pop("mode") == file.stem
         assert config.pop("chunk_tokens") == 512
         assert set(config) == {"target_length", "draw", "sparse_share"}
-        synthesise(example([8, 8]), mode=file.stem, rng=row_rng(0, 0), **config)
+        synthesise(example([8, 8]), mode=file.stem, rng=row_rng(0, 0, 0), **config)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from align.core.errors import UserError
 from align.data.released import is_released, read_released
+from align.longseq import ATTENTION, pack, pair_logps
+from tests.tiny import tiny_model
 
 N = -100
 
@@ -55,13 +58,50 @@ def test_logo_rows_share_the_prompt_and_keep_their_positions() -> None:
         ({"chosen_labels": [N, N, N, 8]}, "chosen_labels has 4 entries, chosen_input_ids 5"),
         ({"chosen_labels": "text"}, "chosen_labels must be a flat list of integers"),
         ({"chosen_input_ids": [[5], [6, 7]]}, "chosen_input_ids must be a flat list of integers"),
-        ({"chosen_attention_mask": [0, 1, 1, 1, 1]}, "chosen_attention_mask hides tokens inside"),
+        ({"chosen_attention_mask": [0, 1, 1, 1, 1]}, "does not share the prompt"),
+        ({"chosen_input_ids": [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9]]}, "chosen_input_ids must be a flat list of"),
         ({"chosen_labels": None}, "column chosen_labels is missing"),
     ],
 )
 def test_bad_released_rows_are_named(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=f"^d/train:1: .*{sentence}"):
         read_released("d/train:1", logo_row(**changes))
+
+
+def padded_in_chunks() -> dict[str, Any]:
+    """As LOGO's builder writes rows: each chunk of context is padded on its right, with id, mask and position 0."""
+    prompt, mask, at = [5, 6, 0, 7, 0, 0, 8], [1, 1, 0, 1, 0, 0, 1], [0, 1, 0, 30, 0, 0, 61]
+    row = {}
+    for name, answer in (("chosen", [9, 3]), ("reject_1", [4, 4, 3])):
+        after = [62 + i for i in range(len(answer))]
+        row |= {
+            f"{name}_input_ids": [*prompt, *answer],
+            f"{name}_attention_mask": [*mask, *[1] * len(answer)],
+            f"{name}_position_ids": [*at, *after],
+            f"{name}_labels": [*[N] * len(prompt), *answer],
+        }
+    return row
+
+
+def test_rows_padded_in_each_chunk_are_read_without_the_padding() -> None:
+    example = read_released("d/train:1", padded_in_chunks())
+    assert example.prompt_ids.tolist() == [5, 6, 7, 8]
+    assert example.position_ids.tolist() == [0, 1, 30, 61]
+    assert [answer.input_ids.tolist() for answer in example.answers] == [[9, 3], [4, 4, 3]]
+
+
+def test_leaving_hidden_tokens_out_changes_no_logit() -> None:
+    """The library's own forward over the padded row with its mask, against ours over what was read; fp64."""
+    row = padded_in_chunks()
+    model = tiny_model().double()
+    columns = ("input_ids", "attention_mask", "position_ids")
+    ids, mask, positions = (torch.tensor([row[f"chosen_{name}"]]) for name in columns)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        plain = logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)[-2:].sum()
+        model.set_attn_implementation(ATTENTION)
+        ours = pair_logps(model, pack([read_released("d/train:1", row)]))
+    torch.testing.assert_close(ours.chosen[0], plain, rtol=1e-12, atol=0)
 
 
 def test_positions_that_do_not_increase_are_named() -> None:
@@ -93,3 +133,8 @@ def test_longpo_rows_carry_a_short_row_a_turn() -> None:
     assert answers == [[[8], [3]], [[9], [4]]]
     with pytest.raises(UserError, match="must be lists with one row a turn"):
         read_released("d/train:1", row | {"ref_rejected_labels": [[N, 3, N]]})
+    # LongPO's own script writes the long columns as a list of one row.
+    nested = {name: [values] for name, values in row.items() if not name.startswith("ref_")}
+    again = read_released("d/train:1", row | nested)
+    assert again.prompt_ids.tolist() == example.prompt_ids.tolist()
+    assert [a.input_ids.tolist() for a in again.answers] == [a.input_ids.tolist() for a in example.answers]

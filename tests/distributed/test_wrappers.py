@@ -60,3 +60,28 @@ def test_a_launch_that_accelerate_would_change_is_refused(arguments, environment
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1"}, {"ACCELERATE_USE_DEEPSPEED": "true"}])
 def test_other_launches_are_not(arguments, environment):
     check_launch(arguments, environment)
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        ({}, True),  # accelerate's default for FSDP2
+        ({"FSDP_VERSION": "2"}, True),
+        ({"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, True),
+        ({"FSDP_STATE_DICT_TYPE": "LOCAL_STATE_DICT"}, True),
+        ({"FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_VERSION": "2"}, False),
+        ({"FSDP_STATE_DICT_TYPE": "1"}, False),
+        ({"FSDP_VERSION": "1"}, False),
+    ],
+)
+def test_fsdp_saves_nothing_that_has_to_be_unpickled(arguments, monkeypatch, more, refused):
+    """The index of torch.distributed.checkpoint is a pickle: such a checkpoint would be refused at its resume."""
+    monkeypatch.setattr(TrainingArguments, "device", torch.device("cuda"))
+    environment = {"ACCELERATE_USE_FSDP": "true", **more}
+    if refused:
+        with pytest.raises(
+            UserError, match="fsdp_state_dict_type: FULL_STATE_DICT in the launch configuration"
+        ):
+            check_launch(arguments, environment)
+    else:
+        check_launch(arguments, environment)

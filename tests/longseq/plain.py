@@ -47,13 +47,13 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
         mask[i, : len(tokens)] = 1
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     logps = logits.log_softmax(-1)
-    sums = [[torch.zeros((), dtype=logits.dtype) for _ in range(slots)] for _ in examples]
+    sums = [[torch.zeros((), dtype=torch.float64) for _ in range(slots)] for _ in examples]
     lengths = torch.zeros(len(examples), slots, dtype=torch.long)
     nll: list[Tensor] = []
     for i, (b, j, example, answer) in enumerate(rows):
         start = len(example.prompt_ids)
         stop = start + len(answer.input_ids)
-        token_logps = logps[i, : stop - 1].gather(-1, ids[i, 1:stop, None]).squeeze(-1)
+        token_logps = logps[i, : stop - 1].gather(-1, ids[i, 1:stop, None]).squeeze(-1).double()
         scored = torch.as_tensor(answer.scored)
         sums[b][j] = token_logps[start - 1 :][scored].sum()
         lengths[b, j] = int(scored.sum())

@@ -7,19 +7,22 @@ int32, grouped heads, causal masks aligned to the bottom right, log-sum-exp `[he
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 
 from align.core.errors import UserError
 from align.longseq import pack, pair_logps
 from align.longseq.attention import ATTENTIONS, attend, attend_plain, prepare
-from align.longseq.flash import check_flash, load_flash
+from align.longseq.flash import check_flash, flash_problem, load_flash
 from align.longseq.kernels import register_kernel
 from align.longseq.sharding import balanced_shards, count_tokens
+from align.training.run import head_width
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, relative_error
 from tests.longseq.test_merge import layout_of, outcome, states
 from tests.tiny import tiny_model
@@ -190,6 +193,54 @@ def test_absent_package_and_machine_are_one_sentence(name):
     if name == "flash2":
         with pytest.raises(UserError, match="needs the extra `flash`"):
             load_flash(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "weights", "width", "capability", "problem"),
+    [
+        ("flash2", torch.bfloat16, torch.float32, 128, (8, 0), None),
+        ("flash2", torch.float16, torch.float32, 256, (8, 9), None),
+        ("flash3", torch.bfloat16, torch.bfloat16, None, (9, 0), None),
+        (
+            "flash2",
+            torch.float16,
+            torch.float16,
+            64,
+            (7, 5),
+            "compute capability 8.0, and this one has 7.5: .*sdpa",
+        ),
+        (
+            "flash3",
+            torch.bfloat16,
+            torch.float32,
+            64,
+            (8, 0),
+            "capability 9.0, and this one has 8.0: .*flash2 or sdpa",
+        ),
+        ("flash3", torch.float16, torch.float32, 64, (7, 0), "set model.attention=sdpa"),
+        (
+            "flash2",
+            torch.bfloat16,
+            torch.float32,
+            512,
+            (9, 0),
+            "heads up to 256 wide, and this model's have 512",
+        ),
+        ("flash2", torch.float16, torch.bfloat16, 64, (8, 0), "bfloat16 weights under trainer.fp16"),
+    ],
+)
+def test_what_a_package_cannot_do_is_known_before(name, dtype, weights, width, capability, problem):
+    found = flash_problem(name, dtype, weights, width, capability)
+    assert found is None if problem is None else re.search(problem, found)
+
+
+def test_the_widest_head_of_a_configuration():
+    """Named, or hidden size over heads; of a composite one its text model's."""
+    llama = CONFIG_MAPPING["llama"]
+    assert head_width(llama(hidden_size=64, num_attention_heads=4)) == 16
+    assert head_width(llama(hidden_size=64, num_attention_heads=4, head_dim=40)) == 40
+    gemma = CONFIG_MAPPING["gemma3"](text_config={"head_dim": 320, "num_attention_heads": 4})
+    assert head_width(gemma) == 320
 
 
 @pytest.mark.gpu

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.longseq import ATTENTION, Layout, PackedPrompt, pack, pair_logps
 from align.longseq.attention import attend, attend_plain, prepare
-from align.longseq.kernels import kernel_named, sdpa_kernel
+from align.longseq.kernels import cuda_kernel, kernel_named, sdpa_kernel
 from align.longseq.merge import _run
-from align.longseq.parts import Part, flatten, parts_of, unflatten
+from align.longseq.parts import Own, Part, flatten, parts_of, unflatten
 from align.longseq.sharding import balanced_shards, count_tokens, token_index
 from tests.longseq.plain import make_example, relative_error
 from tests.tiny import tiny_model
@@ -101,6 +101,44 @@ def test_gradients_of_shards_add_up():
         torch.testing.assert_close(total, expected)
 
 
+def test_own_spans_are_found_as_by_looking_at_every_one():
+    """Random own spans and random spans of a row of 60 tokens, against the intersection of sets of tokens."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        cuts = sorted(random.choice(60, size=2 * int(random.integers(0, 8)), replace=False).tolist())
+        own = tuple(pairwise(cuts))[::2]
+        tokens = [token for start, stop in own for token in range(start, stop)]
+        start, stop = sorted(random.integers(0, 61, size=2).tolist())
+        found = list(Own(own).within((start, stop)))
+        assert all(low < high and place[1] - place[0] == high - low for (low, high), place in found)
+        held = [token for (low, high), _ in found for token in range(low, high)]
+        assert held == [token for token in tokens if start <= token < stop]
+        assert [tokens[i] for _, place in found for i in range(*place)] == held
+
+
+def test_preparing_a_row_grows_as_its_prompts():
+    """Twice the prompts, twice the steps and not four times: own spans that are looked at, counted."""
+    counts = []
+    for prompts in (64, 128, 256):
+        row = tuple(
+            PackedPrompt((20 * i, 20 * i + 12), ((20 * i + 12, 20 * i + 20),)) for i in range(prompts)
+        )
+        looked = Counting(balanced_shards(Layout(row), 4)[1])
+        parts_of(row, looked)
+        counts.append(looked.looked)
+    assert counts[2] <= 2.1 * counts[1] <= 2.1 * 2.1 * counts[0]
+
+
+class Counting(tuple):
+    """Spans that count how often one of them is looked at."""
+
+    looked = 0
+
+    def __getitem__(self, place):
+        self.looked += 1
+        return super().__getitem__(place)
+
+
 def test_parts_of_a_row():
     """One call for all squares, one for both answers over their prompt; a shard adds its spans' earlier keys."""
     prompts = layout_of([(10, [4, 3]), (5, [2])]).prompts
@@ -161,6 +199,25 @@ def test_which_kernel():
     assert sdpa_kernel(narrow, narrow) == "cpu"
     assert sdpa_kernel(narrow, wide) is None
     assert sdpa_kernel(narrow.to("meta"), narrow.to("meta")) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "capability", "kernel"),
+    [
+        (torch.bfloat16, 256, (8, 0), "cuda_flash"),
+        (torch.float16, 60, (9, 0), "cuda_flash"),
+        (torch.float32, 64, (7, 5), "cuda_efficient"),
+        (torch.float32, 512, (8, 0), "cuda_efficient"),
+        (torch.bfloat16, 512, (9, 0), None),  # Gemma-4's global heads
+        (torch.float16, 64, (7, 5), None),  # T4
+        (torch.float16, 64, (7, 0), None),  # V100
+        (torch.float64, 64, (9, 0), None),
+        (torch.float32, 62, (9, 0), None),
+    ],
+)
+def test_where_torchs_cuda_kernels_would_fail_the_plain_path_is_taken(dtype, width, capability, kernel):
+    """What each takes, by the checks in torch's `sdp_utils.cpp`."""
+    assert cuda_kernel(dtype, width, capability) == kernel
 
 
 def test_autocast_lowers_the_precision_as_for_torchs_own_function():

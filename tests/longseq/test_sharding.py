@@ -19,6 +19,7 @@ from align.longseq import Layout, PackedPrompt, pack
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.parallel import choose_exchange, make_groups, start_parallel
 from align.longseq.sharding import (
+    _slice_sizes,
     balanced_shards,
     count_tokens,
     even_shards,
@@ -115,6 +116,22 @@ def test_balanced_shards_share_the_causal_work(rows, degree):
     ]
     bound = sum(3 * prompt + sum(3 * (prompt + answer) for answer in answers) for prompt, answers in rows)
     assert max(abs(own - sum(work) / degree) for own in work) < bound
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 8])
+def test_left_over_tokens_go_to_the_rank_with_the_fewest(degree):
+    """Against the definition: each goes to the slice whose rank owns the fewest so far, the first one among equals."""
+    random = np.random.default_rng(degree)
+    for _ in range(100):
+        length, counts = int(random.integers(0, 6 * degree)), random.integers(0, 4, degree).tolist()
+        base, left = divmod(length, 2 * degree)
+        expected, owned, free = [base] * (2 * degree), list(counts), set(range(2 * degree))
+        for _ in range(left):
+            place = min(free, key=lambda place: (owned[min(place, 2 * degree - 1 - place)], place))
+            free.remove(place)
+            expected[place] += 1
+            owned[min(place, 2 * degree - 1 - place)] += 1
+        assert _slice_sizes(length, counts) == expected
 
 
 def test_balance_of_a_divisible_row_is_exact_and_that_of_consecutive_shards_is_not():

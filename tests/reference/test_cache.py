@@ -21,8 +21,9 @@ from align.core.errors import UserError
 from align.data.examples import Answer
 from align.longseq import pack, pair_logps
 from align.models.identity import Identity, file_hash, weights_fingerprint
+from align.models.precision import Precision
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
-from align.reference.cache import Cached, LogpStore, check_folder
+from align.reference.cache import IDLE_AT_ONCE, QUIET, Cached, LogpStore, check_folder
 from align.reference.key import row_keys
 from align.reference.sources import Frozen
 from losses import dpo_loss
@@ -112,7 +113,9 @@ def folder(tmp_path) -> Path:
 
 
 def digest(folder: Path, cache: Path, *, autocast=None, **settings) -> str:
-    return Identity.of(ModelSettings(path=str(folder), **settings), autocast=autocast, cache=cache).digest
+    return Identity.of(
+        ModelSettings(path=str(folder), **settings), precision=Precision(autocast=autocast), cache=cache
+    ).digest
 
 
 def test_identity_is_the_function_and_not_where_it_lies(folder, tmp_path):
@@ -275,6 +278,48 @@ def test_two_processes_fill_at_once_and_one_may_be_killed(tmp_path):
     assert all(last.get(f"1-{i}") == (1.0, float(i)) for i in range(21))
 
 
+def test_segments_of_ended_runs_are_looked_at_by_turns(tmp_path, monkeypatch):
+    """300 of them: a few at a time once they are quiet, and what a late one gains is found within one round."""
+    folder = tmp_path / "logps"
+    folder.mkdir()
+    line = LogpStore(tmp_path / "other")
+    line.add({"late": (1.5, 2.5)})
+    late = next((tmp_path / "other" / "logps").iterdir()).read_bytes()
+    for i in range(300):
+        (folder / f"{i:03}.jsonl").write_bytes(b"")
+    monkeypatch.setattr("align.reference.cache.SETTLED", -1.0)
+    store = LogpStore(tmp_path)
+    looked: list[Path] = []
+    take_in = LogpStore._take_in
+    monkeypatch.setattr(
+        LogpStore, "_take_in", lambda self, path: (looked.append(path), take_in(self, path))[1]
+    )
+    for _ in range(QUIET):
+        store.refresh()
+    looked.clear()
+    store.refresh()
+    assert len(looked) == IDLE_AT_ONCE
+    (folder / "250.jsonl").write_bytes(late)
+    (folder / "other.jsonl").write_bytes(
+        late.replace(b"late", b"none")
+    )  # damaged: its check is another key's
+    rounds = 0
+    while store.get("late") is None:
+        store.refresh()
+        rounds += 1
+    assert rounds <= 300 // IDLE_AT_ONCE + 1
+    assert folder / "other.jsonl" in looked[: 2 * IDLE_AT_ONCE]  # a new one at once
+
+
+def test_a_cache_that_is_cleared_meanwhile_is_no_error(tmp_path):
+    first, second = LogpStore(tmp_path), LogpStore(tmp_path)
+    first.add({"a": (1.0,)})
+    second.refresh()
+    next((tmp_path / "logps").glob("*.jsonl")).unlink()
+    second.refresh()
+    assert second.get("a") == (1.0,)
+
+
 def test_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"reference\.cache=.*file cannot be used"):
@@ -302,17 +347,16 @@ def assert_same(one, two, tolerance: float = 0.0) -> None:
 def test_cached_values_are_the_live_ones(tmp_path, dtype):
     """Bit for bit with the same packing, also for prompts with fewer answers; 1e-6 in any other packing."""
     model = forwardable().to(dtype)
-    identity = replace(SOMEBODY, dtype=torch.promote_types(dtype, torch.float32))
     examples = some_examples(6)
     batch = pack(examples, tokens_per_row=50)
     live = Frozen(lambda: model, pair_logps)(model, batch)
-    assert_same(cached(tmp_path, model, identity)(model, batch), live)
-    assert_same(cached(tmp_path, identity=identity)(model, batch), live)
+    assert_same(cached(tmp_path, model)(model, batch), live)
+    assert_same(cached(tmp_path)(model, batch), live)
     if dtype is torch.bfloat16:
         return  # its rounding depends on the packing, live or cached
     for tokens_per_row in (None, 1):
         other = pack(examples, tokens_per_row=tokens_per_row)
-        again = cached(tmp_path, identity=identity)(model, other)
+        again = cached(tmp_path)(model, other)
         assert_same(again, Frozen(lambda: model, pair_logps)(model, other), tolerance=1e-6)
 
 

@@ -122,7 +122,7 @@ def test_reference_reads_in_the_policys_precision():
         expected = pair_logps(model, batch)
     low = autocast_forward(pair_logps, torch.bfloat16)(model, batch)
     assert torch.equal(low.chosen, expected.chosen)
-    assert low.chosen.dtype == torch.float32
+    assert low.chosen.dtype == torch.float64
     assert not torch.equal(low.chosen, autocast_forward(pair_logps, None)(model, batch).chosen)
 
 

@@ -111,6 +111,21 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "suite=questions", "suite.path=rows.jsonl", "suite.limit=0"], "suite.limit=0 is too small"),
     (["synthesize", "near_duplicate=abc"], "near_duplicate='abc' has the wrong type: it takes float"),
     (["verify", "seed=abc"], "seed='abc' has the wrong type"),
+    ([*TRAIN, "seed=-1"], "seed=-1 is no seed: give a whole number from 0 to 4294967295."),
+    (
+        [*TRAIN, "experiment=logo_paper", "method=dpo"],
+        "sets method.loss.beta, method.loss.gamma, method.loss.sft",
+    ),
+    ([*TRAIN, "trainer.logging_nan_inf_filter=true"], "trainer.logging_nan_inf_filter"),
+    ([*TRAIN, "data.template=a=b"], """around the word: "data.template='a=b'"."""),
+    ([*TRAIN, "data.template=你好（x）"], """around the word: "data.template='你好（x）'"."""),
+    ([*TRAIN, "data.template=a#b"], """around the word: "data.template='a#b'"."""),
+    (["train", "data.path=my rows(1).jsonl"], """around the word: "data.path='my rows(1).jsonl'"."""),
+    ([*TRAIN, 'data.system=say "hi" (x)'], """'data.system='"'"'say "hi" (x)'"'"''."""),
+    ([*TRAIN, "data.mix=[{path: a(1).jsonl, ratio: 1}]"], "data.mix='[{path: a(1).jsonl, ratio: 1}]'"),
+    ([*TRAIN, "data.limit"], "data.limit is no setting: write KEY=VALUE"),
+    ([*TRAIN, "model.path=adapter"], "holds a LoRA adapter and no model: `align export path=RUN"),
+    ([*TRAIN, "model.lora.r=4", "model.lora.target_modules=all-linear"], "takes a list, as in [one]"),
 ]
 
 RUN = """
@@ -135,6 +150,8 @@ def answered(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("start")
     (folder / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (folder / "notes.txt").write_text("no rows\n")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
     lines = [*ANSWERED, *(words for words, _ in REFUSED)]
     code = RUN.replace("sys.argv_heavy", repr(HEAVY))
     done = subprocess.run(
@@ -205,7 +222,12 @@ def test_help_lists_files_of_ones_own(tmp_path, monkeypatch, capsys):
 
 def test_nothing_was_written(answered):
     """Output folders that Hydra made are gone again."""
-    assert {path.name for path in answered["folder"].iterdir()} <= {"rows.jsonl", "notes.txt", "outputs"}
+    assert {path.name for path in answered["folder"].iterdir()} <= {
+        "rows.jsonl",
+        "notes.txt",
+        "adapter",
+        "outputs",
+    }
     assert not list(answered["folder"].glob("outputs/*"))
 
 

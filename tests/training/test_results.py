@@ -46,6 +46,17 @@ def test_table_shows_before_after_and_change():
     assert "1.75 GB" in text
 
 
+def test_what_is_not_finite_is_shown_and_written_as_such(tmp_path):
+    """A mean that is no number is neither left out of the table nor written as `NaN`, which is no JSON."""
+    write_json(tmp_path / "results.json", {"after": {"eval_loss": float("nan")}, "all": [float("inf"), 1.0]})
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert read == {"after": {"eval_loss": None}, "all": [None, 1.0]}
+    console = Console(file=io.StringIO(), width=100)
+    summary = {"before": BEFORE, "after": AFTER | read["after"], "training": {}}
+    console.print(results.summary_table(summary, rows=7, kind="logo"))
+    assert "not finite" in console.file.getvalue()
+
+
 def test_picture_and_json(tmp_path):
     results.draw_training(HISTORY, BEFORE, AFTER, tmp_path / "training.png")
     assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")

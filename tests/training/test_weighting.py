@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from align.longseq import pack, pair_logps
 from align.training.method_settings import Needs
 from align.training.methods import Method
 from align.training.metric_names import METRICS
-from align.training.metrics import MeanMeter, means
+from align.training.metrics import MeanMeter, mean_metrics, means
 from align.training.weighting import prompt_weights
 from losses import sft_loss
 from tests.distributed import run_distributed
@@ -123,6 +124,17 @@ def test_only_the_loss_is_weighted():
     assert (named["loss"], named["logps/chosen"], named["rewards/margins"]) == (1.75, -3.0, 2.0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_prompt_does_not_improve_the_mean(value):
+    """Its loss and its comparisons are values, not absent ones: no mean that it is part of is a number."""
+    rows = torch.full((2, len(METRICS)), 0.5, dtype=torch.float64)
+    rows[1] = float("nan")
+    rows[1, METRICS.index("loss")] = value
+    named = mean_metrics(rows, torch.ones(2), prefix="eval")
+    assert len(named) == len(METRICS)
+    assert not any(math.isfinite(mean) for mean in named.values())
+
+
 def test_unknown_weighting_is_refused():
     with pytest.raises(UserError, match=r"method\.needs\.weighting=sequence .* prompt, token"):
         Needs("none", False, "none", weighting="sequence")
@@ -151,10 +163,8 @@ def test_long_sums_keep_fp32_precision():
 
     exact, exact_gradient = total(torch.float64)
     single, single_gradient = total(torch.float32)
-    assert single.dtype == torch.float32
     assert exact.item() < -30_000
     assert abs(single.item() / exact.item() - 1) < 1e-6
     assert ((single_gradient - exact_gradient).norm() / exact_gradient.norm()).item() < 1e-6
-    half, _ = total(torch.bfloat16)  # logits rounded to bfloat16, sums still in fp32
-    assert half.dtype == torch.float32
+    half, _ = total(torch.bfloat16)  # logits rounded to bfloat16, sums in fp64
     assert abs(half.item() / exact.item() - 1) < 1e-2

@@ -1,0 +1,132 @@
+"""What a `_target_` of the configuration may name: this project's classes by group, and what one's own has to have.
+
+A `_target_` is called with the arguments beside it, so that the name of a function would be a command: whoever wrote
+the configuration would run it. Of `align` only the classes below are called, wherever they stand. A package in
+`allow_targets` adds classes of the same form, never its functions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one place of the configuration takes.
+
+    Attributes:
+        own: names in this project, as `module.name` of where each is defined.
+        methods: what a class from elsewhere has to have; the protocol of the place has the same.
+        is_dataclass: whether its fields are the group's keys, so that their types can be checked.
+    """
+
+    own: tuple[str, ...]
+    methods: tuple[str, ...]
+    is_dataclass: bool = True
+
+
+# Kinds by the last part of a key that they stand at: `suite`, `pipeline.scorer`, `pipeline.quality.generator`.
+KINDS: dict[str, Kind] = {
+    "suite": Kind(
+        (
+            "align.evaluation.longbench.LongBench",
+            "align.evaluation.longwrite.LongWrite",
+            "align.evaluation.perplexity.Perplexity",
+            "align.evaluation.preference.Preference",
+            "align.evaluation.questions.Questions",
+            "align.evaluation.retrieval.Retrieval",
+            "align.evaluation.short.Short",
+        ),
+        ("check", "run"),
+    ),
+    "pipeline": Kind(
+        (
+            "align.synthesis.existing.ExistingRows",
+            "align.synthesis.logo.pipeline.LogoPipeline",
+            "align.synthesis.longpo.pipeline.LongPOPipeline",
+            "align.synthesis.longwriter.pipeline.LongWriterPipeline",
+        ),
+        ("check", "read", "run"),
+    ),
+    "generator": Kind(
+        ("align.generation.local.LocalSettings", "align.generation.server.OpenAISettings"),
+        ("check", "open"),
+    ),
+    "select": Kind(
+        (
+            "align.synthesis.selection.gateau.Gateau",
+            "align.synthesis.selection.select.ByLength",
+            "align.synthesis.selection.select.ByMargin",
+            "align.synthesis.selection.select.KeepAll",
+        ),
+        ("check", "scores"),
+    ),
+    "scorer": Kind(
+        (
+            "align.synthesis.logo.auto_relevance.auto_scorer",
+            "align.synthesis.logo.relevance.Bm25",
+            "align.synthesis.logo.relevance.TfIdf",
+            "align.synthesis.logo.spacy_relevance.SpacyOverlap",
+        ),
+        ("score", "is_critical"),
+        is_dataclass=False,
+    ),
+    "quality": Kind(
+        ("align.synthesis.longwriter.quality.Checks", "align.synthesis.longwriter.quality.Judge"),
+        ("check", "score"),
+        is_dataclass=False,
+    ),
+    "agent_write": Kind(
+        ("align.synthesis.longwriter.agent_write.AgentWrite",), ("check", "write"), is_dataclass=False
+    ),
+    "self_lengthen": Kind(
+        ("align.synthesis.longwriter.self_lengthen.SelfLengthen",), ("check", "lengthen"), is_dataclass=False
+    ),
+}
+
+
+def target_problem(target: Any, node: Mapping[str, Any], kind: str | None) -> str | None:
+    """Why an object of an allowed package may not be called, in words; None where it may.
+
+    Args:
+        target: the function or class, not called yet.
+        node: the mapping that names it.
+        kind: of `KINDS`; None where a place takes any.
+    """
+    place = f"{target.__module__}.{getattr(target, '__qualname__', '')}"
+    if kind is not None and node.get("_partial_"):
+        return "a whole object is wanted here: remove `_partial_`"
+    if place.startswith("align."):
+        return (
+            None if place in _own(kind) else f"take {', '.join(_own(kind))}, or a class of a package of yours"
+        )
+    if kind is None:
+        whole = inspect.isclass(target) or place.startswith("losses.") or node.get("_partial_") is True
+        return None if whole else "a function would run at once: add `_partial_: true`, or name a class"
+    return _lack(target, kind)
+
+
+def _own(kind: str | None) -> list[str]:
+    """What this project has of a kind; of None, of all."""
+    return sorted({name for each in ([kind] if kind else KINDS) for name in KINDS[each].own})
+
+
+def _lack(target: Any, kind: str) -> str | None:
+    """What a target from elsewhere lacks to stand where a kind is wanted; None where it lacks nothing."""
+    if not inspect.isclass(target):
+        return f"a {kind} is a class, not a function"
+    lacking = [f"{name}()" for name in KINDS[kind].methods if not _has(target, name)]
+    if lacking:
+        return f"a {kind} has {' and '.join(lacking)}, which this class has not"
+    if KINDS[kind].is_dataclass and not dataclasses.is_dataclass(target):
+        return f"a {kind} is a dataclass, whose fields are the keys of the group"
+    return None
+
+
+def _has(target: type, name: str) -> bool:
+    """Whether a class defines or inherits a method; what only its metaclass has does not count."""
+    return any(callable(vars(base).get(name)) for base in target.__mro__)
