@@ -44,21 +44,21 @@ def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
 
 
 # Keys beside the groups that several commands have, and their types.
-_SHARED: Mapping[str, type] = {"seed": int, "output": str, "near_duplicate": float}
+_SHARED: Mapping[str, type] = {"output": str, "near_duplicate": float}
 
 
 def check_shared(config: DictConfig) -> None:
     """The types of the keys beside the groups that every command reads in the same way.
 
     Raises:
-        UserError: a value of the wrong type, or a seed below 0, which no library takes.
+        UserError: a value of the wrong type, or a seed that some library does not take.
     """
+    if "seed" in config:
+        check_seed(config.seed)
     for key, kind in _SHARED.items():
         value = None if OmegaConf.is_missing(config, key) else config.get(key)
         if value is not None and not _fits(value, kind):
             raise UserError(f"{key}={value!r} has the wrong type: it takes {kind.__name__}.")
-        if key == "seed" and value is not None and value < 0:
-            raise UserError(f"seed={value} must be a whole number from 0 on.")
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rich.markup import escape
 from rich.table import Table
 
 from align.core.errors import UserError
@@ -101,18 +100,16 @@ def report(summary: Summary, console: Console, *, seconds: float) -> None:
     table.add_column("what")
     table.add_column("number", justify="right")
     for name, number in summary.counts.items():
-        table.add_row(escape(name), f"{number:,}")
+        table.add_row(name, f"{number:,}")
     for name, number in summary.dropped.items():
         if number:
-            table.add_row(escape(f"dropped: {name}"), f"{number:,}", style="yellow")
+            table.add_row(f"dropped: {name}", f"{number:,}", style="yellow")
     table.add_row("rows written", f"{summary.rows:,}", style="bold")
     table.add_row("seconds, this start", f"{seconds:.0f}")
     console.print(table)
-    console.print(f"rows      {summary.path}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"rows      {summary.path}", soft_wrap=True, highlight=False)
     if summary.rows:
-        console.print(
-            f"look      align inspect data.path={summary.path}", soft_wrap=True, highlight=False, markup=False
-        )
+        console.print(f"look      align inspect data.path={summary.path}", soft_wrap=True, highlight=False)
         method = f"method={summary.method} " if summary.method else ""
         console.print(
             f"train     align train {method}data.path={summary.path}", soft_wrap=True, highlight=False
