@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,15 @@ class Turn:
         rejected: the worse answers; may be empty (SFT).
         short_prompt: the same context made short (LongPO, SoLoPO) without the question where `question`
             is given, else the complete short prompt; None where the row has none.
+        fields: `[1 + M]` what each answer's message has beside role and content, the chosen one's first:
+            `tool_calls`, `reasoning_content`; empty where no answer has any.
     """
 
     question: str | None
     chosen: str
     rejected: tuple[str, ...]
     short_prompt: str | None = None
+    fields: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,19 +37,21 @@ class Example:
     Attributes:
         source: where it stands, for messages to people: `train.jsonl:17`.
         turns: at least one; turn i sees the turns before it.
-        messages: the prompt as chat messages, the last one the user's (TRL's conversational rows).
+        messages: the prompt as chat messages, the last one the user's or a tool's (TRL's conversational rows).
         text: the prompt as plain text, used without a chat template (TRL's standard rows).
         chunks: the context's chunks in document order (`context` + `question` rows); the prompt is built
             by `data.template` and each turn has its `question`.
         system: optional system message, for `chunks` rows.
+        tools: JSON schemas of the functions that the assistant may call.
     """
 
     source: str
     turns: tuple[Turn, ...]
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
     text: str | None = None
     chunks: tuple[str, ...] = ()
     system: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class TokenizedExample:
             tokens before the first are the system part, those after the last the question.
         cut_tokens: how many context tokens were dropped to fit `data.max_length`.
         short: one row a turn on the short context, for references that see it (LongPO); else empty.
+        dropped_reasoning: answers whose reasoning was left out (`data.thinking=drop`).
     """
 
     source: str
@@ -88,6 +95,7 @@ class TokenizedExample:
     chunk_spans: tuple[tuple[int, int], ...] = ()
     cut_tokens: int = 0
     short: tuple[TokenizedExample, ...] = ()
+    dropped_reasoning: int = 0
 
     @property
     def longest_answer(self) -> int:
