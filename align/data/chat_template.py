@@ -15,12 +15,12 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
+from align.data.answer_places import ThinkingError, end_of_answer
 from align.data.conversation import REASONING_FIELDS, converse
 from align.data.rendering import Renderer
 from align.data.row_template import RowTemplate, prompt_alone
 from align.data.template import Fragment, Message, Rendering, text_message, without_end
 from align.data.thinking import Tags, find_thought, tags_of
-from align.data.turns import ThinkingError, end_of_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ class ChatTemplate:
         self,
         source: str,
         messages: Sequence[Message],
-        questions: Sequence[str],
+        questions: Sequence[Sequence[Message]],
         answers: Sequence[Sequence[Message]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -94,7 +94,7 @@ class ChatTemplate:
     def _render(
         self,
         messages: Sequence[Message],
-        questions: Sequence[str],
+        questions: Sequence[Sequence[Message]],
         answers: Sequence[Sequence[Message]],
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> Rendering:
@@ -102,7 +102,7 @@ class ChatTemplate:
         row = RowTemplate(
             self.renderer,
             self._as_known(messages),
-            [text_message("user", question) for question in questions],
+            questions,
             tools,
             known=known,
             switches=self._switches(tools),

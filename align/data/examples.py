@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ class Turn:
             is given, else the complete short prompt; None where the row has none.
         fields: `[1 + M]` what each answer's message has beside role and content, the chosen one's first:
             `tool_calls`, `reasoning_content`; empty where no answer has any.
+        asked: what stands before the answers where that is more than the user's question: results of tool calls.
     """
 
     question: str | None
@@ -28,6 +29,17 @@ class Turn:
     rejected: tuple[str, ...]
     short_prompt: str | None = None
     fields: tuple[Mapping[str, Any], ...] = ()
+    asked: tuple[Mapping[str, Any], ...] = ()
+
+    def rejects_the_same(self, j: int) -> bool:
+        """Whether rejected answer j equals the chosen one."""
+        same = self.rejected[j].strip() == self.chosen.strip()
+        return same and (not self.fields or self.fields[j + 1] == self.fields[0])
+
+    def with_rejected(self, kept: Sequence[int]) -> Turn:
+        """The turn with these of its rejected answers."""
+        fields = (self.fields[0], *(self.fields[j + 1] for j in kept)) if self.fields else ()
+        return replace(self, rejected=tuple(self.rejected[j] for j in kept), fields=fields)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class Example:
             by `data.template` and each turn has its `question`.
         system: optional system message, for `chunks` rows.
         tools: JSON schemas of the functions that the assistant may call.
+        dropped_messages: messages behind the last answers, which nobody answers; they were left out.
     """
 
     source: str
@@ -52,6 +65,7 @@ class Example:
     chunks: tuple[str, ...] = ()
     system: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    dropped_messages: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,7 @@ class TokenizedExample:
         cut_tokens: how many context tokens were dropped to fit `data.max_length`.
         short: one row a turn on the short context, for references that see it (LongPO); else empty.
         dropped_reasoning: answers whose reasoning was left out (`data.thinking=drop`).
+        dropped_messages: as in `Example`.
     """
 
     source: str
@@ -96,6 +111,7 @@ class TokenizedExample:
     cut_tokens: int = 0
     short: tuple[TokenizedExample, ...] = ()
     dropped_reasoning: int = 0
+    dropped_messages: int = 0
 
     @property
     def longest_answer(self) -> int:

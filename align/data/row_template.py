@@ -8,11 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from align.core.errors import UserError
-from align.data.conversation import REASONING_FIELDS, Conversation, as_chat, converse
-from align.data.rendering import Renderer
-from align.data.template import Fragment, Message, Segment, text_message
-from align.data.thinking import TAGS, Tags, empty_block, find_thought
-from align.data.turns import (
+from align.data.answer_places import (
     Generation,
     ThinkingError,
     Turn,
@@ -22,6 +18,10 @@ from align.data.turns import (
     start_of_plain,
     start_of_reasoned,
 )
+from align.data.conversation import REASONING_FIELDS, Conversation, as_chat, converse
+from align.data.rendering import Renderer
+from align.data.template import Fragment, Message, Segment, text_message
+from align.data.thinking import TAGS, Tags, empty_block, find_thought
 
 
 class Branch(NamedTuple):
@@ -55,7 +55,7 @@ class RowTemplate:
     Args:
         renderer: with the chat template.
         messages: the prompt.
-        questions: the later ones.
+        questions: what is asked later, before each answer but the first.
         tools: of the row.
         known: tags of thinking blocks that the template knows.
         switches: its variables that switch thinking, where the settings leave them alone.
@@ -68,7 +68,7 @@ class RowTemplate:
         self,
         renderer: Renderer,
         messages: Sequence[Message],
-        questions: Sequence[Message],
+        questions: Sequence[Sequence[Message]],
         tools: Sequence[Mapping[str, Any]] | None,
         *,
         known: Sequence[Tags],
@@ -87,16 +87,18 @@ class RowTemplate:
         Raises:
             UserError: see `ChatTemplate.render`.
         """
-        row = list(self.messages)
+        row, places = list(self.messages), []
         for turn, answer in enumerate(answers):
-            row += [*([self.questions[turn - 1]] if turn else []), answer]
-        first, last = len(self.messages), len(row) - 1
-        if self.takes_field:  # the last answer's form is found out; reasoning of others is best given apart
-            row[first:last:2] = [_in_field(answer, self.known) for answer in row[first:last:2]]
+            row += self.questions[turn - 1] if turn else []
+            places.append(len(row))
+            # The last answer's form is found out; the reasoning of others is best given apart.
+            apart = self.takes_field and turn < len(answers) - 1
+            row.append(_in_field(answer, self.known) if apart else answer)
+        first, last = places[0], places[-1]
         conversation, start = self._last(row)
         floor = conversation.before(first)
         generation = self._generation(self._prompts, conversation, floor)
-        turns = [self._earlier(conversation, index, generation) for index in range(first, last, 2)]
+        turns = [self._earlier(conversation, index, generation) for index in places[:-1]]
         stop, end = self._end(conversation, last)
         conversation = replace(conversation, text=conversation.text[:stop] + end)
         return Branch(conversation, (*turns, Turn(start, stop + len(end))), floor)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any
 
 from align.core.config import check_choice
@@ -80,10 +80,10 @@ class DataSettings:
             if self.template.count(place) != 1:
                 raise UserError(f"data.template={self.template!r} must contain {place} exactly once.")
 
-    def today(self) -> date:
+    def today(self) -> datetime.date:
         """`data.date`, which chat templates write that ask for the date; null is the day of the call."""
         try:
-            return date.today() if self.date is None else date.fromisoformat(self.date)
+            return datetime.date.today() if self.date is None else datetime.date.fromisoformat(self.date)
         except ValueError:
             raise UserError(f"data.date={self.date} is no date: write it like 2026-01-31.") from None
 

@@ -90,12 +90,12 @@ class Template(Protocol):
         self,
         source: str,
         messages: Sequence[Message],
-        questions: Sequence[str],
+        questions: Sequence[Sequence[Message]],
         answers: Sequence[Sequence[Message]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Rendering:
-        """Args: `messages` to the first question, `questions` the later ones, `answers` `[n][1 + M]`."""
+        """Args: `messages` to the first question, `questions` what is asked later, `answers` `[n][1 + M]`."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class PlainTemplate:
         self,
         source: str,
         messages: Sequence[Message],
-        questions: Sequence[str],
+        questions: Sequence[Sequence[Message]],
         answers: Sequence[Sequence[Message]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> Rendering:
         """See `Template.render`; raises UserError for what is no text, such as tool calls."""
-        if tools or any(_needs_template(one) for one in chain(messages, *answers)):
+        if tools or any(_needs_template(one) for one in chain(messages, *questions, *answers)):
             raise UserError(
                 f"{source}: tools, tool calls and reasoning_content need a chat template, which is not used here: "
                 "leave out data.chat=never, or name a template with data.chat_template."
@@ -126,8 +126,8 @@ class PlainTemplate:
             segments = []
             for turn, answer in enumerate(branch):
                 if turn:
-                    question = (separator, Fragment(questions[turn - 1], "text"), separator)
-                    segments.append(Segment(question, scored=False))
+                    asked = (f for one in questions[turn - 1] for f in (*one.fragments, separator))
+                    segments.append(Segment((separator, *asked), scored=False))
                 text = Fragment(without_end(answer.content, self.end), "text")
                 segments.append(Segment((text, end), scored=True))
             branches.append(tuple(segments))

@@ -55,3 +55,9 @@ def check_syntax(key: str, source: str) -> None:
         raise UserError(f"{key}: line {error.lineno} is no Jinja: {error.message}.") from error
     except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
         return  # it wants other messages; what is wrong is told of the row
+
+
+def writes_date(source: Any) -> bool:
+    """Whether a template, or one of several by name, asks for the date."""
+    sources = source.values() if isinstance(source, Mapping) else [source]
+    return any("strftime_now" in str(one) for one in sources)

@@ -97,14 +97,18 @@ class ExampleTokenizer:
         rendering = template.render(
             example.source,
             self._messages(example),
-            [turn.question or "" for turn in example.turns[1:]],
+            [_asked(turn) for turn in example.turns[1:]],
             [_answer_messages(turn) for turn in example.turns],
             tools=example.tools,
         )
         prompt = self._encode_prompt(rendering, plain=isinstance(template, PlainTemplate))
         answers = self._encode_answers(rendering)
         fitted = self._fit(example.source, prompt, answers)
-        return replace(fitted, dropped_reasoning=rendering.dropped_reasoning)
+        return replace(
+            fitted,
+            dropped_reasoning=rendering.dropped_reasoning,
+            dropped_messages=example.dropped_messages,
+        )
 
     def _short(self, example: Example, turn: Turn) -> TokenizedExample:
         """One turn on its short context: a row of its own, which never gets synthesised positions."""
@@ -207,11 +211,22 @@ def _bare_messages(example: Example) -> list[Message]:
     messages = []
     for i, message in enumerate(example.messages):
         kind: Kind = "text" if i != longest else "bare" if i == len(example.messages) - 1 else "chunk"
-        content = message.get("content")
-        fragments = () if content is None else (Fragment(content, kind),)
-        fields = {name: value for name, value in message.items() if name not in ("role", "content")}
-        messages.append(Message(message["role"], fragments, fields))
+        messages.append(_message(message, kind))
     return messages
+
+
+def _message(message: Mapping[str, Any], kind: Kind) -> Message:
+    content = message.get("content")
+    fragments = () if content is None else (Fragment(content, kind),)
+    fields = {name: value for name, value in message.items() if name not in ("role", "content")}
+    return Message(message["role"], fragments, fields)
+
+
+def _asked(turn: Turn) -> list[Message]:
+    """What stands before the answers of a later turn."""
+    if turn.asked:
+        return [_message(message, "text") for message in turn.asked]
+    return [text_message("user", turn.question or "")]
 
 
 def _answer_messages(turn: Turn) -> list[Message]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import trl
 from transformers import PreTrainedTokenizerFast
 
-from align.core.errors import UserError
 from align.data.examples import Example, TokenizedExample, Turn
 from align.data.settings import DataSettings
 from align.data.tokens import ExampleTokenizer
@@ -106,7 +105,7 @@ FORMS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
     """Bytes, and one token for each marker that the template writes."""
     return tokenizer_with((FOLDER / f"{name}.jinja").read_text())
