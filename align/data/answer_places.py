@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 from align.core.errors import UserError
 from align.data.conversation import Conversation, Region
@@ -22,6 +23,20 @@ class Turn:
 
     start: int
     stop: int
+
+
+class Start(NamedTuple):
+    """Where the last answer begins.
+
+    Attributes:
+        conversation: with it.
+        at: its first character; what stands before it is the prompt.
+        is_given: whether a model is given just this prompt.
+    """
+
+    conversation: Conversation
+    at: int
+    is_given: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ def start_of_plain(
     known: Sequence[Tags],
     *,
     closes: bool,
-) -> tuple[Conversation, int]:
+) -> Start:
     """Where the last answer, which brings no reasoning, begins; what its prompt has of an empty block is not scored.
 
     Args:
@@ -92,9 +107,6 @@ def start_of_plain(
         known: tags of the template.
         closes: a block that the prompt opens is closed at once where the template does not do it.
 
-    Returns:
-        The conversation, with the block closed, and the place in it.
-
     Raises:
         ThinkingError: the answer would stand inside an open block.
         UserError: the generation prompt is not what stands before the answer.
@@ -103,9 +115,10 @@ def start_of_plain(
     rest, written = conversation.text[floor:], conversation.text[floor:content]
     block = empty_block(written, known)
     if block is not None:
-        return conversation, floor + _behind_block(rest, written, block, generation)
+        length, known_prompt = _behind_block(rest, written, block, generation)
+        return Start(conversation, floor + length, known_prompt)
     if generation.plain is not None and rest.startswith(generation.plain):
-        return conversation, floor + len(generation.plain)
+        return Start(conversation, floor + len(generation.plain))
     opened = opens_block(generation.given, known)
     if opened is not None:
         if not closes:
@@ -115,12 +128,12 @@ def start_of_plain(
                 "also leaves out the reasoning of other answers."
             )
         given = generation.given + closing_of(generation.given, opened)
-        return conversation.replaced(floor, content, given), floor + len(given)
+        return Start(conversation.replaced(floor, content, given), floor + len(given))
     if rest.startswith(generation.given):
-        return conversation, floor + len(generation.given)
+        return Start(conversation, floor + len(generation.given))
     if generation.given.rstrip() != written.rstrip():
         raise UserError("the generation prompt is not what it writes before an answer")
-    return conversation.replaced(floor, content, generation.given), floor + len(generation.given)
+    return Start(conversation.replaced(floor, content, generation.given), floor + len(generation.given))
 
 
 def closing_of(given: str, tags: Tags) -> str:
@@ -128,19 +141,21 @@ def closing_of(given: str, tags: Tags) -> str:
     return f"\n{tags.closing}\n\n" if given.endswith("\n") else f"{tags.closing}\n\n"
 
 
-def _behind_block(rest: str, written: str, block: tuple[int, int], generation: Generation) -> int:
-    """The end of the empty block in `rest`, as the model is given it with thinking switched off."""
+def _behind_block(
+    rest: str, written: str, block: tuple[int, int], generation: Generation
+) -> tuple[int, bool]:
+    """The end of the empty block in `rest`, and whether a model is given just that."""
     for prompt in (generation.plain, generation.given):
         if prompt is not None and len(prompt) >= block[1] and rest.startswith(prompt):
-            return len(prompt)
+            return len(prompt), True
     if generation.ends_with_block:
-        return block[1]
-    return len(written) - len(written[block[1] :].lstrip())
+        return block[1], False
+    return len(written) - len(written[block[1] :].lstrip()), False
 
 
 def start_of_reasoned(
     conversation: Conversation, message: int, generation: Generation, known: Sequence[Tags]
-) -> tuple[Conversation, int] | None:
+) -> Start | None:
     """Where the last answer, which brings reasoning, begins; arguments as of `start_of_plain`.
 
     Returns:
@@ -156,14 +171,14 @@ def start_of_reasoned(
     rest = conversation.text[floor:]
     for given in filter(None, (generation.given, generation.thinking)):
         if rest.startswith(given) and len(given) <= len(head):
-            return None if _stays_open(head, middle, known) else (conversation, floor + len(given))
+            return None if _stays_open(head, middle, known) else Start(conversation, floor + len(given))
         opened = opens_block(given, known)
         if (
             opened is not None
         ):  # written without the opening tag (Nemotron), or with other white space behind it
             tagless = given[: given.rindex(opened.opening)]
             if head.startswith(tagless) and head.removeprefix(tagless).strip() in ("", opened.opening):
-                return conversation.replaced(floor, first, given), floor + len(given)
+                return Start(conversation.replaced(floor, first, given), floor + len(given))
     return None
 
 
@@ -183,7 +198,7 @@ def own_output(
     known: Sequence[Tags],
     content: str,
     thought: Thought,
-) -> tuple[Conversation, int] | None:
+) -> Start | None:
     """The last answer as a model itself puts it out, for templates that leave reasoning out of what they write.
 
     With DeepSeek-R1's distilled models the prompt ends with `<think>⏎`, and the answer is `So.⏎</think>⏎⏎Ada.`
@@ -212,10 +227,10 @@ def own_output(
         core = len(content) - len(content[thought.answer :].lstrip())
         text = f"{given}{before}{reasoning}{content[stop:core]}"
         reasoned = [Region(at, at + len(reasoning), "text")]
-        return conversation.replaced(floor, first, text, reasoned), floor + len(given)
+        return Start(conversation.replaced(floor, first, text, reasoned), floor + len(given))
     text = f"{given}{before}{reasoning}{content[stop:].rstrip()}"
     reasoned = [Region(at, at + len(reasoning), "text")]
-    return conversation.replaced(floor, last, text, reasoned), floor + len(given)
+    return Start(conversation.replaced(floor, last, text, reasoned), floor + len(given))
 
 
 def start_of_earlier(
@@ -245,7 +260,7 @@ def start_of_earlier(
             "cannot be trained with its own: set data.thinking=drop, or make a row of each turn."
         )
     if block is not None:
-        return floor + _behind_block(rest, written, block, generation)
+        return floor + _behind_block(rest, written, block, generation)[0]
     fitting = [
         len(one)
         for one in (generation.given, generation.thinking, generation.plain)

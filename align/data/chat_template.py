@@ -18,7 +18,7 @@ from align.core.errors import UserError
 from align.data.answer_places import ThinkingError, end_of_answer
 from align.data.conversation import REASONING_FIELDS, converse
 from align.data.rendering import Renderer
-from align.data.row_template import RowTemplate, prompt_alone
+from align.data.row_template import Branch, RowTemplate, brings_reasoning, prompt_alone
 from align.data.template import Fragment, Message, Rendering, text_message, without_end
 from align.data.thinking import Tags, find_thought, tags_of
 
@@ -99,28 +99,17 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None,
     ) -> Rendering:
         known = self._known(tools)
-        row = RowTemplate(
-            self.renderer,
-            self._as_known(messages),
-            questions,
-            tools,
-            known=known,
-            switches=self._switches(tools),
-            end_of_text=self._end_of_text,
-            takes_field=self._takes_field,
-            closes=self.thinking != "keep",
-        )
-        branches, dropped, said = [], 0, []
+        dropped, said = 0, []
         for turns in zip(*answers, strict=True):
             kept = [self._without_reasoning(answer, known) for answer in turns]
             dropped += sum(one is not answer for one, answer in zip(kept, turns, strict=True))
             said.append([self._without_end(answer) for answer in kept])
-            branches.append(row.branch(said[-1]))
         if dropped and any(other == said[0] for other in said[1:]):
             raise ThinkingError(
                 "a rejected answer without its reasoning equals the chosen one: set data.thinking=keep, or leave "
                 "the row out."
             )
+        branches = self._branches(self._as_known(messages), questions, said, tools)
         texts = [one.conversation.text[: one.turns[0].start] for one in branches]
         length = _common(texts, branches[0].floor)
         return Rendering(
@@ -128,6 +117,52 @@ class ChatTemplate:
             answers=tuple(one.segments(length) for one in branches),
             dropped_reasoning=dropped,
         )
+
+    def _branches(
+        self,
+        messages: Sequence[Message],
+        questions: Sequence[Sequence[Message]],
+        said: Sequence[Sequence[Message]],
+        tools: Sequence[Mapping[str, Any]] | None,
+    ) -> list[Branch]:
+        """The conversation with each answer, thinking switched as the settings say or, where no prompt that a model is
+        given comes out of that, as the answers imply.
+
+        GLM-4.5 switches thinking off by a word in the question as well: a row without reasoning has that word.
+        """
+        known, switches = self._known(tools), self._switches(tools)
+
+        def write(variables: Mapping[str, Any]) -> list[Branch]:
+            row = RowTemplate(
+                self.renderer,
+                messages,
+                questions,
+                tools,
+                known=known,
+                switches=switches,
+                end_of_text=str(self.tokenizer.eos_token or ""),
+                variables=variables,
+                takes_field=self._takes_field,
+                closes=self.thinking != "keep",
+            )
+            return [row.branch(answers) for answers in said]
+
+        thinks = {brings_reasoning(answer, known) for answers in said for answer in answers}
+        branches, refusal = None, None
+        try:
+            branches = write({})
+        except UserError as error:
+            refusal = error
+        if switches and len(thinks) == 1 and not (branches and all(one.is_given for one in branches)):
+            try:
+                switched = write(dict.fromkeys(switches, thinks.pop()))
+                if branches is None or all(one.is_given for one in switched):
+                    return switched
+            except UserError:  # what is wrong is told of the row as the settings have it
+                pass
+        if branches is None:
+            raise refusal or UserError("it gives no prompt")
+        return branches
 
     def _without_reasoning(self, answer: Message, known: Sequence[Tags]) -> Message:
         """The answer as `data.thinking` wants it; the same object where nothing is left out."""
@@ -158,18 +193,15 @@ class ChatTemplate:
     def _end(self) -> str:
         """What ends a last answer."""
         probe = [text_message("user", "u"), text_message("assistant", "a")]
+        own = str(self.tokenizer.eos_token or "")
         try:
-            conversation = converse(self.renderer, probe, None, (), answers=2)
+            conversation = converse(self.renderer, probe, None, (), answers=2, variables={})
         except UserError:  # it wants other messages; what is wrong is told of the row
-            return self._end_of_text
+            return own
         after = conversation.text[conversation.extents[1][1] :]
-        if not self._end_of_text and not self.specials.search(after):
+        if not own and not self.specials.search(after):
             return ""
-        return end_of_answer(after, self.specials, self._end_of_text, last=True, calls=False)
-
-    @property
-    def _end_of_text(self) -> str:
-        return str(self.tokenizer.eos_token or "")
+        return end_of_answer(after, self.specials, own, last=True, calls=False)
 
     def _known(self, tools: Sequence[Mapping[str, Any]] | None) -> tuple[Tags, ...]:
         return tags_of(self.renderer.source(tools))
@@ -200,7 +232,7 @@ class ChatTemplate:
         """Whether the template writes reasoning that a message has in a field of its own."""
         probe = [text_message("user", "u"), text_message("assistant", "a", {REASONING_FIELDS[0]: "r"})]
         try:
-            return 1 in converse(self.renderer, probe, None, (), answers=2).reasoning
+            return 1 in converse(self.renderer, probe, None, (), answers=2, variables={}).reasoning
         except UserError:
             return False
 
@@ -216,7 +248,7 @@ class ChatTemplate:
         """Whether a conversation may begin with such a message."""
         probe = [text_message(role, content), text_message("user", "u")]
         try:
-            converse(self.renderer, probe, None, (), answers=2)
+            converse(self.renderer, probe, None, (), answers=2, variables={})
         except UserError:
             return False
         return True

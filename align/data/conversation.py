@@ -98,6 +98,7 @@ def converse(
     known: Sequence[Tags],
     *,
     answers: int,
+    variables: Mapping[str, Any],
 ) -> Conversation:
     """Has the template write a conversation.
 
@@ -107,12 +108,13 @@ def converse(
         tools: of the row.
         known: tags of thinking blocks that the template knows: in an assistant's content they are its own.
         answers: number of the first answer, of which the place is found even if it is empty.
+        variables: of the template, beside the settings' own.
 
     Raises:
         UserError: the template refuses the messages, or drops, repeats or rewrites what it may not.
     """
     stretches = list(_stretches(messages, tools, known, answers))
-    rendered = renderer.place(as_chat(messages), stretches, tools)
+    rendered = renderer.place(as_chat(messages), stretches, tools, **variables)
     for stretch in stretches:
         _check(messages, stretch, rendered.places[stretch])
     regions = list(_regions(messages, stretches, rendered))

@@ -6,6 +6,7 @@ batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], dat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +16,12 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.core.moved import renamed
 from align.core.readable import counted
 from align.data.build import build_dataset
 from align.data.mixture import Ingredient, mix
+from align.data.remarks import remarks
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
 from align.data.stored_rows import to_example, to_row
@@ -113,7 +115,10 @@ def load_preference_data(
         ]
         mixed = list(zip(settings.mix, others, strict=True))
         train, ingredients = mix(train, str(settings.path), mixed, seed=seed)
-    return PreferenceData(train, held, _counts(train, held), ingredients)
+    counts = _counts(train, held)
+    for sentence in remarks(settings, tokenizer, counts):
+        warnings.warn(sentence, AlignWarning, stacklevel=2)
+    return PreferenceData(train, held, counts, ingredients)
 
 
 def _check_short(dataset: Dataset) -> None:

@@ -82,7 +82,7 @@ class Renderer:
         return self._given or str(self.tokenizer.get_chat_template(None, list(tools) if tools else None))
 
     def text(
-        self, chat: Chat, tools: Sequence[Any] | None = None, *, generation: bool, **switches: Any
+        self, chat: Chat, tools: Sequence[Any] | None = None, *, generation: bool, **variables: Any
     ) -> str:
         """What the template writes.
 
@@ -90,7 +90,7 @@ class Renderer:
             chat: the messages.
             tools: JSON schemas of functions.
             generation: whether the generation prompt follows.
-            switches: variables beside `template_kwargs`.
+            variables: of the template, where `template_kwargs` does not name them.
 
         Raises:
             UserError: it refuses the conversation.
@@ -103,7 +103,7 @@ class Renderer:
                     chat_template=self._with_date(self.source(tools)),
                     tokenize=False,
                     add_generation_prompt=generation,
-                    **{**switches, **self.template_kwargs},
+                    **{**variables, **self.template_kwargs},
                 )
             )
         except _REFUSALS as error:
@@ -123,13 +123,15 @@ class Renderer:
             )
         return self._frozen[source]
 
-    def place(self, chat: Chat, stretches: Sequence[Stretch], tools: Sequence[Any] | None = None) -> Rendered:
-        """The conversation's text, and where in it the stretches stand.
+    def place(
+        self, chat: Chat, stretches: Sequence[Stretch], tools: Sequence[Any] | None = None, **variables: Any
+    ) -> Rendered:
+        """The conversation's text, and where in it the stretches stand; `variables` as in `text`.
 
         Raises:
             UserError: the template refuses it, or what it writes depends on every character of a content.
         """
-        text = self.text(chat, tools, generation=False)
+        text = self.text(chat, tools, generation=False, **variables)
         strings = list(_strings([*chat, *(tools or ())]))
         guard = next(chr(code) for code in _PRIVATE if not any(chr(code) in string for string in strings))
         marked = any(self.specials.search(string) for string in strings)
@@ -138,7 +140,7 @@ class Renderer:
                 marks = Marks(guard, self.specials if disguise else None, share)
                 dressed = marks.dress(chat, stretches, tools)
                 try:
-                    found = marks.read(self.text(*dressed, generation=False))
+                    found = marks.read(self.text(*dressed, generation=False, **variables))
                 except UserError:  # it refuses the marks, not the row
                     continue
                 if found.text == text:

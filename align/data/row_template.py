@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from align.core.errors import UserError
 from align.data.answer_places import (
     Generation,
+    Start,
     ThinkingError,
     Turn,
     end_of_answer,
@@ -31,11 +32,13 @@ class Branch(NamedTuple):
         conversation: all of it.
         turns: where the answers stand.
         floor: where the prompt's contents end; what follows is the generation prompt.
+        is_given: whether a model is given just what stands before the last answer.
     """
 
     conversation: Conversation
     turns: tuple[Turn, ...]
     floor: int
+    is_given: bool
 
     def segments(self, start: int) -> tuple[Segment, ...]:
         """What follows a prompt of `start` characters."""
@@ -60,6 +63,7 @@ class RowTemplate:
         known: tags of thinking blocks that the template knows.
         switches: its variables that switch thinking, where the settings leave them alone.
         end_of_text: what ends a last answer behind which the template writes no special token.
+        variables: of the template, beside the settings' own.
         takes_field: the template writes the reasoning that a message has in a field of its own.
         closes: see `start_of_plain`.
     """
@@ -74,11 +78,13 @@ class RowTemplate:
         known: Sequence[Tags],
         switches: Sequence[str],
         end_of_text: str,
+        variables: Mapping[str, Any],
         takes_field: bool,
         closes: bool,
     ) -> None:
         self.renderer, self.tools, self.known, self.switches = renderer, tools, known, switches
         self.messages, self.questions = list(messages), list(questions)
+        self.variables = dict(variables)
         self.end_of_text, self.takes_field, self.closes = end_of_text, takes_field, closes
 
     def branch(self, answers: Sequence[Message]) -> Branch:
@@ -95,18 +101,18 @@ class RowTemplate:
             apart = self.takes_field and turn < len(answers) - 1
             row.append(_in_field(answer, self.known) if apart else answer)
         first, last = places[0], places[-1]
-        conversation, start = self._last(row)
+        conversation, start, is_given = self._last(row)
         floor = conversation.before(first)
         generation = self._generation(self._prompts, conversation, floor)
         turns = [self._earlier(conversation, index, generation) for index in places[:-1]]
         stop, end = self._end(conversation, last)
         conversation = replace(conversation, text=conversation.text[:stop] + end)
-        return Branch(conversation, (*turns, Turn(start, stop + len(end))), floor)
+        return Branch(conversation, (*turns, Turn(start, stop + len(end))), floor, is_given)
 
     def _earlier(self, conversation: Conversation, index: int, generation: Generation) -> Turn:
         """The place of an answer that other turns follow."""
         message = conversation.messages[index]
-        reasons = _reasons(message, self.known if not self.takes_field else TAGS)
+        reasons = brings_reasoning(message, self.known if not self.takes_field else TAGS)
         start = start_of_earlier(conversation, index, generation, self.known, reasons=reasons)
         stop, end = self._end(conversation, index)
         return Turn(start, stop + len(end))
@@ -123,7 +129,7 @@ class RowTemplate:
         )
         return stop, end
 
-    def _last(self, row: Sequence[Message]) -> tuple[Conversation, int]:
+    def _last(self, row: Sequence[Message]) -> Start:
         """The conversation and where its last answer begins."""
         answer, index = row[-1], len(row) - 1
         for form in _forms(answer, self.known, takes_field=self.takes_field):
@@ -135,7 +141,7 @@ class RowTemplate:
             found = start_of_reasoned(conversation, index, generation, self.known)
             if found is not None:
                 return found
-        if _reasons(answer, self.known):
+        if brings_reasoning(answer, self.known):
             return self._own_output(row)
         thought = find_thought(answer.content, self.known)
         conversation = self._write(row)
@@ -151,7 +157,7 @@ class RowTemplate:
             conversation, index, generation, self.known, closes=self.closes or thought is not None
         )
 
-    def _own_output(self, row: Sequence[Message]) -> tuple[Conversation, int]:
+    def _own_output(self, row: Sequence[Message]) -> Start:
         """The last answer with its reasoning where the template leaves that out."""
         answer, index = _inline(row[-1], self.known), len(row) - 1
         thought = None if answer is None else find_thought(answer.content, self.known)
@@ -169,7 +175,14 @@ class RowTemplate:
         )
 
     def _write(self, messages: Sequence[Message]) -> Conversation:
-        return converse(self.renderer, messages, self.tools, self.known, answers=len(self.messages))
+        return converse(
+            self.renderer,
+            messages,
+            self.tools,
+            self.known,
+            answers=len(self.messages),
+            variables=self.variables,
+        )
 
     @functools.cached_property
     def _prompts(self) -> tuple[str | None, ...]:
@@ -178,13 +191,12 @@ class RowTemplate:
     def _prompts_of(self, messages: Sequence[Message]) -> tuple[str | None, ...]:
         """The prompt with its generation prompt: as it is, with thinking switched on, and off."""
         chat = as_chat(messages)
-        prompts: list[str | None] = [self.renderer.text(chat, self.tools, generation=True)]
-        for value in (True, False):
-            switched = dict.fromkeys(self.switches, value) if self.known else {}
-            prompts.append(
-                self.renderer.text(chat, self.tools, generation=True, **switched) if switched else None
-            )
-        return tuple(prompts)
+        switched = [dict.fromkeys(self.switches, value) for value in (True, False)] if self.switches else []
+        prompts = [
+            self.renderer.text(chat, self.tools, generation=True, **variables)
+            for variables in (self.variables, *switched)
+        ]
+        return (*prompts, *([None, None] if not switched else []))
 
     def _generation_of_last(self, row: Sequence[Message], conversation: Conversation) -> Generation:
         prompts = self._prompts if len(row) == len(self.messages) + 1 else self._prompts_of(row[:-1])
@@ -208,7 +220,7 @@ def prompt_alone(
     Raises:
         UserError: the template refuses them, or drops, repeats or rewrites their contents.
     """
-    conversation = converse(renderer, messages, None, known, answers=len(messages))
+    conversation = converse(renderer, messages, None, known, answers=len(messages), variables={})
     floor = conversation.before(len(messages))
     given = _tail(renderer.text(as_chat(messages), generation=True), conversation, floor)
     if given is None:
@@ -223,7 +235,7 @@ def _tail(text: str | None, conversation: Conversation, floor: int) -> str | Non
     return text[floor:]
 
 
-def _reasons(message: Message, known: Sequence[Tags]) -> bool:
+def brings_reasoning(message: Message, known: Sequence[Tags]) -> bool:
     """Whether a message brings reasoning in a way that this template may know."""
     if any(str(message.fields.get(name) or "").strip() for name in REASONING_FIELDS):
         return True

@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import trl
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
+from align.core.errors import UserError
+from align.data.describe import answer_runs
 from align.data.examples import Example, TokenizedExample, Turn
 from align.data.settings import DataSettings
 from align.data.tokens import ExampleTokenizer
@@ -107,7 +111,7 @@ FORMS = {
 
 @cache
 def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    """Bytes, and one token for each marker that the template writes."""
+    """Bytes, and one token for each marker that TRL's template of this name writes."""
     return tokenizer_with((FOLDER / f"{name}.jinja").read_text())
 
 
@@ -121,7 +125,157 @@ def tokenizer_with(source: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, form: Form, **data: Any) -> TokenizedExample:
-    """The row as tokens."""
-    settings = DataSettings(**({"date": TODAY} | data))
-    return ExampleTokenizer(tokenizer, settings, chunk_tokens=100)(form.example())
+@cache
+def reader_of(name: str) -> ExampleTokenizer:
+    """Tokenises rows under TRL's template of this name."""
+    return reader(tokenizer_of(name))
+
+
+def reader(tokenizer: PreTrainedTokenizerFast, **data: Any) -> ExampleTokenizer:
+    """Tokenises rows with these settings of the group `data`."""
+    return ExampleTokenizer(tokenizer, DataSettings(**({"date": TODAY} | data)), chunk_tokens=100)
+
+
+def written(tokenizer: PreTrainedTokenizerFast, chat: Sequence[dict[str, Any]], **variables: Any) -> str:
+    """What transformers writes for a conversation, on the day TODAY."""
+
+    def day(call: re.Match[str]) -> str:
+        return f"'{date.fromisoformat(TODAY).strftime(call[2])}'"
+
+    source = re.sub(r"""strftime_now\((['"])(.*?)\1\)""", day, str(tokenizer.chat_template))
+    try:
+        text = tokenizer.apply_chat_template(list(chat), chat_template=source, tokenize=False, **variables)
+    except TemplateError:  # Gemma has no system role; a system message that says nothing is left out for it
+        if chat[0] != {"role": "system", "content": ""}:
+            raise
+        return written(tokenizer, chat[1:], **variables)
+    return str(text)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tokenised row as text.
+
+    Attributes:
+        prompt: the prompt.
+        answers: what follows it, of each branch.
+        scored: the parts of it that are scored.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    scored: tuple[tuple[str, ...], ...]
+
+
+def as_text(tokenizer: PreTrainedTokenizerFast, example: TokenizedExample) -> Row:
+    """On bytes, tokens and text say the same."""
+    runs = [
+        tuple(tokenizer.decode(ids) for ids, scored in answer_runs(answer) if scored)
+        for answer in example.answers
+    ]
+    answers = tuple(tokenizer.decode(answer.input_ids) for answer in example.answers)
+    return Row(tokenizer.decode(example.prompt_ids), answers, tuple(runs))
+
+
+# How a row's text relates to what the template writes for the conversation.
+TEMPLATE = "template"  # exactly that
+SWITCHED = "switched"  # that with thinking switched on or off, as the answers imply
+FIELD = "field"  # that of the conversation with the reasoning in `reasoning_content`
+OUTPUT = "output"  # the generation prompt and behind it the answer as a model puts it out
+REFUSED = "refused"
+
+
+@cache
+def outcome(name: str, kind: str) -> str:
+    """What becomes of a row under TRL's template of this name; raises AssertionError where it is none of the above."""
+    tokenizer, form = tokenizer_of(name), FORMS[kind]
+    try:
+        row = as_text(tokenizer, reader_of(name)(form.example()))
+    except UserError:
+        return REFUSED
+    kinds = [kind_of(tokenizer, form, row, branch) for branch in range(2)]
+    return next((kind for kind in kinds if kind != TEMPLATE), TEMPLATE)
+
+
+def kind_of(tokenizer: PreTrainedTokenizerFast, form: Form, row: Row, branch: int) -> str:
+    """The same of one branch."""
+    ours = row.prompt + row.answers[branch]
+    chat = form.conversation(branch)
+    end = str(tokenizer.eos_token)
+    for kind, variant, variables in (
+        (TEMPLATE, chat, {}),
+        (FIELD, _in_field(chat), {}),
+        (SWITCHED, chat, {"enable_thinking": False}),
+        (SWITCHED, chat, {"enable_thinking": True}),
+    ):
+        theirs = written(tokenizer, variant, **variables)
+        if theirs.startswith(ours) or ours == theirs + end:
+            return kind
+    for variables in ({}, {"enable_thinking": True}):
+        given = written(tokenizer, chat[:-1], add_generation_prompt=True, **variables)
+        said = (
+            str(chat[-1].get("reasoning_content", "")) + "\n</think>\n\n"
+            if "reasoning_content" in chat[-1]
+            else ""
+        )
+        said += str(chat[-1]["content"])
+        said = said.removeprefix("<think>\n") if given.endswith("<think>\n") else said
+        if ours.startswith(given + said) and len(ours) - len(given + said) <= len(end) + 8:
+            return OUTPUT
+    raise AssertionError(f"{ours!r} is nothing that the template writes")
+
+
+def _in_field(chat: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with reasoning at the head of contents in a field."""
+    messages = []
+    for message in chat:
+        head, tag, rest = str(message["content"]).partition("</think>")
+        if message["role"] == "assistant" and tag:
+            reasoning = head.removeprefix("<think>").strip()
+            message = {"role": "assistant", "content": rest.lstrip(), "reasoning_content": reasoning}
+        messages.append(message)
+    return messages
+
+
+HEAD = """# Chat templates
+
+What becomes of rows under the chat templates that TRL installs. This page is made by
+`python -m tests.data.template_cases`, and a test holds it to what the code does.
+
+Prompt and answers are cut out of what the template writes for the whole conversation, the answer in its place. The cut
+is where the generation prompt ends, so that training and generation see the same prompt. `data.thinking` in
+[Data](data.md#thinking) says what is done about reasoning.
+
+- **{template}**: prompt and answer are what the template writes for the conversation, up to the answer's end.
+- **{field}**: the same for the conversation with its reasoning in `reasoning_content`, since the template does not know
+  the tags `<think>` or would write a second block before them.
+- **{switched}**: the same with thinking switched on or off as the answers imply, since the template writes that into
+  the question or the system message as well.
+- **{output}**: the generation prompt, and behind it the answer as the model itself puts it out, since the template
+  leaves reasoning out of what it writes, or the opening tag.
+- **{refused}**: refused in a sentence that names the row and the cure.
+
+The kinds of rows:
+
+"""
+
+
+def page() -> str:
+    """docs/templates.md."""
+    names = {
+        "template": TEMPLATE,
+        "field": FIELD,
+        "switched": SWITCHED,
+        "output": OUTPUT,
+        "refused": REFUSED,
+    }
+    lines = [f"- {kind}: {form.says}" for kind, form in FORMS.items()]
+    lines += ["", f"| template | {' | '.join(FORMS)} |", f"|---|{'---|' * len(FORMS)}"]
+    for name in NAMES:
+        cells = [outcome(name, kind) for kind in FORMS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return HEAD.format(**names) + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
