@@ -23,6 +23,8 @@ TAGS = (
     Tags("<|START_THINKING|>", "<|END_THINKING|>"),
     Tags("<|channel>thought", "<channel|>"),
 )
+# In generated text also gpt-oss's channels, whose templates take reasoning in a field alone.
+GENERATED = (*TAGS, Tags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def without_thinking(text: str) -> tuple[str, bool]:
     `<think>⏎So.⏎</think>⏎⏎Ada.` and, where the prompt has opened the block, `So.⏎</think>⏎⏎Ada.` are `Ada.`; of an
     answer that was cut while it still thought nothing is left. An empty block is left out and does not count.
     """
-    thought = find_thought(text)
+    thought = find_thought(text, GENERATED)
     if thought is None:
         return text, False
     rest = "" if thought.answer is None else text[thought.answer :].lstrip()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
 from align.generation.ledger import Ledger
-from align.generation.stage import WORK, run_stage
+from align.generation.spoken import spoken
+from align.generation.stage import WORK, answer_stage, run_stage
 
 if TYPE_CHECKING:
     from align.evaluation.suite import Evaluation
@@ -62,11 +63,11 @@ def answer(stage: str, samples: Sequence[Sample], evaluation: Evaluation) -> lis
         evaluation.workspace, console=console if state.is_main_process else type(console)(quiet=True)
     )
     if own:
-        run_stage(f"{stage}.{state.process_index}", own, quiet)
+        answer_stage(f"{stage}.{state.process_index}", own, quiet)
     state.wait_for_everyone()
     done = _finished(folder, stage)
     state.wait_for_everyone()
-    return [done[request.digest] for request in requests]
+    return spoken(stage, [done[request.digest] for request in requests], quiet.console)
 
 
 def _finished(folder: Any, stage: str) -> dict[str, Completion]:

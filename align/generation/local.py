@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
+from align.data.template_file import check_template_kwargs
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ class LocalSettings:
     keep_tokens: int = 32768
     device: str = "auto"
     cache: str | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -41,6 +43,7 @@ class LocalSettings:
             raise UserError(f"generator.keep_tokens={self.keep_tokens} must be 0 or more.")
         if not _DEVICE.fullmatch(self.device):
             raise UserError(f"generator.device={self.device} is not known: use auto, cpu or cuda.")
+        check_template_kwargs("generator.template_kwargs", self.template_kwargs)
 
     def resolve_device(self) -> torch.device:
         """`generator.device`; auto is the first GPU where there is one.
@@ -68,7 +71,7 @@ class LocalSettings:
             load_config(model),
             tokenizer,
             name=model.path,
-            identify=lambda: local_identity(model, tokenizer),
+            identify=lambda: local_identity(model, tokenizer, self.template_kwargs),
         )
         return cached(generator, self.cache)
 
@@ -98,4 +101,5 @@ class LocalSettings:
             keep_tokens=self.keep_tokens,
             share_prefixes=can_share(config),
             identify=identify,
+            template_kwargs=self.template_kwargs,
         )

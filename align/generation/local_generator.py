@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +23,7 @@ from align.generation.generators import Completion, Request, ScoredText, digest_
 from align.generation.prefixes import Family, PrefixReader, find_families
 from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
+from align.generation.spoken import decoded
 from align.models.identity import Identity
 from align.models.settings import ModelSettings
 
@@ -40,6 +41,7 @@ class LocalGenerator:
         keep_tokens: most tokens of prefixes kept for the next round of a dialogue.
         share_prefixes: False for a model that does not keep keys and values of all tokens (`can_share`).
         identify: gives the identity; called once, and only if it is asked for. None: the name.
+        template_kwargs: variables of the chat template.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class LocalGenerator:
         keep_tokens: int = 32768,
         share_prefixes: bool = True,
         identify: Callable[[], str] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
-        self.encode = PromptEncoder(tokenizer)
+        self.encode = PromptEncoder(tokenizer, template_kwargs)
         self.window = window
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
@@ -197,15 +200,19 @@ class LocalGenerator:
         """The lead and what was generated up to the first end token."""
         ends = set(self._model.generation_config.eos_token_id)
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        text = str(
-            self.tokenizer.decode(self.encode.lead(request).tolist() + ids[:length], skip_special_tokens=True)
-        )
+        text = decoded(self.tokenizer, self.encode.lead(request).tolist() + ids[:length])
         text = self.encode.escaper.restore(text)
+        if (
+            self.encode.opening and not request.lead
+        ):  # the prompt has begun the block; an answer shows all of it
+            text = self.encode.opening + text
         return Completion(text=text.strip(), tokens=length, finish="stop" if length < len(ids) else "length")
 
 
-def local_identity(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of weights, configuration, dtype, tokenizer and chat template; reads the weight files once."""
+def local_identity(
+    model: ModelSettings, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+) -> str:
+    """Digest of weights, configuration, dtype, tokenizer, chat template and its variables; reads weight files once."""
     identity = Identity.of(model, autocast=None, cache=cache_folder(), key="generator.cache")
     vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
-    return digest_of([identity.digest, vocabulary, tokenizer.chat_template])
+    return digest_of([identity.digest, vocabulary, tokenizer.chat_template, dict(template_kwargs)])
