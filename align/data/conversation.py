@@ -114,7 +114,9 @@ def converse(
         UserError: the template refuses the messages, or drops, repeats or rewrites what it may not.
     """
     stretches = list(_stretches(messages, tools, known, answers))
-    rendered = renderer.place(as_chat(messages), stretches, tools, **variables)
+    rendered = renderer.place(
+        as_chat(messages), stretches, tools, trusted=_tags(messages, known), **variables
+    )
     for stretch in stretches:
         _check(messages, stretch, rendered.places[stretch])
     regions = list(_regions(messages, stretches, rendered))
@@ -192,6 +194,19 @@ def _stretches(
             yield from _name(i, ("tool_calls", j), call)
     for j, tool in enumerate(tools or ()):
         yield from _name(TOOLS, (j,), tool)
+
+
+def _tags(messages: Sequence[Message], known: Sequence[Tags]) -> dict[tuple[str | int, ...], frozenset[int]]:
+    """Where tags around reasoning begin or lie in assistants' contents."""
+    found: dict[tuple[str | int, ...], frozenset[int]] = {}
+    for i, message in enumerate(messages):
+        thought = find_thought(message.content, known) if message.role == "assistant" else None
+        if thought is not None:
+            start, stop = thought.reasoning
+            opening = range(start - len(thought.tags.opening), start) if thought.opened else range(0)
+            closing = range(stop, stop + len(thought.tags.closing))
+            found[(i, "content")] = frozenset((*opening, *closing))
+    return found
 
 
 def _name(message: int, path: tuple[str | int, ...], value: Any) -> Iterator[Stretch]:

@@ -101,10 +101,18 @@ class Marks:
         guard: a character that no message holds.
         specials: texts that get a mark after their first character, so that they are known as content; None: none.
         share: where in a stretch its mark stands, 0 … 1.
+        trusted: characters of strings, by their path from the message's number on, where such a text stays as it is:
+            the tags around reasoning.
     """
 
-    def __init__(self, guard: str, specials: re.Pattern[str] | None, share: float) -> None:
-        self.guard, self.specials, self.share = guard, specials, share
+    def __init__(
+        self,
+        guard: str,
+        specials: re.Pattern[str] | None,
+        share: float,
+        trusted: Mapping[tuple[str | int, ...], frozenset[int]],
+    ) -> None:
+        self.guard, self.specials, self.share, self.trusted = guard, specials, share, trusted
         self.offsets: dict[int, int] = {}  # of a stretch's mark in the stretch
         self.lengths: dict[int, int] = {}  # of the special token's text that a mark stands in
 
@@ -137,7 +145,10 @@ class Marks:
         """A value with marks in its strings: those of `inside` by their path, and one in each special token's text."""
         if isinstance(value, str):
             marks = dict(inside.get(path, {}))
+            trusted = self.trusted.get(path, frozenset())
             for match in self.specials.finditer(value) if self.specials else ():
+                if match.start() in trusted:
+                    continue
                 self.lengths[self._next] = len(match.group())
                 at = match.start() + 1
                 marks[at] = marks.get(at, "") + self._mark(self._next)

@@ -34,7 +34,7 @@ def called_function(text: str) -> list[dict[str, Any]]:
     if not calls or not all(
         isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in calls
     ):
-        raise UserError(f"a {CALLING} message must be JSON with name and arguments")
+        raise UserError(f"a {CALLING} message must be JSON with name and arguments.")
     return [{"type": "function", "function": dict(call)} for call in calls]
 
 

@@ -32,6 +32,6 @@ def remarks(
         yield f"The reasoning of {counted(counts['dropped_reasoning'], 'answer')} was left out (data.thinking=drop)."
     if counts["dropped_messages"]:
         yield (
-            f"{counted(counts['dropped_messages'], 'message')} behind the last answers of rows were left out: nobody "
-            "answers them."
+            "Left out behind the last answers of rows, where nobody answers: "
+            f"{counted(counts['dropped_messages'], 'message')}."
         )

@@ -124,9 +124,15 @@ class Renderer:
         return self._frozen[source]
 
     def place(
-        self, chat: Chat, stretches: Sequence[Stretch], tools: Sequence[Any] | None = None, **variables: Any
+        self,
+        chat: Chat,
+        stretches: Sequence[Stretch],
+        tools: Sequence[Any] | None,
+        *,
+        trusted: Mapping[tuple[str | int, ...], frozenset[int]],
+        **variables: Any,
     ) -> Rendered:
-        """The conversation's text, and where in it the stretches stand; `variables` as in `text`.
+        """The conversation's text, and where in it the stretches stand; `trusted` as in `Marks`, the rest as in `text`.
 
         Raises:
             UserError: the template refuses it, or what it writes depends on every character of a content.
@@ -137,7 +143,7 @@ class Renderer:
         marked = any(self.specials.search(string) for string in strings)
         for disguise in (True, False) if marked else (False,):
             for share in _SHARES:
-                marks = Marks(guard, self.specials if disguise else None, share)
+                marks = Marks(guard, self.specials if disguise else None, share, trusted)
                 dressed = marks.dress(chat, stretches, tools)
                 try:
                     found = marks.read(self.text(*dressed, generation=False, **variables))

@@ -24,6 +24,7 @@ from align.data.examples import Example, TokenizedExample, Turn
 from align.data.settings import DataSettings
 from align.data.tokens import ExampleTokenizer
 from tests.data.helpers import byte_tokenizer
+from tests.tiny import CHAT_TEMPLATE
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 PICTURES = ("idefics3", "llava_next", "smolvlm")  # they take contents as lists of parts, never as text
@@ -235,6 +236,44 @@ def _in_field(chat: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             message = {"role": "assistant", "content": rest.lstrip(), "reasoning_content": reasoning}
         messages.append(message)
     return messages
+
+
+# Templates of families that TRL has none of, in miniature and in our own words.
+QWQ = (  # the prompt opens a block; what stands before the last closing tag is left out of all answers
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else m.content }}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+THINKING_2507 = QWQ.replace(  # the last answer is written with a block, which may be empty; there is no switch
+    "{{ m.content.split('</think>')[-1].lstrip('\n') if m.role == 'assistant' else m.content }}",
+    "{% set parts = m.content.split('</think>') %}{% if m.role == 'assistant' %}{% if loop.last %}"
+    "{{ '<think>\n' + (parts[0].split('<think>')[-1].strip('\n') if parts | length > 1 else '') + '\n</think>\n\n' }}"
+    "{% endif %}{{ parts[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}",
+)
+MAGISTRAL = (  # the tags are special tokens; contents are written as they are
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+    "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}{# [THINK] [/THINK] #}"
+)
+V3_1 = (  # without thinking the prompt ends with a closing tag alone
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}<|assistant|></think>"
+    "{{ m.content.split('</think>', 1)[-1] }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    "<|assistant|>{{ '<think>' if thinking else '</think>' }}{% endif %}"
+)
+FLAGGED = CHAT_TEMPLATE.replace(  # a word in the system message is a switch, and is not written (SmolLM3)
+    "message['content'] }}", "message['content'].replace('/no_think', '').rstrip() }}"
+)
+FOLDED = (  # the system message is a part of the first question, with a heading (Llama-2, old Mistral)
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}"
+    "{% else %}{% set s = '' %}{% endif %}{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ '[INST] ' + (s if loop.first else '') + m.content.strip() + ' [/INST]' }}{% else %}"
+    "{{ ' ' + m.content.strip() + ' </s>' }}{% endif %}{% endfor %}"
+)
+ASK = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def row_under(source: str, form: Form, **data: Any) -> Row:
+    tokenizer = tokenizer_with(source)
+    return as_text(tokenizer, reader(tokenizer, **data)(form.example()))
 
 
 HEAD = """# Chat templates
