@@ -42,7 +42,7 @@ class DataSettings:
     system: str | None = None
     chat: str = "auto"
     chat_template: str | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] | None = None
     thinking: str = "keep"
     date: str | None = None
     max_length: int | None = None

@@ -20,9 +20,9 @@ RESERVED = (
 )
 
 
-def check_template_kwargs(key: str, values: Mapping[str, Any]) -> None:
+def check_template_kwargs(key: str, values: Mapping[str, Any] | None) -> None:
     """Refuses names that no variable of a template may have, naming the key."""
-    for name in values:
+    for name in values or ():
         if name in RESERVED or not str(name).isidentifier():
             raise UserError(
                 f"{key}: {name} cannot be set: give variables of the template, like {{enable_thinking: false}}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
@@ -30,7 +30,7 @@ class LocalSettings:
     keep_tokens: int = 32768
     device: str = "auto"
     cache: str | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] | None = None
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -71,7 +71,7 @@ class LocalSettings:
             load_config(model),
             tokenizer,
             name=model.path,
-            identify=lambda: local_identity(model, tokenizer, self.template_kwargs),
+            identify=lambda: local_identity(model, tokenizer, self.template_kwargs or {}),
         )
         return cached(generator, self.cache)
 

@@ -46,7 +46,7 @@ class OpenAISettings:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     cache: str | None = None
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    template_kwargs: dict[str, Any] | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
