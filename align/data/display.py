@@ -71,6 +71,12 @@ def print_counts(console: Console, data: PreferenceData) -> None:
         f"{counts['largest_position']}",
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
+    if counts["dropped_reasoning"]:
+        lines.append(
+            f"without their reasoning: {counted(counts['dropped_reasoning'], 'answer')} (data.thinking=drop)"
+        )
+    if counts["dropped_messages"]:
+        lines.append(f"left out behind the last answers: {counted(counts['dropped_messages'], 'message')}")
     lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
     console.print("\n".join(lines), highlight=False, markup=False)
 

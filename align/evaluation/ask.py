@@ -20,7 +20,8 @@ from align.generation.generators import (
 )
 from align.generation.ledger import Ledger
 from align.generation.shares import own_share
-from align.generation.stage import WORK, Workspace, run_stage
+from align.generation.spoken import spoken
+from align.generation.stage import WORK, Workspace, answer_stage
 
 if TYPE_CHECKING:
     from align.evaluation.suite import Evaluation
@@ -55,7 +56,7 @@ def user_request(
 def answer(
     stage: str, samples: Sequence[Sample], evaluation: Evaluation, *, shorter: str
 ) -> list[Completion]:
-    """Every sample's completion, in order; several processes share the samples and all get all answers.
+    """Every sample's completion without thinking blocks, in order; processes share the samples and all get all answers.
 
     A process stores its answers in a ledger of its own, which no other one writes to. A later start reads the ledgers
     of all earlier ones, with any number of processes.
@@ -78,13 +79,14 @@ def answer(
         own = own_share(lambda: _missing(requests, _finished_by_any(stage, workspace)))
     if own:
         try:
-            run_stage(own_name(stage), [requests[digest] for digest in own], first_shows(workspace))
+            answer_stage(own_name(stage), [requests[digest] for digest in own], first_shows(workspace))
         except WindowError as error:
             raise UserError(f"{error.what}: {shorter}.") from error
     wait_for_all()
     done = _finished_by_any(stage, workspace)
     wait_for_all()  # nobody writes again before all have read
-    return [done[sample.request.digest] for sample in samples]
+    said = [done[sample.request.digest] for sample in samples]
+    return spoken(stage, said, first_shows(workspace).console)
 
 
 def _missing(digests: Iterable[str], done: Mapping[str, Completion]) -> list[str]:

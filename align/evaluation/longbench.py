@@ -111,7 +111,7 @@ class LongBench:
         ]
         for task, where, row in rows:
             _check_row(task, row, where)
-        window = Window(evaluation.workspace.tokenizer)
+        window = Window(evaluation.workspace)
         samples = [asking.sample(i, task, row, window) for i, (task, _, row) in enumerate(rows)]
         completions = answer(
             "longbench", samples, evaluation, shorter="lower suite.max_length or suite.max_new_tokens"

@@ -99,7 +99,7 @@ class Retrieval:
         """`samples` prompts for each task, length and depth, those that stay short of their length too."""
         workspace = evaluation.workspace
         count = token_counter(workspace.tokenizer)
-        around = max(TEMPLATE_MARGIN, Window(workspace.tokenizer).template + SEAMS)
+        around = max(TEMPLATE_MARGIN, Window(workspace).template + SEAMS)
         return [
             self._sample(task, length, depth, i, workspace.seed, count, around)
             for task in self._makers(workspace.seed)

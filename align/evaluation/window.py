@@ -13,6 +13,8 @@ from align.generation.prompts import PromptEncoder
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from align.generation.stage import Workspace
+
 _PROBE = "x"
 
 
@@ -20,12 +22,14 @@ class Window:
     """Counts prompts as the generator will, template and all, and cuts them.
 
     Args:
-        tokenizer: of the model, with a chat template.
+        workspace: the suite's; a server's prompts are counted by the model's own chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.encode = PromptEncoder(tokenizer)
+    def __init__(self, workspace: Workspace) -> None:
+        self.tokenizer = workspace.tokenizer
+        generator = getattr(workspace.generator, "inner", workspace.generator)  # within a cache of calls
+        own: PromptEncoder | None = getattr(generator, "encode", None)
+        self.encode = own or PromptEncoder(self.tokenizer)
 
     @cached_property
     def template(self) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from align.core.errors import UserError
+from align.data.template_file import check_template_kwargs
 from align.generation.call_cache import cached
 from align.generation.generators import Completion, Generator, Request, digest_of
 from align.generation.markers import Escaper
@@ -45,6 +46,7 @@ class OpenAISettings:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     cache: str | None = None
+    template_kwargs: dict[str, Any] | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -67,7 +69,16 @@ class OpenAISettings:
         for key, choices in (("dialect", DIALECTS), ("limit_key", LIMIT_KEYS)):
             if getattr(self, key) not in choices:
                 raise UserError(f"generator.{key}={getattr(self, key)}: use {' or '.join(choices)}.")
+        check_template_kwargs("generator.template_kwargs", self.template_kwargs)
         self.api_key()
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is sent with every call beside the standard's keys; vLLM and SGLang know `chat_template_kwargs`."""
+        if not self.template_kwargs:
+            return dict(self.extra_body)
+        variables = {**self.template_kwargs, **self.extra_body.get("chat_template_kwargs", {})}
+        return {**self.extra_body, "chat_template_kwargs": variables}
 
     def _check_url(self) -> None:
         parts = urlsplit(self.base_url)
@@ -120,7 +131,7 @@ class OpenAIGenerator:
     def identity(self) -> str:
         """Address, name, and what is sent beside the requests."""
         own = self.settings
-        return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.extra_body])
+        return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.body])
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """All dialogues together: servers keep what they have read themselves."""
@@ -188,7 +199,7 @@ class OpenAIGenerator:
         """The call's body. What OpenAI's own API lacks is sent to servers that know it (`dialect: vllm`)."""
         sampling, vllm = request.sampling, self.settings.dialect == "vllm"
         messages = [{"role": m.role, "content": self.escaper.escape(m.content)} for m in request.messages]
-        extra = dict(self.settings.extra_body)
+        extra = self.settings.body
         lead = self.escaper.escape(request.lead)
         if vllm:
             extra["min_tokens"] = sampling.min_new_tokens
