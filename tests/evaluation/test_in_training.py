@@ -128,7 +128,7 @@ def test_answers_of_other_weights_are_asked_again(train, tmp_path):
     [
         (["suites.needles.samples=0"], {}, "suite.samples=0 is too small"),
         (["suites.needles.sampels=1"], {}, "sampels"),
-        (["data.eval_size=0"], {}, "suites run when held-out rows are evaluated"),
+        (["data.eval_size=0"], {}, "measures held-out rows, and there are none"),
         ([], {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "suites.needles: under FSDP and ZeRO-3"),
     ],
     ids=["range", "unknown key", "nothing held out", "ZeRO-3"],
