@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,17 +17,30 @@ from align.core.errors import UserError
 from align.core.instantiate import build
 from align.data.sources import check_row_paths
 from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
-from align.generation.generators import GeneratorSettings
+from align.generation.generators import GeneratorSettings, digest_of
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
+from align.runs.exclusive import exclusive
 from align.runs.folder import RESUME, claim_output
 from align.training.settings import read_settings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from align.evaluation.suite import ScoredPairs
+
+
+@dataclass(frozen=True)
+class TopSettings:
+    """The keys beside the groups; see hydra_conf/evaluate.yaml."""
+
+    output: str
+    seed: int = 42
+    resume: str = "auto"
+    allow_targets: list[str] = field(default_factory=list)
 
 
 @hydra_entry("evaluate")
@@ -38,24 +53,43 @@ def evaluate(config: DictConfig) -> Result:
     """Checks everything, runs the suite or goes on running it, and shows scores with their intervals."""
     suite, generator, model = check(config)
     # Nothing above imports torch, so that a slip is answered at once.
+    import torch
     from accelerate import PartialState
 
     from align.models.loading import load_causal_lm, load_tokenizer
 
+    # Unless it is told, it takes several processes without an accelerator for one each.
+    PartialState(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     output = claim(config)
     opened = generator.open(model, tokenizer)
     workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
     load = partial(load_causal_lm, model, device=PartialState().device)
-    result = suite.run(Evaluation(load, workspace, partial(score_pairs, config)))
+    weights = partial(weights_of_model, model, tokenizer)
+    # Processes of one launch share the folder; its first one keeps other launches out.
+    with exclusive(output) if PartialState().is_main_process else nullcontext():
+        result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights))
     if PartialState().is_main_process:
         write_result(result, output)
-        show_result(result, output, Console(), title=f"{type(suite).__name__}: {model.path}")
+        subject = model.path if getattr(suite, "asks", True) else "answers made elsewhere"
+        show_result(result, output, Console(), title=f"{type(suite).__name__}: {subject}")
     return result
+
+
+def weights_of_model(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of weights, configuration, dtype and tokenizer; reads the weight files once."""
+    from align.core.files import cache_folder
+    from align.models.identity import Identity
+    from align.models.precision import Precision
+
+    identity = Identity.of(model, precision=Precision(), cache=cache_folder(), key="model.path")
+    vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
+    return digest_of([identity.digest, vocabulary])
 
 
 def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     """Every setting as its type, contradictions refused; reads no weights."""
+    typed(TopSettings, config, "")
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
@@ -95,8 +129,8 @@ def claim(config: DictConfig) -> Path:
 
     output = Path(config.output)
     claim_output(output, config, ignore=("resume", "trainer"))
-    if config.resume == "never" and PartialState().is_main_process:
-        shutil.rmtree(output / WORK, ignore_errors=True)
+    if config.resume == "never" and PartialState().is_main_process and (output / WORK).is_dir():
+        shutil.rmtree(output / WORK)
     PartialState().wait_for_everyone()
     return output
 

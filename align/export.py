@@ -53,7 +53,7 @@ def export(config: DictConfig) -> Path:
     tokenizer = trained_policy.load_policy_tokenizer(policy)
     merged = trained_policy.merged_model(policy, settings.dtype)
     trained_policy.write(merged, tokenizer, policy, output)
-    Console().print(f"model {output}", soft_wrap=True, highlight=False)
+    Console().print(f"model {output}", soft_wrap=True, highlight=False, markup=False)
     return output
 
 

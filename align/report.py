@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from align.core.config import check_choice, typed
-from align.core.files import write_atomically
-from align.core.readable import Readable
+from align.core.files import write_atomically, write_bytes_atomically
+from align.core.readable import Readable, counted
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.ranking import ORDERS, RunResult, common_objective, differing, rank, read_runs
-from align.runs.ranking_page import draw, page, table
+from align.runs.ranking_page import COLUMNS, draw, page, table
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -61,21 +62,45 @@ def report(config: DictConfig) -> Report:
     runs = read_runs(folder)
     metric = settings.metric or common_objective(runs)
     ranked = rank(runs, metric, order=settings.order)
-    keys = differing(runs)
     rest = [run for run in runs if run not in ranked]
+    kinds = {run.kind for run in ranked} or {run.kind for run in runs}
+    compared = [run for run in runs if run.kind in kinds]
+    beside = [run for run in compared if run not in ranked]
+    keys = differing(compared)
     console = Console()
-    console.print(table(ranked, rest, keys, metric))
-    for run in rest:
-        console.print(
-            f"{run.name}: {run.state}{': ' + run.reason if run.reason else ''}", soft_wrap=True, markup=False
-        )
+    console.print(table(ranked, beside, keys[:COLUMNS], metric))
+    for line in notes(runs, beside, kinds, keys):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     made = Report(metric, ranked, rest, page=folder / "report.html", picture=folder / "report.png")
     drawn = draw(ranked, keys, metric)
-    made.picture.write_bytes(drawn)
-    write_atomically(made.page, page(ranked, rest, keys, metric, drawn))
+    write_bytes_atomically(made.picture, drawn)
+    write_atomically(made.page, page(ranked, beside, keys, metric, drawn))
     for label, path in (("page", made.page), ("picture", made.picture)):
-        console.print(f"{label:<9} {path}", soft_wrap=True, highlight=False)
+        console.print(f"{label:<9} {path}", soft_wrap=True, highlight=False, markup=False)
     return made
+
+
+def notes(
+    runs: Sequence[RunResult], beside: Sequence[RunResult], kinds: Set[str], keys: Sequence[str]
+) -> Iterator[str]:
+    """A line for each run without the metric, for settings that the table has no column for, for runs of other kinds.
+
+    Args:
+        runs: all.
+        beside: those of the ranked ones' kind without the metric.
+        kinds: of the ranked ones.
+        keys: settings in which runs of these kinds differ.
+    """
+    for run in beside:
+        yield f"{run.name}: {run.state}{': ' + run.reason if run.reason else ''}"
+    if len(keys) > COLUMNS:
+        yield f"{len(keys) - COLUMNS} more settings differ: the page has them all."
+    others = sorted({run.kind for run in runs} - kinds)
+    for kind in others:
+        own = [run for run in runs if run.kind == kind]
+        metrics = list(dict.fromkeys(name for run in own for name in run.after or {}))
+        rank_them = f": metric={metrics[0]} ranks them" if metrics else ""
+        yield f"{counted(len(own), 'run')} of the kind {kind} beside these{rank_them}"
 
 
 make_callable(__name__)

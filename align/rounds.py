@@ -171,7 +171,7 @@ def run(step: Step, console: Console) -> None:
         UserError: it ended with an error, whose own message stands above.
         SystemExit: SIGTERM ended it; the same command goes on.
     """
-    console.print(f"round {step.round}: {step.name}", style="bold", highlight=False)
+    console.print(f"round {step.round}: {step.name}", style="bold", highlight=False, markup=False)
     step.record.parent.mkdir(parents=True, exist_ok=True)
     code = run_child(step.command)
     if code == exit_codes.STOPPED:

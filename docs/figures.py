@@ -29,7 +29,7 @@ EXPLAINED = {
         "at a learning rate of 5e-7 99 % of them stay where they were",
     ): "bfloat16's spacing at 0.02 is 1.2e-4; counted over 30 steps of LOGO",
     ("docs/replication.md", "with 95 % intervals"): "what an interval is",
-    ("docs/evaluation.md", "with 95 % bootstrap intervals"): "what an interval is",
+    ("docs/evaluation.md", "with 95 % intervals"): "what an interval is",
     ("docs/methods.md", "counts as 0 %"): "what a tie counts",
     ("docs/glossary.md", "With β = 0.1, −10 and −14 nats: 0.4"): "an example",
 }
@@ -185,6 +185,11 @@ def replication() -> Iterator[str]:
     yield f"In `find` it loses {-points('longpo', 'base', 'find', long['find']):.1f} points"
     yield f"it gains {points('longpo_answer', 'base', 'find', long['find']):.1f} points on long contexts"
     yield f"takes it up by {points('longpo_answer', 'longpo', 'qa', long['qa']):.1f} points"
+    (led,) = (c for c in comparisons() if (c.first, c.second, c.part) == ("logo_positions", "sft", "find"))
+    outcome = compare(results(), led)
+    assert outcome is not None
+    most, least = (100 * outcome.by_seed[seed] for seed in sorted(outcome.by_seed))
+    yield f"in `find` one seed leads SFT by {most:.1f} points and the other by {least:.1f}"
     (dpo,) = (c for c in comparisons() if (c.first, c.part) == ("dpo", "write"))
     outcome = compare(results(), dpo)
     assert outcome is not None

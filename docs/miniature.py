@@ -51,15 +51,16 @@ def signed(value: float, part: str) -> str:
     return f"{(1.0 if part == 'write' else 100.0) * value:+.1f}".replace("-", "−")
 
 
-def difference(comparison: Comparison) -> tuple[str, str]:
-    """Mean and interval of a comparison, as text."""
+def difference(comparison: Comparison) -> tuple[str, str, str]:
+    """Mean, interval over questions and each seed's own mean of a comparison, as text."""
     found = compare(results(), comparison)
     assert found is not None, comparison
     low, mean, high = (
         signed(value, comparison.part)
         for value in (found.interval.low, found.interval.mean, found.interval.high)
     )
-    return mean, f"[{low}, {high}]"
+    seeds = ", ".join(signed(value, comparison.part) for _, value in sorted(found.by_seed.items()))
+    return mean, f"[{low}, {high}]", seeds
 
 
 def claims() -> str:
@@ -71,15 +72,15 @@ def claims() -> str:
             if not own:
                 continue
             outcome = verdict([compare(results(), comparison) for comparison in own])
-            rows.append([f"**{claim}**", f"`{part}`", f"**{outcome}**: {text}", "", "", ""])
+            rows.append([f"**{claim}**", f"`{part}`", f"**{outcome}**: {text}", "", "", "", ""])
             rows += [["", "", c.name, c.at, *difference(c)] for c in own]
-    return table(["claim", "part", "difference", "at", "points", "95 % interval"], rows)
+    return table(["claim", "part", "difference", "at", "points", "95 % interval", "by seed"], rows)
 
 
 def looked_at() -> str:
     """Every ablation."""
     rows = [[c.claim, f"`{c.part}`", c.name, c.at, *difference(c)] for c in ablations()]
-    return table(["looks at", "part", "difference", "at", "points", "95 % interval"], rows)
+    return table(["looks at", "part", "difference", "at", "points", "95 % interval", "by seed"], rows)
 
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {

@@ -43,6 +43,24 @@ def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
         raise UserError(_type_sentence(error, group, schema)) from error
 
 
+# Keys beside the groups that several commands have, and their types.
+_SHARED: Mapping[str, type] = {"output": str, "near_duplicate": float}
+
+
+def check_shared(config: DictConfig) -> None:
+    """The types of the keys beside the groups that every command reads in the same way.
+
+    Raises:
+        UserError: a value of the wrong type, or a seed that some library does not take.
+    """
+    if "seed" in config:
+        check_seed(config.seed)
+    for key, kind in _SHARED.items():
+        value = None if OmegaConf.is_missing(config, key) else config.get(key)
+        if value is not None and not _fits(value, kind):
+            raise UserError(f"{key}={value!r} has the wrong type: it takes {kind.__name__}.")
+
+
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
     """Refuses a value that is none of `choices`, naming the key and the nearest choice."""
     names = list(choices)
@@ -86,28 +104,51 @@ def check_arguments(
                 f"{group}.{name} is not known to {library or schema.__name__}{suggestion(name, fields)}."
             )
         if not _fits(value, fields[name]):
-            wanted = " or ".join(kind.__name__ for kind in _plain_types(fields[name]))
+            wanted = " or ".join(map(_type_name, _options(fields[name])))
             raise UserError(f"{group}.{name}={value!r} has the wrong type: it takes {wanted}.")
 
 
-def _plain_types(hint: Any) -> tuple[type, ...]:
-    """The plain types in a type hint; empty where it holds anything else, which is left to the library."""
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows: plain ones, lists and mappings of them; empty where it holds anything else."""
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    plain = tuple(option for option in options if option in (int, float, bool, str, types.NoneType))
-    return plain if len(plain) == len(options) else ()
+    return options if all(map(_is_checked, options)) else ()
 
 
 def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
+def _is_checked(hint: Any) -> bool:
+    if typing.get_origin(hint) in (list, dict):
+        return all(_options(entry) for entry in typing.get_args(hint))
+    return hint in (int, float, bool, str, types.NoneType)
+
+
+def _type_name(hint: Any) -> str:
+    """`int`, `list of float`, `mapping to str`."""
+    kind, entries = typing.get_origin(hint), typing.get_args(hint)
+    if kind is None:
+        return str(hint.__name__)
+    entry = " or ".join(map(_type_name, _options(entries[-1])))
+    return f"a list of {entry}, [first, second]" if kind is list else f"a mapping of names to {entry}"
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    plain = _plain_types(hint)
-    if not plain:
-        return True
+    options = _options(hint)
+    return not options or any(_is_a(value, option) for option in options)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    kind, entries = typing.get_origin(hint), typing.get_args(hint)
+    if kind is list:
+        return isinstance(value, list) and all(_fits(entry, entries[0]) for entry in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(
+            _fits(name, entries[0]) and _fits(entry, entries[1]) for name, entry in value.items()
+        )
     if isinstance(value, bool):
-        return bool in plain
-    return isinstance(value, plain) or (isinstance(value, int) and float in plain)
+        return hint is bool
+    return isinstance(value, hint) or (isinstance(value, int) and hint is float)
 
 
 def suggestion(name: str, known: Iterable[str], *, group: str = "") -> str:

@@ -30,7 +30,7 @@ def progress_bar(console: Console, *more: ProgressColumn) -> Progress:
         more: columns behind these.
     """
     return Progress(
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

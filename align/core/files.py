@@ -17,16 +17,33 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
 
 
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """Writes a file, a picture say, that is either whole or absent, whenever the process dies."""
+    with _staged(path) as staging, staging.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def writing_atomically(path: Path) -> Iterator[TextIO]:
     """A UTF-8 file to write to, which takes its name when the block ends; after an exception it never does."""
+    with (
+        _staged(path) as staging,
+        staging.open("w", encoding="utf-8", newline="\n", errors="surrogatepass") as file,
+    ):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """A file beside `path` to fill, which takes its name when the block ends; after an exception it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with staging.open("w", encoding="utf-8", newline="\n", errors="surrogatepass") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield staging
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)

@@ -26,17 +26,18 @@ from align.data.released import is_released, read_released
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import RawRow, Source, count_rows, read_rows
 from align.data.stored_rows import FEATURES, to_row
+from align.data.template_file import writes_date
 from align.data.tokens import ExampleTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 1
+VERSION = 2
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = 32  # rows held in memory before they are written; rows may be megabytes
 # Settings that do not change a stored row: they say which rows, or what happens to them afterwards.
-NOT_STORED = ("path", "eval_path", "eval_size", "mix", "tokens_per_row", "num_proc")
+NOT_STORED = ("path", "eval_path", "eval_size", "mix", "tokens_per_row", "num_proc", "chat_template", "date")
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ def cache_key(
         "version": VERSION,
         "sources": [source.identity() for source in sources],
         "data": {name: value for name, value in asdict(settings).items() if name not in NOT_STORED},
+        "template": template_content(settings, tokenizer),
         "tokenizer": _tokenizer_content(tokenizer),
         "positions": asdict(positions),
         "seed": None if positions.mode == "none" else seed,
@@ -160,8 +162,14 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         "state": state,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "chat_template": tokenizer.chat_template,
     }
+
+
+def template_content(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The chat template's source, and the date where it writes one."""
+    source = settings.template_source() or tokenizer.chat_template
+    dated = writes_date(source)
+    return {"source": source, "date": str(settings.today()) if dated else None}
 
 
 def _shards(count: int, processes: int) -> list[tuple[int, int]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from align.core.errors import UserError
+from align.data.messages import CALLING, Message, called_function, kept_fields, tools_of
 
-Message = dict[str, str]  # {"role": …, "content": …}
 # What follows a prompt: an answer, or answers with the user's questions between them.
 AnswerMessages = list[Message]
 
@@ -17,6 +17,10 @@ ROLES = {
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    CALLING: "assistant",
+    "developer": "developer",
+    "tool": "tool",
+    "observation": "tool",
 }
 
 
@@ -113,10 +117,26 @@ class Columns:
         role, content = value.get("role", value.get("from")), value.get("content", value.get("value"))
         if role not in ROLES:
             raise self.error(f"column {name} has a message of the unknown role {role!r}.")
+        fields = kept_fields(value)
+        if role == CALLING and isinstance(content, str):
+            fields, content = {"tool_calls": self._told(lambda: called_function(str(content)))}, None
+        if content is None and ROLES[role] == "assistant" and fields:
+            return {"role": ROLES[role], "content": None, **fields}
         if not isinstance(content, str):
             kind = type(content).__name__
             raise self.error(f"column {name} has a message whose content is no string but {kind}.")
-        return {"role": ROLES[role], "content": content}
+        return {"role": ROLES[role], "content": content, **fields}
+
+    def tools(self) -> tuple[Mapping[str, Any], ...]:
+        """The column tools: functions that the assistant may call; empty where it is absent."""
+        return self._told(lambda: tools_of(self.values["tools"])) if "tools" in self else ()
+
+    def _told(self, read: Callable[[], Any]) -> Any:
+        """What `read` gives; its complaint names the row."""
+        try:
+            return read()
+        except UserError as error:
+            raise self.error(str(error)) from error
 
     def answer(self, name: str, value: Any) -> AnswerMessages:
         """An answer as messages: text, one message, or a list of messages."""
@@ -156,9 +176,9 @@ class Columns:
         """
         if len(answer) != 1 or answer[0]["role"] != "assistant":
             raise self.error(f"column {name} must hold one assistant's answer here.")
-        if not answer[0]["content"].strip():
+        if not (answer[0]["content"] or "").strip():
             raise self.error(f"column {name} has an empty answer.")
-        return answer[0]["content"]
+        return str(answer[0]["content"])
 
 
 def common_prefix(sequences: Iterable[Any]) -> int:

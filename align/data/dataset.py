@@ -6,8 +6,9 @@ batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], dat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,12 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.core.moved import renamed
 from align.core.readable import counted
 from align.data.build import build_dataset
 from align.data.mixture import Ingredient, mix
+from align.data.remarks import remarks
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
 from align.data.stored_rows import to_example, to_row
@@ -48,7 +50,9 @@ class PreferenceData:
         eval: the held-out rows; None where none are held out.
         counts: over both: `rows`, `train_rows`, `eval_rows`, `tokens` (each prompt once), `padded_tokens`
             (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
-            `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer).
+            `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer),
+            `dropped_reasoning` (answers without their reasoning, `data.thinking=drop`), `dropped_messages` (behind the
+            last answer).
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
     """
 
@@ -80,6 +84,7 @@ def load_preference_data(
     Raises:
         UserError: data missing or empty, or a row that cannot be used; names file and row.
     """
+    settings = replace(settings, date=str(settings.today()))  # the same for every file, whenever midnight is
     sources = open_sources(settings.path)
     held_out = sources.held_out
     if settings.eval_path is not None:
@@ -110,7 +115,10 @@ def load_preference_data(
         ]
         mixed = list(zip(settings.mix, others, strict=True))
         train, ingredients = mix(train, str(settings.path), mixed, seed=seed)
-    return PreferenceData(train, held, _counts(train, held), ingredients)
+    counts = _counts(train, held)
+    for sentence in remarks(settings, tokenizer, counts):
+        warnings.warn(sentence, AlignWarning, stacklevel=2)
+    return PreferenceData(train, held, counts, ingredients)
 
 
 def _check_short(dataset: Dataset) -> None:
@@ -183,4 +191,6 @@ def _counts(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "cut_rows": int((cut > 0).sum()),
         "cut_tokens": int(cut.sum()),
         "dropped_rejected": int(column("dropped_rejected").sum()),
+        "dropped_reasoning": int(column("dropped_reasoning").sum()),
+        "dropped_messages": int(column("dropped_messages").sum()),
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,9 @@ def print_row(
     longest = len(example.prompt_ids) + example.longest_answer
     padded = longest * len(example.answers)
     table = Table(
-        title=f"{example.source}: {len(example.prompt_ids)} prompt tokens, {len(example.answers)} answers",
+        title=escape(
+            f"{example.source}: {len(example.prompt_ids)} prompt tokens, {len(example.answers)} answers"
+        ),
         caption=f"{example.num_tokens} tokens with the prompt shared, {padded} as {len(example.answers)} padded "
         f"rows: {1 - example.num_tokens / padded:.0%} saved · {example.cut_tokens} context tokens cut · "
         f"{len(example.short)} short prompts",
@@ -68,8 +71,14 @@ def print_counts(console: Console, data: PreferenceData) -> None:
         f"{counts['largest_position']}",
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
+    if counts["dropped_reasoning"]:
+        lines.append(
+            f"without their reasoning: {counted(counts['dropped_reasoning'], 'answer')} (data.thinking=drop)"
+        )
+    if counts["dropped_messages"]:
+        lines.append(f"left out behind the last answers: {counted(counts['dropped_messages'], 'message')}")
     lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
-    console.print("\n".join(lines), highlight=False)
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:

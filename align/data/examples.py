@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,12 +19,27 @@ class Turn:
         rejected: the worse answers; may be empty (SFT).
         short_prompt: the same context made short (LongPO, SoLoPO) without the question where `question`
             is given, else the complete short prompt; None where the row has none.
+        fields: `[1 + M]` what each answer's message has beside role and content, the chosen one's first:
+            `tool_calls`, `reasoning_content`; empty where no answer has any.
+        asked: what stands before the answers where that is more than the user's question: results of tool calls.
     """
 
     question: str | None
     chosen: str
     rejected: tuple[str, ...]
     short_prompt: str | None = None
+    fields: tuple[Mapping[str, Any], ...] = ()
+    asked: tuple[Mapping[str, Any], ...] = ()
+
+    def rejects_the_same(self, j: int) -> bool:
+        """Whether rejected answer j equals the chosen one."""
+        same = self.rejected[j].strip() == self.chosen.strip()
+        return same and (not self.fields or self.fields[j + 1] == self.fields[0])
+
+    def with_rejected(self, kept: Sequence[int]) -> Turn:
+        """The turn with these of its rejected answers."""
+        fields = (self.fields[0], *(self.fields[j + 1] for j in kept)) if self.fields else ()
+        return replace(self, rejected=tuple(self.rejected[j] for j in kept), fields=fields)
 
 
 @dataclass(frozen=True)
@@ -33,19 +49,23 @@ class Example:
     Attributes:
         source: where it stands, for messages to people: `train.jsonl:17`.
         turns: at least one; turn i sees the turns before it.
-        messages: the prompt as chat messages, the last one the user's (TRL's conversational rows).
+        messages: the prompt as chat messages, the last one the user's or a tool's (TRL's conversational rows).
         text: the prompt as plain text, used without a chat template (TRL's standard rows).
         chunks: the context's chunks in document order (`context` + `question` rows); the prompt is built
             by `data.template` and each turn has its `question`.
         system: optional system message, for `chunks` rows.
+        tools: JSON schemas of the functions that the assistant may call.
+        dropped_messages: messages behind the last answers, which nobody answers; they were left out.
     """
 
     source: str
     turns: tuple[Turn, ...]
-    messages: tuple[Mapping[str, str], ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
     text: str | None = None
     chunks: tuple[str, ...] = ()
     system: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    dropped_messages: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,8 @@ class TokenizedExample:
             tokens before the first are the system part, those after the last the question.
         cut_tokens: how many context tokens were dropped to fit `data.max_length`.
         short: one row a turn on the short context, for references that see it (LongPO); else empty.
+        dropped_reasoning: answers whose reasoning was left out (`data.thinking=drop`).
+        dropped_messages: as in `Example`.
     """
 
     source: str
@@ -88,6 +110,8 @@ class TokenizedExample:
     chunk_spans: tuple[tuple[int, int], ...] = ()
     cut_tokens: int = 0
     short: tuple[TokenizedExample, ...] = ()
+    dropped_reasoning: int = 0
+    dropped_messages: int = 0
 
     @property
     def longest_answer(self) -> int:

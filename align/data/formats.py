@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
-from align.data.columns import AnswerMessages, Columns, Message, common_prefix
+from align.data.columns import AnswerMessages, Columns, common_prefix
 from align.data.context_rows import context_row
 from align.data.examples import Example, Turn
+from align.data.messages import Message, turns_of_answer
 from align.data.sources import RawRow, open_sources, read_rows
 
 LAYOUTS = (
@@ -58,17 +59,7 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
         raise columns.error("every rejected answer equals the chosen one.")
     if require_rejected and not kept[0].rejected:
         raise columns.no_rejected()
-    return ParsedRow(
-        Example(
-            source=example.source,
-            turns=kept,
-            messages=example.messages,
-            text=example.text,
-            chunks=example.chunks,
-            system=example.system,
-        ),
-        dropped,
-    )
+    return ParsedRow(replace(example, turns=kept, tools=columns.tools()), dropped)
 
 
 def _read_layout(columns: Columns) -> Example:
@@ -113,8 +104,9 @@ def _prompt_row(columns: Columns) -> Example:
         return _implicit_row(columns)
     if not isinstance(columns.get(column), str):
         return _chat_example(columns, [{"role": "user", "content": prompt}], answers)
-    turns = _turns(columns, answers)
-    return Example(columns.source, turns, text=prompt, system=columns.optional_text("system"))
+    turns, dropped = _turns(columns, answers)
+    system = columns.optional_text("system")
+    return Example(columns.source, turns, text=prompt, system=system, dropped_messages=dropped)
 
 
 def _instruction_row(columns: Columns) -> Example:
@@ -125,7 +117,7 @@ def _instruction_row(columns: Columns) -> Example:
         )
     prompt = columns.text("instruction")
     answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
-    return Example(columns.source, _turns(columns, answers), text=prompt)
+    return Example(columns.source, _turns(columns, answers)[0], text=prompt)
 
 
 def _implicit_row(columns: Columns) -> Example:
@@ -154,24 +146,25 @@ def _implicit_text(columns: Columns, conversations: list[AnswerMessages]) -> Exa
         cut -= 1
     if not texts[0][:cut].strip():
         raise columns.error("there is no prompt: chosen and rejected share no beginning.")
-    turns = _turns(columns, [[{"role": "assistant", "content": text[cut:]}] for text in texts])
+    turns, _ = _turns(columns, [[{"role": "assistant", "content": text[cut:]}] for text in texts])
     return Example(columns.source, turns, text=texts[0][:cut], system=columns.optional_text("system"))
 
 
 def _chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMessages]) -> Example:
-    """A row of chat messages; the prompt must end with the user's."""
-    if not prompt or prompt[-1]["role"] != "user":
+    """A row of chat messages; the prompt must end with the user's, or with a tool's result."""
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise columns.error("the prompt must end with a user's message.")
-    if not prompt[-1]["content"].strip():
+    if prompt[-1]["role"] == "user" and not prompt[-1]["content"].strip():
         raise columns.error("the user's last message is empty.")
     system = columns.optional_text("system")
     if system is not None and prompt[0]["role"] != "system":
         prompt = [{"role": "system", "content": system}, *prompt]
-    return Example(columns.source, _turns(columns, answers), messages=tuple(prompt))
+    turns, dropped = _turns(columns, answers)
+    return Example(columns.source, turns, messages=tuple(prompt), dropped_messages=dropped)
 
 
-def _turns(columns: Columns, answers: list[AnswerMessages]) -> tuple[Turn, ...]:
-    """The turns of answers that share their later questions.
+def _turns(columns: Columns, answers: list[AnswerMessages]) -> tuple[tuple[Turn, ...], int]:
+    """The turns of answers that share their later questions, and how many messages after the last answer are left out.
 
     The chosen `assistant: A, user: and then?, assistant: B` beside the rejected `assistant: C, user: and
     then?, assistant: D` makes two turns: A against C, and to the question `and then?` B against D.
@@ -180,41 +173,44 @@ def _turns(columns: Columns, answers: list[AnswerMessages]) -> tuple[Turn, ...]:
         columns: the row, for messages to people.
         answers: each as messages, the chosen one first.
     """
+    parted = []
     for i, answer in enumerate(answers):
-        _check_answer(columns, "chosen" if i == 0 else "rejected", answer)
-        if answer[1::2] != answers[0][1::2]:
+        name = "chosen" if i == 0 else "rejected"
+        turns_of = turns_of_answer(answer)
+        if turns_of is None:
+            raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
+        if not all((one["content"] or "").strip() or one.get("tool_calls") for one in turns_of.answers):
+            raise columns.error(f"column {name} has an empty answer.")
+        parted.append(turns_of)
+        if turns_of.between != parted[0].between:
             raise columns.error("chosen and rejected must have the same later questions.")
     short = columns.optional_text("short_prompt")
-    if short is not None and len(answers[0]) > 1:
+    if short is not None and parted[0].between:
         raise columns.error("a row of several turns takes short_prompts beside context and questions.")
     turns = []
-    for place in range(0, len(answers[0]), 2):
-        question = answers[0][place - 1]["content"] if place else None
-        chosen, *rejected = (answer[place]["content"] for answer in answers)
-        turns.append(Turn(question, chosen, tuple(rejected), short))
-    return tuple(turns)
-
-
-def _check_answer(columns: Columns, name: str, answer: AnswerMessages) -> None:
-    """Refuses an answer that is not assistant, user, assistant, … to the assistant, or that has an empty message."""
-    expected = ["user" if place % 2 else "assistant" for place in range(len(answer))]
-    if [message["role"] for message in answer] != expected or len(answer) % 2 == 0:
-        raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
-    if not all(message["content"].strip() for message in answer):
-        raise columns.error(f"column {name} has an empty answer.")
+    for place, said in enumerate(zip(*(one.answers for one in parted), strict=True)):
+        asked = parted[0].between[place - 1] if place else []
+        question = asked[-1]["content"] if asked else None
+        alone = len(asked) < 2 and all(one["role"] == "user" for one in asked)
+        chosen, *rejected = (str(one["content"] or "") for one in said)
+        fields = tuple(
+            {name: item for name, item in one.items() if name not in ("role", "content")} for one in said
+        )
+        turns.append(
+            Turn(
+                question,
+                chosen,
+                tuple(rejected),
+                short,
+                fields=fields if any(fields) else (),
+                asked=() if alone else tuple(asked),
+            )
+        )
+    return tuple(turns), sum(one.dropped for one in parted)
 
 
 def _drop_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:
     """The turns without the rejected answers that equal the chosen one in every turn."""
-    kept = [
-        j
-        for j in range(len(turns[0].rejected))
-        if any(turn.rejected[j].strip() != turn.chosen.strip() for turn in turns)
-    ]
+    kept = [j for j in range(len(turns[0].rejected)) if any(not turn.rejects_the_same(j) for turn in turns)]
     dropped = len(turns[0].rejected) - len(kept)
-    if not dropped:
-        return turns, 0
-    return tuple(
-        Turn(turn.question, turn.chosen, tuple(turn.rejected[j] for j in kept), turn.short_prompt)
-        for turn in turns
-    ), dropped
+    return (tuple(turn.with_rejected(kept) for turn in turns) if dropped else turns), dropped

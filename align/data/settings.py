@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
+from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+from align.data.template_file import check_template_kwargs, read_template
 
 CUTS = ("middle", "end", "start")
 CHATS = ("auto", "always", "never")
+THINKING = ("keep", "close", "drop")
 MODES = ("none", "logo_continuous", "logo_sparse", "logo")  # of `positions.mode`
 DRAWS = ("slots", "uniform")  # of `positions.draw`
 
@@ -37,6 +41,10 @@ class DataSettings:
     chunk_separator: str = "\n\n"
     system: str | None = None
     chat: str = "auto"
+    chat_template: str | None = None
+    template_kwargs: dict[str, Any] | None = None
+    thinking: str = "keep"
+    date: str | None = None
     max_length: int | None = None
     cut: str = "middle"
     keep_tail: int = 128
@@ -47,6 +55,10 @@ class DataSettings:
     def __post_init__(self) -> None:
         check_choice("data.cut", self.cut, CUTS)
         check_choice("data.chat", self.chat, CHATS)
+        check_choice("data.thinking", self.thinking, THINKING)
+        check_template_kwargs("data.template_kwargs", self.template_kwargs)
+        self.today()
+        self.template_source()
         for key in ("limit", "max_length", "tokens_per_row", "num_proc"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -67,6 +79,21 @@ class DataSettings:
         for place in ("{context}", "{question}"):
             if self.template.count(place) != 1:
                 raise UserError(f"data.template={self.template!r} must contain {place} exactly once.")
+
+    def today(self) -> datetime.date:
+        """`data.date`, which chat templates write that ask for the date; null is the day of the call."""
+        try:
+            return datetime.date.today() if self.date is None else datetime.date.fromisoformat(self.date)
+        except ValueError:
+            raise UserError(f"data.date={self.date} is no date: write it like 2026-01-31.") from None
+
+    def template_source(self) -> str | None:
+        """The text of the file `data.chat_template`; None leaves the tokenizer's template.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return None if self.chat_template is None else read_template("data.chat_template", self.chat_template)
 
 
 @dataclass(frozen=True)

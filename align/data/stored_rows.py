@@ -41,6 +41,8 @@ FEATURES = Features(
         "longest_sequence": Value("int32"),
         "largest_position": Value("int32"),
         "dropped_rejected": Value("int32"),
+        "dropped_reasoning": Value("int32"),
+        "dropped_messages": Value("int32"),
     }
 )
 
@@ -76,6 +78,8 @@ def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str,
         "longest_sequence": len(example.prompt_ids) + example.longest_answer,
         "largest_position": int(example.position_ids[-1]) + example.longest_answer,
         "dropped_rejected": dropped_rejected,
+        "dropped_reasoning": example.dropped_reasoning,
+        "dropped_messages": example.dropped_messages,
     }
 
 
@@ -90,6 +94,8 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         chunk_spans=tuple((start, stop) for start, stop in spans),
         cut_tokens=int(row["cut_tokens"]),
         short=_short(row),
+        dropped_reasoning=int(row["dropped_reasoning"]),
+        dropped_messages=int(row["dropped_messages"]),
     )
 
 

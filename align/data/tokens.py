@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from align.core.errors import UserError
+from align.data.chat_template import ChatTemplate
 from align.data.encoding import Encoder
 from align.data.examples import Answer, Example, TokenizedExample, Turn
 from align.data.template import (
     PLAIN_SEPARATOR,
-    ChatTemplate,
     Fragment,
+    Kind,
     Message,
     PlainTemplate,
     Rendering,
     Template,
+    end_of_text,
+    text_message,
 )
-from align.data.template_structure import end_of_text
+from align.data.template_file import check_syntax
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,14 +55,29 @@ class ExampleTokenizer:
     ) -> None:
         if not tokenizer.is_fast:
             raise UserError("the tokenizer has no fast version, which character offsets need.")
-        if settings.chat == "always" and tokenizer.chat_template is None:
-            raise UserError("data.chat=always needs a chat template, which this tokenizer does not have.")
+        own = settings.chat_template is None
+        if own and settings.chat == "always" and tokenizer.chat_template is None:
+            raise UserError(
+                "data.chat=always needs a chat template, which this tokenizer does not have: name one with "
+                "data.chat_template."
+            )
         self.tokenizer = tokenizer
         self.settings = settings
         self.chunk_tokens = chunk_tokens
         self.encoder = Encoder(tokenizer)
-        self.chat = (
-            None if tokenizer.chat_template is None else ChatTemplate(tokenizer, self.encoder.specials)
+        self.chat = None if own and tokenizer.chat_template is None else self._chat_template()
+
+    def _chat_template(self) -> ChatTemplate:
+        source = self.settings.template_source()
+        if source is not None:
+            check_syntax("data.chat_template", source)
+        return ChatTemplate(
+            self.tokenizer,
+            self.encoder.specials,
+            thinking=self.settings.thinking,
+            chat_template=source,
+            template_kwargs=self.settings.template_kwargs,
+            today=self.settings.today(),
         )
 
     def __call__(self, example: Example) -> TokenizedExample:
@@ -79,12 +97,18 @@ class ExampleTokenizer:
         rendering = template.render(
             example.source,
             self._messages(example),
-            [turn.question or "" for turn in example.turns[1:]],
-            [(turn.chosen, *turn.rejected) for turn in example.turns],
+            [_asked(turn) for turn in example.turns[1:]],
+            [_answer_messages(turn) for turn in example.turns],
+            tools=example.tools,
         )
         prompt = self._encode_prompt(rendering, plain=isinstance(template, PlainTemplate))
         answers = self._encode_answers(rendering)
-        return self._fit(example.source, prompt, answers)
+        fitted = self._fit(example.source, prompt, answers)
+        return replace(
+            fitted,
+            dropped_reasoning=rendering.dropped_reasoning,
+            dropped_messages=example.dropped_messages,
+        )
 
     def _short(self, example: Example, turn: Turn) -> TokenizedExample:
         """One turn on its short context: a row of its own, which never gets synthesised positions."""
@@ -149,17 +173,10 @@ class ExampleTokenizer:
 
     def _encode_answers(self, rendering: Rendering) -> tuple[Answer, ...]:
         """Each answer with its end; of several turns also template and question, unscored, before the next answer."""
-        end = Fragment(rendering.end, "template")
-        between = [self.encoder.encode(part, continues=True).ids for part in rendering.between]
         answers = []
-        for texts in zip(*rendering.answers, strict=True):
-            ids, scored = [], []
-            for k, text in enumerate(texts):
-                if k:
-                    ids.append(between[k - 1])
-                    scored.append(np.zeros(len(between[k - 1]), dtype=bool))
-                ids.append(self.encoder.encode([Fragment(text, "text"), end], continues=True).ids)
-                scored.append(np.ones(len(ids[-1]), dtype=bool))
+        for segments in rendering.answers:
+            ids = [self.encoder.encode(one.fragments, continues=True).ids for one in segments]
+            scored = [np.full(len(own), one.scored) for own, one in zip(ids, segments, strict=True)]
             answers.append(Answer(np.concatenate(ids), np.concatenate(scored)))
         return tuple(answers)
 
@@ -190,12 +207,36 @@ class ExampleTokenizer:
 def _bare_messages(example: Example) -> list[Message]:
     """Chat messages of which the longest user message is the context; all after it counts as the question."""
     users = [i for i, message in enumerate(example.messages) if message["role"] == "user"]
-    longest = max(users, key=lambda i: len(example.messages[i]["content"]))
+    longest = max(users, key=lambda i: len(example.messages[i]["content"]), default=-1)
     messages = []
     for i, message in enumerate(example.messages):
-        kind = "text" if i != longest else "bare" if i == len(example.messages) - 1 else "chunk"
-        messages.append(Message(message["role"], (Fragment(message["content"], kind),)))  # type: ignore[arg-type]
+        kind: Kind = "text" if i != longest else "bare" if i == len(example.messages) - 1 else "chunk"
+        messages.append(_message(message, kind))
     return messages
+
+
+def _message(message: Mapping[str, Any], kind: Kind) -> Message:
+    content = message.get("content")
+    fragments = () if content is None else (Fragment(content, kind),)
+    fields = {name: value for name, value in message.items() if name not in ("role", "content")}
+    return Message(message["role"], fragments, fields)
+
+
+def _asked(turn: Turn) -> list[Message]:
+    """What stands before the answers of a later turn."""
+    if turn.asked:
+        return [_message(message, "text") for message in turn.asked]
+    return [text_message("user", turn.question or "")]
+
+
+def _answer_messages(turn: Turn) -> list[Message]:
+    """The answers of a turn, the chosen one first; one that only calls tools has no content."""
+    texts = (turn.chosen, *turn.rejected)
+    fields: Sequence[Mapping[str, Any]] = turn.fields or [{}] * len(texts)
+    return [
+        text_message("assistant", text, own) if text or not own else Message("assistant", (), own)
+        for text, own in zip(texts, fields, strict=True)
+    ]
 
 
 def _split_places(template: str) -> list[str]:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
+from rich.console import Console
+
+from align.core.errors import UserError
+from align.generation.generators import (
+    Completion,
+    Message,
+    Request,
+    Sampling,
+    WindowError,
+    derive_seed,
+    weights_of,
+)
 from align.generation.ledger import Ledger
-from align.generation.stage import WORK, run_stage
+from align.generation.shares import own_share
+from align.generation.spoken import spoken
+from align.generation.stage import WORK, Workspace, answer_stage
 
 if TYPE_CHECKING:
     from align.evaluation.suite import Evaluation
@@ -35,43 +48,81 @@ class Sample:
 def user_request(
     name: str, content: str, *, seed: int, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
 ) -> Request:
-    """One user message; by default decoded greedily."""
+    """One user message through the chat template; by default decoded greedily."""
     sampling = Sampling(temperature, top_p, 0, max_new_tokens)
     return Request(name, (Message("user", content),), sampling, derive_seed(seed, name))
 
 
-def answer(stage: str, samples: Sequence[Sample], evaluation: Evaluation) -> list[Completion]:
-    """Every sample's completion, in order; several processes share the samples and all get all answers.
+def answer(
+    stage: str, samples: Sequence[Sample], evaluation: Evaluation, *, shorter: str
+) -> list[Completion]:
+    """Every sample's completion without thinking blocks, in order; processes share the samples and all get all answers.
 
-    A process takes every n-th sample and stores its answers in a ledger of its own. A later start reads the
-    ledgers of all earlier ones, with any number of processes.
+    A process stores its answers in a ledger of its own, which no other one writes to. A later start reads the ledgers
+    of all earlier ones, with any number of processes.
+
+    Args:
+        stage: names the ledgers.
+        samples: what is asked.
+        evaluation: the suite's.
+        shorter: what to lower where a prompt does not fit the model's window: the suite's keys.
+
+    Raises:
+        UserError: a prompt does not fit the model's window; other weights have answered before.
     """
+    requests = {sample.request.digest: sample.request for sample in samples}
+    workspace = evaluation.workspace
+    if own_name(stage) == stage:
+        # All calls together, those that are stored too: batches come out the same after a restart.
+        own = _missing(requests, _finished(f"{stage}.*", workspace))
+    else:
+        own = own_share(lambda: _missing(requests, _finished_by_any(stage, workspace)))
+    if own:
+        try:
+            answer_stage(own_name(stage), [requests[digest] for digest in own], first_shows(workspace))
+        except WindowError as error:
+            raise UserError(f"{error.what}: {shorter}.") from error
+    wait_for_all()
+    done = _finished_by_any(stage, workspace)
+    wait_for_all()  # nobody writes again before all have read
+    said = [done[sample.request.digest] for sample in samples]
+    return spoken(stage, said, first_shows(workspace).console)
+
+
+def _missing(digests: Iterable[str], done: Mapping[str, Completion]) -> list[str]:
+    return [digest for digest in digests if digest not in done]
+
+
+def own_name(stage: str) -> str:
+    """The stage's ledger, or this process's own one where several share it."""
     from accelerate import PartialState
 
     state = PartialState()
-    requests = [sample.request for sample in samples]
-    if state.num_processes == 1:
-        return run_stage(stage, requests, evaluation.workspace)
-    folder = evaluation.workspace.output / WORK
-    done = _finished(folder, stage)
-    missing = [request for request in requests if request.digest not in done]
-    own = missing[state.process_index :: state.num_processes]
-    # Only the first process shows a bar; its share stands for the others'.
-    console = evaluation.workspace.console
-    quiet = replace(
-        evaluation.workspace, console=console if state.is_main_process else type(console)(quiet=True)
-    )
-    if own:
-        run_stage(f"{stage}.{state.process_index}", own, quiet)
-    state.wait_for_everyone()
-    done = _finished(folder, stage)
-    state.wait_for_everyone()
-    return [done[request.digest] for request in requests]
+    return stage if state.num_processes == 1 else f"{stage}.{state.process_index}"
 
 
-def _finished(folder: Any, stage: str) -> dict[str, Completion]:
+def first_shows(workspace: Workspace) -> Workspace:
+    """Only the first process shows a bar; its share stands for the others'."""
+    from accelerate import PartialState
+
+    return workspace if PartialState().is_main_process else replace(workspace, console=Console(quiet=True))
+
+
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()
+
+
+def _finished_by_any(stage: str, workspace: Workspace) -> dict[str, Completion]:
     """The answers in all ledgers of a stage."""
+    return _finished(stage, workspace) | _finished(f"{stage}.*", workspace)
+
+
+def _finished(pattern: str, workspace: Workspace) -> dict[str, Completion]:
+    """The answers in the ledgers of this name; none of them is written to."""
     found: dict[str, Completion] = {}
-    for path in sorted([*folder.glob(f"{stage}.jsonl"), *folder.glob(f"{stage}.*.jsonl")]):
-        found |= Ledger(path).finished
+    for path in sorted((workspace.output / WORK).glob(f"{pattern}.jsonl")):
+        found |= Ledger.read(path, weights=weights_of(workspace.generator))
     return found

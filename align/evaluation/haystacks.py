@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.documents.loading import load_documents
+from align.evaluation.files import read_rows
 from align.generation.generators import derive_seed
 
 if TYPE_CHECKING:
@@ -37,6 +35,10 @@ PASSAGES_INTRODUCTION = "Some of these documents help to answer the question at 
 PASSAGES_QUESTION = "Answer in a few words, from the documents above: {question}?"
 
 
+# Makes the prompt with `size` units of hay (sentences, pairs or passages): larger sizes, longer prompts.
+Build = Callable[[int], "Found"]
+
+
 @dataclass(frozen=True)
 class Found:
     """A prompt's content and the answers that count as right."""
@@ -45,8 +47,20 @@ class Found:
     answers: tuple[str, ...]
 
 
-# Makes the prompt with `size` units of hay (characters, pairs or passages): larger sizes, longer prompts.
-Build = Callable[[int], Found]
+@dataclass(frozen=True)
+class Hay:
+    """What a prompt of any length is made of.
+
+    Attributes:
+        build: gives the prompt with so many units of hay.
+        least, most: units that there are.
+        unit: what prompts that are not independent have in common: the question that is asked at every length.
+    """
+
+    build: Build
+    least: int
+    most: int
+    unit: str
 
 
 def fit(
@@ -74,7 +88,8 @@ def fit(
 class Needles:
     """A sentence with a number, put between two sentences of real text.
 
-    The hay is the same in every prompt of a length, so that prompts of a depth share their beginning.
+    The hay is the same in every prompt of a length, so that prompts of a depth share their beginning. City and number
+    are drawn anew for every prompt.
     """
 
     documents: str
@@ -93,9 +108,9 @@ class Needles:
         """Where sentences begin."""
         return [0, *(match.end() for match in _SENTENCE_START.finditer(self.hay))]
 
-    def build(self, depth: float, sample: int) -> tuple[Build, int, int]:
+    def hay_of(self, length: int, depth: float, sample: int) -> Hay:
         """The prompt by its number of sentences; depth 0 is the very beginning, 1 the end of the hay."""
-        rng = random.Random(derive_seed(self.seed, "needle", str(depth), str(sample)))
+        rng = random.Random(derive_seed(self.seed, "needle", str(length), str(depth), str(sample)))
         city, number = rng.choice(_CITIES), str(rng.randint(1_000_000, 9_999_999))
         needle = NEEDLE.format(city=city, number=number)
 
@@ -106,7 +121,7 @@ class Needles:
             text = " ".join(part for part in (before, needle, after) if part)
             return Found(f"{text}\n\n{NEEDLE_QUESTION.format(city=city)}", (number,))
 
-        return build, 0, len(self._starts) - 1
+        return Hay(build, 0, len(self._starts) - 1, f"{length}/{depth:g}/{sample}")
 
 
 @dataclass(frozen=True)
@@ -117,8 +132,8 @@ class KeyValue:
     seed: int
     name: str = "key_value"
 
-    def build(self, depth: float, sample: int) -> tuple[Build, int, int]:
-        """The prompt by its number of pairs."""
+    def hay_of(self, length: int, depth: float, sample: int) -> Hay:
+        """The prompt by its number of pairs; sample i asks for the same one at every depth and length."""
         rng = random.Random(derive_seed(self.seed, "pairs", str(sample)))
         pairs = (
             self._from_file(sample)
@@ -134,11 +149,14 @@ class KeyValue:
             question = KEY_VALUE_QUESTION.format(key=asked[0])
             return Found(f"{KEY_VALUE_INTRODUCTION}{{{lines}}}\n\n{question}", (asked[1],))
 
-        return build, 0, len(hay)
+        return Hay(build, 0, len(hay), asked[0])
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return read_rows(str(self.path), ("ordered_kv_records", "key", "value"))
 
     def _from_file(self, sample: int) -> list[tuple[str, str]]:
-        rows = read_rows(str(self.path), ("ordered_kv_records", "key", "value"))
-        row = rows[sample % len(rows)]
+        row = self._rows[sample % len(self._rows)]
         asked = (row["key"], row["value"])
         return [asked, *((k, v) for k, v in row["ordered_kv_records"] if k != asked[0])]
 
@@ -158,7 +176,7 @@ class MultiDocument:
         random.Random(derive_seed(self.seed, "questions")).shuffle(rows)
         return rows
 
-    def build(self, depth: float, sample: int) -> tuple[Build, int, int]:
+    def hay_of(self, length: int, depth: float, sample: int) -> Hay:
         """The prompt by its number of distractors; sample i asks the same question at every depth and length."""
         row = self.rows[sample % len(self.rows)]
         rng = random.Random(derive_seed(self.seed, "distractors", str(sample)))
@@ -175,7 +193,7 @@ class MultiDocument:
             passages = [*hay[:place], row["ctxs"][0], *hay[place:count]]
             return Found(passages_prompt(passages, row["question"]), tuple(row["answers"]))
 
-        return build, 0, len(hay)
+        return Hay(build, 0, len(hay), str(row["question"]))
 
 
 def passages_prompt(passages: Sequence[dict[str, Any]], question: str) -> str:
@@ -197,32 +215,6 @@ def token_counter(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int]:
         )
 
     return count
-
-
-def read_rows(path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """JSON Lines, gzipped or not, every row with the columns.
-
-    Raises:
-        UserError: no such file, no JSON, or a row without a column; names the line.
-    """
-    place = Path(path).expanduser()
-    if not place.is_file():
-        raise UserError(f"{path} does not exist: name a .jsonl or .jsonl.gz file.")
-    opened = gzip.open if place.suffix == ".gz" else open
-    rows = []
-    with opened(place, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{place.name}:{number} is no JSON: {error}.") from error
-            missing = [column for column in columns if not isinstance(row, dict) or column not in row]
-            if missing:
-                raise UserError(f"{place.name}:{number} has no `{missing[0]}`.")
-            rows.append(row)
-    if not rows:
-        raise UserError(f"{path} holds no rows.")
-    return rows
 
 
 def _identifier(rng: random.Random) -> str:

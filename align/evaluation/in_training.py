@@ -31,10 +31,12 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from align.core.errors import UserError
+from align.core.files import write_atomically
 from align.distributed.wrappers import expected_wrapper
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
 from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
+from align.models.identity import parameters_digest
 from align.models.structure import attention_of, find_causal_lm
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from align.training.trainer import PreferenceTrainer
 
 FOLDER = "suites"  # in the output folder
+WEIGHTS = "weights.txt"  # beside the answers of a step: what tells the weights that gave them
 PLAIN_ATTENTION = "sdpa"  # of prompts and answers: the shared-prefix attention has no key-value cache
 
 
@@ -84,8 +87,8 @@ class SuitesInTraining(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A run from the first step on removes an earlier run's answers: they are of other weights."""
-        if state.global_step == 0 and state.is_world_process_zero:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if state.global_step == 0 and state.is_world_process_zero and self.folder.is_dir():
+            shutil.rmtree(self.folder)
         PartialState().wait_for_everyone()
 
     def on_evaluate(
@@ -109,15 +112,32 @@ class SuitesInTraining(TrainerCallback):
     def _run(self, name: str, suite: Suite, *, step: int) -> dict[str, float]:
         folder = self.folder / name / f"step-{step}"
         with answering(self.policy) as model:
+            weights = parameters_digest(model)
+            self._forget_others(folder, weights)
             generator = LocalSettings().of_model(model, self.tokenizer)
             workspace = Workspace(folder, self.seed, self.tokenizer, generator, self.console)
-            result = suite.run(Evaluation(lambda: model, workspace, self._score_pairs))
+            result = suite.run(Evaluation(lambda: model, workspace, self._score_pairs, lambda: weights))
         if PartialState().is_main_process:
             write_result(result, folder)
         scores = {score: interval.mean for score, interval in result.scores.items()}
         line = "  ".join(f"{score} {value:.3f}" for score, value in scores.items())
-        self.console.print(f"{name} at step {step}: {line}", soft_wrap=True, highlight=False)
+        self.console.print(f"{name} at step {step}: {line}", soft_wrap=True, highlight=False, markup=False)
         return scores
+
+    def _forget_others(self, folder: Path, weights: str) -> None:
+        """Removes answers of other weights at this step, as a run leaves them that has gone back to a checkpoint."""
+        if PartialState().is_main_process:
+            note = folder / WEIGHTS
+            if folder.is_dir() and not (note.is_file() and note.read_text() == weights):
+                self.console.print(
+                    f"{folder} holds answers of other weights: asked again.",
+                    soft_wrap=True,
+                    highlight=False,
+                    markup=False,
+                )
+                shutil.rmtree(folder)
+            write_atomically(note, weights)
+        PartialState().wait_for_everyone()
 
     def _score_pairs(self, path: str | None) -> ScoredPairs:
         """The rows of `path`, or those that the run holds out, on the training forward."""

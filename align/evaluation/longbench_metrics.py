@@ -26,6 +26,8 @@ _ZH_PUNCTUATION = (
     "–—‘’‛“”„‟…‧﹏."
 )
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation + _ZH_PUNCTUATION)
+# What the references of these tasks hold.
+PLACES = {"passage_retrieval_en": r"Paragraph (\d+)", "passage_retrieval_zh": r"段落(\d+)"}
 _COMMENT_MARKS = ("`", "#", "//")
 
 
@@ -110,12 +112,12 @@ def count(prediction: str, reference: str, all_classes: Sequence[str] = ()) -> f
 
 def retrieval(prediction: str, reference: str, all_classes: Sequence[str] = ()) -> float:
     """Share of all numbers in the prediction that are the N of `Paragraph N`."""
-    return _share(prediction, re.findall(r"Paragraph (\d+)", reference)[0])
+    return _share(prediction, re.findall(PLACES["passage_retrieval_en"], reference)[0])
 
 
 def retrieval_zh(prediction: str, reference: str, all_classes: Sequence[str] = ()) -> float:
     """Share of all numbers in the prediction that are the N of `段落N`."""
-    return _share(prediction, re.findall(r"段落(\d+)", reference)[0])
+    return _share(prediction, re.findall(PLACES["passage_retrieval_zh"], reference)[0])
 
 
 def _share(prediction: str, wanted: str) -> float:
@@ -146,6 +148,8 @@ METRICS: dict[str, Metric] = {
 }
 # Of these only the first line of the prediction counts: few-shot examples make models go on.
 FIRST_LINE = frozenset({"trec", "triviaqa", "samsum", "lsht"})
+# These are scored by the classes that a row's `all_classes` lists.
+CLASSES = frozenset({"trec", "lsht"})
 # LongBench-E's buckets by the row's `length`: name → smallest length.
 BUCKETS = {"0-4k": 0, "4-8k": 4000, "8k+": 8000}
 
@@ -162,11 +166,13 @@ def score(
         all_classes: the task's classes, for `trec` and `lsht`.
 
     Raises:
-        UserError: unknown task.
+        UserError: unknown task, or no classes for a task that is scored by them.
     """
     name = task.removesuffix("_e")
     if name not in METRICS:
         raise UserError(f"LongBench has no task {task}: use one of {', '.join(METRICS)}.")
+    if name in CLASSES and not all_classes:
+        raise UserError(f"{task} is scored by its classes, and the row has no `all_classes`.")
     if name in FIRST_LINE:
         prediction = prediction.lstrip("\n").split("\n")[0]
     return max((METRICS[name](prediction, answer, all_classes or ()) for answer in answers), default=0.0)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
-from align.core.files import write_atomically
 from align.documents.loading import load_documents
-from align.evaluation.intervals import Interval, mean_interval
+from align.evaluation.ask import first_shows, wait_for_all
+from align.evaluation.intervals import Measure, Score, mean_interval
 from align.evaluation.pictures import curve
-from align.evaluation.suite import Evaluation, Result, at_least, plain
+from align.evaluation.stored import StoredRecords
+from align.evaluation.suite import Evaluation, Result, at_least, check_edges, plain, score_of
+from align.generation.generators import digest_of
+from align.generation.shares import own_share
 from align.generation.stage import WORK
+
+NLL = Measure(mean_interval, "lower")  # nats a token
 
 
 @dataclass(frozen=True)
@@ -35,30 +38,25 @@ class Perplexity:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         at_least({"length": self.length, "window": self.window}, 2)
-        at_least({"stride": self.stride, "max_documents": self.max_documents or 1}, 1)
+        at_least({"stride": self.stride, "max_documents": self.max_documents}, 1)
         if self.stride >= self.window:
             raise UserError(
                 f"suite.stride={self.stride} must be below suite.window={self.window}: a token needs something "
                 "before it in its window."
             )
-        if list(self.edges) != sorted(set(self.edges)) or not self.edges or self.edges[0] != 0:
-            raise UserError(f"suite.edges={list(self.edges)} has to rise from 0.")
+        check_edges(self.edges)
 
     def run(self, evaluation: Evaluation) -> Result:
         """Scores every document twice; a document is a sample, its mean negative log-prob the score."""
         texts = self._documents(evaluation)
         records = _measure(self, texts, evaluation)
-        seed = evaluation.workspace.seed
-        scores = {
-            "nll": mean_interval([record["nll"] for record in records], seed=seed),
-            "nll_sliding": mean_interval([record["nll_sliding"] for record in records], seed=seed),
-        }
+        scores = {name: score_of(records, name, NLL) for name in ("nll", "nll_sliding")}
         by_position = self._by_position(records)
         return Result(
             records=records,
             scores=scores,
             details={
-                "perplexity": {name: math.exp(value.mean) for name, value in scores.items()},
+                "perplexity": {name: _perplexity(value.mean) for name, value in scores.items()},
                 "nll_by_position": plain({str(int(edge)): value for edge, value in by_position.items()}),
             },
             pictures={
@@ -84,13 +82,21 @@ class Perplexity:
             raise UserError(f"suite.documents={self.documents}: no document has two tokens.")
         return [(name, ids[: self.length]) for name, ids in encoded[: self.max_documents]]
 
-    def _by_position(self, records: Sequence[dict[str, Any]]) -> dict[float, Interval]:
+    def _by_position(self, records: Sequence[dict[str, Any]]) -> dict[float, Score]:
         """The mean over documents for each range of positions, by its first position."""
         found: dict[float, list[float]] = {}
         for record in records:
             for edge, value in record["by_position"].items():
                 found.setdefault(float(edge), []).append(value)
-        return {edge: mean_interval(found[edge]) for edge in sorted(found)}
+        return {edge: NLL.of(found[edge]) for edge in sorted(found)}
+
+
+def _perplexity(nll: float) -> float:
+    """e to the mean negative log-prob; infinite where that is no number any more."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def _measure(
@@ -102,27 +108,15 @@ def _measure(
 
     from align.evaluation.token_logps import score_document
 
-    state = PartialState()
-    folder = evaluation.workspace.output / WORK / "perplexity"
-    places = {name: folder / f"{i:05}.json" for i, (name, _) in enumerate(texts)}
-    missing = [(name, ids) for name, ids in texts if not places[name].is_file()]
-    own = missing[state.process_index :: state.num_processes]
+    window, stride, edges = suite.window, suite.stride, list(suite.edges)
+    stored = StoredRecords(evaluation.workspace.output / WORK / "perplexity", evaluation.weights())
+    documents = {digest_of([ids, window, stride, edges]): ids for _, ids in texts}
+    own = own_share(lambda: [digest for digest in documents if stored.get(digest) is None])
     if own:
-        model = evaluation.load().eval()
-        with progress_bar(evaluation.workspace.console) as progress:
-            for name, ids in progress.track(own, description="perplexity"):
-                scored = score_document(
-                    model,
-                    torch.tensor(ids, device=state.device),
-                    window=suite.window,
-                    stride=suite.stride,
-                    edges=suite.edges,
-                )
-                record = {"id": name, **scored}
-                write_atomically(places[name], json.dumps(record))
-    state.wait_for_everyone()
-    return [_read(places[name]) for name, _ in texts]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+        model, device = evaluation.load().eval(), PartialState().device
+        with progress_bar(first_shows(evaluation.workspace).console) as progress:
+            for digest in progress.track(own, description="perplexity"):
+                ids = torch.tensor(documents[digest], device=device)
+                stored.put(digest, score_document(model, ids, window=window, stride=stride, edges=edges))
+    wait_for_all()
+    return [{"id": name, **stored[digest_of([ids, window, stride, edges])]} for name, ids in texts]

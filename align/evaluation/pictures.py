@@ -57,14 +57,17 @@ def curve(
     diagonal: bool = False,
     logarithmic: bool = False,
 ) -> Figure:
-    """Means over a quantity with their intervals as a band; optionally the line y = x, or logarithmic axes."""
+    """Means over a quantity with their intervals as a band; optionally the line y = x, or logarithmic axes.
+
+    Where a mean has no interval the band has a gap.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     places = sorted(points)
     means = [points[place].mean for place in places]
-    low, high = ([getattr(points[place], end) for place in places] for end in ("low", "high"))
+    low, high = ([_number(getattr(points[place], end)) for place in places] for end in ("low", "high"))
     if diagonal:
         axes.plot(places, places, color="#999999", linestyle="--", linewidth=1, label="as required")
     axes.fill_between(places, low, high, color="#9db4c8", alpha=0.5, label="95% interval")
@@ -79,3 +82,7 @@ def curve(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -8,10 +8,16 @@ from typing import ClassVar
 import numpy as np
 
 from align.core.errors import UserError
-from align.evaluation.intervals import mean_interval
+from align.evaluation.intervals import Measure, mean_interval, proportion_interval
 from align.evaluation.pictures import curve
-from align.evaluation.suite import Evaluation, Result, ScoredPairs, grouped, plain
+from align.evaluation.suite import Evaluation, Result, ScoredPairs, check_edges, grouped, plain, score_of
 from align.training.metric_names import METRICS
+
+# What is measured of rows that compare anything. An accuracy is a share of the row's rejected answers.
+COMPARED = {
+    "rewards/accuracies": Measure(proportion_interval, "higher"),
+    "rewards/margins": Measure(mean_interval, "higher"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,19 +30,23 @@ class Preference:
 
     def check(self) -> None:
         """Raises UserError for edges that do not rise."""
-        if list(self.edges) != sorted(set(self.edges)) or not self.edges or self.edges[0] != 0:
-            raise UserError(f"suite.edges={list(self.edges)} has to rise from 0.")
+        check_edges(self.edges)
 
     def run(self, evaluation: Evaluation) -> Result:
         """One forward over every row; nothing is generated."""
         pairs = evaluation.score_pairs(None)
-        return self.result(pairs, seed=evaluation.workspace.seed)
+        return self.result(pairs)
 
-    def result(self, pairs: ScoredPairs, *, seed: int) -> Result:
+    def result(self, pairs: ScoredPairs) -> Result:
         """Means over the rows that compare anything, and by the length of the row."""
         records = []
         for values, row in zip(pairs.metrics, pairs.rows, strict=True):
-            named = {name: None if np.isnan(v) else float(v) for name, v in zip(METRICS, values, strict=True)}
+            # Without a rejected answer the comparing metrics have no value; of others NaN is what the model gave.
+            single = bool(np.isnan(values[METRICS.index("rewards/accuracies")]))
+            named = {
+                name: None if single and np.isnan(value) else float(value)
+                for name, value in zip(METRICS, values, strict=True)
+            }
             length = int(row["longest_sequence"])
             bucket = [edge for edge in self.edges if edge <= length][-1]
             records.append({"id": row["source"], "length": length, "bucket": bucket, **named})
@@ -44,11 +54,10 @@ class Preference:
         if not compared:
             raise UserError("data.path: no row has a rejected answer, so that there is nothing to prefer.")
         compared.sort(key=lambda record: record["length"])
-        names = ("rewards/accuracies", "rewards/margins")
-        by_length = {name: grouped(compared, name, "bucket", seed=seed) for name in names}
+        by_length = {name: grouped(compared, name, "bucket", measure) for name, measure in COMPARED.items()}
         return Result(
             records=records,
-            scores={name: mean_interval([record[name] for record in compared], seed=seed) for name in names},
+            scores={name: score_of(compared, name, measure) for name, measure in COMPARED.items()},
             details={"by_length": {name: plain(groups) for name, groups in by_length.items()}},
             pictures={
                 "lengths.png": curve(

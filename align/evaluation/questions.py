@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.core.config import check_choice
 from align.core.errors import UserError
-from align.evaluation.answers import contains_answer
+from align.evaluation.answers import contains_answer, first_line
 from align.evaluation.ask import Sample, answer, user_request
-from align.evaluation.haystacks import read_rows
-from align.evaluation.intervals import mean_interval
-from align.evaluation.suite import Evaluation, Result, at_least, grouped
+from align.evaluation.files import check_file, read_places
+from align.evaluation.intervals import Measure, proportion_interval
+from align.evaluation.suite import Evaluation, Result, at_least, grouped, score_of
 
 if TYPE_CHECKING:
     from align.generation.generators import Completion
 
 COLUMNS = ("prompt", "answers")
+FOUND = Measure(proportion_interval, "higher")
+COUNTED = ("first_line", "whole")  # what of an answer is looked at
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Questions:
     path: str | None = None
     limit: int | None = None
     max_new_tokens: int = 32
+    counted: str = "first_line"
 
     def check(self) -> None:
         """Raises UserError for a value out of range or a missing file."""
@@ -34,33 +37,44 @@ class Questions:
             raise UserError(
                 "suite.path is not set: name a .jsonl or .jsonl.gz file of {prompt, answers} rows."
             )
-        if not Path(self.path).expanduser().is_file():
-            raise UserError(f"suite.path={self.path} does not exist: name a .jsonl or .jsonl.gz file.")
-        at_least({"max_new_tokens": self.max_new_tokens, "limit": self.limit or 1}, 1)
+        check_file("suite.path", self.path)
+        at_least({"max_new_tokens": self.max_new_tokens, "limit": self.limit}, 1)
+        check_choice("suite.counted", self.counted, COUNTED)
 
     def run(self, evaluation: Evaluation) -> Result:
         """Asks every row greedily; the mean over all rows, and over the rows of each `group`."""
-        seed = evaluation.workspace.seed
-        samples = self._samples(seed)
-        completions = answer("questions", samples, evaluation)
-        records = [_record(*pair) for pair in zip(samples, completions, strict=True)]
-        scores = {"found": mean_interval([record["found"] for record in records], seed=seed)}
+        samples = self._samples(evaluation.workspace.seed)
+        completions = answer(
+            "questions", samples, evaluation, shorter="shorten its prompt or lower suite.max_new_tokens"
+        )
+        records = [self._record(*pair) for pair in zip(samples, completions, strict=True)]
+        scores = {"found": score_of(records, "found", FOUND)}
         if any(record["group"] is not None for record in records):
             scores |= {
                 f"found, {name}": interval
-                for name, interval in grouped(records, "found", "group", seed=seed).items()
+                for name, interval in grouped(records, "found", "group", FOUND).items()
             }
         return Result(records=records, scores=scores)
 
     def _samples(self, seed: int) -> list[Sample]:
-        rows = read_rows(str(self.path), COLUMNS)[: self.limit]
+        rows = read_places(str(self.path), COLUMNS)[: self.limit]
         samples = []
-        for number, row in enumerate(rows, start=1):
-            _check_row(row, f"{self.path}:{number}")
+        for number, (where, row) in enumerate(rows, start=1):
+            _check_row(row, where)
             name = f"questions/{number}"
             request = user_request(name, row["prompt"], seed=seed, max_new_tokens=self.max_new_tokens)
             samples.append(Sample(request, {"group": row.get("group"), "answers": row["answers"]}))
         return samples
+
+    def _record(self, sample: Sample, completion: Completion) -> dict[str, Any]:
+        said = first_line(completion.text) if self.counted == "first_line" else completion.text
+        return {
+            "id": sample.id,
+            **sample.facts,
+            "prediction": completion.text,
+            "tokens": completion.tokens,
+            "found": float(contains_answer(said, sample.facts["answers"])),
+        }
 
 
 def _check_row(row: Mapping[str, Any], where: str) -> None:
@@ -69,14 +83,3 @@ def _check_row(row: Mapping[str, Any], where: str) -> None:
         raise UserError(f"{where}: `prompt` has to be a text.")
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
         raise UserError(f"{where}: `answers` has to be a list of texts, one at least.")
-
-
-def _record(sample: Sample, completion: Completion) -> dict[str, Any]:
-    found = contains_answer(completion.text, sample.facts["answers"])
-    return {
-        "id": sample.id,
-        **sample.facts,
-        "prediction": completion.text,
-        "tokens": completion.tokens,
-        "found": float(found),
-    }

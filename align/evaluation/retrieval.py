@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
-from align.evaluation.answers import contains_answer
+from align.core.readable import counted
+from align.evaluation.answers import contains_answer, first_line
 from align.evaluation.ask import Sample, answer, user_request
+from align.evaluation.files import check_file
 from align.evaluation.haystacks import Found, KeyValue, MultiDocument, Needles, fit, token_counter
-from align.evaluation.intervals import mean_interval
+from align.evaluation.intervals import Measure, proportion_interval
 from align.evaluation.pictures import heat_map
-from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain
+from align.evaluation.suite import Evaluation, Result, at_least, grouped, plain, score_of
+from align.evaluation.window import Window
 
 if TYPE_CHECKING:
     from align.generation.generators import Completion
 
 TASKS = ("needles", "key_value", "multi_document")
-TEMPLATE_MARGIN = 64  # tokens left for the chat template around a prompt
+FIRST_LINE = ("multi_document",)  # of these only the first line counts, as in the published scorer
+TEMPLATE_MARGIN = 64  # tokens left for the chat template around a prompt, more where it is longer
+SEAMS = 8  # tokens: what stands beside the template may come out as a few more
+FULL = 0.9  # of the tokens asked for: what a prompt has to have to stand for its length
+FOUND = Measure(proportion_interval, "higher")
 
 
 @dataclass(frozen=True)
@@ -54,35 +61,47 @@ class Retrieval:
             )
         for key in ("key_value_path", "multi_document_path"):
             path = getattr(self, key)
-            if path is not None and not Path(path).expanduser().is_file():
-                raise UserError(f"suite.{key}={path} does not exist: name a .jsonl or .jsonl.gz file.")
+            if path is not None:
+                check_file(f"suite.{key}", path)
 
     def run(self, evaluation: Evaluation) -> Result:
         """Makes all prompts, asks, and looks for the accepted answers in what was said."""
-        samples = self.make_samples(evaluation)
-        completions = answer("retrieval", samples, evaluation)
+        made = self.make_samples(evaluation)
+        samples = [sample for sample in made if is_full(sample)]
+        notes = too_short(made)
+        for note in notes:
+            evaluation.workspace.console.print(note, soft_wrap=True, highlight=False, markup=False)
+        if not samples:
+            raise UserError(
+                f"suite.lengths={list(self.lengths)}: {notes[0]} Name smaller lengths, or more to read."
+            )
+        completions = answer("retrieval", samples, evaluation, shorter="name smaller suite.lengths")
         records = [_record(*pair) for pair in zip(samples, completions, strict=True)]
-        seed = evaluation.workspace.seed
         own = {task: [record for record in records if record["task"] == task] for task in self.tasks}
         return Result(
             records=records,
             scores={
-                task: mean_interval([record["found"] for record in own[task]], seed=seed)
+                task: score_of(own[task], "found", FOUND, independent="unit")
                 for task in self.tasks
+                if own[task]
             },
-            details={
-                "by_length": {task: plain(grouped(own[task], "found", "length")) for task in self.tasks},
-                "by_depth": {task: plain(grouped(own[task], "found", "depth")) for task in self.tasks},
-            },
-            pictures={f"{task}.png": self._picture(task, own[task]) for task in self.tasks},
+            details={f"by_{axis}": self._by(axis, own) for axis in ("length", "depth")},
+            pictures={f"{task}.png": self._picture(task, own[task]) for task in self.tasks if own[task]},
+            notes=notes,
         )
 
+    def _by(self, axis: str, own: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        return {
+            task: plain(grouped(own[task], "found", axis, FOUND, independent="unit")) for task in self.tasks
+        }
+
     def make_samples(self, evaluation: Evaluation) -> list[Sample]:
-        """`samples` prompts for each task, length and depth."""
+        """`samples` prompts for each task, length and depth, those that stay short of their length too."""
         workspace = evaluation.workspace
         count = token_counter(workspace.tokenizer)
+        around = max(TEMPLATE_MARGIN, Window(workspace).template + SEAMS)
         return [
-            self._sample(task, length, depth, i, workspace.seed, count)
+            self._sample(task, length, depth, i, workspace.seed, count, around)
             for task in self._makers(workspace.seed)
             for length, depth, i in product(self.lengths, self.depths, range(self.samples))
         ]
@@ -103,20 +122,23 @@ class Retrieval:
         index: int,
         seed: int,
         count: Callable[[str], int],
+        around: int,
     ) -> Sample:
         """One prompt that, with its answer and the chat template, has about `length` tokens and no more."""
         name = f"{task.name}/{length}/{depth:g}/{index}"
-        budget = length - self.max_new_tokens - TEMPLATE_MARGIN
-        build, least, most = task.build(depth, index)
+        budget = length - self.max_new_tokens - around
+        hay = task.hay_of(length, depth, index)
         found: Found = fit(
-            build, count, budget=budget, least=least, most=most, where=f"suite.lengths={length}"
+            hay.build, count, budget=budget, least=hay.least, most=hay.most, where=f"suite.lengths={length}"
         )
         request = user_request(name, found.content, seed=seed, max_new_tokens=self.max_new_tokens)
         facts = {
             "task": task.name,
             "length": length,
             "tokens": count(found.content),
+            "budget": budget,
             "depth": depth,
+            "unit": hay.unit,
             "answers": list(found.answers),
         }
         return Sample(request, facts)
@@ -130,10 +152,34 @@ class Retrieval:
             columns=[str(length) for length in self.lengths],
             rows=[f"{depth:.0%}" for depth in self.depths],
             labels=("tokens of the prompt", "depth"),
-            title=f"{task.replace('_', ' ')}: found, {self.samples} a cell",
+            title=f"{task.replace('_', ' ')}: found, {self.samples} a cell (grey: not asked)"
+            if len(cells) < len(self.lengths) * len(self.depths)
+            else f"{task.replace('_', ' ')}: found, {self.samples} a cell",
         )
 
 
+def is_full(sample: Sample) -> bool:
+    """Whether a prompt has so many tokens that it may stand for the length that was asked for."""
+    return bool(sample.facts["tokens"] >= FULL * sample.facts["budget"])
+
+
+def too_short(samples: Sequence[Sample]) -> list[str]:
+    """A sentence for each task and length of which prompts stay too short: these are not asked."""
+    all_of = Counter((sample.facts["task"], sample.facts["length"]) for sample in samples)
+    short: dict[tuple[str, int], list[int]] = {}
+    for sample in samples:
+        if not is_full(sample):
+            short.setdefault((sample.facts["task"], sample.facts["length"]), []).append(
+                sample.facts["tokens"]
+            )
+    return [
+        f"{task}, {length} tokens: {len(tokens)} of {counted(all_of[task, length], 'prompt')} are not asked, since "
+        f"what there is to read gives them {max(tokens)} tokens at most; cells without any stay grey."
+        for (task, length), tokens in short.items()
+    ]
+
+
 def _record(sample: Sample, completion: Completion) -> dict[str, Any]:
-    found = contains_answer(completion.text, sample.facts["answers"])
+    said = first_line(completion.text) if sample.facts["task"] in FIRST_LINE else completion.text
+    found = contains_answer(said, sample.facts["answers"])
     return {"id": sample.id, **sample.facts, "prediction": completion.text, "found": float(found)}

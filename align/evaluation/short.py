@@ -6,21 +6,30 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from align.core.errors import UserError
-from align.core.files import write_atomically
 from align.data.sources import open_sources
-from align.evaluation.intervals import mean_interval
-from align.evaluation.suite import Evaluation, Result, at_least
+from align.evaluation.ask import wait_for_all
+from align.evaluation.intervals import Measure, mean_interval, proportion_interval
+from align.evaluation.preference import COMPARED
+from align.evaluation.stored import StoredRecords
+from align.evaluation.suite import Evaluation, Result, at_least, numbers_only
+from align.generation.generators import digest_of
 from align.generation.stage import WORK
 from align.training.metric_names import METRICS
 
 PAIRS = "pairs"  # their name among the tasks
-COMPARED = ("rewards/accuracies", "rewards/margins")
+SHARES = (
+    "acc",
+    "acc_norm",
+    "acc_mutual_info",
+    "exact_match",
+    "em",
+)  # metrics of lm-eval that are right or wrong
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Short:
             )
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise UserError(f"suite.include_path={self.include_path} is no folder of lm-eval task files.")
-        at_least({"batch_size": self.batch_size, "limit": self.limit or 1}, 1)
+        at_least({"batch_size": self.batch_size, "limit": self.limit}, 1)
         if self.pairs is not None:
             open_sources(self.pairs, key="suite.pairs")
         if self.tasks and importlib.util.find_spec("lm_eval") is None:
@@ -50,36 +59,56 @@ class Short:
 
     def run(self, evaluation: Evaluation) -> Result:
         """Every task in turn, then the pairs; what is finished is read from the disk."""
-        seed = evaluation.workspace.seed
-        found = {task: self._kept(task, evaluation, partial(self._measure, task)) for task in self.tasks}
+        found = {
+            task: self._kept(self._content(task), evaluation, partial(self._measure, task))
+            for task in self.tasks
+        }
         if self.pairs is not None:
-            found[PAIRS] = self._kept(PAIRS, evaluation, self._compare)
+            pairs = open_sources(self.pairs, key="suite.pairs").train
+            content = [PAIRS, [source.identity() for source in pairs]]
+            found[PAIRS] = self._kept(content, evaluation, self._compare)
         records = [record for part in found.values() for record in part["records"]]
-        scores: dict[str, list[float]] = {}
+        better = {name: way for part in found.values() for name, way in part.get("better", {}).items()}
+        values: dict[tuple[str, str], list[float]] = {}
         for record in records:
             for metric, value in record["scores"].items():
-                scores.setdefault(f"{record['task']}/{metric}", []).append(value)
+                values.setdefault((record["task"], metric), []).append(value)
         return Result(
             records=records,
-            scores={name: mean_interval(values, seed=seed) for name, values in scores.items()},
+            scores={
+                f"{task}/{metric}": _measure_of(task, metric, better).of(own)
+                for (task, metric), own in values.items()
+            },
             details={"lm_eval": {task: found[task]["results"] for task in self.tasks}},
         )
 
+    def _content(self, task: str) -> list[Any]:
+        """What decides on a task's results beside the model: the settings, and the files of tasks of one's own."""
+        folder = None if self.include_path is None else Path(self.include_path).expanduser()
+        files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
+        return [
+            task,
+            asdict(self),
+            [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        ]
+
     def _kept(
-        self, name: str, evaluation: Evaluation, measure: Callable[[Evaluation], dict[str, Any]]
+        self, content: list[Any], evaluation: Evaluation, measure: Callable[[Evaluation], dict[str, Any]]
     ) -> dict[str, Any]:
-        """What `measure` gives, from the disk where it has been measured."""
+        """What `measure` gives, from the disk where the same content has been measured."""
         from accelerate import PartialState
 
-        path = evaluation.workspace.output / WORK / "short" / f"{name}.json"
-        known = path.is_file()
-        PartialState().wait_for_everyone()  # all have looked before one writes: they measure together, or none
-        if not known:
-            found = json.dumps(measure(evaluation))
-            if PartialState().is_main_process:
-                write_atomically(path, found)
-            PartialState().wait_for_everyone()
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        stored = StoredRecords(evaluation.workspace.output / WORK / "short", evaluation.weights())
+        digest = digest_of(content)
+        known = stored.get(digest)
+        wait_for_all()  # all have looked before one writes: they measure together, or none
+        if known is not None:
+            return known
+        found = measure(evaluation)
+        if PartialState().is_main_process:
+            stored.put(digest, found)
+        wait_for_all()
+        return stored[digest]
 
     def _compare(self, evaluation: Evaluation) -> dict[str, Any]:
         """The rewards of `pairs`, by the group `method`, on the training forward."""
@@ -89,7 +118,7 @@ class Short:
             {"id": f"{PAIRS}/{row['source']}", "task": PAIRS, "scores": scores}
             for values, row in zip(pairs.metrics, pairs.rows, strict=True)
             if (scores := {name: float(values[METRICS.index(name)]) for name in COMPARED})
-            and not any(map(math.isnan, scores.values()))
+            and not math.isnan(scores["rewards/accuracies"])  # a row without a rejected answer
         ]
         if not records:
             raise UserError(f"suite.pairs={self.pairs}: no row has a rejected answer: nothing to prefer.")
@@ -120,7 +149,21 @@ class Short:
             for name, samples in found["samples"].items()
             for sample in samples
         ]
-        return {"results": _json_values(found["results"]), "records": records}
+        better = {
+            f"{name}/{metric}": "higher" if higher else "lower"
+            for name, metrics in (found.get("higher_is_better") or {}).items()
+            for metric, higher in metrics.items()
+            if higher is not None
+        }
+        return {"results": _json_values(found["results"]), "records": records, "better": better}
+
+
+def _measure_of(task: str, metric: str, better: Mapping[str, Any]) -> Measure:
+    """What a score is: lm-eval tells which values are better, of its own tasks."""
+    if task == PAIRS:
+        return COMPARED[metric]
+    interval = proportion_interval if metric in SHARES else mean_interval
+    return Measure(interval, better.get(f"{task}/{metric}"))
 
 
 def _numbers(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, float]:
@@ -129,4 +172,5 @@ def _numbers(sample: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, flo
 
 
 def _json_values(results: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(results, default=str)))
+    found, _ = numbers_only(json.loads(json.dumps(results, default=str)))
+    return dict(found)

@@ -33,6 +33,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from align.core.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -48,12 +50,29 @@ class Sampling:
         top_p: smallest set of likeliest tokens with at least this probability, 0 < top_p ≤ 1.
         min_new_tokens: the answer does not end before this many tokens.
         max_new_tokens: it is cut there.
+        stop_at: texts whose last token ends an answer too, though never as its first token: `("\\n",)` takes one line.
     """
 
     temperature: float
     top_p: float
     min_new_tokens: int
     max_new_tokens: int
+    stop_at: tuple[str, ...] = ()
+
+
+class WindowError(UserError):
+    """A prompt and its answer do not fit the model's window.
+
+    Args:
+        what: which, and by how much.
+        cure: what to do about it.
+    """
+
+    def __init__(
+        self, what: str, cure: str = "lower pipeline.chunk_tokens or pipeline.max_new_tokens"
+    ) -> None:
+        super().__init__(f"{what}: {cure}.")
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,8 @@ class Request:
         sampling: how to draw.
         seed: of this call alone, 63 bits: neither its batch nor a restart changes the draw.
         lead: how the answer begins; the model continues it.
+        form: `chat`: the messages through the model's chat template; `text`: the one message's content by itself, which
+            the model continues (local only).
     """
 
     id: str
@@ -81,12 +102,18 @@ class Request:
     sampling: Sampling
     seed: int
     lead: str = ""
+    form: Literal["chat", "text"] = "chat"
 
     @functools.cached_property
     def content(self) -> dict[str, Any]:
         """Everything that decides on the answer, as plain values: all but the name for people."""
         values = asdict(self)
         del values["id"]
+        # What most calls do not have is left out of theirs, so that answers of before it are still known.
+        if self.form == "chat":
+            del values["form"]
+        if not self.sampling.stop_at:
+            del values["sampling"]["stop_at"]
         return values
 
     @functools.cached_property

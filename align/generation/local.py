@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
+from align.data.template_file import check_template_kwargs
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ class LocalSettings:
     keep_tokens: int = 32768
     device: str = "auto"
     cache: str | None = None
+    template_kwargs: dict[str, Any] | None = None
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -41,6 +43,7 @@ class LocalSettings:
             raise UserError(f"generator.keep_tokens={self.keep_tokens} must be 0 or more.")
         if not _DEVICE.fullmatch(self.device):
             raise UserError(f"generator.device={self.device} is not known: use auto, cpu or cuda.")
+        check_template_kwargs("generator.template_kwargs", self.template_kwargs)
 
     def resolve_device(self) -> torch.device:
         """`generator.device`; auto is the first GPU where there is one.
@@ -68,8 +71,8 @@ class LocalSettings:
             load_config(model),
             tokenizer,
             name=model.path,
-            identify=lambda: local_identity(model, tokenizer),
-            weigh=lambda: local_weights(model, tokenizer),
+            identify=lambda: local_identity(model, tokenizer, self.template_kwargs or {}),
+            weigh=lambda: local_weights(model, tokenizer, self.template_kwargs or {}),
         )
         return cached(generator, self.cache)
 
@@ -101,4 +104,5 @@ class LocalSettings:
             share_prefixes=can_share(config),
             identify=identify,
             weigh=weigh,
+            template_kwargs=self.template_kwargs,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,13 +16,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from align.core.errors import UserError
 from align.core.files import cache_folder
 from align.generation.batches import fixed_batches, pad_rows
-from align.generation.generators import Completion, Request, ScoredText, digest_of
+from align.generation.generators import Completion, Request, Sampling, ScoredText, WindowError, digest_of
 from align.generation.prefixes import Family, PrefixReader, find_families
 from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
+from align.generation.spoken import decoded
 from align.models.identity import Identity, weights_fingerprint
 from align.models.loading import load_config
 from align.models.precision import Precision
@@ -43,6 +43,7 @@ class LocalGenerator:
         share_prefixes: False for a model that does not keep keys and values of all tokens (`can_share`).
         identify: gives the identity; called once, and only if it is asked for. None: the name.
         weigh: gives `weights`; called once, and only if they are asked for. None: they are not known.
+        template_kwargs: variables of the chat template.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class LocalGenerator:
         share_prefixes: bool = True,
         identify: Callable[[], str] | None = None,
         weigh: Callable[[], str] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
-        self.encode = PromptEncoder(tokenizer)
+        self.encode = PromptEncoder(tokenizer, template_kwargs)
         self.window = window
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size
@@ -135,14 +137,13 @@ class LocalGenerator:
                 yield list(zip(calls, self._complete(calls, prompts, batch), strict=True))
 
     def _checked_prompt(self, request: Request) -> np.ndarray:
-        """Ids of the prompt; raises UserError where prompt and answer exceed the model's window."""
+        """Ids of the prompt; raises WindowError where prompt and answer exceed the model's window."""
         prompt = self.encode(request)
         wanted = len(prompt) + request.sampling.max_new_tokens
         if self.window is not None and wanted > self.window:
-            raise UserError(
+            raise WindowError(
                 f"{request.id}: its prompt of {len(prompt)} tokens and {request.sampling.max_new_tokens} new ones "
-                f"exceed the model's window of {self.window}: lower pipeline.chunk_tokens or "
-                "pipeline.max_new_tokens."
+                f"exceed the model's window of {self.window}"
             )
         return prompt
 
@@ -157,6 +158,11 @@ class LocalGenerator:
             use_cache=True,
         )
         return model
+
+    def _ends(self, sampling: Sampling) -> list[int]:
+        """Every token that ends this answer."""
+        ids = [self.tokenizer(text, add_special_tokens=False)["input_ids"][-1] for text in sampling.stop_at]
+        return sorted({*self._model.generation_config.eos_token_id, *ids})
 
     @property
     def _pad_id(self) -> int:
@@ -197,7 +203,8 @@ class LocalGenerator:
                 attention_mask=mask.to(self._model.device),
                 past_key_values=None if prefixed is None else prefixed.cache(),
                 max_new_tokens=sampling.max_new_tokens,
-                min_new_tokens=sampling.min_new_tokens,
+                min_new_tokens=max(sampling.min_new_tokens, 1 if sampling.stop_at else 0),
+                eos_token_id=self._ends(sampling),
                 logits_processor=LogitsProcessorList([sampler]),
             )
         answers = output[:, ids.shape[1] :].tolist()
@@ -205,24 +212,29 @@ class LocalGenerator:
 
     def _completion(self, request: Request, ids: list[int]) -> Completion:
         """The lead and what was generated up to the first end token."""
-        ends = set(self._model.generation_config.eos_token_id)
+        ends = self._ends(request.sampling)
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        text = str(
-            self.tokenizer.decode(self.encode.lead(request).tolist() + ids[:length], skip_special_tokens=True)
-        )
+        text = decoded(self.tokenizer, self.encode.lead(request).tolist() + ids[:length])
         text = self.encode.escaper.restore(text)
+        # The prompt has begun the block; an answer shows all of it.
+        if self.encode.opening and not request.lead and request.form == "chat":
+            text = self.encode.opening + text
         return Completion(text=text.strip(), tokens=length, finish="stop" if length < len(ids) else "length")
 
 
-def local_weights(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of the weight files, or of a Hub model's commit, tokenizer and chat template; reads the files once."""
+def local_weights(
+    model: ModelSettings, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+) -> str:
+    """Digest of weight files, or a Hub commit, of tokenizer, chat template and its variables; reads the files once."""
     files = weights_fingerprint(model, load_config(model), cache_folder(), key="model.path")
     vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
-    return digest_of([files, vocabulary, tokenizer.chat_template])
+    return digest_of([files, vocabulary, tokenizer.chat_template, dict(template_kwargs)])
 
 
-def local_identity(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of weights, configuration, dtype, tokenizer and chat template; reads the weight files once."""
+def local_identity(
+    model: ModelSettings, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
+) -> str:
+    """Digest of weights, configuration, dtype, tokenizer, chat template and its variables; reads weight files once."""
     identity = Identity.of(model, precision=Precision(), cache=cache_folder(), key="generator.cache")
     vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
-    return digest_of([identity.digest, vocabulary, tokenizer.chat_template])
+    return digest_of([identity.digest, vocabulary, tokenizer.chat_template, dict(template_kwargs)])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from align.core.errors import UserError
+from align.data.chat_template import ChatTemplate
 from align.data.encoding import Encoder
-from align.data.template import ChatTemplate, Fragment, Rendering
+from align.data.template import Fragment, Rendering, text_message
 from align.data.template import Message as TemplateMessage
+from align.data.thinking import opens_block
 from align.generation.markers import Escaper, plain_markers
 
 if TYPE_CHECKING:
@@ -23,18 +26,27 @@ if TYPE_CHECKING:
 class PromptEncoder:
     """Chat messages → token ids; contents are plain text, whatever they say.
 
+    Args:
+        tokenizer: of the model.
+        template_kwargs: variables of its chat template: `{"enable_thinking": False}`.
+
     Raises:
         UserError: the tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
                 "model.path: its tokenizer has no chat template, so that it cannot be asked anything: "
                 "choose an instruction-tuned model for making data."
             )
         self.encoder = Encoder(tokenizer)
-        self.template = ChatTemplate(tokenizer, self.encoder.specials)
+        # An answer that is given, or its beginning, follows a closed thinking block where the prompt opens one.
+        self.template = ChatTemplate(
+            tokenizer, self.encoder.specials, thinking="close", template_kwargs=template_kwargs
+        )
         self.escaper = Escaper(plain_markers(str(tokenizer.chat_template), self.encoder.specials), ())
 
     def __call__(self, request: Request) -> np.ndarray:
@@ -45,24 +57,39 @@ class PromptEncoder:
         """Ids of the answer's lead alone."""
         return self.encoder.encode([Fragment(request.lead, "text")], continues=True).ids
 
+    @functools.cached_property
+    def opening(self) -> str:
+        """The tag of a thinking block that every prompt without a lead opens, so that answers begin inside it."""
+        try:
+            fragments = self.template.prompt("", [text_message("user", "u")])
+        except UserError:  # it wants other messages; what is wrong is told of the request
+            return ""
+        tags = opens_block("".join(fragment.text for fragment in fragments))
+        return "" if tags is None else f"{tags.opening}\n"
+
     def scored(self, text: ScoredText) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the prompt and of the answer to score, as a training row would have them."""
         rendering = self._rendering(text.id, text.messages, text.answer)
-        parts = [Fragment(rendering.answers[0][0], "text")]
-        parts += [Fragment(rendering.end, "template")] if text.end else []
+        parts = list(rendering.answers[0][0].fragments)
+        if not text.end:
+            del parts[-1]  # the answer's end, behind its text
         prompt = self.encoder.encode(rendering.prompt).ids
         return prompt, self.encoder.encode(parts, continues=True).ids
 
     def _prompt(self, request: Request) -> np.ndarray:
-        return self.encoder.encode(self._rendering(request.id, request.messages, request.lead).prompt).ids
+        """What the model is given to answer; a lead stands where an answer without reasoning does."""
+        if request.form == "text":
+            text = Fragment(request.messages[-1].content, "text")
+            return np.concatenate([self.encoder.start_ids, self.encoder.encode([text]).ids])
+        if request.lead:
+            return self.encoder.encode(self._rendering(request.id, request.messages, request.lead).prompt).ids
+        return self.encoder.encode(self.template.prompt(request.id, self._messages(request.messages))).ids
+
+    def _messages(self, messages: Sequence[Message]) -> list[TemplateMessage]:
+        return [text_message(one.role, self.escaper.escape(one.content)) for one in messages]
 
     def _rendering(self, name: str, messages: Sequence[Message], answer: str) -> Rendering:
-        texts = [self.escaper.escape(message.content) for message in messages]
-        parts = [
-            TemplateMessage(m.role, (Fragment(text, "text"),))
-            for m, text in zip(messages, texts, strict=True)
-        ]
-        return self.template.render(name, parts, [], [[answer]])
+        return self.template.render(name, self._messages(messages), [], [[text_message("assistant", answer)]])
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from align.core.errors import UserError
+from align.data.template_file import check_template_kwargs
 from align.generation.call_cache import cached
 from align.generation.generators import Completion, Generator, Request, digest_of
 from align.generation.leads import ask_for, with_lead
@@ -53,6 +54,7 @@ class OpenAISettings:
     cache: str | None = None
     sent: list[str] = field(default_factory=lambda: list(SAMPLING_KEYS))
     seed_bits: int = 63
+    template_kwargs: dict[str, Any] | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -83,7 +85,16 @@ class OpenAISettings:
         for key, choices in (("dialect", DIALECTS), ("limit_key", LIMIT_KEYS)):
             if getattr(self, key) not in choices:
                 raise UserError(f"generator.{key}={getattr(self, key)}: use {' or '.join(choices)}.")
+        check_template_kwargs("generator.template_kwargs", self.template_kwargs)
         self.api_key()
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is sent with every call beside the standard's keys; vLLM and SGLang know `chat_template_kwargs`."""
+        if not self.template_kwargs:
+            return dict(self.extra_body)
+        variables = {**self.template_kwargs, **self.extra_body.get("chat_template_kwargs", {})}
+        return {**self.extra_body, "chat_template_kwargs": variables}
 
     def _check_url(self) -> None:
         parts = urlsplit(self.base_url)
@@ -137,7 +148,7 @@ class OpenAIGenerator:
         """Address, name, and what is sent beside the requests."""
         own = self.settings
         sent = [*own.sent, own.seed_bits] if (*own.sent, own.seed_bits) != (*SAMPLING_KEYS, 63) else []
-        return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.extra_body, *sent])
+        return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.body, *sent])
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """All dialogues together: servers keep what they have read themselves."""
@@ -147,6 +158,12 @@ class OpenAIGenerator:
         self, requests: Sequence[Request], *, finished: Collection[str]
     ) -> Iterator[Sequence[tuple[Request, Completion]]]:
         """Each answer as it comes, in a group of its own."""
+        for request in requests:
+            if request.form == "text":
+                raise UserError(
+                    f"{request.id} is asked without a chat template, which a server puts around whatever it is sent: "
+                    "use generator=local."
+                )
         jobs = list({r.digest: r for r in requests if r.digest not in finished}.values())
         own = self.settings
         pace = Pace(
@@ -209,7 +226,7 @@ class OpenAIGenerator:
         """The call's body. What OpenAI's own API lacks is sent to servers that know it (`dialect: vllm`)."""
         own, sampling, vllm = self.settings, request.sampling, self.settings.dialect == "vllm"
         messages = [{"role": m.role, "content": self.escaper.escape(m.content)} for m in request.messages]
-        extra = dict(own.extra_body)
+        extra = own.body
         lead = self.escaper.escape(request.lead)
         if vllm:
             extra["min_tokens"] = sampling.min_new_tokens
@@ -227,6 +244,7 @@ class OpenAIGenerator:
             "model": self.name,
             "messages": messages,
             **{key: value for key, value in values.items() if key in own.sent},
+            **({"stop": list(sampling.stop_at)} if sampling.stop_at else {}),
             own.limit_key: sampling.max_new_tokens,
             "extra_body": extra,
         }

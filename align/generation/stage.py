@@ -14,6 +14,7 @@ from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.generation.generators import Completion, Generator, Request, ScoredText, TextScorer, weights_of
 from align.generation.ledger import Ledger, LogProbLedger
+from align.generation.spoken import spoken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +44,12 @@ class Workspace:
 
 
 def run_stage(name: str, requests: Sequence[Request], workspace: Workspace) -> list[Completion]:
-    """The completions of all requests, in their order; those of an earlier start are read from the disk."""
+    """The completions of all requests without thinking blocks, in their order; those of an earlier start are read."""
+    return spoken(name, answer_stage(name, requests, workspace), workspace.console)
+
+
+def answer_stage(name: str, requests: Sequence[Request], workspace: Workspace) -> list[Completion]:
+    """The same as the model wrote them."""
     ledger = Ledger(workspace.output / WORK / f"{name}.jsonl", weights=weights_of(workspace.generator))
     pending = sum(request.digest not in ledger.finished for request in requests)
     if pending:
@@ -73,6 +79,7 @@ def run_dialogues(
     """
     ledger = Ledger(workspace.output / WORK / f"{name}.jsonl", weights=weights_of(workspace.generator))
     results: dict[int, Result] = {}
+    quiet = Console(quiet=True)
     with progress_bar(workspace.console) as progress:
         task = progress.add_task(name, total=len(dialogues))
 
@@ -80,7 +87,7 @@ def run_dialogues(
             try:
                 if completions is None:
                     return next(dialogues[place])
-                return dialogues[place].send(completions)
+                return dialogues[place].send(spoken(name, completions, quiet))
             except StopIteration as end:
                 results[place] = end.value
                 progress.advance(task)
@@ -102,6 +109,7 @@ def run_dialogues(
                     if (following := advance(place, [ledger.finished[request.digest] for request in own]))
                     is not None
                 ]
+    spoken(name, list(ledger.finished.values()), workspace.console)  # says how many thought
     return [results[place] for place in range(len(dialogues))]
 
 

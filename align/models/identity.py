@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedConfig
 
 from align.core.errors import UserError
@@ -139,6 +140,20 @@ def file_hash(path: Path, cache: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     write_atomically(note, json.dumps({"file": known, "sha256": digest}))
     return digest
+
+
+def parameters_digest(model: torch.nn.Module) -> str:
+    """What stands for the weights that a model has in memory: 32 hex digits of every parameter's bits, summed.
+
+    The sums are of integers, so that they come out the same on every device; a training step changes them.
+    """
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    sums = [
+        (name, int(parameter.detach().view(kinds[parameter.element_size()]).sum(dtype=torch.int64)))
+        for name, parameter in model.named_parameters()
+        if parameter.numel()
+    ]
+    return content_digest(json.dumps(sums), ())
 
 
 def content_digest(text: str, arrays: tuple[np.ndarray, ...]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from align.core.bars import dataset_bars_off
+from align.core.config import check_shared
 from align.core.errors import UserError
 from align.core.files import cache_folder, writing_atomically
 from align.runs.composition import compose_command
@@ -61,6 +62,7 @@ class CommandModule(ModuleType):
         work = getattr(self, command)
         check_overrides(command, overrides)
         config = compose(command, overrides, objects, config_dir=config_dir)
+        check_shared(config)
         # `align plan` repeats its overrides in the command that it prints.
         repeats = "own" in inspect.signature(work).parameters
         with quiet_call(Path(config.output) / f"{command}.log" if command in LOGGED else None):

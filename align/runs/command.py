@@ -90,6 +90,7 @@ class _Work:
 
     def run(self, config: Any) -> float | None:
         """The function's work, in a job of a sweep or by itself."""
+        from align.core.config import check_shared
         from align.runs import jobs
 
         self.begun = True
@@ -97,6 +98,7 @@ class _Work:
             return _run_job(self.function, config, self.command)
         # Leaves through SystemExit, which Hydra lets pass without a report of its own.
         try:
+            check_shared(config)
             result = self.function(config)
         except Exception as error:
             _end(self.command, error)
@@ -123,12 +125,14 @@ def _run_job(function: Callable[[Any], int | float | None], config: Any, command
     """One job of a sweep, in a folder of its own; a failure is shown, recorded there and raised as JobFailedError."""
     import traceback
 
+    from align.core.config import check_shared
     from align.runs import jobs
     from align.runs.sentences import sentence
 
     folder = jobs.own_folder(config)
     jobs.record_failure(folder, None)
     try:
+        check_shared(config)
         result = function(config)
     except Exception as error:
         said = sentence(error, command=command, overrides=sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ ORDERS = ("auto", "ascending", "descending")
 
 # Keys that tell runs apart without being a setting of the training.
 _NOT_SETTINGS = ("output", "resume", "objective", "launch", "suites")
+TRAINING = "training"  # the kind of a run of `align train`
+# Last words of metrics of which lower values are better, where the one who made them does not say.
+_LESS = ("loss", "perplexity", "nll", "nll_sliding", "repetition", "runtime")
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,11 @@ class RunResult:
         settings: every dotted key of its configuration.
         state: `finished`, `failed` or `unfinished`.
         reason: why it failed.
-        after: held-out metrics after training, or what `align evaluate` found, as `SUITE/SCORE`.
+        after: held-out metrics after training, or what `align evaluate` found, as `SUITE/SCORE`; NaN where one is no
+            number.
         costs: what training took.
         intervals: of the metrics of a suite, their 95% intervals.
+        better: of the metrics of a suite, which values are better: `higher`, `lower`, or None where neither is.
     """
 
     name: str
@@ -42,10 +48,16 @@ class RunResult:
     after: Mapping[str, float] | None = None
     costs: Mapping[str, float] | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    better: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """`training`, or the suite of an evaluation: runs of one kind have settings and metrics to compare."""
+        return _suite(self.settings) or TRAINING
 
 
 def read_runs(folder: Path) -> list[RunResult]:
-    """Every run at or below `folder`, by name; numbers in their order.
+    """Every run of `align train` and `align evaluate` at or below `folder`, by name; numbers in their order.
 
     Raises:
         UserError: no folder, or no run in it.
@@ -53,26 +65,46 @@ def read_runs(folder: Path) -> list[RunResult]:
     if not folder.is_dir():
         raise UserError(f"path={folder} is no folder: name the output of a sweep.")
     places = {path.parent for name in (CONFIG_NAME, FAILURE) for path in folder.rglob(name)}
-    runs = [_read_run(place, str(place.relative_to(folder))) for place in places]
+    shown = [place for place in places if not _is_hidden(place.relative_to(folder))]
+    found = [_read_run(place, str(place.relative_to(folder))) for place in shown]
+    runs = [run for run in found if run is not None]
     if not runs:
-        raise UserError(f"path={folder} holds no run of `align train`: no {CONFIG_NAME} lies in it.")
+        raise UserError(
+            f"path={folder} holds no run of `align train` or `align evaluate`: no {CONFIG_NAME} of theirs lies in it."
+        )
     return sorted(
         runs, key=lambda run: (not run.name.isdigit(), int(run.name) if run.name.isdigit() else 0, run.name)
     )
 
 
-def _read_run(place: Path, name: str) -> RunResult:
+def _is_hidden(place: Path) -> bool:
+    """Whether a folder is a tool's own: Hydra keeps configurations in `.hydra`."""
+    return any(part.startswith(".") for part in place.parts)
+
+
+def _read_run(place: Path, name: str) -> RunResult | None:
+    """The run in a folder; None for what other commands have made."""
     try:
-        text = (place / CONFIG_NAME).read_text() if (place / CONFIG_NAME).is_file() else "{}"
+        text = (place / CONFIG_NAME).read_text(encoding="utf-8") if (place / CONFIG_NAME).is_file() else "{}"
         settings = dict(leaves(yaml.safe_load(text)))
         if (place / FAILURE).is_file():
-            return RunResult(name, settings, "failed", (place / FAILURE).read_text().strip())
-        if "suite._target_" in settings:
+            reason = (place / FAILURE).read_text(encoding="utf-8").strip()
+            return RunResult(name, settings, "failed", reason)
+        if _suite(settings) is not None:
             return _read_evaluation(place, name, settings)
+        if "method.name" not in settings and not (place / "results.json").is_file():
+            return None
         if not (place / "results.json").is_file():
             return RunResult(name, settings, "unfinished")
-        results = json.loads((place / "results.json").read_text())
-        return RunResult(name, settings, "finished", after=results["after"], costs=results["training"])
+        results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+        return RunResult(
+            name,
+            settings,
+            "finished",
+            after={metric: _number(value) for metric, value in results["after"].items()},
+            costs=results["training"],
+            better=_better_in_training(place, settings),
+        )
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{place} cannot be read ({' '.join(str(error).split())}): move it away.") from error
 
@@ -81,11 +113,43 @@ def _read_evaluation(place: Path, name: str, settings: Mapping[str, Any]) -> Run
     """A folder of `align evaluate`."""
     if not (place / SUMMARY).is_file():
         return RunResult(name, settings, "unfinished")
-    suite = str(settings["suite._target_"]).rpartition(".")[2].lower()
-    scores = json.loads((place / SUMMARY).read_text())["scores"]
-    means = {f"{suite}/{score}": interval["mean"] for score, interval in scores.items()}
-    intervals = {f"{suite}/{score}": (found["low"], found["high"]) for score, found in scores.items()}
-    return RunResult(name, settings, "finished", after=means, intervals=intervals)
+    suite = _suite(settings)
+    scores = json.loads((place / SUMMARY).read_text(encoding="utf-8"))["scores"]
+    return RunResult(
+        name,
+        settings,
+        "finished",
+        after={f"{suite}/{score}": _number(found["mean"]) for score, found in scores.items()},
+        intervals={
+            f"{suite}/{score}": (found["low"], found["high"])
+            for score, found in scores.items()
+            if found["low"] is not None and found["high"] is not None
+        },
+        better={f"{suite}/{score}": found["better"] for score, found in scores.items() if "better" in found},
+    )
+
+
+def _suite(settings: Mapping[str, Any]) -> str | None:
+    """The suite of an evaluation by its class; None for any other run."""
+    target = settings.get("suite._target_")
+    return None if target is None else str(target).rpartition(".")[2].lower()
+
+
+def _better_in_training(place: Path, settings: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of the scores of suites that were asked in training, which values are the better ones."""
+    found: dict[str, str | None] = {}
+    for suite in suites_of(settings):
+        for summary in sorted((place / "suites" / suite).glob(f"step-*/{SUMMARY}"))[:1]:
+            scores = json.loads(summary.read_text(encoding="utf-8"))["scores"]
+            found |= {
+                f"eval_{suite}/{score}": own["better"] for score, own in scores.items() if "better" in own
+            }
+    return found
+
+
+def _number(value: Any) -> float:
+    """What JSON has null for is no number."""
+    return math.nan if value is None else float(value)
 
 
 def common_objective(runs: Sequence[RunResult]) -> str:
@@ -103,32 +167,54 @@ def common_objective(runs: Sequence[RunResult]) -> str:
 
 
 def rank(runs: Sequence[RunResult], metric: str, *, order: str = "auto") -> list[RunResult]:
-    """The finished runs that have the metric, the best first; equal ones in their own order.
+    """The finished runs that have the metric, the best first; equal ones in their own order, NaN last.
 
     Args:
         runs: all runs.
         metric: by which they are ranked.
-        order: `ascending` takes the lowest value as the best, `descending` the highest; `auto` the lowest of losses
-            and perplexities (0.4 before 0.7) and the highest of anything else.
+        order: `ascending` takes the lowest value as the best, `descending` the highest; `auto` what the metric itself
+            says is better: the lowest of losses and negative log-probs, the highest of accuracies.
 
     Raises:
-        UserError: no finished run has the metric.
+        UserError: no finished run has the metric, or nobody says which of its values are better.
     """
     values = {run.name: run.after[metric] for run in runs if run.after and metric in run.after}
     known = sorted({name for run in runs for name in run.after or {}})
     if known and not values:
         raise UserError(f"metric={metric} is in no run's results: use {', '.join(known)}.")
-    lowest_first = order == "ascending" or (order == "auto" and _less_is_better(metric))
-    ranked = [run for run in runs if run.name in values]
-    return sorted(ranked, key=lambda run: values[run.name] if lowest_first else -values[run.name])
+    lowest_first = order == "ascending" or (order == "auto" and better(runs, metric) == "lower")
+
+    def place(run: RunResult) -> tuple[bool, float]:
+        value = values[run.name]
+        return math.isnan(value), 0.0 if math.isnan(value) else value if lowest_first else -value
+
+    return sorted((run for run in runs if run.name in values), key=place)
 
 
-def _less_is_better(metric: str) -> bool:
-    return "loss" in metric or "perplexity" in metric
+def better(runs: Sequence[RunResult], metric: str) -> str:
+    """`higher` or `lower`, as the one who made the metric says, else as its name does.
+
+    Raises:
+        UserError: it is declared to be neither.
+    """
+    said = {run.better[metric] for run in runs if metric in run.better}
+    if None in said:
+        raise UserError(
+            f"metric={metric}: neither higher nor lower values are the better ones. Say which come first, "
+            "order=ascending or order=descending, or rank by another metric."
+        )
+    if said:
+        return str(said.pop())
+    last = metric.rpartition("/")[2]
+    return "lower" if any(last == name or last.endswith(f"_{name}") for name in _LESS) else "higher"
 
 
 def differing(runs: Sequence[RunResult]) -> list[str]:
-    """The settings in which the runs are not all alike, in the order of the configuration."""
+    """The settings in which the runs are not all alike, in the order of the configuration.
+
+    Args:
+        runs: of one kind; others have other settings altogether.
+    """
     configured = [run.settings for run in runs if run.settings]
     keys = dict.fromkeys(key for settings in configured for key in settings)
     return [

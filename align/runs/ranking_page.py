@@ -8,18 +8,21 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from align.core.readable import counted
 from align.runs.ranking import RunResult, suite_scores
 
-LABELLED = 3  # settings that stand beside a bar; the table has them all
+LABELLED = 3  # settings that stand beside a bar; the table has more
+COLUMNS = 6  # settings that the table in a terminal has; the page has them all
+WIDTH = 60  # characters of a value or a name that are shown
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}
 
 
 def cells(run: RunResult, keys: Sequence[str], metrics: Sequence[str]) -> list[str]:
     """A run's row: settings, metrics, costs; empty where it has none."""
-    settings = [str(run.settings.get(key, "")) for key in keys]
+    settings = [_short_text(str(run.settings.get(key, ""))) for key in keys]
     values = [_shown((run.after or {}).get(name), run.intervals.get(name)) for name in metrics]
     costs = [_shown((run.costs or {}).get(name)) for name in COSTS]
     return [*settings, *values, *costs]
@@ -31,19 +34,30 @@ def _shown(number: float | None, interval: tuple[float, float] | None = None) ->
     return "" if number is None else f"{number:.4g}{bounds}"
 
 
+def _short_text(text: str) -> str:
+    """Its beginning and end where it is long: a list of forty files says nothing in a table."""
+    half = WIDTH // 2 - 1
+    return text if len(text) <= WIDTH else f"{text[:half]} … {text[-half:]}"
+
+
 def table(ranked: Sequence[RunResult], rest: Sequence[RunResult], keys: Sequence[str], metric: str) -> Table:
-    """The ranking, and below it what did not finish."""
+    """The ranking, and below it what did not finish; columns that no run has a value for are left out."""
     metrics = [metric, *suite_scores([*ranked, *rest], metric)]
     shown = Table(
-        title=f"{counted(len(ranked), 'run')} by {metric}, {len(rest)} without it", title_justify="left"
+        title=escape(f"{counted(len(ranked), 'run')} by {metric}, {len(rest)} without it"),
+        title_justify="left",
     )
-    for column in ("", "run", *map(_short, keys), *metrics, *COSTS.values()):
-        shown.add_column(column, justify="right", overflow="fold")
-    for place, run in enumerate(ranked, start=1):
-        shown.add_row(str(place), run.name, *cells(run, keys, metrics))
+    columns = ("", "run", *map(_short, keys), *metrics, *COSTS.values())
+    rows = [[str(place), run.name, *cells(run, keys, metrics)] for place, run in enumerate(ranked, start=1)]
+    below = [["", f"{run.name} {run.state}", *cells(run, keys, metrics)] for run in rest]
+    filled = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in (*rows, *below))]
+    for i in filled:
+        shown.add_column(escape(columns[i]), justify="right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(escape(row[i]) for i in filled))
     shown.add_section()
-    for run in rest:
-        shown.add_row("", f"{run.name} {run.state}", *cells(run, keys, metrics))
+    for row in below:
+        shown.add_row(*(escape(row[i]) for i in filled))
     return shown
 
 
@@ -57,15 +71,16 @@ def draw(ranked: Sequence[RunResult], keys: Sequence[str], metric: str) -> bytes
     values = [(run.after or {})[metric] for run in ranked]
     named = keys[:LABELLED]
     labels = [
-        f"{run.name}  " + " ".join(str(run.settings.get(key, ""))[:24] for key in named) for run in ranked
+        literal(_short_text(run.name) + "  " + " ".join(str(run.settings.get(key, ""))[:24] for key in named))
+        for run in ranked
     ]
     first.barh(range(len(ranked)), values, color="#1f5a92")
     first.set_yticks(range(len(ranked)), labels, fontsize=8)
     first.invert_yaxis()
-    first.set_title(metric, loc="left", fontsize=11)
+    first.set_title(literal(metric), loc="left", fontsize=11)
     for axes, key in zip(others, numeric, strict=True):
         axes.plot([float(run.settings[key]) for run in ranked], values, "o", color="#c8502d")
-        axes.set_xlabel(_short(key))
+        axes.set_xlabel(literal(_short(key)))
         axes.grid(alpha=0.25)
         if min(float(run.settings[key]) for run in ranked) > 0:
             axes.set_xscale("log")
@@ -95,6 +110,11 @@ def page(
         f"<h1>{counted(len(ranked), 'run')} by {html.escape(metric)}</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
         f'<p><img alt="{html.escape(metric)} of each run" src="data:image/png;base64,{image}"></p></html>\n'
     )
+
+
+def literal(text: str) -> str:
+    """For matplotlib, which would read what stands between two `$` as a formula; line breaks would tear the layout."""
+    return " ".join(text.split()).replace("$", r"\$")
 
 
 def _short(key: str) -> str:

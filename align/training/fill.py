@@ -23,6 +23,7 @@ def fill_cache(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> No
             f"{counts['cached']} rows found",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
 
 

@@ -92,7 +92,7 @@ def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     rows = 0 if data.eval is None else len(data.eval)
     console.print(results.summary_table(summary, rows=rows, kind=run.method.name))
     for label, name in (("policy", MODEL), ("results", RESULTS), ("picture", "training.png")):
-        console.print(f"{label:<9} {run.output / name}", soft_wrap=True, highlight=False)
+        console.print(f"{label:<9} {run.output / name}", soft_wrap=True, highlight=False, markup=False)
 
 
 def read_result(output: Path, *, objective: str) -> TrainResult:

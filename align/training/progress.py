@@ -92,4 +92,4 @@ class ProgressDisplay(TrainerCallback):
 
     def _say(self, line: str) -> None:
         """Prints one line as it is, however narrow the console is."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from align.training.metric_names import COST_ROWS, ROWS
@@ -22,7 +23,7 @@ def summary_table(results: Mapping[str, Mapping[str, float]], *, rows: int, kind
         rows: number of held-out rows, for the title.
         kind: the method's name, for the title.
     """
-    table = Table(title=f"{kind}: {rows} held-out rows", title_justify="left")
+    table = Table(title=escape(f"{kind}: {rows} held-out rows"), title_justify="left")
     table.add_column("")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")

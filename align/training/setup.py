@@ -146,5 +146,5 @@ def start_sequence_parallel(
             length=data.counts["longest_sequence"],
         )
         if run.arguments.process_index == 0:
-            Console(stderr=True).print(reason, highlight=False)
+            Console(stderr=True).print(reason, highlight=False, markup=False)
     return start_parallel("none" if run.parallel.degree == 1 else kind, run.parallel.degree)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -90,7 +91,7 @@ def form_groups(
             length=config.prompt_tokens + 2 * config.answer_tokens,
         )
         if accelerator.is_main_process:
-            Console(stderr=True).print(reason, highlight=False)
+            Console(stderr=True).print(reason, highlight=False, markup=False)
     return start_parallel("none" if settings.degree == 1 else kind, settings.degree)
 
 
@@ -216,7 +217,7 @@ def show(differences: list[Difference], *, title: str, tolerance: float, gradien
         tolerance: largest relative error that counts as exact.
         gradients: how many were compared.
     """
-    table = Table(title=f"{title}: relative errors against padded rows in fp32", title_justify="left")
+    table = Table(title=escape(f"{title}: relative errors against padded rows in fp32"), title_justify="left")
     for heading in ("forward", "where", "loss", "worst gradient", "exact"):
         table.add_column(heading, overflow="fold")
     for each in differences:
@@ -226,5 +227,5 @@ def show(differences: list[Difference], *, title: str, tolerance: float, gradien
     console = Console()
     console.print(table)
     worst = max(differences, key=lambda each: each.gradient)
-    console.print(f"worst gradient: {worst.parameter}", soft_wrap=True, highlight=False)
+    console.print(f"worst gradient: {worst.parameter}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"{gradients} gradients compared, tolerance {tolerance:.0e}")

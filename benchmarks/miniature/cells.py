@@ -139,7 +139,7 @@ def _train(cell: Cell, place: Place, rows: Path, *overrides: str) -> tuple[str, 
 def _ask(cell: Cell, place: Place, model: Path | str, *overrides: str) -> Step:
     """The questions of the part: 24 new tokens for a sentence, 3 for a word and its end."""
     asked = place.asked(cell)
-    suite = ("suite=longwrite",) if cell.part == "write" else ("suite=questions",)
+    suite = ("suite=longwrite",) if cell.part == "write" else ("suite=questions", "suite.counted=whole")
     command = _align(
         "evaluate",
         *suite,

@@ -92,6 +92,8 @@ def test_counts(tmp_path: Path) -> None:
         "cut_rows": 0,
         "cut_tokens": 0,
         "dropped_rejected": 1,
+        "dropped_reasoning": 0,
+        "dropped_messages": 0,
     }
     cut = load(write_lines(tmp_path / "rows.jsonl", *rows), eval_size=1, max_length=12, keep_tail=4).counts
     assert (cut["cut_rows"], cut["cut_tokens"], cut["longest_sequence"]) == (2, 4, 12)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -48,6 +49,14 @@ def evaluation(
     model: str = "unused",
     score_pairs: Callable[[str | None], ScoredPairs] = no_pairs,
     seed: int = 0,
+    weights: str = "these",
 ) -> Evaluation:
     workspace = Workspace(output, seed, tokenizer or tiny_tokenizer(), generator, Console(file=io.StringIO()))  # type: ignore[arg-type]
-    return Evaluation(lambda: load_causal_lm(ModelSettings(path=model)), workspace, score_pairs)
+    return Evaluation(
+        lambda: load_causal_lm(ModelSettings(path=model)), workspace, score_pairs, lambda: weights
+    )
+
+
+def top(**keys: object) -> DictConfig:
+    """A command's keys beside its groups."""
+    return OmegaConf.create(keys)

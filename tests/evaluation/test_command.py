@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
 
 from align import cli
 from align.core.errors import UserError
+from align.evaluation.intervals import Measure, mean_interval
 from align.evaluation.preference import Preference
-from align.evaluation.suite import ScoredPairs
+from align.evaluation.suite import Result, ScoredPairs, show_result, write_result
 from tests.rows import make_rows
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +82,12 @@ def test_preference_by_length():
     metrics[:3, 3], metrics[:3, 4] = [1.0, 3.0, 5.0], [1.0, 0.0, 1.0]
     lengths = (100, 100, 600, 100)
     rows = [{"source": f"r:{i}", "longest_sequence": length} for i, length in enumerate(lengths, start=1)]
-    result = Preference().result(ScoredPairs(metrics, rows), seed=0)
+    result = Preference().result(ScoredPairs(metrics, rows))
     assert result.scores["rewards/margins"].mean == 3.0
     assert result.details["by_length"]["rewards/accuracies"]["0"]["mean"] == 0.5
     assert result.details["by_length"]["rewards/accuracies"]["512"]["n"] == 1
     with pytest.raises(UserError, match="nothing to prefer"):
-        Preference().result(ScoredPairs(metrics[3:], rows[3:]), seed=0)
+        Preference().result(ScoredPairs(metrics[3:], rows[3:]))
 
 
 def test_short_pairs(run, tmp_path):
@@ -152,3 +157,87 @@ def test_short_tasks_of_ones_own(run, tmp_path):
     assert summary["scores"]["mine/acc"]["mean"] == pytest.approx(
         summary["lm_eval"]["mine"]["mine"]["acc,none"]
     )
+
+
+# ---- answers belong to the weights, files and documents that gave them
+
+
+def test_other_weights_are_not_given_the_old_ones_answers(run, tmp_path):
+    """A model folder that was written over: refused, and asked again with resume=never; perplexity alike."""
+    model = tmp_path / "mine"
+    save_tiny(model)
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "w8 w9 w10", "answers": ["w20"]}) + "\n")
+    (tmp_path / "d.txt").write_text(" ".join(f"w{i % 90 + 8}" for i in range(40)))
+    asked = ("suite=questions", f"suite.path={tmp_path / 'q.jsonl'}", "suite.max_new_tokens=4")
+    read = ("suite=perplexity", f"suite.documents={tmp_path / 'd.txt'}", f"output={tmp_path / 'read'}")
+    found = {}
+    for seed in (0, 1):
+        tiny_model(seed=seed).save_pretrained(model)
+        for settings, key in ((asked, "prediction"), (read, "nll")):
+            place = tmp_path / ("read" if settings is read else "out") / "samples.jsonl"
+            code, _, err = run(*settings, f"model.path={model}")
+            if seed:
+                assert (code, "other weights than the model has now" in err) == (2, True), err
+                assert json.loads(place.read_text())[key] == found[key]
+                code, _, err = run(*settings, f"model.path={model}", "resume=never")
+            assert code == 0, err
+            assert json.loads(place.read_text())[key] != found.get(key)
+            found[key] = json.loads(place.read_text())[key]
+
+
+def test_no_markup_and_no_lost_answers(run, tmp_path):
+    """Groups and folders are named as anybody likes; what was asked is not lost to a bracket."""
+    rows = [
+        {"prompt": f"w{i}", "answers": ["w20"], "group": group}
+        for i, group in ((8, "[/b] long"), (9, "[en] s"))
+    ]
+    (tmp_path / "[q].jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    output = tmp_path / "o_[run]1"
+    settings = ("suite=questions", f"suite.path='{tmp_path / '[q].jsonl'}'", f"output='{output}'")
+    code, out, err = run(*settings, "suite.max_new_tokens=2")
+    assert code == 0, err
+    assert "found, [/b] long" in out
+    assert "found, [en] s" in out
+    assert f"samples   {output / 'samples.jsonl'}" in out
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    """JSON has no NaN: null, counted and said; a picture is whole or absent."""
+    figure = Figure()
+    records = [{"id": "a", "nll": math.nan}, {"id": "b", "nll": 1.0}, {"id": "c", "nll": [math.inf]}]
+    score = Measure(mean_interval, "lower").of([math.nan, 1.0])
+    result = Result(records, {"nll": score}, {"by": {"a": -math.inf}}, {"p.png": figure}, ["Read this."])
+    write_result(result, tmp_path)
+
+    def strict(text: str) -> dict:
+        return json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+    assert [strict(line)["nll"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == [
+        None,
+        1.0,
+        [None],
+    ]
+    summary = strict((tmp_path / "summary.json").read_text())
+    assert (summary["scores"]["nll"]["mean"], summary["scores"]["nll"]["better"]) == (None, "lower")
+    assert (summary["by"], summary["not_numbers"], summary["notes"]) == ({"a": None}, 2, ["Read this."])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "samples.jsonl", "summary.json"]
+    said = Console(file=io.StringIO(), width=120)
+    show_result(result, tmp_path, said, title="[b]Perplexity: x")
+    for text in (
+        "[b]Perplexity",
+        "none: some values are no numbers",
+        "Read this.",
+        "2 values are no numbers",
+    ):
+        assert text in said.file.getvalue()
+
+
+def test_a_diverged_row_is_counted_and_a_row_alone_is_not():
+    """Accuracy is NaN where nothing is compared; a margin that is NaN beside an accuracy is what the model gave."""
+    metrics = np.full((3, 7), np.nan)
+    metrics[0, 3:5], metrics[1, 4] = [1.0, 1.0], 0.0
+    rows = [{"source": f"r:{i}", "longest_sequence": 9} for i in range(3)]
+    result = Preference().result(ScoredPairs(metrics, rows))
+    assert result.scores["rewards/accuracies"].mean == 0.5
+    assert math.isnan(result.scores["rewards/margins"].mean)
+    assert [record["rewards/margins"] is None for record in result.records] == [False, False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -106,12 +107,28 @@ def test_a_run_begun_anew_asks_again(train, tmp_path):
     assert len(ledger.read_text().splitlines()) == 2
 
 
+def test_answers_of_other_weights_are_asked_again(train, tmp_path):
+    """As after going back to an older checkpoint: what lies at a step is taken for the weights that gave it alone."""
+    settings = (*needles(tmp_path), "trainer.save_steps=1")
+    assert train("run", *settings)[0] == 0
+    folder = tmp_path / "run" / "suites" / "needles"
+    ledger = folder / "step-2" / "work" / "retrieval.jsonl"
+    kept = (folder / "step-2" / "samples.jsonl").read_text()
+    ledger.write_text("".join(line.replace('"text": "', '"text": "x ') for line in ledger.open()))
+    (folder / "step-2" / "weights.txt").write_text("others")
+    shutil.rmtree(tmp_path / "run" / "model")
+    code, _, err = train("run", *settings, f"resume={tmp_path / 'run' / 'checkpoint-1'}")
+    assert code == 0, err
+    assert "answers of other weights: asked again" in " ".join(err.split())
+    assert (folder / "step-2" / "samples.jsonl").read_text() == kept
+
+
 @pytest.mark.parametrize(
     ("overrides", "environment", "sentence"),
     [
         (["suites.needles.samples=0"], {}, "suite.samples=0 is too small"),
         (["suites.needles.sampels=1"], {}, "sampels"),
-        (["data.eval_size=0"], {}, "suites run when held-out rows are evaluated"),
+        (["data.eval_size=0"], {}, "measures held-out rows, and there are none"),
         ([], {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "suites.needles: under FSDP and ZeRO-3"),
     ],
     ids=["range", "unknown key", "nothing held out", "ZeRO-3"],

@@ -9,7 +9,9 @@ from hydra import compose, initialize_config_module
 
 from align.core.errors import UserError
 from align.core.instantiate import build
-from align.evaluation.longbench import LongBench, cut_middle
+from align.evaluation.longbench import LongBench
+from align.evaluation.window import cut_middle
+from align.generation.prompts import PromptEncoder
 from tests.evaluation.helpers import Answers, evaluation
 from tests.tiny import tiny_tokenizer
 
@@ -75,5 +77,124 @@ def test_refusals(tmp_path, names, override, message):
 def test_broken_json_is_named(tmp_path):
     path = tmp_path / "qasper.jsonl"
     path.write_text('{"context": "c"\n')
-    with pytest.raises(UserError, match=r"qasper.jsonl:1 is no JSON"):
+    with pytest.raises(UserError, match=r"qasper.jsonl:1: malformed JSON"):
         configured(f"suite.paths=[{path}]").run(evaluation(tmp_path / "out", Answers(str)))
+
+
+# ---- how rows are asked
+
+
+class Recorder(Answers):
+    """Keeps the requests."""
+
+    def __init__(self):
+        super().__init__(lambda _: "1")
+        self.requests = []
+
+    def generate(self, requests, *, finished):
+        self.requests += requests
+        yield from super().generate(requests, finished=finished)
+
+
+def asked(tmp_path, task, *overrides, context="w8 w9", classes=None) -> tuple:
+    """The one request that a row of the task becomes, and what the suite says of it."""
+    row = {"context": context, "input": "which", "answers": ["Paragraph 1, 段落1"], "all_classes": classes}
+    model = Recorder()
+    path = write(tmp_path / f"{task}.jsonl", [row])
+    result = configured(f"suite.paths=[{path}]", *overrides).run(evaluation(tmp_path / task, model))
+    (request,) = model.requests
+    return request, result
+
+
+# LongBench's config/dataset2maxlen.json and pred.py: tokens of an answer, chat template, stop at a line break.
+PUBLISHED = {
+    "narrativeqa": (128, "chat", ()),
+    "hotpotqa": (32, "chat", ()),
+    "gov_report": (512, "chat", ()),
+    "passage_retrieval_zh": (32, "chat", ()),
+    "multifieldqa_zh": (64, "chat", ()),
+    "trec": (64, "text", ()),
+    "triviaqa": (32, "text", ()),
+    "samsum": (128, "text", ("\n",)),
+    "lsht": (64, "text", ()),
+    "lcc": (64, "text", ()),
+    "repobench-p_e": (64, "text", ()),
+}
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_as_published(tmp_path, task):
+    request, result = asked(tmp_path, task, "suite.settings=published", classes=["a"])
+    sampling = request.sampling
+    assert (sampling.max_new_tokens, request.form, sampling.stop_at) == PUBLISHED[task]
+    assert sampling.temperature == 0
+    assert result.details["settings"]["settings"] == "published"
+    assert "suite.settings=published" in result.notes[0]
+
+
+def test_published_prompts_are_cut_by_themselves(tmp_path):
+    """Half of max_length from either end, whatever template and answer add."""
+    text = " ".join(f"w{i}" for i in range(8, 58))
+    request, _ = asked(tmp_path, "lcc", "suite.settings=published", "suite.max_length=10", context=text)
+    assert request.messages[0].content == "w8 w9 w10 w11 w12w53 w54 w55 w56 w57which"
+
+
+def test_the_benchmarks_own_wording(tmp_path):
+    path = tmp_path / "dataset2prompt.json"
+    path.write_text(json.dumps({"hotpotqa": "Passages: {context} Question: {input}"}))
+    request, result = asked(tmp_path, "hotpotqa", f"suite.prompts_path={path}", "suite.settings=published")
+    assert request.messages[0].content == "Passages: w8 w9 Question: which"
+    assert str(path) in result.notes[0]
+    path.write_text("[1]")
+    with pytest.raises(UserError, match="has to map tasks to prompts"):
+        configured(f"suite.prompts_path={path}", f"suite.paths=[{tmp_path / 'hotpotqa.jsonl'}]")
+
+
+@pytest.mark.parametrize("max_length", [100, 101, 130])
+def test_prompt_template_and_answer_fit_max_length(tmp_path, max_length):
+    """At the model's own window nothing may be left over: the generator counts the template too."""
+    overrides = (f"suite.max_length={max_length}", "suite.max_new_tokens.default=64")
+    request, result = asked(tmp_path, "hotpotqa", *overrides, context="w8 w9 " * 200)
+    tokens = len(PromptEncoder(tiny_tokenizer())(request))
+    assert max_length - 64 - 2 <= tokens <= max_length - 64
+    assert "not comparable with published figures" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        (
+            "gov_report",
+            "suite.max_length=512",
+            r"suite\.max_new_tokens\.gov_report=512 tokens: raise the one",
+        ),
+        ("gov_report", "suite.max_length=400", "leaves no room for a prompt of gov_report"),
+        ("hotpotqa", "suite.max_length=70", "and the chat template's"),
+        ("hotpotqa", "suite.settings=publised", r"suite\.settings=publised is not known.*published"),
+        ("hotpotqa", "suite.limit=0", r"suite\.limit=0 is too small"),
+        ("hotpotqa", "suite.max_new_tokens.default=0", r"suite\.max_new_tokens\.default=0 is too small"),
+    ],
+)
+def test_no_room(tmp_path, task, override, message):
+    with pytest.raises(UserError, match=message):
+        asked(tmp_path, task, override)
+
+
+@pytest.mark.parametrize("task", ["trec", "trec_e", "lsht"])
+@pytest.mark.parametrize("key", ["paths", "predictions"])
+def test_classes_are_needed(tmp_path, task, key):
+    """Without them every score would be 0, where the published scorer ends."""
+    row = {"context": "c", "input": "i", "answers": ["City"], "pred": "City", "all_classes": None}
+    path = write(tmp_path / f"{task}.jsonl", [row])
+    model = Answers(str)
+    with pytest.raises(UserError, match=rf"{task}\.jsonl:1: `all_classes` is missing"):
+        configured(f"suite.{key}=[{path}]").run(evaluation(tmp_path / "out", model))
+    assert model.asked == 0
+
+
+def test_a_paragraph_is_needed(tmp_path):
+    path = write(tmp_path / "passage_retrieval_en.jsonl", [{"pred": "3", "answers": ["three"]}])
+    with pytest.raises(
+        UserError, match=r"passage_retrieval_en\.jsonl:1: an answer has to name `Paragraph N`"
+    ):
+        configured(f"suite.predictions=[{path}]").run(evaluation(tmp_path / "out", Answers(str)))

@@ -123,3 +123,45 @@ def test_the_judge_is_one_override():
         )
     assert config.suite.quality.tries == 2
     assert config.suite.quality._target_ == "align.synthesis.longwriter.quality.Judge"
+
+
+def test_answers_written_elsewhere(tmp_path):
+    """As LongBench-Write's own files: 100 words for 100 score 100, none for 100 score 0; nobody is asked."""
+    rows = [
+        {"prompt": "p", "length": 100, "type": "x", "response": " ".join(["word"] * 100)},
+        {"prompt": "q", "length": 100, "type": "x", "response": ""},
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    model = Answers(str)
+    suite = LongWrite(predictions=str(path))
+    suite.check()
+    result = suite.run(evaluation(tmp_path, model))
+    assert (suite.asks, model.asked) == (False, 0)
+    assert result.scores["length_score"].mean == 50.0
+    assert [record["cut"] for record in result.records] == [None, None]
+    assert result.scores["repetition"].better == "lower"
+    assert result.scores["written_words"].better is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "length": 10}, "answers.jsonl:1 has no `response`"),
+        ({"prompt": "p", "length": 10, "response": None}, "answers.jsonl:1: `response` has to be a text"),
+        ({"prompt": "p", "length": True, "response": "a"}, "answers.jsonl:1: `length` has to be a number"),
+        ({"prompt": None, "length": 10, "response": "a"}, "answers.jsonl:1: `prompt` has to be a text"),
+    ],
+)
+def test_bad_answers(tmp_path, row, message):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=message):
+        LongWrite(predictions=str(path)).run(evaluation(tmp_path, Answers(str)))
+
+
+def test_prompts_or_answers(prompts):
+    with pytest.raises(UserError, match="only one of the two"):
+        LongWrite(path=prompts, predictions=prompts).check()
+    with pytest.raises(UserError, match=r"suite\.limit=0 is too small"):
+        LongWrite(path=prompts, limit=0).check()

@@ -77,3 +77,27 @@ def test_refusals():
         Perplexity(window=8, stride=8).check()
     with pytest.raises(UserError, match="rise from 0"):
         Perplexity(edges=[5, 2]).check()
+
+
+def test_other_documents_are_measured_and_other_weights_refused(model, tmp_path):
+    """What is stored is known by the text: five other documents in the same places are measured."""
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    suite = Perplexity(documents=str(texts), length=31, window=8, stride=4, edges=[0])
+
+    def measured(shift: int, where: str) -> list:
+        for i in range(2):
+            words = " ".join(f"w{(7 * j + i + shift) % 120 + 8}" for j in range(20))
+            (texts / f"{i}.txt").write_text(words)
+        return suite.run(evaluation(tmp_path / where, Answers(str), model=str(folder))).records
+
+    first, other = measured(0, "out"), measured(3, "out")
+    assert [record["id"] for record in other] == [record["id"] for record in first]
+    assert [record["nll"] for record in other] != [record["nll"] for record in first]
+    assert other == measured(3, "new")
+    assert measured(0, "out") == first
+    with pytest.raises(UserError, match="with other weights than the model has now"):
+        suite.run(evaluation(tmp_path / "out", Answers(str), model=str(folder), weights="others"))

@@ -65,3 +65,36 @@ def test_bad_settings(tmp_path):
         Questions(path="nowhere.jsonl").check()
     with pytest.raises(UserError, match=r"suite\.limit"):
         Questions(path=write(tmp_path / "rows.jsonl", ROWS), limit=-1).check()
+
+
+@pytest.mark.parametrize(("counted", "found"), [("first_line", 0.0), ("whole", 1.0)])
+def test_what_of_an_answer_counts(tmp_path, counted, found):
+    """A list of all documents holds the answer, in a line that the published scorer does not look at."""
+    model = Answers(lambda prompt: "Documents in the list:\nParis\nOslo\nLima")
+    suite = Questions(path=write(tmp_path / "rows.jsonl", ROWS), counted=counted)
+    assert suite.run(evaluation(tmp_path / "out", model)).scores["found"].mean == found
+
+
+def test_files_are_read_as_training_rows_are(tmp_path):
+    """A byte-order mark and blank lines change nothing."""
+    lines = [json.dumps(row) for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("\ufeff" + "\n\n".join(lines) + "\n\n", encoding="utf-8")
+    result = Questions(path=str(tmp_path / "rows.jsonl")).run(evaluation(tmp_path / "out", Answers(str)))
+    assert [record["answers"] for record in result.records] == [row["answers"] for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl.gz", b"no archive", r"rows\.jsonl\.gz cannot be unpacked"),
+        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n')[:-9], r"rows\.jsonl\.gz cannot be unpacked"),
+        ("rows.jsonl", '{"prompt": "café"}'.encode("latin-1"), r"rows\.jsonl:1: not UTF-8"),
+        ("rows.jsonl", b'{"prompt": "a"\n', r"rows\.jsonl:1: malformed JSON"),
+        ("rows.jsonl", b"[1]\n", r"rows\.jsonl:1: a row must be an object"),
+        ("rows.jsonl", b"\n", "holds no rows"),
+    ],
+)
+def test_broken_files(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Questions(path=str(tmp_path / name)).run(evaluation(tmp_path / "out", Answers(str)))

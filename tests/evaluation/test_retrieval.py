@@ -154,3 +154,60 @@ def test_what_never_fits_is_refused():
             most=5,
             where="here",
         )
+
+
+# ---- what there is to read ends
+
+
+def test_a_prompt_stands_for_its_length_or_is_not_asked(hay, questions, tmp_path):
+    """400 sentences are about 2,800 tokens: enough for 200 and 400 and not for 65,536, which nobody is asked at."""
+    model = Answers(lambda _: "nothing")
+    given = evaluation(tmp_path, model)
+    result = suite(hay, questions, tasks=["needles"], lengths=[200, 65536]).run(given)
+    assert model.asked == 6
+    assert list(result.details["by_length"]["needles"]) == ["200"]
+    assert result.scores["needles"].n == 6
+    assert all(record["tokens"] >= 0.9 * record["budget"] for record in result.records)
+    (note,) = result.notes
+    assert note.startswith("needles, 65536 tokens: 6 of 6 prompts are not asked")
+    assert note in given.workspace.console.file.getvalue()
+    grey = result.pictures["needles.png"].axes[0]
+    assert grey.get_title(loc="left").endswith("(grey: not asked)")
+    assert len(grey.texts) == 3  # the cells of 200 tokens have values
+    with pytest.raises(UserError, match=r"suite\.lengths=\[65536\]: needles, 65536 tokens: 6 of 6"):
+        suite(hay, questions, tasks=["needles"], lengths=[65536]).run(given)
+
+
+def test_pairs_of_a_file_end_too(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pairs = [[f"k{i}", f"v{i}"] for i in range(75)]
+    path.write_text(json.dumps({"ordered_kv_records": pairs, "key": "k7", "value": "v7"}) + "\n")
+    made = Retrieval(tasks=["key_value"], lengths=[8192], key_value_path=str(path))
+    with pytest.raises(UserError, match="key_value, 8192 tokens: 10 of 10 prompts are not asked"):
+        made.run(evaluation(tmp_path, Answers(str)))
+
+
+# ---- what is independent
+
+
+def test_needles_are_drawn_anew_and_questions_are_not(hay, questions, tmp_path):
+    """Three depths at two lengths: 2 questions asked six times each are 2 independent samples, needles are 12."""
+    result = suite(hay, questions, tasks=["needles", "multi_document"]).run(
+        evaluation(tmp_path, Answers(lambda _: "nothing"))
+    )
+    scores = result.scores
+    assert (scores["needles"].n, scores["needles"].independent) == (12, 12)
+    assert (scores["multi_document"].n, scores["multi_document"].independent) == (12, 2)
+    assert scores["multi_document"].high > scores["needles"].high
+    assert scores["needles"].better == "higher"
+    numbers = {record["answers"][0] for record in result.records if record["task"] == "needles"}
+    assert len(numbers) == 12
+
+
+def test_who_repeats_the_passages_finds_nothing(hay, questions, tmp_path):
+    """As the published scorer of Lost in the Middle does: an answer ends at its first line break."""
+    said = {"passage": lambda prompt: f"Here they are:\n{prompt}", "needle": lambda prompt: f"So:\n{prompt}"}
+    one = suite(hay, questions, tasks=["multi_document"])
+    assert one.run(evaluation(tmp_path / "a", Answers(said["passage"]))).scores["multi_document"].mean == 0.0
+    other = suite(hay, questions, tasks=["needles"])
+    assert other.run(evaluation(tmp_path / "b", Answers(said["needle"]))).scores["needles"].mean == 1.0

@@ -168,3 +168,29 @@ def test_a_tokenizer_without_chat_template_is_refused():
 def test_bad_settings_are_named(bad):
     with pytest.raises(UserError, match=rf"generator\.{next(iter(bad))}"):
         LocalSettings(**bad).check()
+
+
+def test_a_prompt_without_template_is_continued_as_it_is():
+    """`form="text"` is the tokenizer's own encoding of the text, as a base model reads it."""
+    tokenizer = tiny_tokenizer()
+    call = Request("t", (Message("user", "w8 w9 w10"),), SAMPLING, 0, form="text")
+    assert PromptEncoder(tokenizer)(call).tolist() == tokenizer("w8 w9 w10")["input_ids"]
+    chat = Request("t", call.messages, SAMPLING, 0)
+    assert (chat.digest == call.digest, "form" in chat.content, "stop_at" in chat.content["sampling"]) == (
+        False,
+        False,
+        False,
+    )
+
+
+def test_an_answer_stops_at_a_text_but_not_with_its_first_token():
+    """Greedy answers of 8 tokens, stopped at their third one; and at their first one, which then cannot be said."""
+    tokenizer, generator = tiny_tokenizer(), local_generator()
+    greedy = Sampling(0.0, 1.0, 8, 8)
+    words = answers(generator, [request("r", "w8 w9", greedy)])["r"].text.split()
+    first = next(i for i, word in enumerate(words) if i > 1 and word not in words[:i])
+    stopped = answers(generator, [request("r", "w8 w9", Sampling(0.0, 1.0, 0, 8, (words[first],)))])["r"]
+    assert (stopped.text.split(), stopped.finish) == (words[:first], "stop")
+    barred = answers(generator, [request("r", "w8 w9", Sampling(0.0, 1.0, 0, 8, (words[0],)))])["r"]
+    assert barred.text.split()[0] != words[0]
+    assert tokenizer(words[0])["input_ids"]

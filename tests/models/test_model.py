@@ -20,6 +20,7 @@ from align.longseq.support import check_config
 from align.models import loading as model_module
 from align.models import quantization
 from align.models.checks import check_model
+from align.models.identity import parameters_digest
 from align.models.loading import load_causal_lm, load_config, load_tokenizer
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
@@ -459,3 +460,13 @@ def test_trust_remote_code_is_off_and_warns_when_set(save):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             load(False)
+
+
+def test_weights_in_memory_are_known_by_their_bits():
+    """The same weights in another copy, and other ones after the smallest change; in 16 bits too."""
+    first, same, other = tiny_model(), tiny_model(), tiny_model()
+    with torch.no_grad():
+        weight = next(other.parameters())
+        weight.view(-1)[0] = torch.nextafter(weight.view(-1)[0], torch.tensor(10.0))
+    assert parameters_digest(first) == parameters_digest(same) != parameters_digest(other)
+    assert parameters_digest(first.bfloat16()) == parameters_digest(same.bfloat16())

@@ -51,6 +51,10 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "reference.source=adapter_off", "method=dpo"], "needs an adapter to switch off"),
     ([*TRAIN, "reference.sharding=half"], "reference.sharding=half is not known"),
     ([*TRAIN, "data.cut=left"], "data.cut=left"),
+    ([*TRAIN, "data.thinking=off"], "data.thinking=off is not known"),
+    ([*TRAIN, "data.date=tomorrow"], "data.date=tomorrow is no date"),
+    ([*TRAIN, "data.chat_template=none.jinja"], "data.chat_template=none.jinja cannot be read"),
+    ([*TRAIN, "data.template_kwargs={messages: []}"], "data.template_kwargs: messages cannot be set"),
     ([*TRAIN, "positions.mode=random"], "positions.mode=random"),
     ([*TRAIN, "+suite@suites.n=retrieval", "suites.n.samples=0"], "samples=0 is too small"),
     ([*TRAIN, "trainer.lr_scheduler_type=cosin"], "did you mean cosine?"),
@@ -111,6 +115,12 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "suite=short", "suite.pairs=rows.jsonl"], "name it, reference.model="),
     (["plan", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
     (["export", "path=.", "output=new", "dtype=int3"], "dtype=int3 is not known"),
+    (["evaluate", "suite.lengths=512"], "suite.lengths=512 has the wrong type: it takes a list of int"),
+    (["evaluate", "suite.depths=[a]"], "suite.depths=['a'] has the wrong type: it takes a list of float"),
+    (["evaluate", "suite=perplexity", "suite.max_documents=0"], "suite.max_documents=0 is too small"),
+    (["evaluate", "suite=questions", "suite.path=rows.jsonl", "suite.limit=0"], "suite.limit=0 is too small"),
+    (["synthesize", "near_duplicate=abc"], "near_duplicate='abc' has the wrong type: it takes float"),
+    (["verify", "seed=abc"], "seed=abc is no seed"),
     ([*TRAIN, "seed=-1"], "seed=-1 is no seed: give a whole number from 0 to 4294967295."),
     (
         [*TRAIN, "experiment=logo_paper", "method=dpo"],
@@ -160,7 +170,7 @@ def answered(tmp_path_factory) -> dict:
         capture_output=True,
         text=True,
         cwd=folder,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

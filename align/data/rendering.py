@@ -1,0 +1,170 @@
+"""What a chat template makes of a real conversation, and where in it each content stands.
+
+The conversation is rendered twice: as it is, and with a mark inside each content. With ChatML and `Why so?`:
+
+    <|im_start|>user⏎Why so?<|im_end|>⏎              the text
+    <|im_start|>user⏎Why⟨0⟩ so?<|im_end|>⏎           the same, and the mark tells where the content stands
+
+The second without its marks must be the first. So no content is searched for, and a document that contains chat
+markers cannot move anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
+
+from align.core.errors import UserError
+from align.data.marks import Chat, Marks, Place, Stretch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PRIVATE = range(
+    0xF0000, 0xFFFFD
+)  # characters that mean nothing to anybody; one that the row does not hold marks
+_DATE_CALL = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
+# Where in a content its mark stands. A template may look at the beginning or the end of a content, seldom inside.
+_SHARES = (0.5, 0.0, 1.0)
+_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A rendered conversation.
+
+    Attributes:
+        text: exactly what the template writes.
+        places: of each stretch; None where the template left it out.
+        plain: `(start, stop)` of texts of special tokens that a message brings, increasing: they are content.
+    """
+
+    text: str
+    places: Mapping[Stretch, Place | None]
+    plain: tuple[tuple[int, int], ...]
+
+
+class Renderer:
+    """Renders conversations with a tokenizer's chat template, or with another.
+
+    Args:
+        tokenizer: its special tokens are the template's variables.
+        specials: matches their texts.
+        chat_template: source of a template in the place of the tokenizer's.
+        template_kwargs: variables of the template, in every rendering.
+        today: what templates that write the date write.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        specials: re.Pattern[str],
+        *,
+        chat_template: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        today: date | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.specials = specials
+        self.template_kwargs = dict(template_kwargs or {})
+        self._given = chat_template
+        self._today = today or date.today()
+        self._frozen: dict[str, str] = {}
+
+    def source(self, tools: Sequence[Any] | None = None) -> str:
+        """The template's source; some tokenizers have one of their own for rows with tools."""
+        return self._given or str(self.tokenizer.get_chat_template(None, list(tools) if tools else None))
+
+    def text(
+        self, chat: Chat, tools: Sequence[Any] | None = None, *, generation: bool, **variables: Any
+    ) -> str:
+        """What the template writes.
+
+        Args:
+            chat: the messages.
+            tools: JSON schemas of functions.
+            generation: whether the generation prompt follows.
+            variables: of the template, where `template_kwargs` does not name them.
+
+        Raises:
+            UserError: it refuses the conversation.
+        """
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in chat],
+                    tools=list(tools) if tools else None,
+                    chat_template=self._with_date(self.source(tools)),
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    **{**variables, **self.template_kwargs},
+                )
+            )
+        except _REFUSALS as error:
+            raise UserError(str(error).strip().rstrip(".") or type(error).__name__) from error
+
+    def _with_date(self, source: str) -> str:
+        """The template with today's date for good, in every format that it asks for; else it changes at midnight."""
+        if "strftime_now" not in source:
+            return source
+        if source not in self._frozen:
+            formats = {one or other for one, other in _DATE_CALL.findall(source)}
+            dates = json.dumps({name: self._today.strftime(name) for name in formats}, ensure_ascii=False)
+            # A macro goes before the function of the same name; the line break behind a block is not written.
+            known = f"{dates}[format] if format in {dates} else raise_exception('it computes a date format')"
+            self._frozen[source] = (
+                "{%- macro strftime_now(format) -%}{{ " + known + " }}{%- endmacro %}\n" + source
+            )
+        return self._frozen[source]
+
+    def place(
+        self,
+        chat: Chat,
+        stretches: Sequence[Stretch],
+        tools: Sequence[Any] | None,
+        *,
+        trusted: Mapping[tuple[str | int, ...], frozenset[int]],
+        **variables: Any,
+    ) -> Rendered:
+        """The conversation's text, and where in it the stretches stand; `trusted` as in `Marks`, the rest as in `text`.
+
+        Raises:
+            UserError: the template refuses it, or what it writes depends on every character of a content.
+        """
+        text = self.text(chat, tools, generation=False, **variables)
+        strings = list(_strings([*chat, *(tools or ())]))
+        guard = next(chr(code) for code in _PRIVATE if not any(chr(code) in string for string in strings))
+        marked = any(self.specials.search(string) for string in strings)
+        for disguise in (True, False) if marked else (False,):
+            for share in _SHARES:
+                marks = Marks(guard, self.specials if disguise else None, share, trusted)
+                dressed = marks.dress(chat, stretches, tools)
+                try:
+                    found = marks.read(self.text(*dressed, generation=False, **variables))
+                except UserError:  # it refuses the marks, not the row
+                    continue
+                if found.text == text:
+                    places = {
+                        stretch: found.place(stretch.string(chat, tools), stretch, marks.offsets[i], i)
+                        for i, stretch in enumerate(stretches)
+                    }
+                    return Rendered(text, places, found.special_texts(marks.lengths))
+        raise UserError("what it writes around a message depends on the message's content")
+
+
+def _strings(values: Iterable[Any]) -> Iterator[str]:
+    """Every string in nested lists and dictionaries."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _strings(value)
+            yield from _strings(value.values())
+        elif isinstance(value, list | tuple):
+            yield from _strings(value)
