@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import email.utils
 import functools
 import importlib.util
-import math
 import os
 import re
 import threading
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,7 +19,7 @@ from align.generation.generators import Completion, Generator, Request, digest_o
 from align.generation.leads import ask_for, with_lead
 from align.generation.markers import Escaper
 from align.generation.pool import Pace, Pool, RetryError
-from align.generation.replies import OUT_OF_QUOTA, Reply, ReplyError, read_error, read_reply
+from align.generation.replies import OUT_OF_QUOTA, Reply, ReplyError, read_error, read_reply, retry_after
 from align.models.settings import EMBEDDED, ModelSettings
 
 if TYPE_CHECKING:
@@ -292,16 +289,3 @@ class OpenAIGenerator:
         line = (text.strip().splitlines() or [""])[0][:300]
         key = self.settings.api_key()
         return line if self.settings.api_key_env is None else line.replace(key, "***")
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: OpenAI's milliseconds, seconds, or a date (RFC 9110, 10.2.3)."""
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) * scale
-        except (KeyError, ValueError):
-            continue
-        if not math.isnan(seconds):
-            return max(0.0, seconds)
-    parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
