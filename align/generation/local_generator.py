@@ -23,8 +23,7 @@ from align.generation.prefixes import Family, PrefixReader, find_families
 from align.generation.prompts import PromptEncoder
 from align.generation.sampling import RowSampler
 from align.generation.spoken import decoded
-from align.models.identity import Identity, weights_fingerprint
-from align.models.loading import load_config
+from align.models.identity import Identity
 from align.models.precision import Precision
 from align.models.settings import ModelSettings
 
@@ -225,10 +224,11 @@ class LocalGenerator:
 def local_weights(
     model: ModelSettings, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
 ) -> str:
-    """Digest of weight files, or a Hub commit, of tokenizer, chat template and its variables; reads the files once."""
-    files = weights_fingerprint(model, load_config(model), cache_folder(), key="model.path")
+    """Digest of weight files, or a Hub commit, configuration, tokenizer, chat template and its variables."""
+    content = Identity.of(model, precision=Precision(), cache=cache_folder(), key="model.path").content
     vocabulary = tokenizer.backend_tokenizer.to_str()  # type: ignore[attr-defined]
-    return digest_of([files, vocabulary, tokenizer.chat_template, dict(template_kwargs)])
+    asked = [vocabulary, tokenizer.chat_template, dict(template_kwargs)]
+    return digest_of([content["weights"], content["config"], *asked])
 
 
 def local_identity(
