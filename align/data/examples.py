@@ -79,6 +79,8 @@ class TokenizedExample:
             tokens before the first are the system part, those after the last the question.
         cut_tokens: how many context tokens were dropped to fit `data.max_length`.
         short: one row a turn on the short context, for references that see it (LongPO); else empty.
+        rendered: the prompt was text that held special tokens, which count as such.
+        moved_space: the prompt was text that ended in a space, which now begins its answers.
     """
 
     source: str
@@ -88,6 +90,8 @@ class TokenizedExample:
     chunk_spans: tuple[tuple[int, int], ...] = ()
     cut_tokens: int = 0
     short: tuple[TokenizedExample, ...] = ()
+    rendered: bool = False
+    moved_space: bool = False
 
     @property
     def longest_answer(self) -> int:

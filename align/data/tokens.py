@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from align.core.errors import UserError
+from align.data import faults
 from align.data.encoding import Encoder
 from align.data.examples import Answer, Example, TokenizedExample, Turn
+from align.data.faults import RowError, as_row_error
 from align.data.template import (
     PLAIN_SEPARATOR,
     ChatTemplate,
     Fragment,
+    Kind,
     Message,
     PlainTemplate,
     Rendering,
@@ -76,15 +79,24 @@ class ExampleTokenizer:
 
     def _tokenize(self, example: Example) -> TokenizedExample:
         template = self._template(example)
-        rendering = template.render(
-            example.source,
-            self._messages(example),
-            [turn.question or "" for turn in example.turns[1:]],
-            [(turn.chosen, *turn.rejected) for turn in example.turns],
-        )
-        prompt = self._encode_prompt(rendering, plain=isinstance(template, PlainTemplate))
-        answers = self._encode_answers(rendering)
-        return self._fit(example.source, prompt, answers)
+        plain = isinstance(template, PlainTemplate)
+        as_it_stands = plain and example.text is not None
+        example, moved = _space_to_answers(example) if as_it_stands else (example, False)
+        try:
+            rendering = template.render(
+                example.source,
+                self._messages(example),
+                [turn.question or "" for turn in example.turns[1:]],
+                [(turn.chosen, *turn.rejected) for turn in example.turns],
+            )
+        except UserError as error:
+            raise as_row_error(error, example.source, reason=faults.TEMPLATE) from error
+        # Whoever writes special tokens into a string prompt has put it through a template: they count, as in TRL.
+        rendered = as_it_stands and self.encoder.specials.search(example.text or "") is not None
+        prompt = self._encode_prompt(rendering, plain=plain, rendered=rendered)
+        answers = self._encode_answers(rendering, rendered=rendered)
+        fitted = self._fit(example.source, prompt, answers)
+        return replace(fitted, rendered=rendered, moved_space=moved) if rendered or moved else fitted
 
     def _short(self, example: Example, turn: Turn) -> TokenizedExample:
         """One turn on its short context: a row of its own, which never gets synthesised positions."""
@@ -108,7 +120,11 @@ class ExampleTokenizer:
         return PlainTemplate(end_of_text(self.tokenizer), separator)
 
     def _messages(self, example: Example) -> list[Message]:
-        """The prompt as messages whose contents are fragments."""
+        """The prompt as messages whose contents are fragments.
+
+        Raises:
+            RowError: a system message beside a prompt that is text as it stands.
+        """
         if example.messages:
             messages = _bare_messages(example)
         elif example.chunks:
@@ -118,6 +134,13 @@ class ExampleTokenizer:
         system = example.system or self.settings.system
         # A plain string prompt is complete as it is.
         plain_text = example.text is not None and self.settings.chat != "always"
+        if plain_text and example.system:
+            raise RowError(
+                example.source,
+                "column system is not read beside a prompt that is plain text: write it into prompt, or set "
+                "data.chat=always.",
+                reason=faults.UNKNOWN_LAYOUT,
+            )
         if system and not plain_text and messages[0].role != "system":
             messages.insert(0, Message("system", (Fragment(system, "text"),)))
         return messages
@@ -133,10 +156,12 @@ class ExampleTokenizer:
             fragments.extend(places.get(text, [Fragment(text, "template")]))
         return tuple(fragments)
 
-    def _encode_prompt(self, rendering: Rendering, *, plain: bool) -> _Prompt:
-        encoded = self.encoder.encode(rendering.prompt)
+    def _encode_prompt(self, rendering: Rendering, *, plain: bool, rendered: bool) -> _Prompt:
+        encoded = self.encoder.encode(_trusted(rendering.prompt) if rendered else rendering.prompt)
         # A chat template writes the beginning-of-text token itself (TRL's rule).
-        start = self.encoder.start_ids if plain else self.encoder.start_ids[:0]
+        start = self.encoder.start_ids
+        if not plain or (rendered and np.array_equal(encoded.ids[: len(start)], start)):
+            start = start[:0]
         pairs = list(zip(rendering.prompt, encoded.spans, strict=True))
         chunks = [span for fragment, span in pairs if fragment.kind == "chunk" and span[0] < span[1]]
         for fragment, (first, last) in pairs:
@@ -147,8 +172,9 @@ class ExampleTokenizer:
         shifted = tuple((first + len(start), last + len(start)) for first, last in chunks)
         return _Prompt(np.concatenate([start, encoded.ids]), shifted)
 
-    def _encode_answers(self, rendering: Rendering) -> tuple[Answer, ...]:
+    def _encode_answers(self, rendering: Rendering, *, rendered: bool) -> tuple[Answer, ...]:
         """Each answer with its end; of several turns also template and question, unscored, before the next answer."""
+        kind: Kind = "template" if rendered else "text"
         end = Fragment(rendering.end, "template")
         between = [self.encoder.encode(part, continues=True).ids for part in rendering.between]
         answers = []
@@ -158,7 +184,7 @@ class ExampleTokenizer:
                 if k:
                     ids.append(between[k - 1])
                     scored.append(np.zeros(len(between[k - 1]), dtype=bool))
-                ids.append(self.encoder.encode([Fragment(text, "text"), end], continues=True).ids)
+                ids.append(self.encoder.encode([Fragment(text, kind), end], continues=True).ids)
                 scored.append(np.ones(len(ids[-1]), dtype=bool))
             answers.append(Answer(np.concatenate(ids), np.concatenate(scored)))
         return tuple(answers)
@@ -171,10 +197,12 @@ class ExampleTokenizer:
         if excess:
             first, last = (prompt.chunks[0][0], prompt.chunks[-1][1]) if prompt.chunks else (0, 0)
             if excess > last - first:
-                raise UserError(
-                    f"{source}: the longest answer has {longest} tokens and the prompt without its context "
+                raise RowError(
+                    source,
+                    f"the longest answer has {longest} tokens and the prompt without its context "
                     f"{len(prompt.ids) - (last - first)}, together more than data.max_length={limit}: "
-                    "raise it or leave the row out."
+                    "raise it or leave the row out.",
+                    reason=faults.TOO_LONG,
                 )
             prompt = _cut(prompt, _removed((first, last), excess, self.settings.cut))
         return TokenizedExample(
@@ -185,6 +213,26 @@ class ExampleTokenizer:
             chunk_spans=prompt.chunks,
             cut_tokens=excess,
         )
+
+
+def _trusted(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """The same text, all of it the template's: special tokens in it count."""
+    return [replace(fragment, kind="template") for fragment in fragments]
+
+
+def _space_to_answers(example: Example) -> tuple[Example, bool]:
+    """A string prompt without the space at its end, which goes to the answers, and whether there was one.
+
+    A word and the space before it are one token, as a rule: `Answer: ` and `Blue` are read as `Answer:` and ` Blue`.
+    """
+    text = example.text or ""
+    if not text.endswith(" ") or not text.strip():
+        return example, False
+    turns = tuple(
+        replace(turn, chosen=f" {turn.chosen}", rejected=tuple(f" {answer}" for answer in turn.rejected))
+        for turn in example.turns
+    )
+    return replace(example, text=text[:-1], turns=turns), True
 
 
 def _bare_messages(example: Example) -> list[Message]:

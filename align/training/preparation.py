@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TrainingArgu
 from align.core.errors import AlignWarning, UserError
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.settings import DataSettings, PositionSettings
+from align.data.vocabulary import vocabulary_of
 from align.longseq.attention import ATTENTION, ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
@@ -203,6 +204,7 @@ def read_rows_for(
         seed=seed,
         require_rejected=method.uses_rejected(),
         require_short=method.needs.short,
+        vocabulary=vocabulary_of(config),
     )
     check_config(config, longest_sequence=data.counts["longest_sequence"])
     return data

@@ -21,7 +21,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "model"
     byte_tokenizer().save_pretrained(folder)
-    tiny_model(max_position_embeddings=200).config.save_pretrained(folder)
+    tiny_model(max_position_embeddings=200, vocab_size=258).config.save_pretrained(folder)
     return str(folder)
 
 
@@ -91,7 +91,7 @@ def test_findings_end_with_a_code(
     shown = capsys.readouterr().out
     assert "rows.jsonl:2: the same prompt and answers as rows.jsonl:1." in shown
     assert "rows.jsonl:3: 1 rejected answers equal the chosen one" in shown
-    assert "held.jsonl:1: this held-out prompt is trained on in rows.jsonl:2." in shown
+    assert "held.jsonl:1: this held-out prompt is trained on in rows.jsonl:1." in shown
     assert "rows.jsonl:4: prompt and longest answer have" in shown and "window 200" in shown
     # Cut to the window, the last of these is no longer one.
     assert run(monkeypatch, *overrides, "data.max_length=200") == 1
