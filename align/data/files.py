@@ -11,7 +11,8 @@ from align.core.errors import UserError
 from align.data.json_files import JsonLines, JsonList, Values, holds_lines
 from align.data.table_files import Csv, Parquet, Wanted
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
+SUFFIXES = (".jsonl", ".json", ".parquet")  # which documents may have too
+ROW_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Source(Protocol):
 def suffix_of(path: Path | str) -> str:
     """The ending by which a file of rows is known, `.jsonl.gz`; empty for others."""
     name = Path(path).name.lower()
-    return max((suffix for suffix in SUFFIXES if name.endswith(suffix)), key=len, default="")
+    return max((suffix for suffix in ROW_SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
 def file_source(path: Path, key: str, wanted: Wanted = None) -> Source:
@@ -64,7 +65,7 @@ def file_source(path: Path, key: str, wanted: Wanted = None) -> Source:
     """
     suffix = suffix_of(path)
     if not suffix:
-        raise UserError(f"{key}={path} has an unknown ending: use {', '.join(SUFFIXES)}.")
+        raise UserError(f"{key}={path} has an unknown ending: use {', '.join(ROW_SUFFIXES)}.")
     if path.stat().st_size == 0:
         raise UserError(f"{key}={path} is empty.")
     kinds: dict[str, Callable[[Path], Source]] = {

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.core.errors import AlignWarning, UserError
-from align.data.files import SUFFIXES, suffix_of
+from align.data.files import ROW_SUFFIXES, suffix_of
 
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 # What `datasets`, the Hub and our own commands leave beside rows.
@@ -46,7 +46,7 @@ def row_files(folder: Path, key: str) -> tuple[list[Path], list[Path]]:
         and not (made and path.relative_to(folder).parts[0] in (_WORK, _SUMMARY))
     )
     if not files:
-        raise UserError(f"{key}={folder} holds no {', '.join(SUFFIXES)} file and no saved data set.")
+        raise UserError(f"{key}={folder} holds no {', '.join(ROW_SUFFIXES)} file and no saved data set.")
     names = {_stem(path) for path in files}
     held_out = [path for path in files if _is_held_out(_stem(path), names)]
     if len(held_out) == len(files):

@@ -41,8 +41,9 @@ LAYOUT_COLUMNS = (
 )
 
 
-def check_columns(columns: Mapping[str, str | None], key: str) -> None:
+def check_columns(columns: Mapping[str, str | None] | None, key: str) -> None:
     """Refuses names that no layout has, and one column under two names."""
+    columns = columns or {}
     for ours in columns:
         if ours not in LAYOUT_COLUMNS:
             raise UserError(

@@ -33,9 +33,9 @@ class Renaming:
     key: str = "data.columns"
 
     @classmethod
-    def of(cls, columns: Mapping[str, str | None], key: str = "data.columns") -> Renaming:
+    def of(cls, columns: Mapping[str, str | None] | None, key: str = "data.columns") -> Renaming:
         """From the setting."""
-        return cls(tuple(columns.items()), key)
+        return cls(tuple((columns or {}).items()), key)
 
     def wanted(self) -> Callable[[str], bool]:
         """Which columns of a table are read."""

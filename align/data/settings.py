@@ -21,7 +21,7 @@ class MixedSettings:
 
     path: str
     ratio: float
-    columns: dict[str, str | None] = field(default_factory=dict)
+    columns: dict[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DataSettings:
     eval_path: str | None = None
     eval_size: float = 0.1
     limit: int | None = None
-    columns: dict[str, str | None] = field(default_factory=dict)
+    columns: dict[str, str | None] | None = None
     bad_rows: str = "stop"
     bad_rows_limit: float | None = 0.1
     template: str = "{context}\n\n{question}"
