@@ -153,6 +153,13 @@ class _Unpacked(gzip.GzipFile):
         except (OSError, EOFError, zlib.error) as error:
             raise self._damaged(error) from error
 
+    def read1(self, size: int = -1) -> bytes:
+        """What is at hand; a reader of text asks for it."""
+        try:
+            return super().read1(size)
+        except (OSError, EOFError, zlib.error) as error:
+            raise self._damaged(error) from error
+
     def __next__(self) -> bytes:
         line = self.readline()
         if not line:
