@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
 VERSION = 2
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
-WRITER_BATCH = 32  # rows held in memory before they are written; rows may be megabytes
+WRITER_BATCH = (
+    32,
+    1000,
+)  # rows held in memory before they are written: fewest (rows may be megabytes) and most
+HELD_BYTES = 4_000_000  # of their text, about
 # Settings that do not change a stored row: they say which rows, or what happens to them afterwards.
 NOT_STORED = (
     "path",
@@ -95,7 +99,7 @@ def build_dataset(
         sources, settings, tokenizer, positions=positions, seed=seed, demands=demands, renaming=renaming
     )
     if is_built(key):
-        stored = _generated({}, key, processes=1)
+        stored = _generated({}, key, processes=1, batch=WRITER_BATCH[0])
     else:
         if next(read_places(sources, 0, settings.limit), None) is None:
             return Built(place, Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES))
@@ -119,7 +123,9 @@ def _build(sources: Sequence[Source], settings: DataSettings, builder: RowBuilde
         }
         try:
             with watched(Path(folder), "rows", total=count, console=console):
-                return _generated(arguments, key, processes=min(settings.num_proc, len(shards)))
+                batch = _writer_batch(sum(source.size() for source in sources), count_rows(sources))
+                processes = min(settings.num_proc, len(shards))
+                return _generated(arguments, key, processes=processes, batch=batch)
         except DatasetGenerationError:
             refusal = Path(folder, REFUSAL)
             if not refusal.is_file():
@@ -127,7 +133,7 @@ def _build(sources: Sequence[Source], settings: DataSettings, builder: RowBuilde
             raise UserError(refusal.read_text(encoding="utf-8")) from None
 
 
-def _generated(arguments: dict[str, Any], key: str, *, processes: int) -> Dataset:
+def _generated(arguments: dict[str, Any], key: str, *, processes: int, batch: int) -> Dataset:
     """The rows of `_generate`, or those of the same key in the cache, which needs no arguments."""
     with dataset_bars_off():
         return Dataset.from_generator(
@@ -137,8 +143,14 @@ def _generated(arguments: dict[str, Any], key: str, *, processes: int) -> Datase
             gen_kwargs=arguments,
             num_proc=processes,
             fingerprint=key,
-            writer_batch_size=WRITER_BATCH,
+            writer_batch_size=batch,
         )
+
+
+def _writer_batch(size: int, rows: int) -> int:
+    """Rows written at once, of so many bytes of text together."""
+    fewest, most = WRITER_BATCH
+    return min(most, max(fewest, HELD_BYTES * rows // max(size, 1)))
 
 
 def is_built(key: str) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from align.core.files import writing_atomically
 from align.data.dataset import Places, PreferenceData, column_of
 from align.data.faults import RowError
+from align.data.notices import positions_beyond
 from align.data.provenance import leaks
 from align.data.renaming import Renaming
 from align.data.sources import Source, open_sources, read_places
@@ -30,7 +31,8 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-        kind: `unusable row`, `equal answers`, `duplicate row`, `leak`, `over the window` or `settings`.
+        kind: `unusable row`, `equal answers`, `duplicate row`, `leak`, `over the window`, `positions over the window`
+            or `settings`.
         message: one sentence that names the row.
         reason: why a row is unusable, in a few words by which such rows are grouped; else empty.
     """
@@ -84,6 +86,8 @@ def check_rows(data: PreferenceData, *, window: int | None) -> list[Finding]:
     findings += _leaks(data)
     if window is not None:
         findings += [finding for rows in datasets for finding in _over_window(rows, window)]
+        beyond = positions_beyond(data.counts["largest_position"], window)
+        findings += [] if beyond is None else [Finding("positions over the window", beyond)]
     return findings
 
 

@@ -42,6 +42,9 @@ class Source(Protocol):
         In the place of the values of a row that cannot be read stands why; None reads to the end.
         """
 
+    def size(self) -> int:
+        """Bytes of all rows together, about."""
+
     def identity(self) -> list[Any]:
         """What changes when the rows change; plain JSON values."""
 

@@ -58,6 +58,10 @@ class JsonLines:
                     where = f"{self.path.name}:{place + 1}"
                     yield place, where, _line(text, self.path.name, place, where)
 
+    def size(self) -> int:
+        """See `Source.size`."""
+        return self.path.stat().st_size
+
     def identity(self) -> list[Any]:
         """Path, size and time of change."""
         return file_identity(self.path)
@@ -101,6 +105,10 @@ class JsonList:
         for place, (_, value) in enumerate(entries, start):
             where = f"{self.path.name}:{place + 1}"
             yield place, where, as_object(value, where)
+
+    def size(self) -> int:
+        """See `Source.size`."""
+        return self.path.stat().st_size
 
     def identity(self) -> list[Any]:
         """Path, size and time of change."""

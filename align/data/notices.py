@@ -26,11 +26,9 @@ def notices(data: PreferenceData, *, window: int | None) -> list[str]:
             f"The contexts of {counts['cut_rows']} of {counted(counts['rows'], 'row')} are cut to {why}: "
             f"{counted(counts['cut_tokens'], 'token')} are gone, {share:.1%} of all."
         )
-    if window is not None and counts["largest_position"] >= window:
-        said.append(
-            f"Positions go up to {counts['largest_position']}, and the model was made for {window}: model.rope "
-            "stretches it."
-        )
+    beyond = None if window is None else positions_beyond(counts["largest_position"], window)
+    if beyond is not None:
+        said.append(beyond)
     if counts["rendered_prompts"]:
         said.append(
             f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) hold "
@@ -52,6 +50,13 @@ def notices(data: PreferenceData, *, window: int | None) -> list[str]:
             f"{reasons(data.dropped)}."
         )
     return said
+
+
+def positions_beyond(largest: int, window: int) -> str | None:
+    """What is said where positions are synthesised that the model was not made for; None where there are none."""
+    if largest < window:
+        return None
+    return f"Positions go up to {largest}, and the model was made for {window}: model.rope stretches it."
 
 
 def _first(data: PreferenceData, name: str) -> str:

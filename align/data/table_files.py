@@ -78,6 +78,10 @@ class Csv:
             )
         return {name: field or None for name, field in zip(names, fields, strict=True)}
 
+    def size(self) -> int:
+        """See `Source.size`."""
+        return self.path.stat().st_size
+
     def identity(self) -> list[Any]:
         """Path, size and time of change."""
         return file_identity(self.path)
@@ -135,6 +139,10 @@ class Parquet:
                     f"{self.path.name} cannot be read as Parquet behind row {place}: {_first_line(error)}."
                 ) from error
 
+    def size(self) -> int:
+        """See `Source.size`."""
+        return self.path.stat().st_size
+
     def identity(self) -> list[Any]:
         """Path, size and time of change."""
         return file_identity(self.path)
@@ -162,6 +170,10 @@ class Saved:
             rows = _as_python(arrow[first : min(first + size, stop)], self.name)
             for at, values in enumerate(rows, first):
                 yield at, f"{self.name}:{at + 1}", values
+
+    def size(self) -> int:
+        """See `Source.size`."""
+        return self.dataset.data.nbytes
 
     def identity(self) -> list[Any]:
         """Name and the fingerprint that `datasets` keeps."""
