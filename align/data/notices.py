@@ -9,18 +9,19 @@ from align.data.bad_rows import reasons
 from align.data.dataset import PreferenceData, column_of
 
 
-def notices(data: PreferenceData, *, window: int | None) -> list[str]:
+def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_length") -> list[str]:
     """One sentence for each thing that a user may not expect; none where rows are read as they stand.
 
     Args:
         data: the rows.
         window: tokens that the model was made to read, where contexts are cut to them because `data.max_length` is
             not set; positions are held against it too. None where the user has set a length or stretched the model.
+        limit: what set the length, where it was not the window.
     """
     counts = data.counts
     said = []
     if counts["cut_rows"]:
-        why = "data.max_length" if window is None else f"the model's window of {window} tokens"
+        why = limit if window is None else f"the model's window of {window} tokens"
         share = counts["cut_tokens"] / (counts["tokens"] + counts["cut_tokens"])
         said.append(
             f"The contexts of {counts['cut_rows']} of {counted(counts['rows'], 'row')} are cut to {why}: "
