@@ -255,6 +255,8 @@ def _digest(train: Dataset, held: Dataset | None) -> str:
 
 
 def column_of(rows: Dataset, name: str) -> pa.Array:
-    """One column of all rows, of which Python sees no row."""
-    found = rows.select_columns([name]).with_format("arrow")[:][name]
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    """One column of all rows. `datasets` itself gathers a selection row by row: a minute for a million rows."""
+    column = rows.data.column(name).combine_chunks()
+    if rows._indices is not None:
+        column = column.take(rows._indices.column(0))
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
