@@ -65,6 +65,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     )
     data = setup.read_data(run, tokenizer)
     setup.check_same_data(data, run)
+    setup.say_of_rows(data, run)
     if suites and data.eval is None:
         raise UserError(
             "suites run when held-out rows are evaluated, and there are none: set data.eval_size or data.eval_path."
@@ -74,6 +75,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
     claim_output(run.output, config, ignore=continuation.FREE_KEYS)
+    setup.list_dropped(data, run)
     checkpoint = checkpoints.find_resume(run.output, run.resume)
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     if checkpoint is not None:

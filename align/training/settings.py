@@ -60,6 +60,8 @@ def read_settings(config: DictConfig) -> Settings:
         UserError: names the key and what to set instead.
     """
     general = typed(GeneralSettings, config, "")
+    if general.seed < 0:
+        raise UserError(f"seed={general.seed} is negative: give 0 or more.")
     needs = check_method(config.method, allow_targets=general.allow_targets)
     model = typed(ModelSettings, config, "model")
     memory = typed(MemorySettings, config, "memory")
