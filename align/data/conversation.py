@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -57,10 +58,10 @@ class Conversation:
     def fragments(self, start: int, stop: int) -> tuple[Fragment, ...]:
         """A stretch of the text in fragments."""
         found, at = [], start
-        for region in self.regions:
+        for region in self.regions[bisect_right(self.regions, start, key=lambda one: one.stop) :]:
+            if region.start >= stop:
+                break
             first, last = max(region.start, at), min(region.stop, stop)
-            if first >= last:
-                continue
             if at < first:
                 found.append(Fragment(self.text[at:first], "template"))
             found.append(Fragment(self.text[first:last], region.kind))
