@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -46,41 +47,56 @@ def inspect(config: DictConfig) -> Inspection:
     model = typed(ModelSettings, config, "model")
     settings = typed(DataSettings, config, "data")
     positions = typed(PositionSettings, config, "positions")
-    for key in ("rows", "characters"):
+    for key in ("rows", "characters", "seed"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise UserError(f"{key}={config[key]} must be a whole number from 0 on.")
     check_model(model)
     check_row_paths(settings)
     # Nothing above imports torch, so that a slip is answered at once.
-    from align.data.checks import check_rows, context_leaks, unusable_rows
-    from align.data.dataset import load_preference_data
-    from align.data.display import print_counts, print_findings, print_row
-    from align.data.stored_rows import to_example
-    from align.models.loading import load_tokenizer, native_window
+    from align.data.checks import write_findings
+    from align.data.display import print_findings
 
     console = Console(soft_wrap=False)
-    findings = unusable_rows(settings, require_rejected=config.require_rejected)
-    counts: dict[str, int] = {}
-    if not findings:
-        tokenizer = load_tokenizer(
-            model.path, trust_remote_code=model.trust_remote_code, revision=model.revision
-        )
-        data = load_preference_data(
-            settings,
-            tokenizer,
-            positions=positions,
-            seed=config.seed,
-            require_rejected=config.require_rejected,
-        )
-        for i in range(min(config.rows, len(data.train))):
-            print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
-        print_counts(console, data)
-        # Rows that data.max_length has cut fit by themselves.
-        window = native_window(model) if settings.max_length is None else None
-        findings = [*check_rows(data, window=window), *context_leaks(settings)]
-        counts = data.counts
+    findings, counts = _look(console, config, model, settings, positions)
     print_findings(console, findings)
+    if config.findings is not None:
+        write_findings(findings, Path(config.findings))
     return Inspection(findings, counts)
+
+
+def _look(
+    console: Console,
+    config: DictConfig,
+    model: ModelSettings,
+    settings: DataSettings,
+    positions: PositionSettings,
+) -> tuple[list[Finding], dict[str, int]]:
+    """Prints the first rows and the counts, as training reads them; returns what is wrong, and the counts."""
+    from align.data.checks import Finding, check_rows, context_leaks, unusable_rows
+    from align.data.dataset import assemble, build_places
+    from align.data.display import print_counts, print_row
+    from align.data.row_builder import Demands
+    from align.data.stored_rows import to_example
+    from align.data.vocabulary import vocabulary_of
+    from align.models.loading import load_config, load_tokenizer, native_window
+
+    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    # As training reads them: cut to the model's window where no length is set. Rows cut to a length of the user's fit.
+    window = native_window(model) if settings.max_length is None else None
+    read = replace(settings, max_length=settings.max_length or window, bad_rows="drop", bad_rows_limit=None)
+    demands = Demands(rejected=config.require_rejected, vocabulary=vocabulary_of(load_config(model)))
+    places = build_places(read, tokenizer, positions=positions, seed=config.seed, demands=demands)
+    findings = unusable_rows(places)
+    try:
+        data = assemble(places, read, seed=config.seed)
+    except UserError as error:
+        if not findings:
+            raise
+        return [*findings, Finding("settings", str(error))], {}
+    for i in range(min(config.rows, len(data.train))):
+        print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
+    print_counts(console, data, window=window)
+    return [*findings, *check_rows(data, window=window), *context_leaks(settings)], data.counts
 
 
 make_callable(__name__)

@@ -65,12 +65,14 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     data = setup.read_data(run, tokenizer)
     setup.check_same_data(data, run)
     setup.check_held_out(data, run, suites=bool(suites))
+    setup.say_of_rows(data, run)
     if run.reference.fill_only:
         fill.fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
     claim_output(run.output, config, ignore=continuation.FREE_KEYS)
     note_local_paths(run.output, config)
+    setup.list_dropped(data, run)
     checkpoint = checkpoints.agree_resume(run.output, run.resume)
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     if checkpoint is not None:

@@ -139,6 +139,27 @@ def test_bad_row_is_named(run, rows, tmp_path, content, sentence):
     assert not (tmp_path / "out" / "model").exists()
 
 
+def test_bad_rows_are_left_out_on_request(run, rows, tmp_path):
+    """Said before training, counted in the results, listed in the folder; above the limit nothing is trained."""
+    bad = [json.dumps(ROW | {"chosen": ""}), json.dumps(ROW | {"chosen": " ".join(["w9"] * 5000)}), "{"]
+    count = len(rows.read_text().splitlines())
+    rows.write_text("\n".join([*rows.read_text().splitlines(), *bad]))
+    code, _, err = run("data.bad_rows=drop", "data.bad_rows_limit=2")
+    assert code == exit_codes.USAGE
+    assert (
+        f"3 of {count + 3} rows cannot be used (" in err and "more than data.bad_rows_limit=2 allows" in err
+    )
+    code, _, err = run("data.bad_rows=drop", "data.bad_rows_limit=3", "trainer.max_steps=1")
+    assert code == 0, err
+    assert f"3 of {count + 3} rows cannot be used and are left out: " in err
+    listed = tmp_path / "out" / "dropped_rows.jsonl"
+    assert f"The rows that are left out are listed in {listed}." in " ".join(err.split())
+    reasons = [json.loads(line)["reason"] for line in listed.read_text().splitlines()]
+    assert reasons == ["empty text", "too long", "unreadable"]
+    counts = json.loads((tmp_path / "out" / "results.json").read_text())["data"]
+    assert (counts["rows"], counts["dropped_rows"]) == (count, 3)
+
+
 def test_without_a_length_the_models_window_is_the_limit(run, rows, tmp_path):
     """The tiny model reads 4096 tokens: a context of 5000 words is cut and counted."""
     lines = rows.read_text().splitlines()
@@ -146,6 +167,7 @@ def test_without_a_length_the_models_window_is_the_limit(run, rows, tmp_path):
     rows.write_text("\n".join([*lines, json.dumps(long)]))
     code, _, err = run("trainer.max_steps=1", "memory.checkpointing=full")
     assert code == 0, err
+    assert f"The contexts of 1 of {len(lines) + 1} rows are cut to the model's window of 4096 tokens: " in err
     counts = json.loads((tmp_path / "out" / "results.json").read_text())["data"]
     assert counts["cut_rows"] == 1
     assert counts["longest_sequence"] == 4096

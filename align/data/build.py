@@ -6,26 +6,30 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 from rich.console import Console
 
 from align.core.bars import dataset_bars_off
 from align.core.display import Tally, watched
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.core.files import cache_folder
-from align.data.formats import parse_row
-from align.data.positions import row_rng, synthesise
-from align.data.released import is_released, read_released
+from align.data.bad_rows import stopped
+from align.data.faults import RowError
+from align.data.renaming import NO_RENAMING, Renaming
+from align.data.row_builder import NO_DEMANDS, Demands, RowBuilder
 from align.data.settings import DataSettings, PositionSettings
-from align.data.sources import RawRow, Source, count_rows, read_rows
-from align.data.stored_rows import FEATURES, to_row
+from align.data.sources import RawRow, Source, count_rows, read_places
+from align.data.stored_rows import FEATURES, to_bad_row
 from align.data.template_file import writes_date
 from align.data.tokens import ExampleTokenizer
 
@@ -33,53 +37,42 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 2
+VERSION = 3
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
-WRITER_BATCH = 32  # rows held in memory before they are written; rows may be megabytes
+WRITER_BATCH = (
+    32,
+    1000,
+)  # rows held in memory before they are written: fewest (rows may be megabytes) and most
+HELD_BYTES = 4_000_000  # of their text, about
 # Settings that do not change a stored row: they say which rows, or what happens to them afterwards.
-NOT_STORED = ("path", "eval_path", "eval_size", "mix", "tokens_per_row", "num_proc", "chat_template", "date")
+NOT_STORED = (
+    "path",
+    "eval_path",
+    "eval_size",
+    "mix",
+    "columns",
+    "bad_rows",
+    "bad_rows_limit",
+    "tokens_per_row",
+    "num_proc",
+    "chat_template",
+    "date",
+)
 
 
 @dataclass(frozen=True)
-class RowBuilder:
-    """Raw row → the stored columns: layout, tokens, cut, positions."""
+class Built:
+    """The rows of one place.
 
-    tokenize: ExampleTokenizer
-    positions: PositionSettings
-    seed: int
-    require_rejected: bool
+    Attributes:
+        place: what names it: `data.path=rows.jsonl`.
+        rows: those that can be used, in their order.
+        bad: the others.
+    """
 
-    def __call__(self, row: RawRow) -> dict[str, Any]:
-        """The columns of `align.data.stored_rows.FEATURES`; raises UserError naming the row."""
-        if is_released(row.values):
-            return self._released(row)
-        parsed = parse_row(row, require_rejected=self.require_rejected)
-        example = synthesise(
-            self.tokenize(parsed.example),
-            mode=self.positions.mode,
-            target_length=self.positions.target_length,
-            draw=self.positions.draw,
-            sparse_share=self.positions.sparse_share,
-            rng=row_rng(self.seed, 0, row.index),
-        )
-        return to_row(example, dropped_rejected=parsed.dropped)
-
-    def _released(self, row: RawRow) -> dict[str, Any]:
-        """A pre-tokenised row keeps its ids and positions: there is no telling its context from its question."""
-        example = read_released(row.source, row.values, require_rejected=self.require_rejected)
-        limit = self.tokenize.settings.max_length
-        longest = len(example.prompt_ids) + example.longest_answer
-        if limit is not None and longest > limit:
-            raise UserError(
-                f"{row.source}: a pre-tokenised row of {longest} tokens cannot be cut to data.max_length={limit}: "
-                "raise it or leave the row out."
-            )
-        if self.positions.mode != "none":
-            raise UserError(
-                f"{row.source}: a pre-tokenised row has no marked context to place: set positions=none, which "
-                "keeps the positions it came with."
-            )
-        return to_row(example)
+    place: str
+    rows: Dataset
+    bad: tuple[RowError, ...] = ()
 
 
 def build_dataset(
@@ -87,48 +80,104 @@ def build_dataset(
     settings: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    place: str,
     positions: PositionSettings,
     seed: int,
-    require_rejected: bool,
-) -> Dataset:
+    demands: Demands,
+    renaming: Renaming = NO_RENAMING,
+) -> Built:
     """The rows of `sources` in their order, whatever `data.num_proc`; arguments as `load_preference_data`.
 
-    Several processes that start together (ranks) wait for the one that builds.
+    Several processes that start together (ranks) wait for the one that builds. With `data.bad_rows=stop` the first row
+    that cannot be used ends the build.
+
+    Raises:
+        UserError: a source that cannot be read, or such a row.
     """
+    for sentence in renaming.check(read_places(sources), place):
+        warnings.warn(sentence, AlignWarning, stacklevel=2)
     tokenize = ExampleTokenizer(tokenizer, settings, chunk_tokens=positions.chunk_tokens)
-    builder = RowBuilder(tokenize, positions, seed, require_rejected)
+    builder = RowBuilder(tokenize, positions, seed, demands, renaming)
     key = cache_key(
-        sources, settings, tokenizer, positions=positions, seed=seed, require_rejected=require_rejected
+        sources, settings, tokenizer, positions=positions, seed=seed, demands=demands, renaming=renaming
     )
+    if is_built(key):
+        stored = _generated({}, key, processes=1, batch=WRITER_BATCH[0])
+    else:
+        if next(read_places(sources, 0, settings.limit), None) is None:
+            return Built(place, Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES))
+        stored = _build(sources, settings, builder, key)
+    return _parted(stored, place, stop=settings.bad_rows == "stop")
+
+
+def _build(sources: Sequence[Source], settings: DataSettings, builder: RowBuilder, key: str) -> Dataset:
+    """Tokenises, in `data.num_proc` processes."""
     count = count_rows(sources)
     count = count if settings.limit is None else min(count, settings.limit)
     shards = _shards(count, settings.num_proc)
-    if next(read_rows(sources, 0, count), None) is None:
-        return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
     with tempfile.TemporaryDirectory() as folder:
-        refusal = Path(folder) / REFUSAL
         console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0)
+        arguments = {
+            "shards": shards,
+            "sources": tuple(sources),
+            "builder": builder,
+            "folder": folder,
+            "stop": settings.bad_rows == "stop",
+        }
         try:
-            with watched(Path(folder), "rows", total=count, console=console), dataset_bars_off():
-                dataset = Dataset.from_generator(
-                    _generate,
-                    features=FEATURES,
-                    cache_dir=str(cache_folder() / "data"),
-                    gen_kwargs={
-                        "shards": shards,
-                        "sources": tuple(sources),
-                        "builder": builder,
-                        "folder": folder,
-                    },
-                    num_proc=min(settings.num_proc, len(shards)),
-                    fingerprint=key,
-                    writer_batch_size=WRITER_BATCH,
-                )
+            with watched(Path(folder), "rows", total=count, console=console):
+                batch = _writer_batch(sum(source.size() for source in sources), count_rows(sources))
+                processes = min(settings.num_proc, len(shards))
+                return _generated(arguments, key, processes=processes, batch=batch)
         except DatasetGenerationError:
+            refusal = Path(folder, REFUSAL)
             if not refusal.is_file():
                 raise
-            raise UserError(refusal.read_text()) from None
-    return dataset.with_format("numpy")
+            raise UserError(refusal.read_text(encoding="utf-8")) from None
+
+
+def _generated(arguments: dict[str, Any], key: str, *, processes: int, batch: int) -> Dataset:
+    """The rows of `_generate`, or those of the same key in the cache, which needs no arguments."""
+    with dataset_bars_off():
+        return Dataset.from_generator(
+            _generate,
+            features=FEATURES,
+            cache_dir=str(cache_folder() / "data"),
+            gen_kwargs=arguments,
+            num_proc=processes,
+            fingerprint=key,
+            writer_batch_size=batch,
+        )
+
+
+def _writer_batch(size: int, rows: int) -> int:
+    """Rows written at once, of so many bytes of text together."""
+    fewest, most = WRITER_BATCH
+    return min(most, max(fewest, HELD_BYTES * rows // max(size, 1)))
+
+
+def is_built(key: str) -> bool:
+    """Whether the cache holds the rows of this key, whole."""
+    folder = cache_folder() / "data" / "generator" / f"default-fingerprint={key}"
+    return any(folder.glob("*/dataset_info.json"))
+
+
+def _parted(stored: Dataset, place: str, *, stop: bool) -> Built:
+    """The usable rows, and the others.
+
+    Raises:
+        RowError: there are others and `data.bad_rows` is stop.
+    """
+    reasons = stored.with_format("arrow").select_columns(["bad_reason"])[:]["bad_reason"]
+    is_bad = pc.not_equal(reasons, "").to_numpy(zero_copy_only=False)
+    if not is_bad.any():
+        return Built(place, stored.with_format("numpy"))
+    columns = ["source", "bad_reason", "bad_sentence"]
+    found = stored.with_format(None).select_columns(columns).select(np.flatnonzero(is_bad))
+    bad = tuple(RowError(row["source"], row["bad_sentence"], reason=row["bad_reason"]) for row in found)
+    if stop:
+        raise stopped(bad[0], count=len(bad), total=len(stored))
+    return Built(place, stored.select(np.flatnonzero(~is_bad)).with_format("numpy"), bad)
 
 
 def cache_key(
@@ -138,7 +187,8 @@ def cache_key(
     *,
     positions: PositionSettings,
     seed: int,
-    require_rejected: bool,
+    demands: Demands = NO_DEMANDS,
+    renaming: Renaming = NO_RENAMING,
 ) -> str:
     """Changes with everything that changes a stored row: files, tokenizer, settings, seed, this code."""
     content = {
@@ -146,10 +196,11 @@ def cache_key(
         "sources": [source.identity() for source in sources],
         "data": {name: value for name, value in asdict(settings).items() if name not in NOT_STORED},
         "template": template_content(settings, tokenizer),
+        "columns": renaming.columns,
         "tokenizer": _tokenizer_content(tokenizer),
         "positions": asdict(positions),
         "seed": None if positions.mode == "none" else seed,
-        "require_rejected": require_rejected,
+        "demands": asdict(demands),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -182,18 +233,37 @@ def _shards(count: int, processes: int) -> list[tuple[int, int]]:
 
 
 def _generate(
-    shards: list[tuple[int, int]], sources: Sequence[Source], builder: RowBuilder, folder: str
+    shards: list[tuple[int, int]], sources: Sequence[Source], builder: RowBuilder, folder: str, stop: bool
 ) -> Iterator[dict[str, Any]]:
     """Rows of some shards, counted in `folder`.
 
-    `datasets` hides what a worker raises, so a UserError is also left there.
+    `datasets` hides what a worker raises, so the sentence is also left there.
     """
     tally = Tally(Path(folder), str(os.getpid()))
-    for start, stop in shards:
-        for row in read_rows(sources, start, stop):
-            try:
-                yield builder(row)
-            except UserError as error:
-                Path(folder, REFUSAL).write_text(str(error))
-                raise
-            tally.add()
+    try:
+        for start, end in shards:
+            for row in read_places(sources, start, end):
+                yield _stored(row, builder, stop=stop)
+                tally.add()
+    except UserError as error:
+        Path(folder, REFUSAL).write_text(str(error), encoding="utf-8", errors="backslashreplace")
+        raise
+
+
+def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> dict[str, Any]:
+    """The columns of one row, usable or not.
+
+    Raises:
+        RowError: it is not, and `stop` is set.
+    """
+    try:
+        if isinstance(row, RowError):
+            raise row
+        return builder(row)
+    except RowError as bad:
+        if stop:
+            raise stopped(bad) from None
+        return to_bad_row(bad)
+    except Exception as error:
+        error.add_note(f"It happened at {row.source}.")
+        raise

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
-from align.core.errors import UserError
-from align.data.formats import parse_row
+from align.core.files import writing_atomically
+from align.data.dataset import Places, PreferenceData, column_of
+from align.data.faults import RowError
+from align.data.notices import positions_beyond
 from align.data.provenance import leaks
-from align.data.released import is_released, read_released
-from align.data.sources import Source, open_sources, read_rows
+from align.data.renaming import Renaming
+from align.data.sources import Source, open_sources, read_places
 from align.data.stored_rows import hash_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from align.data.dataset import PreferenceData
     from align.data.settings import DataSettings
 
 
@@ -27,54 +31,46 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-        kind: `unusable row`, `equal answers`, `duplicate row`, `leak` or `over the window`.
+        kind: `unusable row`, `equal answers`, `duplicate row`, `leak`, `over the window`, `positions over the window`
+            or `settings`.
         message: one sentence that names the row.
+        reason: why a row is unusable, in a few words by which such rows are grouped; else empty.
     """
 
     kind: str
     message: str
+    reason: str = ""
 
 
-def unusable_rows(settings: DataSettings, *, require_rejected: bool = False) -> list[Finding]:
-    """Every row of `data.path`, `data.mix` and `data.eval_path` that has no known layout, no answer or no negative.
-
-    Raises:
-        UserError: a path or a whole file cannot be read.
-    """
-    files = _files_read(settings)
-    return [finding for file in files for finding in _unusable(file, settings.limit, require_rejected)]
+def unusable_rows(places: Places) -> list[Finding]:
+    """Every row of `data.path`, `data.mix` and `data.eval_path` that cannot be used, whatever the reason."""
+    return [Finding("unusable row", str(bad), bad.reason) for built in places.all for bad in built.bad]
 
 
 def context_leaks(settings: DataSettings) -> list[Finding]:
     """Rows whose prompt lacks what their chosen answer was made from; see `provenance.leaks`."""
     return [
         Finding("leak", f"{row.source}: {sentence}.")
-        for file in _files_read(settings)
-        for row in read_rows([file], 0, settings.limit)
-        for sentence in leaks(row.values)
+        for files, renaming in _files_read(settings)
+        for row in read_places(files, 0, settings.limit)
+        if not isinstance(row, RowError)
+        for sentence in leaks(renaming(row.values))
     ]
 
 
-def _files_read(settings: DataSettings) -> list[Source]:
-    """Everything that is read: training rows, what is mixed in, held-out rows."""
-    sources = open_sources(settings.path)
-    files = [*sources.train, *sources.held_out]
-    if settings.eval_path is not None:
-        files = [*sources.train, *open_sources(settings.eval_path, key="data.eval_path").train]
+def _files_read(settings: DataSettings) -> Iterator[tuple[Sequence[Source], Renaming]]:
+    """Everything that is read: training rows, held-out rows, what is mixed in."""
+    renaming = Renaming.of(settings.columns)
+    sources = open_sources(settings.path, wanted=renaming.wanted())
+    yield sources.train, renaming
+    if settings.eval_path is None:
+        yield sources.held_out, renaming
+    else:
+        opened = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted())
+        yield opened.train, renaming
     for i, entry in enumerate(settings.mix):
-        files += open_sources(entry.path, key=f"data.mix[{i}].path").train
-    return files
-
-
-def _unusable(source: Source, limit: int | None, require_rejected: bool) -> Iterator[Finding]:
-    for row in read_rows([source], 0, limit):
-        try:
-            if is_released(row.values):
-                read_released(row.source, row.values, require_rejected=require_rejected)
-            else:
-                parse_row(row, require_rejected=require_rejected)
-        except UserError as error:
-            yield Finding("unusable row", str(error))
+        own = Renaming.of(entry.columns)
+        yield open_sources(entry.path, key=f"data.mix[{i}].path", wanted=own.wanted()).train, own
 
 
 def check_rows(data: PreferenceData, *, window: int | None) -> list[Finding]:
@@ -90,12 +86,18 @@ def check_rows(data: PreferenceData, *, window: int | None) -> list[Finding]:
     findings += _leaks(data)
     if window is not None:
         findings += [finding for rows in datasets for finding in _over_window(rows, window)]
+        beyond = positions_beyond(data.counts["largest_position"], window)
+        findings += [] if beyond is None else [Finding("positions over the window", beyond)]
     return findings
 
 
 def _equal_answers(dataset: Dataset) -> Iterator[Finding]:
     """Rejected answers that equal the chosen one (dropped when read) or each other."""
-    for row in dataset.select_columns(["source", "dropped_rejected", "answer_ids", "answer_lengths"]):
+    dropped = column_of(dataset, "dropped_rejected").to_numpy()
+    same = np.isin(np.arange(len(dataset)), _with_answers_of_one_length(dataset))
+    columns = dataset.select_columns(["source", "dropped_rejected", "answer_ids", "answer_lengths"])
+    for place in np.flatnonzero((dropped > 0) | same):
+        row = columns[int(place)]
         if row["dropped_rejected"]:
             yield Finding(
                 "equal answers",
@@ -106,11 +108,25 @@ def _equal_answers(dataset: Dataset) -> Iterator[Finding]:
             yield Finding("equal answers", f"{row['source']}: two of its answers are the same tokens.")
 
 
+def _with_answers_of_one_length(dataset: Dataset) -> np.ndarray:
+    """Rows of which two answers have as many tokens: only those can have two that are the same tokens."""
+    lengths = column_of(dataset, "answer_lengths")
+    row = pc.list_parent_indices(lengths).to_numpy().astype(np.int64)
+    both = np.stack([row, pc.list_flatten(lengths).to_numpy().astype(np.int64)])
+    both = both[:, np.lexsort(both[::-1])]
+    return np.unique(both[0, 1:][(both[:, 1:] == both[:, :-1]).all(axis=0)])
+
+
 def _duplicates(dataset: Dataset) -> Iterator[Finding]:
     """Rows that repeat prompt and answers of an earlier one."""
-    seen: dict[tuple[str, str], str] = {}
-    for row in dataset.select_columns(["source", "prompt_hash", "answer_ids"]):
-        key = (str(row["prompt_hash"]), hash_ids(row["answer_ids"]))
+    names = pc.dictionary_encode(column_of(dataset, "prompt_hash"))
+    prompts = names.indices.to_numpy()
+    shared = np.bincount(prompts, minlength=len(names.dictionary))[prompts] > 1
+    seen: dict[tuple[int, str], str] = {}
+    columns = dataset.select_columns(["source", "answer_ids", "answer_lengths"])
+    for place in np.flatnonzero(shared):
+        row = columns[int(place)]
+        key = (int(prompts[place]), hash_ids(np.concatenate([row["answer_lengths"], row["answer_ids"]])))
         first = seen.setdefault(key, str(row["source"]))
         if first != row["source"]:
             yield Finding("duplicate row", f"{row['source']}: the same prompt and answers as {first}.")
@@ -120,20 +136,32 @@ def _leaks(data: PreferenceData) -> Iterator[Finding]:
     """Held-out prompts that are trained on."""
     if data.eval is None:
         return
-    trained = dict(zip(data.train["prompt_hash"][:], data.train["source"][:], strict=True))
-    for row in data.eval.select_columns(["source", "prompt_hash"]):
-        if row["prompt_hash"] in trained:
-            yield Finding(
-                "leak",
-                f"{row['source']}: this held-out prompt is trained on in {trained[row['prompt_hash']]}.",
-            )
+    trained, held = (column_of(rows, "prompt_hash") for rows in (data.train, data.eval))
+    first = pc.index_in(held, value_set=trained)
+    for place in np.flatnonzero(first.is_valid().to_numpy(zero_copy_only=False)):
+        where = data.train[first[int(place)].as_py()]["source"]
+        yield Finding(
+            "leak", f"{data.eval[int(place)]['source']}: this held-out prompt is trained on in {where}."
+        )
 
 
 def _over_window(dataset: Dataset, window: int) -> Iterator[Finding]:
-    for row in dataset.select_columns(["source", "longest_sequence"]):
-        if row["longest_sequence"] > window:
-            yield Finding(
-                "over the window",
-                f"{row['source']}: prompt and longest answer have {row['longest_sequence']} tokens, the model's "
-                f"window {window}; training cuts its context to that.",
-            )
+    """Rows that are cut to the window, though nobody asked for a length."""
+    cut = column_of(dataset, "cut_tokens").to_numpy().astype(np.int64)
+    whole = column_of(dataset, "longest_sequence").to_numpy() + cut
+    sources = dataset.select_columns(["source"])
+    for place in np.flatnonzero(whole > window):
+        yield Finding(
+            "over the window",
+            f"{sources[int(place)]['source']}: prompt and longest answer have {whole[place]} tokens, the model's "
+            f"window {window}; training cuts {cut[place]} of them out of its context (data.max_length={window} accepts "
+            "that).",
+        )
+
+
+def write_findings(findings: Sequence[Finding], path: Path) -> None:
+    """Every finding as JSON Lines with `kind`, `reason` and `message`."""
+    with writing_atomically(path) as file:
+        for one in findings:
+            line = {"kind": one.kind, "reason": one.reason, "message": one.message}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

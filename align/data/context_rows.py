@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from align.data.columns import Columns
+from align.data import faults
+from align.data.columns import Columns, unpadded
+from align.data.contents import as_text
 from align.data.examples import Example, Turn
 
 
@@ -34,7 +36,7 @@ def _one_turn(columns: Columns) -> Turn:
     name = columns.first(*names.chosen)
     chosen = columns.single(name, columns.answer(name, columns.get(name)))
     if name == "win_response" and names.rejected not in columns:
-        raise columns.error("column lose_response is missing beside win_response.")
+        raise columns.error("column lose_response is missing beside win_response.", reason=faults.MISSING)
     rejected = [columns.single(names.rejected, answer) for answer in columns.answers(names.rejected)]
     question = columns.text(names.question)
     return Turn(question, chosen, tuple(rejected), columns.optional_text("short_prompt"))
@@ -58,6 +60,7 @@ def _several_turns(columns: Columns) -> tuple[Turn, ...]:
     )
     if not isinstance(rejecteds, list):
         raise columns.wrong_type("rejecteds", "a list with one entry a turn")
+    rejecteds = unpadded(rejecteds)
     lengths = {
         "questions": len(questions),
         "chosens": len(chosens),
@@ -66,11 +69,14 @@ def _several_turns(columns: Columns) -> tuple[Turn, ...]:
     }
     if len(set(lengths.values())) > 1:
         counted = ", ".join(f"{name} {count}" for name, count in lengths.items())
-        raise columns.error(f"the turns' columns have different lengths ({counted}).")
+        raise columns.error(f"the turns' columns have different lengths ({counted}).", reason=faults.MESSAGES)
     negatives = [_negatives(columns, entry) for entry in rejecteds]
     if len({len(entry) for entry in negatives}) > 1:
         counts = ", ".join(str(len(entry)) for entry in negatives)
-        raise columns.error(f"every turn must have as many rejected answers as the others, not {counts}.")
+        raise columns.error(
+            f"every turn must have as many rejected answers as the others, not {counts}.",
+            reason=faults.MESSAGES,
+        )
     return tuple(
         Turn(question, chosen, rejected, short)
         for question, chosen, rejected, short in zip(questions, chosens, negatives, shorts, strict=True)
@@ -79,9 +85,10 @@ def _several_turns(columns: Columns) -> tuple[Turn, ...]:
 
 def _negatives(columns: Columns, entry: Any) -> tuple[str, ...]:
     """One turn's entry of `rejecteds`: a text or a list of texts."""
-    values = [entry] if isinstance(entry, str) else entry
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    values = entry if isinstance(entry, list) else [entry]
+    values = [as_text(value) for value in unpadded(values)]
+    if not all(isinstance(value, str) for value in values):
         raise columns.wrong_type("rejecteds", "a list that holds a string or a list of strings for each turn")
     if not all(value.strip() for value in values):
-        raise columns.error("column rejecteds has an empty answer.")
+        raise columns.empty("rejecteds", "has an empty answer")
     return tuple(values)

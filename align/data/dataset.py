@@ -6,25 +6,30 @@ batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], dat
 
 from __future__ import annotations
 
-import warnings
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from align.core.errors import AlignWarning, UserError
+from align.core.errors import UserError
 from align.core.moved import renamed
 from align.core.readable import counted
-from align.data.build import build_dataset
+from align.data.bad_rows import check_limit
+from align.data.build import Built, build_dataset
+from align.data.faults import RowError
 from align.data.mixture import Ingredient, mix
-from align.data.remarks import remarks
+from align.data.renaming import Renaming
+from align.data.row_builder import Demands
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
 from align.data.stored_rows import to_example, to_row
+from align.data.template_file import writes_date
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,14 +57,22 @@ class PreferenceData:
             (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
             `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer),
             `dropped_reasoning` (answers without their reasoning, `data.thinking=drop`), `dropped_messages` (behind the
-            last answer).
+            last answer),
+            `rendered_prompts` (string prompts whose special tokens count), `moved_spaces` (string prompts whose last
+            space begins the answers), `dropped_rows` (left out, since they cannot be used).
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
+        dropped: the rows that were left out, with `data.bad_rows=drop`.
+        date: what the chat template writes into prompts; None where it writes none.
+        digest: changes with the content and the order of the rows, and with nothing else: not with their place.
     """
 
     train: Dataset
     eval: Dataset | None
     counts: dict[str, int]
     ingredients: tuple[Ingredient, ...] = ()
+    dropped: tuple[RowError, ...] = ()
+    digest: str = ""
+    date: str | None = None
 
 
 def load_preference_data(
@@ -70,6 +83,7 @@ def load_preference_data(
     seed: int,
     require_rejected: bool = False,
     require_short: bool = False,
+    vocabulary: int | None = None,
 ) -> PreferenceData:
     """Reads, tokenises, places and splits the rows of `data.path`; a second call finds them in the cache.
 
@@ -78,59 +92,97 @@ def load_preference_data(
         tokenizer: a fast tokenizer; part of the cache's key by its content.
         positions: group `positions`; row i draws from (seed, i).
         seed: of the held-out split, of what `data.mix` draws and of position synthesis.
-        require_rejected: rows without a rejected answer are an error.
-        require_short: rows without a short context are an error.
+        require_rejected: rows without a rejected answer cannot be used.
+        require_short: rows without a short context cannot be used.
+        vocabulary: rows of the model's embedding, which token ids must stay below; None checks none.
 
     Raises:
-        UserError: data missing or empty, or a row that cannot be used; names file and row.
+        UserError: data missing or empty; a row that cannot be used (`data.bad_rows=stop`), or more such rows than
+            `data.bad_rows_limit` allows.
     """
+    demands = Demands(rejected=require_rejected, short=require_short, vocabulary=vocabulary)
+    places = build_places(settings, tokenizer, positions=positions, seed=seed, demands=demands)
+    return assemble(places, settings, seed=seed)
+
+
+@dataclass(frozen=True)
+class Places:
+    """The rows of every place that `data` names: to train on, held out (where they are named), mixed in.
+
+    `date` is what the chat template writes into prompts; None where it writes none.
+    """
+
+    train: Built
+    held_out: Built | None
+    mixed: tuple[Built, ...]
+    date: str | None = None
+
+    @property
+    def all(self) -> tuple[Built, ...]:
+        """Each of them."""
+        return (self.train, *([] if self.held_out is None else [self.held_out]), *self.mixed)
+
+
+def build_places(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    positions: PositionSettings,
+    seed: int,
+    demands: Demands,
+) -> Places:
+    """Tokenises the rows of every place; arguments and errors as `load_preference_data`."""
     settings = replace(settings, date=str(settings.today()))  # the same for every file, whenever midnight is
-    sources = open_sources(settings.path)
-    held_out = sources.held_out
+    renaming = Renaming.of(settings.columns)
+    sources = open_sources(settings.path, wanted=renaming.wanted())
+    held_out, held_key = sources.held_out, f"data.path={settings.path}"
     if settings.eval_path is not None:
-        held_out = open_sources(settings.eval_path, key="data.eval_path").train
+        held_key = f"data.eval_path={settings.eval_path}"
+        held_out = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted()).train
 
-    def build(files: Sequence[Source], key: str, name: str) -> Dataset:
-        dataset = build_dataset(
-            files, settings, tokenizer, positions=positions, seed=seed, require_rejected=require_rejected
+    def build(files: Sequence[Source], place: str, renaming: Renaming) -> Built:
+        return build_dataset(
+            files,
+            settings,
+            tokenizer,
+            place=place,
+            positions=positions,
+            seed=seed,
+            demands=demands,
+            renaming=renaming,
         )
-        if not len(dataset):
-            raise UserError(f"{key}={name} holds no rows.")
-        if require_short:
-            _check_short(dataset)
-        return dataset
 
-    train = build(sources.train, "data.path", str(settings.path))
-    if held_out:
-        key = "data.path" if settings.eval_path is None else "data.eval_path"
-        held = build(held_out, key, str(settings.eval_path or settings.path))
-    else:
+    train = build(sources.train, f"data.path={settings.path}", renaming)
+    held = build(held_out, held_key, renaming) if held_out else None
+    mixed = []
+    for i, entry in enumerate(settings.mix):
+        key, own = f"data.mix[{i}].path", Renaming.of(entry.columns, f"data.mix[{i}].columns")
+        files = open_sources(entry.path, key=key, wanted=own.wanted()).train
+        mixed.append(build(files, f"{key}={entry.path}", own))
+    template = settings.template_source() or tokenizer.chat_template
+    dated = settings.chat != "never" and writes_date(template)
+    return Places(train, held, tuple(mixed), settings.date if dated else None)
+
+
+def assemble(places: Places, settings: DataSettings, *, seed: int) -> PreferenceData:
+    """The rows that can be used, split and mixed; arguments and errors as `load_preference_data`."""
+    for built in places.all:
+        if not len(built.rows) and not built.bad:
+            raise UserError(f"{built.place} holds no rows.")
+        check_limit(built.place, built.bad, usable=len(built.rows), limit=settings.bad_rows_limit)
+    train = places.train.rows
+    if places.held_out is None:
         train, held = split_held_out(train, settings.eval_size, seed=seed)
+    else:
+        held = places.held_out.rows
     ingredients: tuple[Ingredient, ...] = ()
     if settings.mix:
-        keys = [f"data.mix[{i}].path" for i in range(len(settings.mix))]
-        others = [
-            build(open_sources(entry.path, key=key).train, key, entry.path)
-            for entry, key in zip(settings.mix, keys, strict=True)
-        ]
+        others = [built.rows for built in places.mixed]
         mixed = list(zip(settings.mix, others, strict=True))
         train, ingredients = mix(train, str(settings.path), mixed, seed=seed)
-    counts = _counts(train, held)
-    for sentence in remarks(settings, tokenizer, counts):
-        warnings.warn(sentence, AlignWarning, stacklevel=2)
-    return PreferenceData(train, held, counts, ingredients)
-
-
-def _check_short(dataset: Dataset) -> None:
-    """Raises UserError naming the first row without a short context."""
-    columns = dataset.select_columns(["source", "short_prompt_lengths"]).with_format("arrow")
-    for rows in columns.iter(batch_size=1000):
-        without = pc.index(pc.list_value_length(rows["short_prompt_lengths"]), 0).as_py()
-        if without >= 0:
-            raise UserError(
-                f"{rows['source'][without]}: the method reads the context made short, which this row does not "
-                "have: add short_prompt (short_prompts, one a turn)."
-            )
+    dropped = tuple(row for built in places.all for row in built.bad)
+    counts = {**_counts(train, held), "dropped_rows": len(dropped)}
+    return PreferenceData(train, held, counts, ingredients, dropped, _digest(train, held), places.date)
 
 
 def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -153,44 +205,74 @@ def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset
     if size == 0:
         return dataset, None
     wanted = max(1, round(size * len(dataset)) if size < 1 else int(size))
-    prompts: dict[str, list[int]] = {}
-    for row, name in enumerate(dataset["prompt_hash"]):
-        prompts.setdefault(name, []).append(row)
-    rows_of_prompt = list(prompts.values())
-    held: set[int] = set()
-    for prompt in np.random.default_rng(seed).permutation(len(rows_of_prompt)):
-        if len(held) >= wanted:
-            break
-        held.update(rows_of_prompt[prompt])
-    if len(held) == len(dataset):
+    names = pc.dictionary_encode(column_of(dataset, "prompt_hash"))
+    prompt_of_row = names.indices.to_numpy()  # prompts are numbered by their first row
+    prompts = len(names.dictionary)
+    order = np.random.default_rng(seed).permutation(prompts)
+    sizes = np.bincount(prompt_of_row, minlength=prompts)
+    taken = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
+    is_held = np.isin(prompt_of_row, order[:taken])
+    if is_held.all():
         raise UserError(
             f"data.eval_size={size:g} holds out all there is, {counted(len(dataset), 'row')} of "
-            f"{counted(len(rows_of_prompt), 'prompt')} (at least one prompt is held out, with all its rows): set "
+            f"{counted(prompts, 'prompt')} (at least one prompt is held out, with all its rows): set "
             "data.eval_size=0, or name held-out rows with data.eval_path."
         )
-    train = [row for row in range(len(dataset)) if row not in held]
-    return dataset.select(train), dataset.select(sorted(held))
+    return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))
 
 
 def _counts(train: Dataset, held: Dataset | None) -> dict[str, int]:
     """See `PreferenceData.counts`."""
     both = [train] if held is None else [train, held]
-
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([np.asarray(rows[name][:], dtype=np.int64) for rows in both])
-
-    cut, longest = column("cut_tokens"), column("longest_sequence")
+    names = (
+        "cut_tokens",
+        "longest_sequence",
+        "num_tokens",
+        "num_answers",
+        "largest_position",
+        "dropped_rejected",
+        "dropped_reasoning",
+        "dropped_messages",
+        "rendered",
+        "moved_space",
+    )
+    found = {
+        name: np.concatenate([column_of(rows, name).to_numpy(zero_copy_only=False) for rows in both]).astype(
+            np.int64
+        )
+        for name in names
+    }
+    cut, longest = found["cut_tokens"], found["longest_sequence"]
     return {
         "rows": sum(len(rows) for rows in both),
         "train_rows": len(train),
         "eval_rows": 0 if held is None else len(held),
-        "tokens": int(column("num_tokens").sum()),
-        "padded_tokens": int((longest * column("num_answers")).sum()),
+        "tokens": int(found["num_tokens"].sum()),
+        "padded_tokens": int((longest * found["num_answers"]).sum()),
         "longest_sequence": int(longest.max()),
-        "largest_position": int(column("largest_position").max()),
+        "largest_position": int(found["largest_position"].max()),
         "cut_rows": int((cut > 0).sum()),
         "cut_tokens": int(cut.sum()),
-        "dropped_rejected": int(column("dropped_rejected").sum()),
-        "dropped_reasoning": int(column("dropped_reasoning").sum()),
-        "dropped_messages": int(column("dropped_messages").sum()),
+        "dropped_rejected": int(found["dropped_rejected"].sum()),
+        "rendered_prompts": int(found["rendered"].sum()),
+        "moved_spaces": int(found["moved_space"].sum()),
+        "dropped_reasoning": int(found["dropped_reasoning"].sum()),
+        "dropped_messages": int(found["dropped_messages"].sum()),
     }
+
+
+def _digest(train: Dataset, held: Dataset | None) -> str:
+    """See `PreferenceData.digest`."""
+    digest = hashlib.blake2b(digest_size=8)
+    for rows in [train] if held is None else [train, held]:
+        digest.update(len(rows).to_bytes(8, "little"))
+        digest.update(column_of(rows, "row_hash").to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def column_of(rows: Dataset, name: str) -> pa.Array:
+    """One column of all rows. `datasets` itself gathers a selection row by row: a minute for a million rows."""
+    column = rows.data.column(name).combine_chunks()
+    if rows._indices is not None:
+        column = column.take(rows._indices.column(0))
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from align.data.checks import Finding
 from align.data.dataset import PreferenceData
 from align.data.describe import answer_runs, prompt_sections
 from align.data.examples import TokenizedExample
+from align.data.notices import notices
 
 MAX_PER_KIND = 10  # findings printed of each kind
 SCORED, UNSCORED = "bold green", "dim"
@@ -60,8 +60,8 @@ def print_row(
     console.print(table)
 
 
-def print_counts(console: Console, data: PreferenceData) -> None:
-    """What was read, held out, cut and saved."""
+def print_counts(console: Console, data: PreferenceData, *, window: int | None) -> None:
+    """What was read, held out, cut and saved, and what training would say of it; `window` as in `notices`."""
     counts = data.counts
     saved = 1 - counts["tokens"] / counts["padded_tokens"]
     lines = [
@@ -71,27 +71,34 @@ def print_counts(console: Console, data: PreferenceData) -> None:
         f"{counts['largest_position']}",
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
-    if counts["dropped_reasoning"]:
-        lines.append(
-            f"without their reasoning: {counted(counts['dropped_reasoning'], 'answer')} (data.thinking=drop)"
-        )
-    if counts["dropped_messages"]:
-        lines.append(f"left out behind the last answers: {counted(counts['dropped_messages'], 'message')}")
     lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
-    console.print("\n".join(lines), highlight=False, markup=False)
+    lines += notices(data, window=window)
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """The findings by kind, the first of each in full."""
+    """The findings by kind, unusable rows by why they are, the first of each in full."""
     if not findings:
         console.print("Nothing wrong was found.", style="green")
         return
-    for kind, count in Counter(finding.kind for finding in findings).items():
-        console.print(f"{kind}: {count}", style="bold red", highlight=False)
-        for finding in [finding for finding in findings if finding.kind == kind][:MAX_PER_KIND]:
-            console.print(f"  {finding.message}", markup=False, highlight=False, soft_wrap=True)
-        if count > MAX_PER_KIND:
-            console.print(f"  … and {count - MAX_PER_KIND} more", highlight=False)
+    for kind, of_kind in _grouped(findings, "kind").items():
+        console.print(f"{kind}: {len(of_kind)}", style="bold red", highlight=False)
+        for reason, group in _grouped(of_kind, "reason").items():
+            if reason:
+                console.print(f" {reason}: {len(group)}", style="red", markup=False, highlight=False)
+            for finding in group[:MAX_PER_KIND]:
+                console.print(f"  {finding.message}", markup=False, highlight=False, soft_wrap=True)
+            if len(group) > MAX_PER_KIND:
+                more = f"  … and {len(group) - MAX_PER_KIND} more; findings=FILE lists all"
+                console.print(more, highlight=False)
+
+
+def _grouped(findings: Sequence[Finding], name: str) -> dict[str, list[Finding]]:
+    """Findings by an attribute, the most frequent value first."""
+    groups: dict[str, list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault(getattr(finding, name), []).append(finding)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:

@@ -101,6 +101,8 @@ class TokenizedExample:
         short: one row a turn on the short context, for references that see it (LongPO); else empty.
         dropped_reasoning: answers whose reasoning was left out (`data.thinking=drop`).
         dropped_messages: as in `Example`.
+        rendered: the prompt was text that held special tokens, which count as such.
+        moved_space: the prompt was text that ended in a space, which now begins its answers.
     """
 
     source: str
@@ -112,6 +114,8 @@ class TokenizedExample:
     short: tuple[TokenizedExample, ...] = ()
     dropped_reasoning: int = 0
     dropped_messages: int = 0
+    rendered: bool = False
+    moved_space: bool = False
 
     @property
     def longest_answer(self) -> int:

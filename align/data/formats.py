@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from align.data import faults
 from align.data.columns import AnswerMessages, Columns, common_prefix
 from align.data.context_rows import context_row
-from align.data.examples import Example, Turn
-from align.data.messages import Message, turns_of_answer
+from align.data.examples import Example
+from align.data.instruction_rows import instruction_row
 from align.data.sources import RawRow, open_sources, read_rows
+from align.data.turns import chat_example, text_example, without_equal
 
 LAYOUTS = (
     "prompt + chosen + rejected, chosen + rejected (prompt in both), "
     "context + question + chosen + rejected, context + questions + chosens + rejecteds, "
     "conversations + chosen + rejected, prompt + completion, messages, "
-    "context + query + win_response + lose_response (LongReward), instruction + chosen + rejected (LongDPO)"
+    "context + query + win_response + lose_response (LongReward), "
+    "instruction + chosen + rejected or output (alpaca, LongDPO)"
 )
+# What KTO's rows say of their one answer: TRL's name, and LLaMA-Factory's.
+LABELS = ("label", "kto_tag")
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,65 @@ def read_examples(
 
 
 def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
-    """One raw row as an `Example`, whatever its layout; arguments and errors as in `read_examples`."""
+    """One raw row as an `Example`, whatever its layout.
+
+    Args:
+        row: as it was read.
+        require_rejected: see `read_examples`.
+
+    Raises:
+        RowError: it cannot be used.
+    """
     columns = Columns(row.source, row.values)
+    columns.read_stored()
     example = _read_layout(columns)
-    kept, dropped = _drop_equal(example.turns)
+    _check_text(columns, example)
+    kept, dropped = without_equal(example.turns)
     if dropped and not kept[0].rejected:
-        raise columns.error("every rejected answer equals the chosen one.")
-    if require_rejected and not kept[0].rejected:
-        raise columns.no_rejected()
+        raise columns.error("every rejected answer equals the chosen one.", reason=faults.ALL_EQUAL)
+    if not kept[0].rejected:
+        _check_label(columns)
+        if require_rejected:
+            raise columns.no_rejected()
     return ParsedRow(replace(example, turns=kept, tools=columns.tools()), dropped)
+
+
+def _check_label(columns: Columns) -> None:
+    """Refuses an answer that its row marks as bad (KTO): it must never be what a model learns."""
+    name = next((name for name in LABELS if name in columns), None)
+    if name is None:
+        return
+    value = columns.values[name]
+    said = value.strip().lower() if isinstance(value, str) else value
+    if said in (False, "false", "0"):
+        raise columns.error(
+            f"the answer is marked as bad ({name} is false), so that nothing is trained on it.",
+            reason=faults.BAD_LABEL,
+        )
+    if said not in (True, "true", "1"):
+        raise columns.error(
+            f"column {name} beside an answer says whether it is good, true or false, and is {reprlib.repr(value)}: "
+            f"hide another meaning with data.columns={{{name}: null}}.",
+            reason=faults.WRONG_TYPE,
+        )
+
+
+def _check_text(columns: Columns, example: Example) -> None:
+    """Refuses half of a surrogate pair, which JSON can spell and no text can hold."""
+    texts = [example.text or "", example.system or "", *example.chunks]
+    texts += [message["content"] or "" for message in example.messages]
+    for turn in example.turns:
+        texts += [turn.question or "", turn.chosen, *turn.rejected, turn.short_prompt or ""]
+    for text in texts:
+        if text.isascii():
+            continue
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise columns.error(
+                f"it is no text: character {error.start + 1} of {reprlib.repr(text)} is half of a surrogate pair.",
+                reason=faults.NOT_TEXT,
+            ) from error
 
 
 def _read_layout(columns: Columns) -> Example:
@@ -73,11 +129,14 @@ def _read_layout(columns: Columns) -> Example:
     if "messages" in columns:
         return _conversation_row(columns, "messages")
     if "instruction" in columns:
-        return _instruction_row(columns)
+        return instruction_row(columns)
     if "chosen" in columns:
         return _implicit_row(columns)
     found = ", ".join(columns.values) or "none"
-    raise columns.error(f"unknown layout with the columns {found}; accepted are: {LAYOUTS}.")
+    raise columns.error(
+        f"unknown layout with the columns {found}; accepted are: {LAYOUTS}.",
+        reason=faults.UNKNOWN_LAYOUT,
+    )
 
 
 def _conversation_row(columns: Columns, name: str) -> Example:
@@ -85,11 +144,14 @@ def _conversation_row(columns: Columns, name: str) -> Example:
     messages = columns.conversation(name)
     if "chosen" in columns:
         answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
-        return _chat_example(columns, messages, answers)
+        return chat_example(columns, messages, answers)
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
     if first is None:
-        raise columns.error(f"column {name} holds no assistant's message and there is no column chosen.")
-    return _chat_example(columns, messages[:first], [messages[first:]])
+        raise columns.error(
+            f"column {name} holds no assistant's message and there is no column chosen.",
+            reason=faults.MISSING,
+        )
+    return chat_example(columns, messages[:first], [messages[first:]])
 
 
 def _prompt_row(columns: Columns) -> Example:
@@ -98,26 +160,13 @@ def _prompt_row(columns: Columns) -> Example:
     chosen = columns.answer(column, columns.get("chosen", "completion"))
     answers = [chosen, *columns.answers("rejected")]
     if not isinstance(columns.get("prompt"), str):
-        return _chat_example(columns, columns.conversation("prompt"), answers)
+        return chat_example(columns, columns.conversation("prompt"), answers)
     prompt = columns.text("prompt")
     if chosen[0]["role"] != "assistant":  # TRL: a prompt column beside conversations that hold it too
         return _implicit_row(columns)
     if not isinstance(columns.get(column), str):
-        return _chat_example(columns, [{"role": "user", "content": prompt}], answers)
-    turns, dropped = _turns(columns, answers)
-    system = columns.optional_text("system")
-    return Example(columns.source, turns, text=prompt, system=system, dropped_messages=dropped)
-
-
-def _instruction_row(columns: Columns) -> Example:
-    """LongDPO's steps: `instruction` is the whole prompt as text, with its markers and the text so far."""
-    if columns.optional_text("input") is not None:
-        raise columns.error(
-            "column input beside instruction is not read: put both into prompt, as the model is to see them."
-        )
-    prompt = columns.text("instruction")
-    answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
-    return Example(columns.source, _turns(columns, answers)[0], text=prompt)
+        return chat_example(columns, [{"role": "user", "content": prompt}], answers)
+    return text_example(columns, prompt, answers)
 
 
 def _implicit_row(columns: Columns) -> Example:
@@ -133,84 +182,20 @@ def _implicit_row(columns: Columns) -> Example:
         cut = len(conversations[0]) - 1  # an SFT conversation, or equal answers, which are told later
     else:
         cut = common_prefix(conversations)
-    return _chat_example(columns, conversations[0][:cut], [one[cut:] for one in conversations])
+    return chat_example(columns, conversations[0][:cut], [one[cut:] for one in conversations])
 
 
 def _implicit_text(columns: Columns, conversations: list[AnswerMessages]) -> Example:
     """The same where both are plain texts."""
     texts = [columns.single("chosen" if i == 0 else "rejected", one) for i, one in enumerate(conversations)]
     if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
-        raise columns.error("every rejected answer equals the chosen one.")
+        raise columns.error("every rejected answer equals the chosen one.", reason=faults.ALL_EQUAL)
     cut = common_prefix(texts) if len(texts) > 1 else 0
     if cut and texts[0][cut - 1] == " ":  # the space belongs to the answer, as TRL has it
         cut -= 1
     if not texts[0][:cut].strip():
-        raise columns.error("there is no prompt: chosen and rejected share no beginning.")
-    turns, _ = _turns(columns, [[{"role": "assistant", "content": text[cut:]}] for text in texts])
-    return Example(columns.source, turns, text=texts[0][:cut], system=columns.optional_text("system"))
-
-
-def _chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMessages]) -> Example:
-    """A row of chat messages; the prompt must end with the user's, or with a tool's result."""
-    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
-        raise columns.error("the prompt must end with a user's message.")
-    if prompt[-1]["role"] == "user" and not prompt[-1]["content"].strip():
-        raise columns.error("the user's last message is empty.")
-    system = columns.optional_text("system")
-    if system is not None and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": system}, *prompt]
-    turns, dropped = _turns(columns, answers)
-    return Example(columns.source, turns, messages=tuple(prompt), dropped_messages=dropped)
-
-
-def _turns(columns: Columns, answers: list[AnswerMessages]) -> tuple[tuple[Turn, ...], int]:
-    """The turns of answers that share their later questions, and how many messages after the last answer are left out.
-
-    The chosen `assistant: A, user: and then?, assistant: B` beside the rejected `assistant: C, user: and
-    then?, assistant: D` makes two turns: A against C, and to the question `and then?` B against D.
-
-    Args:
-        columns: the row, for messages to people.
-        answers: each as messages, the chosen one first.
-    """
-    parted = []
-    for i, answer in enumerate(answers):
-        name = "chosen" if i == 0 else "rejected"
-        turns_of = turns_of_answer(answer)
-        if turns_of is None:
-            raise columns.error(f"column {name} must start and end with an assistant's message, in turns.")
-        if not all((one["content"] or "").strip() or one.get("tool_calls") for one in turns_of.answers):
-            raise columns.error(f"column {name} has an empty answer.")
-        parted.append(turns_of)
-        if turns_of.between != parted[0].between:
-            raise columns.error("chosen and rejected must have the same later questions.")
-    short = columns.optional_text("short_prompt")
-    if short is not None and parted[0].between:
-        raise columns.error("a row of several turns takes short_prompts beside context and questions.")
-    turns = []
-    for place, said in enumerate(zip(*(one.answers for one in parted), strict=True)):
-        asked = parted[0].between[place - 1] if place else []
-        question = asked[-1]["content"] if asked else None
-        alone = len(asked) < 2 and all(one["role"] == "user" for one in asked)
-        chosen, *rejected = (str(one["content"] or "") for one in said)
-        fields = tuple(
-            {name: item for name, item in one.items() if name not in ("role", "content")} for one in said
+        raise columns.error(
+            "there is no prompt: chosen and rejected share no beginning.", reason=faults.MISSING
         )
-        turns.append(
-            Turn(
-                question,
-                chosen,
-                tuple(rejected),
-                short,
-                fields=fields if any(fields) else (),
-                asked=() if alone else tuple(asked),
-            )
-        )
-    return tuple(turns), sum(one.dropped for one in parted)
-
-
-def _drop_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:
-    """The turns without the rejected answers that equal the chosen one in every turn."""
-    kept = [j for j in range(len(turns[0].rejected)) if any(not turn.rejects_the_same(j) for turn in turns)]
-    dropped = len(turns[0].rejected) - len(kept)
-    return (tuple(turn.with_rejected(kept) for turn in turns) if dropped else turns), dropped
+    answers = [[{"role": "assistant", "content": text[cut:]}] for text in texts]
+    return text_example(columns, texts[0][:cut], answers)

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from align.data import faults
 from align.data.columns import Columns
 from align.data.examples import Answer, TokenizedExample
 
 IGNORED = -100  # a label that takes no part in the loss
+_LEAST, _MOST = -(2**31), 2**31 - 1  # what is stored in 32 bits
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ def _integers(columns: Columns, name: str, value: Any) -> np.ndarray:
         array = np.empty(0, dtype=object)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise columns.error(f"column {name} must be a flat list of integers.")
+    if len(array) and (array.min() < _LEAST or array.max() > _MOST):
+        raise columns.error(
+            f"column {name} holds a number that is no token id, position or label ({array.min()} … {array.max()}).",
+            reason=faults.VOCABULARY,
+        )
     return array.astype(np.int64)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+from align.data.layout_columns import check_columns
 from align.data.template_file import check_template_kwargs, read_template
 
 CUTS = ("middle", "end", "start")
 CHATS = ("auto", "always", "never")
 THINKING = ("keep", "close", "drop")
+BAD_ROWS = ("stop", "drop")  # of `data.bad_rows`
 MODES = ("none", "logo_continuous", "logo_sparse", "logo")  # of `positions.mode`
 DRAWS = ("slots", "uniform")  # of `positions.draw`
 
@@ -23,6 +25,7 @@ class MixedSettings:
 
     path: str
     ratio: float
+    columns: dict[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class DataSettings:
     eval_path: str | None = None
     eval_size: float = 0.1
     limit: int | None = None
+    columns: dict[str, str | None] | None = None
+    bad_rows: str = "stop"
+    bad_rows_limit: float | None = 0.1
     template: str = "{context}\n\n{question}"
     chunk_separator: str = "\n\n"
     system: str | None = None
@@ -59,18 +65,22 @@ class DataSettings:
         check_template_kwargs("data.template_kwargs", self.template_kwargs)
         self.today()
         self.template_source()
+        check_choice("data.bad_rows", self.bad_rows, BAD_ROWS)
+        check_columns(self.columns, "data.columns")
         for key in ("limit", "max_length", "tokens_per_row", "num_proc"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"data.{key}={value} is too small: give a number from 1 on.")
-        for key in ("eval_size", "keep_tail"):
-            if getattr(self, key) < 0:
-                raise UserError(f"data.{key}={getattr(self, key)} is negative: give 0 or more.")
-        if self.eval_size > 1 and self.eval_size != int(self.eval_size):
-            raise UserError(
-                f"data.eval_size={self.eval_size} is neither a share below 1 nor a whole number of rows."
-            )
+        for key in ("eval_size", "bad_rows_limit", "keep_tail"):
+            value = getattr(self, key)
+            if value is not None and not value >= 0:
+                raise UserError(f"data.{key}={value} is negative: give 0 or more.")
+        for key in ("eval_size", "bad_rows_limit"):
+            value = getattr(self, key)
+            if value is not None and value > 1 and value != int(value):
+                raise UserError(f"data.{key}={value} is neither a share below 1 nor a whole number of rows.")
         for i, entry in enumerate(self.mix):
+            check_columns(entry.columns, f"data.mix[{i}].columns")
             if not entry.ratio > 0:
                 raise UserError(
                     f"data.mix[{i}].ratio={entry.ratio:g} must be above 0: it is the number of rows of "

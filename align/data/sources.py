@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from align.core.errors import UserError
-from align.data.files import JsonLines, JsonList, Parquet, Saved
+from align.data.faults import RowError
+from align.data.files import SUFFIXES as SUFFIXES
 from align.data.files import RawRow as RawRow
 from align.data.files import Source as Source
+from align.data.files import file_source, suffix_of
+from align.data.folders import is_saved, row_files
+from align.data.hub import hub_sources, saved_sources
 from align.data.settings import DataSettings
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
-
-SUFFIXES = (".jsonl", ".json", ".parquet")
-HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+from align.data.table_files import Wanted
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,37 @@ class Sources:
     held_out: tuple[Source, ...] = ()
 
 
-def open_sources(path: str | None, *, key: str = "data.path") -> Sources:
+def open_sources(path: str | None, *, key: str = "data.path", wanted: Wanted = None) -> Sources:
     """What stands behind `data.path`: a file, a folder of files, a saved `datasets` folder or a Hub id.
 
     A split or a file named test, validation, valid, val, dev or eval holds held-out rows where there are
-    others beside it. `FOLDER:SPLIT` and `HUB_ID:SPLIT` take one split of a data set and nothing else.
+    others beside it. `FOLDER:SPLIT`, `HUB_ID:SPLIT` and `HUB_ID:SUBSET:SPLIT` take one split of a data set and
+    nothing else, `HUB_ID:SUBSET` a subset.
+
+    Args:
+        path: as the setting has it.
+        key: the setting, for messages.
+        wanted: which columns are read, where rows can be read by columns; None reads all.
 
     Raises:
-        UserError: nothing is there, or nothing that can be read; `key` names the setting.
+        UserError: nothing is there, or nothing that can be read.
     """
     path = check_place(path, key=key)
     place = Path(path).expanduser()
     if place.is_file():
-        return Sources((_file_source(place, key),))
+        return Sources((file_source(place, key, wanted),))
     if place.is_dir():
-        return _folder_sources(place, key)
+        if is_saved(place):
+            return Sources(*saved_sources(place, "", key, wanted))
+        train, held_out = row_files(place, key)
+        return Sources(
+            tuple(file_source(file, key, wanted) for file in train),
+            tuple(file_source(file, key, wanted) for file in held_out),
+        )
     name, _, split = path.partition(":")
     if split and Path(name).expanduser().is_dir():
-        return _saved_sources(Path(name).expanduser(), split, key)
-    return _hub_sources(name, split, key)
+        return Sources(*saved_sources(Path(name).expanduser(), split, key, wanted))
+    return Sources(*hub_sources(name, split, key, wanted))
 
 
 def check_place(path: str | None, *, key: str = "data.path") -> str:
@@ -64,9 +75,9 @@ def check_place(path: str | None, *, key: str = "data.path") -> str:
     place = Path(path).expanduser()
     name = path.partition(":")[0]
     if place.is_file():
-        _file_source(place, key)
-    elif not (place.is_dir() or Path(name).expanduser().is_dir() or _is_hub_id(name)):
-        raise UserError(f"{key}={path} does not exist.")
+        file_source(place, key)
+    elif not (place.is_dir() or Path(name).expanduser().is_dir()):
+        _check_hub_id(path, name, key)
     return path
 
 
@@ -79,8 +90,31 @@ def check_row_paths(settings: DataSettings) -> None:
         check_place(entry.path, key=f"data.mix[{i}].path")
 
 
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and Path(name).suffix not in SUFFIXES
+def _check_hub_id(path: str, name: str, key: str) -> None:
+    """Refuses what is no Hub id, and what looks like a path: one whose first folder is here."""
+    near = _near(Path(name).expanduser())
+    hint = f" (did you mean {near}?)" if near else ""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or suffix_of(name):
+        raise UserError(f"{key}={path} does not exist{hint}.")
+    owner = name.partition("/")[0]
+    if ":" not in path and (Path(owner).is_dir() or near):
+        raise UserError(
+            f"{key}={path} does not exist{hint}: it was looked for here, where there is a folder {owner}; a data set "
+            f"of that name on the Hub is named with its split, {key}={name}:train."
+        )
+
+
+def _near(place: Path) -> str | None:
+    """What is there under nearly the same name: `rows.jsonl` for `row`."""
+    try:
+        names = [each.name for each in place.parent.iterdir() if each.is_dir() or suffix_of(each)]
+    except OSError:
+        return None
+    known = {name[: -len(suffix_of(name))] if suffix_of(name) else name: name for name in names} | {
+        name: name for name in names
+    }
+    close = difflib.get_close_matches(place.name, known, n=1, cutoff=0.75)
+    return str(place.with_name(known[close[0]])) if close else None
 
 
 def count_rows(sources: Sequence[Source]) -> int:
@@ -88,110 +122,36 @@ def count_rows(sources: Sequence[Source]) -> int:
     return sum(source.count() for source in sources)
 
 
-def read_rows(sources: Sequence[Source], start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
-    """Rows at places start … stop − 1 of all sources, one after the other; None reads to the end.
+def read_places(
+    sources: Sequence[Source], start: int = 0, stop: int | None = None
+) -> Iterator[RawRow | RowError]:
+    """Rows at places start … stop − 1 of all sources, one after the other; one that cannot be read is a `RowError`.
 
-    Places 4 … 6 of two files with 5 rows each are the last row of the first and the first two of the second.
+    Places 4 … 6 of two files with 5 rows each are the last row of the first and the first two of the second. Sources
+    are counted only where their rows do not begin at 0 or do not end at the end.
     """
     offset = 0
     for source in sources:
-        count = source.count()
-        last = count if stop is None else min(count, stop - offset)
-        first = max(0, start - offset)
-        if first < last:
-            for place, name, values in source.read(first, last):
-                yield RawRow(offset + place, name, values)
-        offset += count
+        if start <= offset and stop is None:
+            places = source.read(0)
+        else:
+            count = source.count()
+            last = count if stop is None else min(count, stop - offset)
+            first = max(0, start - offset)
+            places = source.read(first, last) if first < last else iter(())
+        for place, name, values in places:
+            yield values if isinstance(values, RowError) else RawRow(offset + place, name, values)
+        if source is not sources[-1]:
+            offset += source.count()
 
 
-def _file_source(path: Path, key: str) -> Source:
-    kinds: dict[str, Callable[[Path], Source]] = {".jsonl": JsonLines, ".json": JsonList, ".parquet": Parquet}
-    if path.suffix not in kinds:
-        raise UserError(f"{key}={path} has an unknown ending: use {', '.join(SUFFIXES)}.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{key}={path} is empty.")
-    return kinds[path.suffix](path)
+def read_rows(sources: Sequence[Source], start: int = 0, stop: int | None = None) -> Iterator[RawRow]:
+    """As `read_places`, for who can use no row less.
 
-
-def _folder_sources(folder: Path, key: str) -> Sources:
-    if _is_saved(folder):
-        return _saved_sources(folder, "", key)
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not files:
-        raise UserError(f"{key}={folder} holds no {', '.join(SUFFIXES)} file and no saved data set.")
-    held_out = [path for path in files if re.split(r"[-_.]", path.stem)[0] in HELD_OUT_SPLITS]
-    if len(held_out) == len(files):
-        held_out = []
-    return Sources(
-        tuple(_file_source(path, key) for path in files if path not in held_out),
-        tuple(_file_source(path, key) for path in held_out),
-    )
-
-
-def _is_saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
-
-
-def _saved_sources(folder: Path, split: str, key: str) -> Sources:
-    """A folder that `datasets` has saved; `split` may be empty."""
-    if not _is_saved(folder):
-        raise UserError(f"{key}={folder}:{split} names a split, but {folder} is no saved data set.")
-    from datasets import load_from_disk
-
-    return _dataset_sources(load_from_disk(str(folder)), folder.name, split, key)
-
-
-def _hub_sources(name: str, split: str, key: str) -> Sources:
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(name)
-    except Exception as error:  # network, authorisation, name, layout: each library layer has its own class
-        reason = (
-            str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        )
-        raise UserError(
-            f"{key}={name} is no file or folder here, and the Hub did not give it ({reason})."
-        ) from error
-    return _dataset_sources(data, name, split, key)
-
-
-def _dataset_sources(data: Dataset | DatasetDict, name: str, split: str, key: str) -> Sources:
-    """The splits of a data set as sources: the one that is asked for, else `train` with a held-out one beside it.
-
-    Of the splits train, test and extra: train is trained on and test held out; `NAME:extra` takes extra alone.
-
-    Args:
-        data: what `datasets` gave.
-        name: of the folder or on the Hub, for messages and places of rows.
-        split: empty where none is asked for.
-        key: the setting, for messages.
+    Raises:
+        RowError: a row cannot be read.
     """
-    from datasets import Dataset
-
-    splits = {} if isinstance(data, Dataset) else dict(data)
-    if split and split not in splits:
-        known = ", ".join(splits) or "none"
-        raise UserError(f"{key}={name}:{split}: there is no split {split}; the data set has: {known}.")
-    if isinstance(data, Dataset):
-        return Sources((Saved(name, data),))
-    train = split or _train_split(list(splits), name, key)
-    others = () if split else [other for other in HELD_OUT_SPLITS if other in splits and other != train]
-    held_out = tuple(Saved(f"{name}/{other}", splits[other]) for other in others[:1])
-    return Sources((Saved(f"{name}/{train}", splits[train]),), held_out)
-
-
-def _train_split(splits: Sequence[str], name: str, key: str) -> str:
-    """`train`, or the only split that there is."""
-    if "train" in splits:
-        return "train"
-    if len(splits) != 1:
-        raise UserError(
-            f"{key}={name} has the splits {', '.join(splits)} and none is called train: name one, {key}={name}:SPLIT."
-        )
-    return splits[0]
+    for row in read_places(sources, start, stop):
+        if isinstance(row, RowError):
+            raise row
+        yield row

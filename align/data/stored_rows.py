@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Features, List, Value
 
 from align.data.examples import Answer, TokenizedExample
+from align.data.faults import RowError
 
 _INTEGERS = List(Value("int32"))
 
@@ -43,8 +44,14 @@ FEATURES = Features(
         "dropped_rejected": Value("int32"),
         "dropped_reasoning": Value("int32"),
         "dropped_messages": Value("int32"),
+        "rendered": Value("bool"),
+        "moved_space": Value("bool"),
+        "row_hash": Value("int64"),
+        "bad_reason": Value("string"),
+        "bad_sentence": Value("string"),
     }
 )
+_EMPTY = {"string": "", "bool": False, "int32": 0, "int64": 0}
 
 
 def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str, Any]:
@@ -55,23 +62,11 @@ def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str,
         dropped_rejected: rejected answers that were left out since they equal the chosen one.
     """
     answers = example.answers
-    short_answers = [answer for short in example.short for answer in short.answers]
+    row = _tokens(example)
     return {
+        **row,
         "source": example.source,
-        "prompt_ids": _int32(example.prompt_ids),
-        "position_ids": _int32(example.position_ids),
-        "answer_ids": _joined(answer.input_ids for answer in answers),
-        "answer_lengths": _int32([len(answer.input_ids) for answer in answers]),
-        "scored": _joined((answer.scored for answer in answers), dtype=bool),
-        "chunk_spans": _int32(np.ravel(example.chunk_spans)),
         "cut_tokens": example.cut_tokens,
-        "short_prompt_ids": _joined(short.prompt_ids for short in example.short),
-        "short_position_ids": _joined(short.position_ids for short in example.short),
-        "short_prompt_lengths": _int32([len(short.prompt_ids) for short in example.short]),
-        "short_answer_ids": _joined(answer.input_ids for answer in short_answers),
-        "short_answer_lengths": _int32([len(answer.input_ids) for answer in short_answers]),
-        "short_scored": _joined((answer.scored for answer in short_answers), dtype=bool),
-        "short_cut_tokens": _int32([short.cut_tokens for short in example.short]),
         "prompt_hash": hash_ids(example.prompt_ids),
         "num_tokens": example.num_tokens,
         "num_answers": len(answers),
@@ -80,7 +75,49 @@ def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str,
         "dropped_rejected": dropped_rejected,
         "dropped_reasoning": example.dropped_reasoning,
         "dropped_messages": example.dropped_messages,
+        "rendered": example.rendered,
+        "moved_space": example.moved_space,
+        "row_hash": _hash_row(row),
+        "bad_reason": "",
+        "bad_sentence": "",
     }
+
+
+def to_bad_row(bad: RowError) -> dict[str, Any]:
+    """The columns of `FEATURES` for a row that cannot be used: its place and why, and no tokens."""
+    empty = {name: _EMPTY[kind.dtype] if isinstance(kind, Value) else [] for name, kind in FEATURES.items()}
+    sentence = str(bad).removeprefix(f"{bad.source}: ")
+    return {**empty, "source": bad.source, "bad_reason": bad.reason, "bad_sentence": sentence}
+
+
+def _tokens(example: TokenizedExample) -> dict[str, np.ndarray]:
+    """The columns that hold a list."""
+    answers = example.answers
+    short_answers = [answer for short in example.short for answer in short.answers]
+    return {
+        "prompt_ids": _int32(example.prompt_ids),
+        "position_ids": _int32(example.position_ids),
+        "answer_ids": _joined(answer.input_ids for answer in answers),
+        "answer_lengths": _int32([len(answer.input_ids) for answer in answers]),
+        "scored": _joined((answer.scored for answer in answers), dtype=bool),
+        "chunk_spans": _int32(np.ravel(example.chunk_spans)),
+        "short_prompt_ids": _joined(short.prompt_ids for short in example.short),
+        "short_position_ids": _joined(short.position_ids for short in example.short),
+        "short_prompt_lengths": _int32([len(short.prompt_ids) for short in example.short]),
+        "short_answer_ids": _joined(answer.input_ids for answer in short_answers),
+        "short_answer_lengths": _int32([len(answer.input_ids) for answer in short_answers]),
+        "short_scored": _joined((answer.scored for answer in short_answers), dtype=bool),
+        "short_cut_tokens": _int32([short.cut_tokens for short in example.short]),
+    }
+
+
+def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
+    """A number that changes with any token, position or mask of a row."""
+    digest = hashlib.blake2b(digest_size=8)
+    for values in tokens.values():
+        digest.update(len(values).to_bytes(8, "little"))
+        digest.update(values.tobytes())
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
@@ -96,6 +133,8 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         short=_short(row),
         dropped_reasoning=int(row["dropped_reasoning"]),
         dropped_messages=int(row["dropped_messages"]),
+        rendered=bool(row.get("rendered", False)),
+        moved_space=bool(row.get("moved_space", False)),
     )
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from align.core.errors import UserError
+from align.data import faults
 from align.data.chat_template import ChatTemplate
 from align.data.encoding import Encoder
 from align.data.examples import Answer, Example, TokenizedExample, Turn
+from align.data.faults import RowError, as_row_error
+from align.data.row_messages import answer_messages, asked, bare_messages
 from align.data.template import (
     PLAIN_SEPARATOR,
     Fragment,
-    Kind,
     Message,
     PlainTemplate,
     Rendering,
     Template,
     end_of_text,
-    text_message,
 )
 from align.data.template_file import check_syntax
 
@@ -94,18 +95,28 @@ class ExampleTokenizer:
 
     def _tokenize(self, example: Example) -> TokenizedExample:
         template = self._template(example)
-        rendering = template.render(
-            example.source,
-            self._messages(example),
-            [_asked(turn) for turn in example.turns[1:]],
-            [_answer_messages(turn) for turn in example.turns],
-            tools=example.tools,
-        )
-        prompt = self._encode_prompt(rendering, plain=isinstance(template, PlainTemplate))
-        answers = self._encode_answers(rendering)
+        plain = isinstance(template, PlainTemplate)
+        as_it_stands = plain and example.text is not None
+        example, moved = _space_to_answers(example) if as_it_stands else (example, False)
+        try:
+            rendering = template.render(
+                example.source,
+                self._messages(example),
+                [asked(turn) for turn in example.turns[1:]],
+                [answer_messages(turn) for turn in example.turns],
+                tools=example.tools,
+            )
+        except UserError as error:
+            raise as_row_error(error, example.source, reason=faults.TEMPLATE) from error
+        # Whoever writes special tokens into a string prompt has put it through a template: they count, as in TRL.
+        rendered = as_it_stands and self.encoder.specials.search(example.text or "") is not None
+        prompt = self._encode_prompt(rendering, plain=plain, rendered=rendered)
+        answers = self._encode_answers(rendering, rendered=rendered)
         fitted = self._fit(example.source, prompt, answers)
         return replace(
             fitted,
+            rendered=rendered,
+            moved_space=moved,
             dropped_reasoning=rendering.dropped_reasoning,
             dropped_messages=example.dropped_messages,
         )
@@ -132,9 +143,13 @@ class ExampleTokenizer:
         return PlainTemplate(end_of_text(self.tokenizer), separator)
 
     def _messages(self, example: Example) -> list[Message]:
-        """The prompt as messages whose contents are fragments."""
+        """The prompt as messages whose contents are fragments.
+
+        Raises:
+            RowError: a system message beside a prompt that is text as it stands.
+        """
         if example.messages:
-            messages = _bare_messages(example)
+            messages = bare_messages(example)
         elif example.chunks:
             messages = [Message("user", self._context_fragments(example))]
         else:
@@ -142,6 +157,13 @@ class ExampleTokenizer:
         system = example.system or self.settings.system
         # A plain string prompt is complete as it is.
         plain_text = example.text is not None and self.settings.chat != "always"
+        if plain_text and example.system:
+            raise RowError(
+                example.source,
+                "column system is not read beside a prompt that is plain text: write it into prompt, or set "
+                "data.chat=always.",
+                reason=faults.UNKNOWN_LAYOUT,
+            )
         if system and not plain_text and messages[0].role != "system":
             messages.insert(0, Message("system", (Fragment(system, "text"),)))
         return messages
@@ -157,10 +179,12 @@ class ExampleTokenizer:
             fragments.extend(places.get(text, [Fragment(text, "template")]))
         return tuple(fragments)
 
-    def _encode_prompt(self, rendering: Rendering, *, plain: bool) -> _Prompt:
-        encoded = self.encoder.encode(rendering.prompt)
+    def _encode_prompt(self, rendering: Rendering, *, plain: bool, rendered: bool) -> _Prompt:
+        encoded = self.encoder.encode(_trusted(rendering.prompt) if rendered else rendering.prompt)
         # A chat template writes the beginning-of-text token itself (TRL's rule).
-        start = self.encoder.start_ids if plain else self.encoder.start_ids[:0]
+        start = self.encoder.start_ids
+        if not plain or (rendered and np.array_equal(encoded.ids[: len(start)], start)):
+            start = start[:0]
         pairs = list(zip(rendering.prompt, encoded.spans, strict=True))
         chunks = [span for fragment, span in pairs if fragment.kind == "chunk" and span[0] < span[1]]
         for fragment, (first, last) in pairs:
@@ -171,11 +195,12 @@ class ExampleTokenizer:
         shifted = tuple((first + len(start), last + len(start)) for first, last in chunks)
         return _Prompt(np.concatenate([start, encoded.ids]), shifted)
 
-    def _encode_answers(self, rendering: Rendering) -> tuple[Answer, ...]:
+    def _encode_answers(self, rendering: Rendering, *, rendered: bool) -> tuple[Answer, ...]:
         """Each answer with its end; of several turns also template and question, unscored, before the next answer."""
         answers = []
         for segments in rendering.answers:
-            ids = [self.encoder.encode(one.fragments, continues=True).ids for one in segments]
+            parts = [_trusted(one.fragments) if rendered else one.fragments for one in segments]
+            ids = [self.encoder.encode(part, continues=True).ids for part in parts]
             scored = [np.full(len(own), one.scored) for own, one in zip(ids, segments, strict=True)]
             answers.append(Answer(np.concatenate(ids), np.concatenate(scored)))
         return tuple(answers)
@@ -188,10 +213,12 @@ class ExampleTokenizer:
         if excess:
             first, last = (prompt.chunks[0][0], prompt.chunks[-1][1]) if prompt.chunks else (0, 0)
             if excess > last - first:
-                raise UserError(
-                    f"{source}: the longest answer has {longest} tokens and the prompt without its context "
+                raise RowError(
+                    source,
+                    f"the longest answer has {longest} tokens and the prompt without its context "
                     f"{len(prompt.ids) - (last - first)}, together more than data.max_length={limit}: "
-                    "raise it or leave the row out."
+                    "raise it or leave the row out.",
+                    reason=faults.TOO_LONG,
                 )
             prompt = _cut(prompt, _removed((first, last), excess, self.settings.cut))
         return TokenizedExample(
@@ -204,39 +231,24 @@ class ExampleTokenizer:
         )
 
 
-def _bare_messages(example: Example) -> list[Message]:
-    """Chat messages of which the longest user message is the context; all after it counts as the question."""
-    users = [i for i, message in enumerate(example.messages) if message["role"] == "user"]
-    longest = max(users, key=lambda i: len(example.messages[i]["content"]), default=-1)
-    messages = []
-    for i, message in enumerate(example.messages):
-        kind: Kind = "text" if i != longest else "bare" if i == len(example.messages) - 1 else "chunk"
-        messages.append(_message(message, kind))
-    return messages
+def _trusted(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """The same text, all of it the template's: special tokens in it count."""
+    return [replace(fragment, kind="template") for fragment in fragments]
 
 
-def _message(message: Mapping[str, Any], kind: Kind) -> Message:
-    content = message.get("content")
-    fragments = () if content is None else (Fragment(content, kind),)
-    fields = {name: value for name, value in message.items() if name not in ("role", "content")}
-    return Message(message["role"], fragments, fields)
+def _space_to_answers(example: Example) -> tuple[Example, bool]:
+    """A string prompt without the space at its end, which goes to the answers, and whether there was one.
 
-
-def _asked(turn: Turn) -> list[Message]:
-    """What stands before the answers of a later turn."""
-    if turn.asked:
-        return [_message(message, "text") for message in turn.asked]
-    return [text_message("user", turn.question or "")]
-
-
-def _answer_messages(turn: Turn) -> list[Message]:
-    """The answers of a turn, the chosen one first; one that only calls tools has no content."""
-    texts = (turn.chosen, *turn.rejected)
-    fields: Sequence[Mapping[str, Any]] = turn.fields or [{}] * len(texts)
-    return [
-        text_message("assistant", text, own) if text or not own else Message("assistant", (), own)
-        for text, own in zip(texts, fields, strict=True)
-    ]
+    A word and the space before it are one token, as a rule: `Answer: ` and `Blue` are read as `Answer:` and ` Blue`.
+    """
+    text = example.text or ""
+    if not text.endswith(" ") or not text.strip():
+        return example, False
+    turns = tuple(
+        replace(turn, chosen=f" {turn.chosen}", rejected=tuple(f" {answer}" for answer in turn.rejected))
+        for turn in example.turns
+    )
+    return replace(example, text=text[:-1], turns=turns), True
 
 
 def _split_places(template: str) -> list[str]:

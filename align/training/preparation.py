@@ -17,7 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TrainingArgu
 
 from align.core.errors import AlignWarning, UserError
 from align.data.dataset import PreferenceData, load_preference_data
+from align.data.notices import notices
 from align.data.settings import DataSettings, PositionSettings
+from align.data.vocabulary import vocabulary_of
 from align.longseq.attention import ATTENTION, ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
@@ -175,13 +177,8 @@ def prepare_rows(
         max_length = getattr(config, "max_position_embeddings", None)
     settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
     data = read_rows_for(method, settings, tokenizer, config=config, positions=PositionSettings(), seed=0)
-    if data.counts["cut_rows"]:
-        warnings.warn(
-            f"{what}: the contexts of {data.counts['cut_rows']} of {data.counts['rows']} rows were cut, by "
-            f"{data.counts['cut_tokens']} tokens together, to fit max_length={max_length}.",
-            AlignWarning,
-            stacklevel=2,
-        )
+    for sentence in notices(data, window=None, limit=f"max_length={max_length}"):
+        warnings.warn(f"{what}: {sentence}", AlignWarning, stacklevel=2)
     return data.train
 
 
@@ -230,6 +227,7 @@ def read_rows_for(
         seed=seed,
         require_rejected=method.uses_rejected(),
         require_short=method.needs.short,
+        vocabulary=vocabulary_of(config),
     )
     check_config(config, longest_sequence=data.counts["longest_sequence"])
     return data

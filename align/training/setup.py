@@ -18,7 +18,9 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 import align
 from align.core.errors import UserError
+from align.data.bad_rows import write_dropped
 from align.data.dataset import PreferenceData
+from align.data.notices import notices
 from align.data.settings import PositionSettings
 from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.names import check_quantised
@@ -27,7 +29,7 @@ from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_supported
-from align.models.loading import load_causal_lm
+from align.models.loading import load_causal_lm, native_window
 from align.models.lora import add_lora
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
@@ -54,9 +56,10 @@ def check_processes(run: Run, config: DictConfig) -> None:
 
 
 def check_same_data(data: PreferenceData, run: Run) -> None:
-    """Processes with unlike numbers of rows would make unlike numbers of steps, and wait for each other."""
+    """Processes with unlike rows would wait for each other, or train on a mixture that no one named."""
     if run.arguments.world_size > 1:
-        check_agreement(data.counts, dist.group.WORLD, what="data", device=run.arguments.device)
+        rows = {**data.counts, "digest": data.digest}
+        check_agreement(rows, dist.group.WORLD, what="data", device=run.arguments.device)
 
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:
@@ -82,6 +85,23 @@ def check_held_out(data: PreferenceData, run: Run, *, suites: bool) -> None:
         raise UserError(
             f"{key} measures held-out rows, and there are none: set data.eval_size or data.eval_path, or leave it out."
         )
+
+
+def say_of_rows(data: PreferenceData, run: Run) -> None:
+    """Says, once for all processes, what of the rows is cut, left out, or read in an unusual way."""
+    if run.arguments.process_index == 0:
+        window = native_window(run.model) if run.data.max_length is None else None
+        for sentence in notices(data, window=window):
+            Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def list_dropped(data: PreferenceData, run: Run) -> None:
+    """Leaves a list of the rows that were left out in the run's folder, and says so."""
+    if run.arguments.process_index == 0:
+        path = write_dropped(data.dropped, run.output)
+        if path is not None:
+            sentence = f"The rows that are left out are listed in {path}."
+            Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> PreferenceData:

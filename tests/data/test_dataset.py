@@ -24,6 +24,7 @@ from align.data.dataset import (
 )
 from align.data.examples import TokenizedExample
 from align.data.formats import read_examples
+from align.data.row_builder import Demands
 from align.data.sources import open_sources
 from align.data.tokens import ExampleTokenizer
 from align.longseq.shared_prefix import pack
@@ -94,6 +95,9 @@ def test_counts(tmp_path: Path) -> None:
         "dropped_rejected": 1,
         "dropped_reasoning": 0,
         "dropped_messages": 0,
+        "rendered_prompts": 0,
+        "moved_spaces": 0,
+        "dropped_rows": 0,
     }
     cut = load(write_lines(tmp_path / "rows.jsonl", *rows), eval_size=1, max_length=12, keep_tail=4).counts
     assert (cut["cut_rows"], cut["cut_tokens"], cut["longest_sequence"]) == (2, 4, 12)
@@ -116,7 +120,9 @@ def test_rows_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
 def test_a_bad_row_is_named_from_any_process(tmp_path: Path, num_proc: int) -> None:
     rows = [row(i) for i in range(5)]
     path = write_lines(tmp_path / "rows.jsonl", *rows, {"prompt": "p", "rejected": "b"})
-    with pytest.raises(UserError, match=r"^rows\.jsonl:6: column chosen or completion is missing\.$"):
+    with pytest.raises(
+        UserError, match=r"^rows\.jsonl:6: column chosen or completion is missing \(align inspect"
+    ):
         load(path, num_proc=num_proc)
 
 
@@ -156,7 +162,7 @@ def test_the_cache_key_covers_all_that_changes_a_row(tmp_path: Path) -> None:
             tokenizer,
             positions=positions,
             seed=seed,
-            require_rejected=require_rejected,
+            demands=Demands(rejected=require_rejected),
         )
 
     base = key()

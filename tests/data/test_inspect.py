@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "model"
     byte_tokenizer().save_pretrained(folder)
-    tiny_model(max_position_embeddings=200).config.save_pretrained(folder)
+    tiny_model(max_position_embeddings=200, vocab_size=258).config.save_pretrained(folder)
     return str(folder)
 
 
@@ -74,7 +75,10 @@ def test_positions_and_jumps_are_shown(
 ) -> None:
     path = write_lines(tmp_path / "rows.jsonl", row(), row(question="r?"))
     overrides = ("positions=logo_continuous", "positions.target_length=1000", "data.eval_size=1", "rows=1")
-    assert run(monkeypatch, f"data.path={path}", f"model.path={model}", *overrides) == 0
+    settings = (f"data.path={path}", f"model.path={model}", *overrides)
+    assert run(monkeypatch, *settings) == 1
+    assert "positions over the window: 1" in capsys.readouterr().out
+    assert run(monkeypatch, *settings, "model.rope.theta=1e6") == 0
     shown = capsys.readouterr().out
     assert "996–999" in shown  # the longest answer, 3 bytes and its end, closes at K − 1
     assert "before" in shown and "largest position: 999" in shown
@@ -91,7 +95,7 @@ def test_findings_end_with_a_code(
     shown = capsys.readouterr().out
     assert "rows.jsonl:2: the same prompt and answers as rows.jsonl:1." in shown
     assert "rows.jsonl:3: 1 rejected answers equal the chosen one" in shown
-    assert "held.jsonl:1: this held-out prompt is trained on in rows.jsonl:2." in shown
+    assert "held.jsonl:1: this held-out prompt is trained on in rows.jsonl:1." in shown
     assert "rows.jsonl:4: prompt and longest answer have" in shown and "window 200" in shown
     # Cut to the window, the last of these is no longer one.
     assert run(monkeypatch, *overrides, "data.max_length=200") == 1
@@ -111,11 +115,58 @@ def test_every_unusable_row_is_listed(
     assert "rows.jsonl:4: unknown layout with the columns text" in shown
 
 
+def test_every_row_is_tokenised_and_listed_by_reason(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve answers over the window of 200 among good and empty ones: ten on the screen, all in the file."""
+    rows = [row(question=f"q{i}?") for i in range(5)]
+    rows += [row(question=f"r{i}?", chosen="y" * 300) for i in range(12)] + [row(chosen=" ")]
+    path, listed = write_lines(tmp_path / "rows.jsonl", *rows), tmp_path / "found.jsonl"
+    settings = (f"data.path={path}", f"model.path={model}", "rows=0", "data.bad_rows_limit=0")
+    assert run(monkeypatch, *settings, f"findings={listed}") == 1
+    shown = capsys.readouterr().out
+    assert "unusable row: 13" in shown and " too long: 12" in shown and " empty text: 1" in shown
+    assert "… and 2 more; findings=FILE lists all" in shown
+    assert "5 rows: 4 to train on, 1 held out" in shown  # the usable ones
+    found = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [one["reason"] for one in found].count("too long") == 12 and len(found) == 13
+    assert found[-2]["message"].startswith("rows.jsonl:17: the longest answer has 301 tokens")
+
+
+def test_rows_are_shown_as_training_reads_them(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without data.max_length the context is cut to the model's window of 200, and positions go beyond it."""
+    path = write_lines(tmp_path / "rows.jsonl", row(context="x" * 400), row(question="r?"))
+    settings = (f"data.path={path}", f"model.path={model}", "data.eval_size=0", "rows=1")
+    assert run(monkeypatch, *settings) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The contexts of 1 of 2 rows are cut to the model's window of 200 tokens: " in shown
+    assert "longest prompt with answer: 200 tokens" in shown
+    far = ("positions=logo_continuous", "positions.target_length=1000", "data.limit=1")
+    assert run(monkeypatch, *settings, *far) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Positions go up to 999, and the model was made for 200: model.rope stretches it." in shown
+    assert "positions over the window: 1" in shown
+
+
+def test_a_tokenizer_larger_than_the_model_is_a_finding(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((Path(model) / "config.json").read_text())
+    (Path(model) / "config.json").write_text(json.dumps(config | {"vocab_size": 257}))
+    path = write_lines(tmp_path / "rows.jsonl", row(), row(question="r?"))
+    assert run(monkeypatch, f"data.path={path}", f"model.path={model}") == 1
+    shown = capsys.readouterr().out
+    assert " outside the vocabulary: 2" in shown and "the model's embedding has 257 rows" in shown
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
         ("data.path=missing.jsonl", "data.path=missing.jsonl does not exist"),
         ("rows=-1", "rows=-1 must be a whole number"),
+        ("seed=-1", "seed=-1 must be a whole number"),
         ("data.cut=left", "data.cut=left is not known"),
         ("positions.mode=loggo", "positions.mode=loggo is not known"),
     ],

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.core.errors import AlignWarning, UserError
+from align.core.errors import UserError
 from align.data.build import cache_key
 from align.data.dataset import PreferenceData, load_preference_data, to_example
+from align.data.notices import notices
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import open_sources
 from align.data.thinking import tags_of
@@ -242,25 +243,24 @@ def test_the_date_is_frozen_for_a_command_and_part_of_the_key(tmp_path: Path) ->
             tokenizer_with(source),
             positions=PositionSettings(),
             seed=0,
-            require_rejected=False,
         )
 
     assert key(DATED, "2024-02-29") != key(DATED, "2024-03-01")
     assert key(DATED, None) == key(DATED, str(date.today()))
     assert key(CHAT_TEMPLATE, "2024-02-29") == key(CHAT_TEMPLATE, None)
     tokenizer = tokenizer_with(DATED)
-    with pytest.warns(AlignWarning, match=r"writes the date into prompts: data\.date=2024-02-29"):
-        data = load(tokenizer, path, date="2024-02-29")
+    data = load(tokenizer, path, date="2024-02-29")
     assert tokenizer.decode(data.train[0]["prompt_ids"]).startswith("29 Feb 2024")
+    (said,) = notices(data, window=None)
+    assert "data.date=2024-02-29" in said
 
 
 def test_what_is_left_out_of_rows_is_said(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     later = {"role": "user", "content": "And then?"}
     write_lines(path, {"prompt": [USER], "chosen": [says(REASONED[0]), later], "rejected": [says(PLAIN[1])]})
-    with pytest.warns(AlignWarning) as told:
-        data = load(tokenizer_of("qwen3"), path, thinking="drop")
-    assert [str(one.message) for one in told] == [
+    data = load(tokenizer_of("qwen3"), path, thinking="drop")
+    assert notices(data, window=None) == [
         "The reasoning of 1 answer was left out (data.thinking=drop).",
         "Left out behind the last answers of rows, where nobody answers: 1 message.",
     ]

@@ -1,0 +1,82 @@
+"""What a command says of its rows before it loads a model: what is cut, left out, or read in an unusual way."""
+
+from __future__ import annotations
+
+import pyarrow.compute as pc
+
+from align.core.readable import counted
+from align.data.bad_rows import reasons
+from align.data.dataset import PreferenceData, column_of
+
+
+def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_length") -> list[str]:
+    """One sentence for each thing that a user may not expect; none where rows are read as they stand.
+
+    Args:
+        data: the rows.
+        window: tokens that the model was made to read, where contexts are cut to them because `data.max_length` is
+            not set; positions are held against it too. None where the user has set a length or stretched the model.
+        limit: what set the length, where it was not the window.
+    """
+    counts = data.counts
+    said = []
+    if counts["cut_rows"]:
+        why = limit if window is None else f"the model's window of {window} tokens"
+        share = counts["cut_tokens"] / (counts["tokens"] + counts["cut_tokens"])
+        said.append(
+            f"The contexts of {counts['cut_rows']} of {counted(counts['rows'], 'row')} are cut to {why}: "
+            f"{counted(counts['cut_tokens'], 'token')} are gone, {share:.1%} of all."
+        )
+    beyond = None if window is None else positions_beyond(counts["largest_position"], window)
+    if beyond is not None:
+        said.append(beyond)
+    if counts["rendered_prompts"]:
+        said.append(
+            f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) hold "
+            "special tokens of the model, which count as such, as in TRL; data.chat=always reads them as text."
+        )
+    if counts["moved_spaces"]:
+        said.append(
+            f"{counted(counts['moved_spaces'], 'string prompt')} (the first is {_first(data, 'moved_space')}) end in a "
+            "space, which is read as the beginning of the answers, since it makes one token with their first word."
+        )
+    if counts["dropped_rejected"]:
+        said.append(
+            f"{counted(counts['dropped_rejected'], 'rejected answer')} equal the chosen one and are left out."
+        )
+    if counts["dropped_reasoning"]:
+        said.append(
+            f"The reasoning of {counted(counts['dropped_reasoning'], 'answer')} was left out (data.thinking=drop)."
+        )
+    if counts["dropped_messages"]:
+        said.append(
+            "Left out behind the last answers of rows, where nobody answers: "
+            f"{counted(counts['dropped_messages'], 'message')}."
+        )
+    if data.date is not None:
+        said.append(
+            f"The chat template writes the date into prompts: data.date={data.date} gives the same prompts on another "
+            "day."
+        )
+    if data.dropped:
+        total = counts["rows"] + counts["dropped_rows"]
+        said.append(
+            f"{counts['dropped_rows']} of {counted(total, 'row')} cannot be used and are left out: "
+            f"{reasons(data.dropped)}."
+        )
+    return said
+
+
+def positions_beyond(largest: int, window: int) -> str | None:
+    """What is said where positions are synthesised that the model was not made for; None where there are none."""
+    if largest < window:
+        return None
+    return f"Positions go up to {largest}, and the model was made for {window}: model.rope stretches it."
+
+
+def _first(data: PreferenceData, name: str) -> str:
+    """Where the first row stands of which the column `name` is true."""
+    for rows in (data.train, data.eval):
+        if rows is not None and (place := pc.index(column_of(rows, name), True).as_py()) >= 0:
+            return str(rows[place]["source"])
+    return "none"

@@ -1,0 +1,108 @@
+"""One raw row → what is stored of it: layout, tokens, cut, positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from align.core.errors import UserError
+from align.data import faults
+from align.data.examples import TokenizedExample
+from align.data.faults import RowError, as_row_error
+from align.data.files import RawRow
+from align.data.formats import parse_row
+from align.data.positions import row_rng, synthesise
+from align.data.released import is_released, read_released
+from align.data.renaming import NO_RENAMING, Renaming, check_no_media
+from align.data.settings import PositionSettings
+from align.data.stored_rows import to_row
+from align.data.tokens import ExampleTokenizer
+from align.data.vocabulary import check_ids
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a method and its model ask of every row.
+
+    Attributes:
+        rejected: a rejected answer.
+        short: a short context.
+        vocabulary: rows of the model's embedding, which token ids must stay below; None where it is not known.
+    """
+
+    rejected: bool = False
+    short: bool = False
+    vocabulary: int | None = None
+
+
+NO_DEMANDS = Demands()
+
+
+@dataclass(frozen=True)
+class RowBuilder:
+    """Raw row → the stored columns: layout, tokens, cut, positions."""
+
+    tokenize: ExampleTokenizer
+    positions: PositionSettings
+    seed: int
+    demands: Demands
+    renaming: Renaming = NO_RENAMING
+
+    def __call__(self, row: RawRow) -> dict[str, Any]:
+        """The columns of `align.data.stored_rows.FEATURES`; raises RowError."""
+        try:
+            return self._build(replace(row, values=self.renaming(row.values)))
+        except UserError as error:
+            raise as_row_error(error, row.source) from error
+
+    def _build(self, row: RawRow) -> dict[str, Any]:
+        if is_released(row.values):
+            example, dropped = self._released(row), 0
+        else:
+            check_no_media(row)
+            parsed = parse_row(row, require_rejected=self.demands.rejected)
+            example, dropped = self._placed(self.tokenize(parsed.example), row), parsed.dropped
+        if self.demands.short and not example.short:
+            raise RowError(
+                row.source,
+                "the method reads the context made short, which this row does not have: add short_prompt "
+                "(short_prompts, one a turn).",
+                reason=faults.NO_SHORT,
+            )
+        return to_row(example, dropped_rejected=dropped)
+
+    def _placed(self, example: TokenizedExample, row: RawRow) -> TokenizedExample:
+        """The row at synthesised positions, its ids inside the vocabulary."""
+        vocabulary = self.demands.vocabulary
+        if vocabulary is not None and len(self.tokenize.tokenizer) > vocabulary:
+            check_ids(example, vocabulary, tokenizer=self.tokenize.tokenizer)
+        return synthesise(
+            example,
+            mode=self.positions.mode,
+            target_length=self.positions.target_length,
+            draw=self.positions.draw,
+            sparse_share=self.positions.sparse_share,
+            rng=row_rng(self.seed, row.index),
+        )
+
+    def _released(self, row: RawRow) -> TokenizedExample:
+        """A pre-tokenised row keeps its ids and positions: there is no telling its context from its question."""
+        example = read_released(row.source, row.values, require_rejected=self.demands.rejected)
+        check_ids(example, self.demands.vocabulary)
+        limit = self.tokenize.settings.max_length
+        longest = len(example.prompt_ids) + example.longest_answer
+        if limit is not None and longest > limit:
+            raise RowError(
+                row.source,
+                f"a pre-tokenised row of {longest} tokens cannot be cut to data.max_length={limit}: "
+                "raise it or leave the row out.",
+                reason=faults.TOO_LONG,
+            )
+        if self.positions.mode != "none":
+            raise RowError(
+                row.source,
+                "a pre-tokenised row has no marked context to place: set positions=none, which "
+                "keeps the positions it came with.",
+                reason=faults.PRE_TOKENISED,
+            )
+        return example

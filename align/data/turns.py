@@ -1,0 +1,90 @@
+"""Prompt and answers of one raw row as an `Example`: the parts that several layouts share."""
+
+from __future__ import annotations
+
+from align.data import faults
+from align.data.columns import AnswerMessages, Columns, Message
+from align.data.examples import Example, Turn
+from align.data.messages import Turns, turns_of_answer
+
+
+def chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMessages]) -> Example:
+    """A row of chat messages; the prompt must end with the user's, or with a tool's result."""
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise columns.error("the prompt must end with a user's message.", reason=faults.MESSAGES)
+    if prompt[-1]["role"] == "user" and not prompt[-1]["content"].strip():
+        raise columns.error("the user's last message is empty.", reason=faults.EMPTY)
+    system = columns.optional_text("system")
+    if system is not None and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": system}, *prompt]
+    turns, dropped = turns_of(columns, answers)
+    return Example(columns.source, turns, messages=tuple(prompt), dropped_messages=dropped)
+
+
+def text_example(columns: Columns, prompt: str, answers: list[AnswerMessages]) -> Example:
+    """A row whose prompt is text as it stands."""
+    turns, dropped = turns_of(columns, answers)
+    system = columns.optional_text("system")
+    return Example(columns.source, turns, text=prompt, system=system, dropped_messages=dropped)
+
+
+def turns_of(columns: Columns, answers: list[AnswerMessages]) -> tuple[tuple[Turn, ...], int]:
+    """The turns of answers that share their later questions, and how many messages after the last answer are left out.
+
+    The chosen `assistant: A, user: and then?, assistant: B` beside the rejected `assistant: C, user: and
+    then?, assistant: D` makes two turns: A against C, and to the question `and then?` B against D.
+
+    Args:
+        columns: the row, for messages to people.
+        answers: each as messages, the chosen one first.
+    """
+    parted = [_parted(columns, "rejected" if i else "chosen", answer) for i, answer in enumerate(answers)]
+    between = parted[0].between
+    if any(one.between != between for one in parted):
+        raise columns.error("chosen and rejected must have the same later questions.", reason=faults.MESSAGES)
+    short = columns.optional_text("short_prompt")
+    if short is not None and between:
+        raise columns.error("a row of several turns takes short_prompts beside context and questions.")
+    turns = []
+    for place, said in enumerate(zip(*(one.answers for one in parted), strict=True)):
+        asked = between[place - 1] if place else []
+        chosen, *rejected = (str(one["content"] or "") for one in said)
+        turns.append(
+            Turn(
+                asked[-1]["content"] if asked else None,
+                chosen,
+                tuple(rejected),
+                short,
+                fields=_fields(said),
+                asked=() if [one["role"] for one in asked] in ([], ["user"]) else tuple(asked),
+            )
+        )
+    return tuple(turns), sum(one.dropped for one in parted)
+
+
+def _parted(columns: Columns, name: str, answer: AnswerMessages) -> Turns:
+    """An answer's turns; refuses one that is not assistant, user, assistant, …, or that has an empty message."""
+    turns = turns_of_answer(answer)
+    if turns is None:
+        raise columns.error(
+            f"column {name} must start and end with an assistant's message, in turns.",
+            reason=faults.MESSAGES,
+        )
+    if not all((one["content"] or "").strip() or one.get("tool_calls") for one in turns.answers):
+        raise columns.empty(name, "has an empty answer")
+    return turns
+
+
+def _fields(said: tuple[Message, ...]) -> tuple[Message, ...]:
+    """See `Turn.fields`."""
+    fields = tuple(
+        {name: item for name, item in one.items() if name not in ("role", "content")} for one in said
+    )
+    return fields if any(fields) else ()
+
+
+def without_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:
+    """The turns without the rejected answers that equal the chosen one in every turn, and how many those are."""
+    kept = [j for j in range(len(turns[0].rejected)) if any(not turn.rejects_the_same(j) for turn in turns)]
+    dropped = len(turns[0].rejected) - len(kept)
+    return (tuple(turn.with_rejected(kept) for turn in turns) if dropped else turns), dropped
