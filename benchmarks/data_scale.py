@@ -114,7 +114,6 @@ def measure_tree(tree: Path, rows: int, tokenise: int | None) -> dict[str, dict[
 
 def fill_cache(folder: Path, made: int, rows: int) -> None:
     """The cache of `rows.jsonl`, made of the rows that a first start has tokenised of the file's beginning."""
-    os.environ["ALIGN_CACHE"] = str(folder / "cache")
     built = next((folder / "cache" / "data" / "generator").glob("*/*/"))
     target = built.parent.with_name(f"default-fingerprint={key_of(folder / 'rows.jsonl')}") / built.name
     target.mkdir(parents=True)
