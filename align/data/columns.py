@@ -36,18 +36,20 @@ class Columns:
     Args:
         source: where the row stands, before every complaint: `train.jsonl:17: column chosen is empty.`
         values: column → value.
+        reason: by which complaints are counted that name no other (faults.py).
     """
 
-    def __init__(self, source: str, values: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, values: Mapping[str, Any], *, reason: str = faults.OTHER) -> None:
         self.source = source
+        self.reason = reason
         self.values = {name: as_text(value) for name, value in values.items() if value is not None}
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
 
-    def error(self, message: str, *, reason: str = faults.OTHER) -> RowError:
+    def error(self, message: str, *, reason: str | None = None) -> RowError:
         """`message` with the row's place before it, to be raised."""
-        return RowError(self.source, message, reason=reason)
+        return RowError(self.source, message, reason=reason or self.reason)
 
     def no_rejected(self) -> RowError:
         """The complaint about a row that compares nothing."""

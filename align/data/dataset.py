@@ -272,7 +272,15 @@ def _digest(train: Dataset, held: Dataset | None) -> str:
 
 def column_of(rows: Dataset, name: str) -> pa.Array:
     """One column of all rows. `datasets` itself gathers a selection row by row: a minute for a million rows."""
-    column = rows.data.column(name).combine_chunks()
-    if rows._indices is not None:
-        column = column.take(rows._indices.column(0))
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return _selected(rows, rows.data.column(name))
+
+
+def lengths_of(rows: Dataset, name: str) -> pa.Array:
+    """How many entries each row's list has in a column; the lists themselves stay on the disk."""
+    return _selected(rows, pc.list_value_length(rows.data.column(name)))
+
+
+def _selected(rows: Dataset, column: pa.ChunkedArray) -> pa.Array:
+    """A column of the stored table as the rows have it that were selected of it."""
+    whole = column.combine_chunks()
+    return whole if rows._indices is None else whole.take(rows._indices.column(0).combine_chunks())

@@ -43,13 +43,13 @@ def leaks(values: Mapping[str, Any]) -> Iterator[str]:
 def _contexts_of_answers(values: Mapping[str, Any], asked: set[str]) -> Iterator[str]:
     """The chunk asked of belongs to the chosen answer's chunks and to no irrelevant context."""
     chosen = values.get("chosen_chunks")
-    if isinstance(chosen, list) and not asked <= set(chosen):
+    if isinstance(chosen, list) and not asked <= set(_texts(chosen)):
         yield "the chosen answer was made without the chunk that was asked of"
     rejected, kinds = values.get("rejected_chunks"), values.get("rejected_kinds")
     if isinstance(rejected, list) and isinstance(kinds, list):
-        critical = asked | set(chosen if isinstance(chosen, list) else ())
+        critical = asked | set(_texts(chosen))
         for place, (own, kind) in enumerate(zip(rejected, kinds, strict=False), start=1):
-            seen = sorted(map(str, critical & set(own)))
+            seen = sorted(critical & set(_texts(own)))
             if kind == "irrelevant" and seen:
                 yield f"rejected answer {place} counts as made from irrelevant chunks, but saw {seen[0]}"
 

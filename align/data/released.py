@@ -60,7 +60,7 @@ def read_released(
         UserError: columns of different lengths, a row without labels, rows that do not share the prompt or
             its positions, positions that do not increase or jump inside an answer; names row and column.
     """
-    columns = Columns(source, values)
+    columns = Columns(source, values, reason=faults.PRE_TOKENISED)
     names = ["chosen", *_rejected_names(columns.values)]
     if require_rejected and len(names) == 1:
         raise columns.no_rejected()

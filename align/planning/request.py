@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
-from align.data.dataset import PreferenceData
+from align.data.dataset import PreferenceData, column_of, lengths_of
 from align.longseq.settings import MemorySettings
 from align.models.loading import resolve_dtype
 from align.models.precision import trains_checkpoint_weights
@@ -66,14 +66,14 @@ def row_lengths(config: DictConfig, method: Method) -> Rows:
 
 def data_lengths(data: PreferenceData, needs: Needs, *, prompts: int) -> Rows:
     """The longest row of the data, prompt and answers, and the mean prompt."""
-    table = data.train.with_format("arrow")[:]
-    tokens = pc.max(table["num_tokens"]).as_py()
-    longest = table.slice(pc.index(table["num_tokens"], tokens).as_py(), 1)
-    answers = tuple(longest["answer_lengths"][0].as_py())
-    mean = pc.mean(pc.list_value_length(table["prompt_ids"])).as_py()
+    lengths = column_of(data.train, "num_tokens")
+    tokens = pc.max(lengths).as_py()
+    longest = data.train[pc.index(lengths, tokens).as_py()]
+    answers = tuple(int(length) for length in longest["answer_lengths"])
+    mean = pc.mean(lengths_of(data.train, "prompt_ids")).as_py()
     short = 0
     if needs.short:
-        short = int(pc.max(pc.list_value_length(table["short_prompt_ids"])).as_py())
+        short = int(pc.max(lengths_of(data.train, "short_prompt_ids")).as_py())
     return Rows(tokens - sum(answers), answers, short, prompts, round(mean))
 
 

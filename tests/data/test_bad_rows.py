@@ -197,6 +197,10 @@ def test_released_ids_outside_the_vocabulary(tmp_path: Path, outside: int) -> No
     data = load(tmp_path / "bad", vocabulary=max(highest + 1, 50), bad_rows_limit=None)
     assert [(one.source, one.reason) for one in data.dropped] == [("bad:2", faults.VOCABULARY)]
     assert str(outside) in str(data.dropped[0])
+    short = logo_row() | {"chosen_labels": [7]}
+    Dataset.from_list([logo_row(), short]).save_to_disk(tmp_path / "short")
+    (dropped,) = load(tmp_path / "short", bad_rows_limit=None).dropped
+    assert (dropped.source, dropped.reason) == ("short:2", faults.PRE_TOKENISED)
 
 
 # ---- the digest by which processes and starts compare their rows

@@ -83,8 +83,9 @@ def test_alpaca_rows_have_input_history_and_system() -> None:
     contents = [(message["role"], message["content"]) for message in example.messages]
     assert contents == [("system", "s"), ("user", "Hi"), ("assistant", "Ho"), ("user", "Add.\n1 2")]
     assert example.turns == (Turn(None, "3", ()),)
-    with pytest.raises(UserError, match="column history must be a list of pairs"):
-        parse({"instruction": "Add.", "history": ["Hi"], "output": "3"})
+    for history in (["Hi"], [["Hi"]], 1, True, {"a": "b"}, [[1, 2]]):
+        with pytest.raises(UserError, match="column history must be a list of pairs"):
+            parse({"instruction": "Add.", "history": history, "output": "3"})
 
 
 @pytest.mark.parametrize(

@@ -58,3 +58,18 @@ def test_rows_that_hold_what_they_need(row):
 )
 def test_leaks_are_told(row, sentence):
     assert sentence in list(leaks(row))
+
+
+@pytest.mark.parametrize("value", [None, 1, [None], [[]], [{"id": "a"}], {"id": []}, "\ud800"])
+def test_columns_of_other_types_are_no_traceback(value) -> None:
+    """Somebody else's columns may have our names: what they hold is not of our making."""
+    row = {
+        "context": ["a"],
+        "asked_of": "a",
+        "chunks": [{"id": "a"}],
+        "short_prompt": "a",
+        "chosen_chunks": ["a"],
+    }
+    row |= {"rejected_chunks": [["b"]], "rejected_kinds": ["irrelevant"]}
+    for name in row:
+        assert all(isinstance(sentence, str) for sentence in leaks(row | {name: value}))
