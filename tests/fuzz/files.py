@@ -122,7 +122,7 @@ def _array(random: Random, values: list[Any]) -> Any:
 
 
 _ARRAYS: tuple[Callable[[int], Any], ...] = (
-    lambda n: pa.array([2**62] * n, pa.timestamp("s")),
+    lambda n: pa.array([2**50] * n, pa.timestamp("s")),
     lambda n: pa.array([-(2**31)] * n, pa.date32()),
     lambda n: pa.array([b"\xff\xfe"] * n, pa.binary()),
     lambda n: pa.array(["w8"] * n).dictionary_encode(),
