@@ -62,6 +62,13 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     tokenizer = load_tokenizer(
         run.model.path, trust_remote_code=run.model.trust_remote_code, revision=run.model.revision
     )
+    noted = (
+        None
+        if run.resume == "never"
+        else continuation.RowsNote.read(continuation.run_of(run.output, run.resume))
+    )
+    if noted is not None and run.data.date is None:
+        run = replace(run, data=replace(run.data, date=noted.date))
     data = setup.read_data(run, tokenizer)
     setup.check_same_data(data, run)
     setup.check_held_out(data, run, suites=bool(suites))
@@ -75,8 +82,12 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     setup.list_dropped(data, run)
     checkpoint = checkpoints.agree_resume(run.output, run.resume)
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
-    if checkpoint is not None:
+    rows = continuation.RowsNote(data.digest, data.date)
+    if checkpoint is None:
+        rows.write(run.output)
+    else:
         continuation.check_continuation(checkpoint, shape)
+        continuation.check_rows(checkpoint, noted, rows)
     trainer = setup.build_trainer(run, tokenizer, data)
     trainer.add_callback(shape)
     ask_suites(suites, trainer, run, tokenizer)  # before the next, which keeps their scores

@@ -85,11 +85,12 @@ def build_dataset(
     seed: int,
     demands: Demands,
     renaming: Renaming = NO_RENAMING,
+    number: int = 0,
 ) -> Built:
     """The rows of `sources` in their order, whatever `data.num_proc`; arguments as `load_preference_data`.
 
     Several processes that start together (ranks) wait for the one that builds. With `data.bad_rows=stop` the first row
-    that cannot be used ends the build.
+    that cannot be used ends the build. `number` is the place's: rows of unlike places draw their positions apart.
 
     Raises:
         UserError: a source that cannot be read, or such a row.
@@ -97,9 +98,16 @@ def build_dataset(
     for sentence in renaming.check(read_places(sources), place):
         warnings.warn(sentence, AlignWarning, stacklevel=2)
     tokenize = ExampleTokenizer(tokenizer, settings, chunk_tokens=positions.chunk_tokens)
-    builder = RowBuilder(tokenize, positions, seed, demands, renaming)
+    builder = RowBuilder(tokenize, positions, seed, demands, renaming, number)
     key = cache_key(
-        sources, settings, tokenizer, positions=positions, seed=seed, demands=demands, renaming=renaming
+        sources,
+        settings,
+        tokenizer,
+        positions=positions,
+        seed=seed,
+        demands=demands,
+        renaming=renaming,
+        number=number,
     )
     if is_built(key):
         stored = _generated({}, key, processes=1, batch=WRITER_BATCH[0])
@@ -189,6 +197,7 @@ def cache_key(
     seed: int,
     demands: Demands = NO_DEMANDS,
     renaming: Renaming = NO_RENAMING,
+    number: int = 0,
 ) -> str:
     """Changes with everything that changes a stored row: files, tokenizer, settings, seed, this code."""
     content = {
@@ -199,7 +208,7 @@ def cache_key(
         "columns": renaming.columns,
         "tokenizer": _tokenizer_content(tokenizer),
         "positions": asdict(positions),
-        "seed": None if positions.mode == "none" else seed,
+        "seed": None if positions.mode == "none" else [seed, number],
         "demands": asdict(demands),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

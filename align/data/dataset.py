@@ -109,13 +109,15 @@ def load_preference_data(
 class Places:
     """The rows of every place that `data` names: to train on, held out (where they are named), mixed in.
 
-    `date` is what the chat template writes into prompts; None where it writes none.
+    `date` is what the chat template writes into prompts; None where it writes none. `placed` says whether contexts are
+    at synthesised positions.
     """
 
     train: Built
     held_out: Built | None
     mixed: tuple[Built, ...]
     date: str | None = None
+    placed: bool = False
 
     @property
     def all(self) -> tuple[Built, ...]:
@@ -140,7 +142,7 @@ def build_places(
         held_key = f"data.eval_path={settings.eval_path}"
         held_out = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted()).train
 
-    def build(files: Sequence[Source], place: str, renaming: Renaming) -> Built:
+    def build(files: Sequence[Source], place: str, renaming: Renaming, number: int) -> Built:
         return build_dataset(
             files,
             settings,
@@ -150,18 +152,21 @@ def build_places(
             seed=seed,
             demands=demands,
             renaming=renaming,
+            number=number,
         )
 
-    train = build(sources.train, f"data.path={settings.path}", renaming)
-    held = build(held_out, held_key, renaming) if held_out else None
+    train = build(sources.train, f"data.path={settings.path}", renaming, 0)
+    held = build(held_out, held_key, renaming, 1) if held_out else None
     mixed = []
     for i, entry in enumerate(settings.mix):
         key, own = f"data.mix[{i}].path", Renaming.of(entry.columns, f"data.mix[{i}].columns")
         files = open_sources(entry.path, key=key, wanted=own.wanted()).train
-        mixed.append(build(files, f"{key}={entry.path}", own))
+        mixed.append(build(files, f"{key}={entry.path}", own, 2 + i))
     template = settings.template_source() or tokenizer.chat_template
     dated = settings.chat != "never" and writes_date(template)
-    return Places(train, held, tuple(mixed), settings.date if dated else None)
+    return Places(
+        train, held, tuple(mixed), settings.date if dated else None, placed=positions.mode != "none"
+    )
 
 
 def assemble(places: Places, settings: DataSettings, *, seed: int) -> PreferenceData:
@@ -181,7 +186,9 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
         mixed = list(zip(settings.mix, others, strict=True))
         train, ingredients = mix(train, str(settings.path), mixed, seed=seed)
     dropped = tuple(row for built in places.all for row in built.bad)
-    counts = {**_counts(train, held), "dropped_rows": len(dropped)}
+    counts = {**_counts(train, held), "dropped_rows": len(dropped), "unplaced_rows": 0}
+    if places.placed:
+        counts["unplaced_rows"] = _unplaced(train, held)
     return PreferenceData(train, held, counts, ingredients, dropped, _digest(train, held), places.date)
 
 
@@ -259,6 +266,22 @@ def _counts(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "dropped_reasoning": int(found["dropped_reasoning"].sum()),
         "dropped_messages": int(found["dropped_messages"].sum()),
     }
+
+
+def _unplaced(train: Dataset, held: Dataset | None) -> int:
+    """Rows without a context, which position synthesis leaves as they are.
+
+    Raises:
+        UserError: all of them, so that there was nothing to synthesise.
+    """
+    both = [train] if held is None else [train, held]
+    count = sum(int(pc.sum(pc.equal(lengths_of(rows, "chunk_spans"), 0)).as_py() or 0) for rows in both)
+    if count == sum(map(len, both)):
+        raise UserError(
+            "positions.mode moves the chunks of a context, and no row has one: give `context` and `question`, or set "
+            "positions=none."
+        )
+    return count
 
 
 def _digest(train: Dataset, held: Dataset | None) -> str:

@@ -30,6 +30,10 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
     beyond = None if window is None else positions_beyond(counts["largest_position"], window)
     if beyond is not None:
         said.append(beyond)
+    if counts["unplaced_rows"]:
+        said.append(
+            f"{counts['unplaced_rows']} of {counted(counts['rows'], 'row')} have no context, and keep their positions."
+        )
     if counts["rendered_prompts"]:
         said.append(
             f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) hold "

@@ -78,6 +78,11 @@ def synthesise(
     return replace(example, position_ids=positions)
 
 
+def has_context(example: TokenizedExample) -> bool:
+    """Whether a row has chunks of a context, which position synthesis moves."""
+    return any(stop > start for start, stop in example.chunk_spans)
+
+
 def cover_windows(n: int, w: int) -> list[range]:
     """Windows of n positions that together cover a slot of w: ⌈w/n⌉ of them, evenly spread.
 

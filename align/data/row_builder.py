@@ -11,7 +11,7 @@ from align.data.examples import TokenizedExample
 from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
 from align.data.formats import parse_row
-from align.data.positions import row_rng, synthesise
+from align.data.positions import has_context, row_rng, synthesise
 from align.data.released import is_released, read_released
 from align.data.renaming import NO_RENAMING, Renaming, check_no_media
 from align.data.settings import PositionSettings
@@ -40,13 +40,14 @@ NO_DEMANDS = Demands()
 
 @dataclass(frozen=True)
 class RowBuilder:
-    """Raw row → the stored columns: layout, tokens, cut, positions."""
+    """Raw row → the stored columns: layout, tokens, cut, positions; `source` is the place's number, see `row_rng`."""
 
     tokenize: ExampleTokenizer
     positions: PositionSettings
     seed: int
     demands: Demands
     renaming: Renaming = NO_RENAMING
+    source: int = 0
 
     def __call__(self, row: RawRow) -> dict[str, Any]:
         """The columns of `align.data.stored_rows.FEATURES`; raises RowError."""
@@ -76,13 +77,17 @@ class RowBuilder:
         vocabulary = self.demands.vocabulary
         if vocabulary is not None and len(self.tokenize.tokenizer) > vocabulary:
             check_ids(example, vocabulary, tokenizer=self.tokenize.tokenizer)
+        if not has_context(
+            example
+        ):  # an ordinary pair beside rows with contexts: it keeps its positions, counted
+            return example
         return synthesise(
             example,
             mode=self.positions.mode,
             target_length=self.positions.target_length,
             draw=self.positions.draw,
             sparse_share=self.positions.sparse_share,
-            rng=row_rng(self.seed, row.index),
+            rng=row_rng(self.seed, self.source, row.index),
         )
 
     def _released(self, row: RawRow) -> TokenizedExample:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import UserError
+from align.data.faults import RowError
 from align.data.files import JsonLines
 
 
@@ -67,4 +68,6 @@ def _rows(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _lines(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     source = JsonLines(place)
     for _, where, row in source.read(0, source.count()):
+        if isinstance(row, RowError):
+            raise row
         yield where, row

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,11 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from align.core.errors import UserError
+from align.core.files import write_json
 from align.distributed.wrappers import expected_wrapper
+from align.runs.folder import RESUME
+
+ROWS = "rows.json"  # in a run's folder: a digest of the rows that it was begun with
 
 # Keys that leave the trajectory as it is, as long as a step has as many prompts.
 FREE_KEYS = (
@@ -55,6 +61,54 @@ class StepShape(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """What trainer_state.json keeps."""
         return {"args": dict(vars(self)), "attributes": {}}
+
+
+@dataclass(frozen=True)
+class RowsNote:
+    """The rows that a run trains on and measures, noted in its folder when it begins.
+
+    Attributes:
+        digest: of their content and order.
+        date: that their chat template wrote into prompts; a run that goes on after midnight takes it from here.
+    """
+
+    digest: str
+    date: str | None = None
+
+    @classmethod
+    def read(cls, run: Path) -> RowsNote | None:
+        """What a run's folder says; None for a run that has noted nothing."""
+        try:
+            return cls(**json.loads((run / ROWS).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{run / ROWS} cannot be read: restore it, or begin anew with resume=never."
+            ) from error
+
+    def write(self, run: Path) -> None:
+        """Notes them; only the process of rank 0 writes."""
+        if int(os.environ.get("RANK", "0")) == 0:
+            write_json(run / ROWS, asdict(self))
+
+
+def run_of(output: Path, resume: str) -> Path:
+    """The folder of the run that a start goes on with: its own, or that of the checkpoint which `resume` names."""
+    return output if resume in RESUME else Path(resume).parent
+
+
+def check_rows(checkpoint: Path, then: RowsNote | None, now: RowsNote) -> None:
+    """Refuses to go on over other rows: what was measured before and what is trained on would not belong together.
+
+    Raises:
+        UserError: the rows have another content or order.
+    """
+    if then is not None and then.digest != now.digest:
+        raise UserError(
+            f"{checkpoint} was trained on other rows than data names now: their content, order or number has changed. "
+            "Restore them, or name another output folder."
+        )
 
 
 def check_continuation(checkpoint: Path, now: StepShape) -> None:
