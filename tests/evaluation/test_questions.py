@@ -87,7 +87,11 @@ def test_files_are_read_as_training_rows_are(tmp_path):
     ("name", "content", "message"),
     [
         ("rows.jsonl.gz", b"no archive", r"rows\.jsonl\.gz cannot be unpacked"),
-        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n')[:-9], r"rows\.jsonl\.gz cannot be unpacked"),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b'{"prompt": "a"}\n', mtime=0)[:-9],
+            r"rows\.jsonl\.gz cannot be unpacked",
+        ),
         ("rows.jsonl", '{"prompt": "café"}'.encode("latin-1"), r"rows\.jsonl:1: not UTF-8"),
         ("rows.jsonl", b'{"prompt": "a"\n', r"rows\.jsonl:1: malformed JSON"),
         ("rows.jsonl", b"[1]\n", r"rows\.jsonl:1: a row must be an object"),
