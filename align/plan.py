@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from align.core.config import typed
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
-from align.distributed.names import check_quantised, check_wrapper
+from align.distributed.names import check_quantised, check_wrapper_name
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
@@ -62,7 +62,7 @@ def check(config: DictConfig) -> None:
     typed(MemorySettings, config, "memory").check(accelerator=True)
     typed(ParallelSettings, config, "parallel").check()
     typed(PositionSettings, config, "positions")
-    check_wrapper(config.wrapper, gpus.device)
+    check_wrapper_name(config.wrapper, gpus.device)
     if gpus.count > 1:
         check_quantised(model.quantization, config.wrapper)
     optimizer_slots(str(config.trainer.optim))

@@ -54,7 +54,7 @@ BAD_OVERRIDES = [
     (["colour=1"], "colour is no key of this command"),
     (["model.colour=1"], "model.colour is no key of this command"),
     (["method=xyz"], "method=xyz is not known: use cpo, dpo"),
-    (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+    (["seed=abc"], "seed=abc is no seed: give a whole number from 0 to 4294967295."),
     (["model.lora.r=x"], "model.lora.r: Value 'x'"),
     (["trainer.max_steps=ten"], "trainer.max_steps='ten' has the wrong type"),
     (["+trainer.learning_rat=1"], "did you mean learning_rate"),

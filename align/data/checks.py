@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from align.core.files import writing_atomically
-from align.data.dataset import Places, PreferenceData, column_of
+from align.data.dataset import Places, PreferenceData
 from align.data.faults import RowError
 from align.data.notices import positions_beyond
 from align.data.provenance import leaks
 from align.data.renaming import Renaming
 from align.data.sources import Source, open_sources, read_places
 from align.data.stored_rows import hash_ids
+from align.data.totals import column_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,14 +6,12 @@ batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], dat
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
@@ -30,6 +28,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
 from align.data.stored_rows import to_example, to_row
 from align.data.template_file import writes_date
+from align.data.totals import column_of, count_rows_of, digest_of_rows, unplaced_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,9 +56,9 @@ class PreferenceData:
             (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
             `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer),
             `dropped_reasoning` (answers without their reasoning, `data.thinking=drop`), `dropped_messages` (behind the
-            last answer),
-            `rendered_prompts` (string prompts whose special tokens count), `moved_spaces` (string prompts whose last
-            space begins the answers), `dropped_rows` (left out, since they cannot be used).
+            last answer), `unplaced_rows` (without a context that could be placed), `rendered_prompts` (string prompts
+            whose special tokens count), `moved_spaces` (string prompts whose last space begins the answers),
+            `dropped_rows` (left out, since they cannot be used).
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
         dropped: the rows that were left out, with `data.bad_rows=drop`.
         date: what the chat template writes into prompts; None where it writes none.
@@ -186,10 +185,10 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
         mixed = list(zip(settings.mix, others, strict=True))
         train, ingredients = mix(train, str(settings.path), mixed, seed=seed)
     dropped = tuple(row for built in places.all for row in built.bad)
-    counts = {**_counts(train, held), "dropped_rows": len(dropped), "unplaced_rows": 0}
+    counts = {**count_rows_of(train, held), "dropped_rows": len(dropped), "unplaced_rows": 0}
     if places.placed:
-        counts["unplaced_rows"] = _unplaced(train, held)
-    return PreferenceData(train, held, counts, ingredients, dropped, _digest(train, held), places.date)
+        counts["unplaced_rows"] = unplaced_rows(train, held)
+    return PreferenceData(train, held, counts, ingredients, dropped, digest_of_rows(train, held), places.date)
 
 
 def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
@@ -226,84 +225,3 @@ def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset
             "data.eval_size=0, or name held-out rows with data.eval_path."
         )
     return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))
-
-
-def _counts(train: Dataset, held: Dataset | None) -> dict[str, int]:
-    """See `PreferenceData.counts`."""
-    both = [train] if held is None else [train, held]
-    names = (
-        "cut_tokens",
-        "longest_sequence",
-        "num_tokens",
-        "num_answers",
-        "largest_position",
-        "dropped_rejected",
-        "dropped_reasoning",
-        "dropped_messages",
-        "rendered",
-        "moved_space",
-    )
-    found = {
-        name: np.concatenate([column_of(rows, name).to_numpy(zero_copy_only=False) for rows in both]).astype(
-            np.int64
-        )
-        for name in names
-    }
-    cut, longest = found["cut_tokens"], found["longest_sequence"]
-    return {
-        "rows": sum(len(rows) for rows in both),
-        "train_rows": len(train),
-        "eval_rows": 0 if held is None else len(held),
-        "tokens": int(found["num_tokens"].sum()),
-        "padded_tokens": int((longest * found["num_answers"]).sum()),
-        "longest_sequence": int(longest.max()),
-        "largest_position": int(found["largest_position"].max()),
-        "cut_rows": int((cut > 0).sum()),
-        "cut_tokens": int(cut.sum()),
-        "dropped_rejected": int(found["dropped_rejected"].sum()),
-        "rendered_prompts": int(found["rendered"].sum()),
-        "moved_spaces": int(found["moved_space"].sum()),
-        "dropped_reasoning": int(found["dropped_reasoning"].sum()),
-        "dropped_messages": int(found["dropped_messages"].sum()),
-    }
-
-
-def _unplaced(train: Dataset, held: Dataset | None) -> int:
-    """Rows without a context, which position synthesis leaves as they are.
-
-    Raises:
-        UserError: all of them, so that there was nothing to synthesise.
-    """
-    both = [train] if held is None else [train, held]
-    count = sum(int(pc.sum(pc.equal(lengths_of(rows, "chunk_spans"), 0)).as_py() or 0) for rows in both)
-    if count == sum(map(len, both)):
-        raise UserError(
-            "positions.mode moves the chunks of a context, and no row has one: give `context` and `question`, or set "
-            "positions=none."
-        )
-    return count
-
-
-def _digest(train: Dataset, held: Dataset | None) -> str:
-    """See `PreferenceData.digest`."""
-    digest = hashlib.blake2b(digest_size=8)
-    for rows in [train] if held is None else [train, held]:
-        digest.update(len(rows).to_bytes(8, "little"))
-        digest.update(column_of(rows, "row_hash").to_numpy().astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
-def column_of(rows: Dataset, name: str) -> pa.Array:
-    """One column of all rows. `datasets` itself gathers a selection row by row: a minute for a million rows."""
-    return _selected(rows, rows.data.column(name))
-
-
-def lengths_of(rows: Dataset, name: str) -> pa.Array:
-    """How many entries each row's list has in a column; the lists themselves stay on the disk."""
-    return _selected(rows, pc.list_value_length(rows.data.column(name)))
-
-
-def _selected(rows: Dataset, column: pa.ChunkedArray) -> pa.Array:
-    """A column of the stored table as the rows have it that were selected of it."""
-    whole = column.combine_chunks()
-    return whole if rows._indices is None else whole.take(rows._indices.column(0).combine_chunks())

@@ -6,7 +6,8 @@ import pyarrow.compute as pc
 
 from align.core.readable import counted
 from align.data.bad_rows import reasons
-from align.data.dataset import PreferenceData, column_of
+from align.data.dataset import PreferenceData
+from align.data.totals import column_of
 
 
 def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_length") -> list[str]:
@@ -18,7 +19,11 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
             not set; positions are held against it too. None where the user has set a length or stretched the model.
         limit: what set the length, where it was not the window.
     """
-    counts = data.counts
+    return [*_cuts(data.counts, window=window, limit=limit), *_readings(data), *_left_out(data)]
+
+
+def _cuts(counts: dict[str, int], *, window: int | None, limit: str) -> list[str]:
+    """What is cut, and where positions lie."""
     said = []
     if counts["cut_rows"]:
         why = limit if window is None else f"the model's window of {window} tokens"
@@ -34,6 +39,12 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
         said.append(
             f"{counts['unplaced_rows']} of {counted(counts['rows'], 'row')} have no context, and keep their positions."
         )
+    return said
+
+
+def _readings(data: PreferenceData) -> list[str]:
+    """What is read in a way that its author may not expect."""
+    counts, said = data.counts, []
     if counts["rendered_prompts"]:
         said.append(
             f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) hold "
@@ -44,6 +55,17 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
             f"{counted(counts['moved_spaces'], 'string prompt')} (the first is {_first(data, 'moved_space')}) end in a "
             "space, which is read as the beginning of the answers, since it makes one token with their first word."
         )
+    if data.date is not None:
+        said.append(
+            f"The chat template writes the date into prompts: data.date={data.date} gives the same prompts on another "
+            "day."
+        )
+    return said
+
+
+def _left_out(data: PreferenceData) -> list[str]:
+    """What is not there any more."""
+    counts, said = data.counts, []
     if counts["dropped_rejected"]:
         said.append(
             f"{counted(counts['dropped_rejected'], 'rejected answer')} equal the chosen one and are left out."
@@ -56,11 +78,6 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
         said.append(
             "Left out behind the last answers of rows, where nobody answers: "
             f"{counted(counts['dropped_messages'], 'message')}."
-        )
-    if data.date is not None:
-        said.append(
-            f"The chat template writes the date into prompts: data.date={data.date} gives the same prompts on another "
-            "day."
         )
     if data.dropped:
         total = counts["rows"] + counts["dropped_rows"]

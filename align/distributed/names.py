@@ -41,7 +41,7 @@ def check_quantised(quantization: str, wrapper: str) -> None:
         )
 
 
-def check_wrapper(wrapper: str, device: str) -> None:
+def check_wrapper_name(wrapper: str, device: str) -> None:
     """Refuses a wrapper that there is not, or that does not run on the device.
 
     Raises:

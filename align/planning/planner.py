@@ -11,7 +11,7 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.core.readable import Readable
 from align.data.settings import DataSettings, PositionSettings
-from align.distributed.names import check_wrapper, wrappers_on
+from align.distributed.names import check_wrapper_name, wrappers_on
 from align.longseq.parallel import choose_exchange, make_groups
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.loading import load_tokenizer
@@ -70,7 +70,7 @@ def make_plan(config: DictConfig) -> Plan:
     method = read_method(config)
     model = typed(ModelSettings, config, "model")
     gpus = typed(GpuSettings, config, "gpus")
-    check_wrapper(config.wrapper, gpus.device)
+    check_wrapper_name(config.wrapper, gpus.device)
     architecture, source = read_config(model)
     sizes = measure(architecture, model)
     rows = read_rows(config, model, method)

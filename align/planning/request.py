@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
-from align.data.dataset import PreferenceData, column_of, lengths_of
+from align.data.dataset import PreferenceData
+from align.data.totals import column_of, lengths_of
 from align.longseq.settings import MemorySettings
 from align.models.loading import resolve_dtype
 from align.models.precision import trains_checkpoint_weights

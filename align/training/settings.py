@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.core.config import check_choice, check_seed, typed
+from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
 from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
@@ -60,7 +60,6 @@ def read_settings(config: DictConfig) -> Settings:
         UserError: names the key and what to set instead.
     """
     general = typed(GeneralSettings, config, "")
-    check_seed(general.seed)
     needs = check_method(config.method, allow_targets=general.allow_targets)
     model = typed(ModelSettings, config, "model")
     memory = typed(MemorySettings, config, "memory")

@@ -166,7 +166,7 @@ def test_a_tokenizer_larger_than_the_model_is_a_finding(
     [
         ("data.path=missing.jsonl", "data.path=missing.jsonl does not exist"),
         ("rows=-1", "rows=-1 must be a whole number"),
-        ("seed=-1", "seed=-1 must be a whole number"),
+        ("seed=-1", "seed=-1 is no seed"),
         ("data.cut=left", "data.cut=left is not known"),
         ("positions.mode=loggo", "positions.mode=loggo is not known"),
     ],

@@ -1,0 +1,93 @@
+"""What all rows together come to: counts, a digest, and columns that are taken at once."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from align.core.errors import UserError
+
+
+def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
+    """See `PreferenceData.counts`."""
+    both = [train] if held is None else [train, held]
+    names = (
+        "cut_tokens",
+        "longest_sequence",
+        "num_tokens",
+        "num_answers",
+        "largest_position",
+        "dropped_rejected",
+        "dropped_reasoning",
+        "dropped_messages",
+        "rendered",
+        "moved_space",
+    )
+    found = {
+        name: np.concatenate([column_of(rows, name).to_numpy(zero_copy_only=False) for rows in both]).astype(
+            np.int64
+        )
+        for name in names
+    }
+    cut, longest = found["cut_tokens"], found["longest_sequence"]
+    return {
+        "rows": sum(len(rows) for rows in both),
+        "train_rows": len(train),
+        "eval_rows": 0 if held is None else len(held),
+        "tokens": int(found["num_tokens"].sum()),
+        "padded_tokens": int((longest * found["num_answers"]).sum()),
+        "longest_sequence": int(longest.max()),
+        "largest_position": int(found["largest_position"].max()),
+        "cut_rows": int((cut > 0).sum()),
+        "cut_tokens": int(cut.sum()),
+        "dropped_rejected": int(found["dropped_rejected"].sum()),
+        "rendered_prompts": int(found["rendered"].sum()),
+        "moved_spaces": int(found["moved_space"].sum()),
+        "dropped_reasoning": int(found["dropped_reasoning"].sum()),
+        "dropped_messages": int(found["dropped_messages"].sum()),
+    }
+
+
+def unplaced_rows(train: Dataset, held: Dataset | None) -> int:
+    """Rows without a context, which position synthesis leaves as they are.
+
+    Raises:
+        UserError: all of them, so that there was nothing to synthesise.
+    """
+    both = [train] if held is None else [train, held]
+    count = sum(int(pc.sum(pc.equal(lengths_of(rows, "chunk_spans"), 0)).as_py() or 0) for rows in both)
+    if count == sum(map(len, both)):
+        raise UserError(
+            "positions.mode moves the chunks of a context, and no row has one: give `context` and `question`, or set "
+            "positions=none."
+        )
+    return count
+
+
+def digest_of_rows(train: Dataset, held: Dataset | None) -> str:
+    """See `PreferenceData.digest`."""
+    digest = hashlib.blake2b(digest_size=8)
+    for rows in [train] if held is None else [train, held]:
+        digest.update(len(rows).to_bytes(8, "little"))
+        digest.update(column_of(rows, "row_hash").to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def column_of(rows: Dataset, name: str) -> pa.Array:
+    """One column of all rows. `datasets` itself gathers a selection row by row: a minute for a million rows."""
+    return _selected(rows, rows.data.column(name))
+
+
+def lengths_of(rows: Dataset, name: str) -> pa.Array:
+    """How many entries each row's list has in a column; the lists themselves stay on the disk."""
+    return _selected(rows, pc.list_value_length(rows.data.column(name)))
+
+
+def _selected(rows: Dataset, column: pa.ChunkedArray) -> pa.Array:
+    """A column of the stored table as the rows have it that were selected of it."""
+    whole = column.combine_chunks()
+    return whole if rows._indices is None else whole.take(rows._indices.column(0).combine_chunks())
