@@ -14,8 +14,13 @@ from omegaconf import OmegaConf
 
 import hydra_conf
 from align.core.errors import UserError
+from align.data.dataset import load_preference_data
 from align.data.examples import Answer, TokenizedExample
+from align.data.notices import notices
 from align.data.positions import cover_windows, row_rng, synthesise
+from align.data.settings import DataSettings, MixedSettings, PositionSettings
+from align.data.stored_rows import to_example
+from tests.data.helpers import byte_tokenizer, write_lines
 
 DRAWS = ("slots", "uniform")
 KINDS = ("logo_continuous", "logo_sparse")
@@ -258,3 +263,37 @@ def test_every_file_of_the_group_has_the_same_keys_and_works() -> None:
         assert config.pop("chunk_tokens") == 512
         assert set(config) == {"target_length", "draw", "sparse_share"}
         synthesise(example([8, 8]), mode=file.stem, rng=row_rng(0, 0, 0), **config)
+
+
+def test_ordinary_pairs_beside_rows_with_contexts_keep_their_positions(tmp_path, monkeypatch) -> None:
+    """As `data.mix` brings them: counted and said; where no row has a context there is nothing to synthesise."""
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    context = {"context": ["abc", "def"], "question": "q?", "chosen": "yes", "rejected": "no"}
+    plain = {"prompt": "what now", "chosen": " yes", "rejected": " no"}
+    positions = PositionSettings(mode="logo_continuous", target_length=300, chunk_tokens=4)
+
+    def load(*rows, **settings):
+        path = write_lines(tmp_path / "rows.jsonl", *rows)
+        return load_preference_data(
+            DataSettings(path=path, eval_size=0, **settings), byte_tokenizer(), positions=positions, seed=0
+        )
+
+    data = load(context, plain)
+    assert data.counts["unplaced_rows"] == 1
+    assert "1 of 2 rows have no context, and keep their positions." in notices(data, window=None)
+    placed, kept = (to_example(stored).position_ids for stored in data.train)
+    assert placed[-1] > 290 and kept.tolist() == list(range(len(kept)))
+    with pytest.raises(UserError, match=r"moves the chunks of a context, and no row has one"):
+        load(plain)
+
+
+def test_equal_rows_of_unlike_places_draw_apart(tmp_path, monkeypatch) -> None:
+    """Row 0 of the held-out file is row 0 of the training file: the same tokens at other positions."""
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    context = {"context": ["abc", "def"], "question": "q?", "chosen": "yes", "rejected": "no"}
+    paths = [write_lines(tmp_path / name, context) for name in ("train.jsonl", "held.jsonl", "mixed.jsonl")]
+    wanted = DataSettings(path=paths[0], eval_path=paths[1], mix=[MixedSettings(path=paths[2], ratio=1.0)])
+    positions = PositionSettings(mode="logo_continuous", target_length=3000, chunk_tokens=4)
+    data = load_preference_data(wanted, byte_tokenizer(), positions=positions, seed=0)
+    drawn = [to_example(stored).position_ids.tolist() for rows in (data.train, data.eval) for stored in rows]
+    assert len(drawn) == 3 and len(set(map(tuple, drawn))) == 3
