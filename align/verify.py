@@ -53,12 +53,14 @@ def verify(config: DictConfig) -> Verification:
     from align.distributed.agreement import check_same_settings
     from align.longseq.attention import ATTENTION
     from align.longseq.checkpointing import apply_checkpointing
+    from align.longseq.probe import check_architecture
     from align.planning.fit import fit_verify
     from align.planning.job import Rows
     from align.verification import comparison
     from align.verification.small_copy import build_small_copy
 
     memory.check(accelerator=torch.accelerator.is_available())
+    check_architecture(model)
     # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
     plain, shared, launched = (
         build_small_copy(model, attention=attention, seed=config.seed)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from tests.forked import run
 from tests.tiny import save_tiny
@@ -50,6 +51,21 @@ def test_an_error_above_the_tolerance_gives_exit_code_one(folder, tmp_path):
     code, said = verify_forked(folder, tmp_path, "tolerance=1e-12")
     assert code == 1
     assert "NO" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("gemma3", "gemma3 models are composites of a text model and others"),
+        ("gpt_oss", "GptOssForCausalLM cannot be"),
+    ],
+)
+def test_an_architecture_that_is_not_computed_is_refused(tmp_path, kind, sentence):
+    """By its configuration alone: the folder holds no weights."""
+    CONFIG_MAPPING[kind]().save_pretrained(tmp_path / "model")
+    code, said = verify_forked(tmp_path / "model", tmp_path)
+    assert code == 2
+    assert sentence in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,14 +15,33 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
 from align.longseq.head_probe import HeadWatch, check_parts
 from align.longseq.parallel import place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
-from align.longseq.support import check_supported
+from align.longseq.support import check_config, check_supported
+from align.models.loading import causal_lm_class, load_config
+from align.models.settings import ModelSettings
+from align.models.structure import experts
+
+
+def check_architecture(model: ModelSettings) -> None:
+    """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
+    config = load_config(model)
+    check_config(config)
+    if experts(config) > 1:
+        warnings.warn(
+            f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
+            "in preference training here.",
+            AlignWarning,
+            stacklevel=1,
+        )
+    kind = causal_lm_class(model, config)
+    if kind is not None:
+        check_computed(kind, config)
 
 
 def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
@@ -56,9 +76,7 @@ def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig)
         return False  # as torch says that an operation has no version for fake tensors, or that a value is not there
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # a class that takes no such input, or has its attention refused by the library
+    except Exception as error:  # a class that takes no such input, or whose attention the library refuses
         raise UserError(
             f"{model_class.__name__} cannot be run by the shared-prefix forward ({_first_line(error)}): use another "
             "model."
@@ -87,8 +105,9 @@ def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    """The first sentence of what a library says."""
     text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    return text.splitlines()[0].split(". ")[0].rstrip(".") if text else type(error).__name__
 
 
 def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:

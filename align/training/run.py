@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedConfig, TrainingArguments
 
-from align.core.errors import AlignWarning, UserError
+from align.core.errors import UserError
 from align.distributed.build_locks import warn_of_left_locks
 from align.longseq.flash import check_flash
-from align.longseq.probe import check_computed
+from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config
-from align.models.loading import causal_lm_class, load_config, resolve_dtype
+from align.models.loading import load_config, resolve_dtype
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
-from align.models.structure import experts
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
@@ -64,22 +62,6 @@ def head_width(config: PreTrainedConfig) -> int | None:
     if named[0] is None and getattr(text, "num_attention_heads", None):
         named.append(text.hidden_size // text.num_attention_heads)
     return max((width for width in named if isinstance(width, int)), default=None)
-
-
-def check_architecture(model: ModelSettings) -> None:
-    """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
-    config = load_config(model)
-    check_config(config)
-    if experts(config) > 1:
-        warnings.warn(
-            f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
-            "in preference training here.",
-            AlignWarning,
-            stacklevel=1,
-        )
-    kind = causal_lm_class(model, config)
-    if kind is not None:
-        check_computed(kind, config)
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:

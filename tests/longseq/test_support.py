@@ -17,10 +17,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
-from align.longseq.probe import check_computed
+from align.longseq.probe import check_architecture, check_computed
 from align.longseq.support import check_config, check_supported, effective_window
 from align.models.settings import ModelSettings
-from align.training.run import check_architecture
 from tests.longseq.plain import make_example
 from tests.tiny import KINDS, tiny_model
 
