@@ -114,7 +114,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-QUICK = {("zero2", "true"), ("zero3", "true")}
+QUICK = {("zero3", "true")}
 
 
 def launches() -> list[Any]:
