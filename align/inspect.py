@@ -89,10 +89,11 @@ def _look(
     findings = unusable_rows(places)
     try:
         data = assemble(places, read, seed=config.seed)
-    except UserError as error:
-        if not findings:
-            raise
-        return [*findings, Finding("settings", str(error))], {}
+    except UserError as error:  # training would end here; what rows there are is shown all the same
+        findings = [*findings, Finding("settings", str(error))]
+        if not all(len(place.rows) for place in places.all):
+            return findings, {}
+        data = assemble(places, replace(read, eval_size=0), seed=config.seed)
     for i in range(min(config.rows, len(data.train))):
         print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
     print_counts(console, data, window=window)

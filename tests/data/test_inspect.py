@@ -210,3 +210,14 @@ def test_parts_cover_the_prompt_once() -> None:
     assert [part.jumps for part in parts if part.jumps] == ["+100 before", "1 inside, to +7"]
     runs = [(ids.tolist(), scored) for ids, scored in answer_runs(example.answers[0])]
     assert runs == [([1], True), ([2], False), ([3], True)]
+
+
+def test_a_single_row_is_shown_although_training_would_hold_it_out(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What training would end with is a finding; the row is there to be looked at."""
+    path = write_lines(tmp_path / "rows.jsonl", row())
+    assert run(monkeypatch, f"data.path={path}", f"model.path={model}", "rows=1") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 row: 1 to train on, 0 held out" in said
+    assert "settings: 1" in said and "holds out all there is" in said
