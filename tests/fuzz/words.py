@@ -211,13 +211,20 @@ EDGES: dict[type, tuple[str, ...]] = {
 }
 
 
+WRITTEN = ("findings", "json")
+
+
 @cache
 def defaults(command: str) -> dict[str, Any]:
-    """Every dotted key of a command with its value."""
+    """Every dotted key of a command with its value, but for those that name a file to write: it would be written."""
     from align.runs.composition import compose_command, known_keys
 
     config = compose_command(command, BASES[command])
-    keys = [key for key in known_keys(command, BASES[command]) if not key.startswith("hydra")]
+    keys = [
+        key
+        for key in known_keys(command, BASES[command])
+        if not key.startswith("hydra") and key not in WRITTEN
+    ]
     plain: Any = OmegaConf.to_container(config, resolve=False)
     return {key: _inside(plain, key.split(".")) for key in keys}
 
