@@ -13,6 +13,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
 from align.distributed.names import check_quantised, check_wrapper_name
 from align.longseq.settings import MemorySettings, ParallelSettings
+from align.models.checks import check_lora
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
 from align.planning.settings import GpuSettings, RowSettings, optimizer_slots
@@ -55,6 +56,7 @@ def check(config: DictConfig) -> None:
     check_method(config.method, allow_targets=list(config.allow_targets))
     model = typed(ModelSettings, config, "model")
     check_path(model.path)
+    check_lora(model.lora)
     typed(ReferenceSettings, config, "reference")
     typed(RowSettings, config, "rows")
     gpus = typed(GpuSettings, config, "gpus")

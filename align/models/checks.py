@@ -7,7 +7,9 @@ from align.core.errors import UserError
 from align.models.paths import check_path
 from align.models.quantization import check_quantization
 from align.models.rope import TYPES
-from align.models.settings import DTYPES, ModelSettings
+from align.models.settings import DTYPES, LoraSettings, ModelSettings
+
+MOST_RANK = 65_536  # no layer of a model is as wide
 
 
 def check_model(settings: ModelSettings) -> None:
@@ -26,4 +28,19 @@ def check_model(settings: ModelSettings) -> None:
             "model.lora.modules_to_save names what trains beside LoRA, but model.lora.r=0 trains all parameters: "
             "set model.lora.r, or leave it empty."
         )
+    check_lora(settings.lora)
     check_path(settings.path)
+
+
+def check_lora(lora: LoraSettings) -> None:
+    """Numbers that no adapter can have."""
+    if not 0 <= lora.r <= MOST_RANK:
+        raise UserError(
+            f"model.lora.r={lora.r} is no rank: give a number from 0 (no adapter) to {MOST_RANK}."
+        )
+    if lora.alpha <= 0:
+        raise UserError(f"model.lora.alpha={lora.alpha} would switch the adapter off: give a number above 0.")
+    if not 0.0 <= lora.dropout < 1.0:
+        raise UserError(
+            f"model.lora.dropout={lora.dropout} is no probability: give a number from 0 to below 1."
+        )
