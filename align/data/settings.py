@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,13 +78,13 @@ class DataSettings:
                 raise UserError(f"data.{key}={value} is negative: give 0 or more.")
         for key in ("eval_size", "bad_rows_limit"):
             value = getattr(self, key)
-            if value is not None and value > 1 and value != int(value):
+            if value is not None and value > 1 and not float(value).is_integer():  # infinity is none either
                 raise UserError(f"data.{key}={value} is neither a share below 1 nor a whole number of rows.")
         for i, entry in enumerate(self.mix):
             check_columns(entry.columns, f"data.mix[{i}].columns")
-            if not entry.ratio > 0:
+            if not 0 < entry.ratio < math.inf:
                 raise UserError(
-                    f"data.mix[{i}].ratio={entry.ratio:g} must be above 0: it is the number of rows of "
+                    f"data.mix[{i}].ratio={entry.ratio:g} must be a number above 0: it is the number of rows of "
                     f"{entry.path} for each training row of data.path."
                 )
         for place in ("{context}", "{question}"):

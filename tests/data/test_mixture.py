@@ -89,8 +89,8 @@ def test_held_out_rows_of_their_own_stay_out_of_the_mix(files) -> None:
         ),
         (("general", 0.01), r"data\.mix\[0\]\.ratio=0\.01 .*asks for 0 rows .*set at least 0\.1"),
         (("nowhere.jsonl", 1.0), r"data\.mix\[0\]\.path=nowhere\.jsonl does not exist"),
-        (("general", 0.0), r"data\.mix\[0\]\.ratio=0 must be above 0"),
-        (("general", float("nan")), r"data\.mix\[0\]\.ratio=nan must be above 0"),
+        (("general", 0.0), r"data\.mix\[0\]\.ratio=0 must be a number above 0"),
+        (("general", float("nan")), r"data\.mix\[0\]\.ratio=nan must be a number above 0"),
     ],
 )
 def test_what_cannot_be_mixed_is_named(files, mixed, sentence) -> None:

@@ -143,6 +143,14 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, 'data.system=say "hi" (x)'], """'data.system='"'"'say "hi" (x)'"'"''."""),
     ([*TRAIN, "data.mix=[{path: a(1).jsonl, ratio: 1}]"], "data.mix='[{path: a(1).jsonl, ratio: 1}]'"),
     (["plan", "model.lora.r=9223372036854775808"], "model.lora.r=9223372036854775808 is no rank"),
+    (
+        [*TRAIN, "data.bad_rows_limit=1e400"],
+        "data.bad_rows_limit=inf is neither a share below 1 nor a whole number",
+    ),
+    (
+        [*TRAIN, "data.mix=[{path: rows.jsonl, ratio: inf}]"],
+        "data.mix[0].ratio=inf must be a number above 0",
+    ),
     ([*TRAIN, "model.lora.r=-1"], "model.lora.r=-1 is no rank"),
     ([*TRAIN, "model.lora.r=4", "model.lora.dropout=1"], "model.lora.dropout=1.0 is no probability"),
     ([*TRAIN, "model.lora.r=4", "model.lora.alpha=0"], "model.lora.alpha=0 would switch the adapter off"),
