@@ -38,6 +38,12 @@ class MovedWarning(AlignWarning, FutureWarning):
     """A name that has moved was used by its old place."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, for a sentence of ours: its first line without the full stop, else its kind."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
 def shortage(error: BaseException) -> str | None:
     """In words, how a disk refused to take what was written; None for any other error."""
     seen: BaseException | None = error

@@ -63,10 +63,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def jsonable(content: Any) -> Any:
     """The same with null in the place of numbers that JSON does not have: `{"loss": nan}` is `{"loss": None}`."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, Mapping):
-        return {key: jsonable(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [jsonable(value) for value in content]
-    return content
+    return numbers_only(content)[0]
+
+
+def numbers_only(value: Any) -> tuple[Any, int]:
+    """A JSON value with null for NaN and infinity, which JSON does not have, and how many there were."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, 1
+    if isinstance(value, Mapping):
+        found = {key: numbers_only(own) for key, own in value.items()}
+        return {key: own for key, (own, _) in found.items()}, sum(count for _, count in found.values())
+    if isinstance(value, list | tuple):
+        entries = [numbers_only(own) for own in value]
+        return [own for own, _ in entries], sum(count for _, count in entries)
+    return value, 0

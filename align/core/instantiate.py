@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from align.core.config import check_arguments, suggestion
-from align.core.errors import UserError
+from align.core.errors import UserError, first_line
 from align.core.static import read_parameters
 from align.core.targets import KINDS, target_problem
 
@@ -53,7 +53,7 @@ def instantiate(
     except UserError:
         raise
     except Exception as error:  # of a class of the user's, whatever it is
-        raise UserError(f"{where}: {_first_line(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def _built(value: Any, found: Mapping[int, Callable[..., Any]]) -> Any:
@@ -132,7 +132,7 @@ def _nodes(config: Any, where: str) -> list[tuple[dict[str, Any], str]]:
             node = OmegaConf.create(config) if _is_plain(config) else config
             plain = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"{where}: {_first_line(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
     if not isinstance(plain, dict) or "_target_" not in plain:
         raise UserError(f"{where} needs a `_target_`: the dotted name of what to call")
     return _targets(plain, where)
@@ -219,9 +219,4 @@ def _find(name: str, key: str) -> Any:
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}._target_={name} cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """An exception's message as one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{key}._target_={name} cannot be loaded: {first_line(error)}") from error

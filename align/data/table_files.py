@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.core.errors import UserError
+from align.core.errors import UserError, first_line
 from align.data import faults
 from align.data.faults import RowError
 from align.data.json_files import Values, file_identity, opened
@@ -106,7 +106,7 @@ class Parquet:
         try:
             return pyarrow.parquet.ParquetFile(self.path)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path.name} cannot be read as Parquet: {_first_line(error)}.") from error
+            raise UserError(f"{self.path.name} cannot be read as Parquet: {first_line(error)}.") from error
 
     def count(self) -> int:
         """Rows of the file."""
@@ -136,7 +136,7 @@ class Parquet:
                     place += batch.num_rows
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(
-                    f"{self.path.name} cannot be read as Parquet behind row {place}: {_first_line(error)}."
+                    f"{self.path.name} cannot be read as Parquet behind row {place}: {first_line(error)}."
                 ) from error
 
     def size(self) -> int:
@@ -203,11 +203,7 @@ def _as_python(table: Any, name: str) -> list[dict[str, Any]]:
                 table.column(column).to_pylist()
             except (OverflowError, ValueError):
                 raise UserError(
-                    f"{name}: column {column} holds a value that Python does not know ({_first_line(error)}): "
+                    f"{name}: column {column} holds a value that Python does not know ({first_line(error)}): "
                     "leave the column out."
                 ) from error
         raise
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from align.core.errors import UserError
-from align.core.files import write_atomically, write_bytes_atomically
+from align.core.files import numbers_only, write_atomically, write_bytes_atomically
 from align.core.instantiate import build
 from align.core.readable import Readable
 from align.generation.stage import Workspace
@@ -152,19 +151,6 @@ def write_result(result: Result, output: Path) -> None:
     if lost:
         summary["not_numbers"] = lost
     write_atomically(output / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-
-
-def numbers_only(value: Any) -> tuple[Any, int]:
-    """A JSON value with null for NaN and infinity, which JSON does not have, and how many there were."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None, 1
-    if isinstance(value, Mapping):
-        found = {key: numbers_only(own) for key, own in value.items()}
-        return {key: own for key, (own, _) in found.items()}, sum(count for _, count in found.values())
-    if isinstance(value, list | tuple):
-        entries = [numbers_only(own) for own in value]
-        return [own for own, _ in entries], sum(count for _, count in entries)
-    return value, 0
 
 
 def show_result(result: Result, output: Path, console: Console, *, title: str) -> None:

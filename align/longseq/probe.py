@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from align.core.errors import AlignWarning, UserError
+from align.core.errors import AlignWarning, UserError, first_line
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
@@ -77,9 +77,9 @@ def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig)
     except UserError:
         raise
     except Exception as error:  # a class that takes no such input, or whose attention the library refuses
+        said = first_line(error).split(". ")[0]
         raise UserError(
-            f"{model_class.__name__} cannot be run by the shared-prefix forward ({_first_line(error)}): use another "
-            "model."
+            f"{model_class.__name__} cannot be run by the shared-prefix forward ({said}): use another model."
         ) from error
     return True
 
@@ -102,12 +102,6 @@ def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
         model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
     watch.check()
     pair_logps(model, batch)
-
-
-def _first_line(error: BaseException) -> str:
-    """The first sentence of what a library says."""
-    text = str(error).strip()
-    return text.splitlines()[0].split(". ")[0].rstrip(".") if text else type(error).__name__
 
 
 def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:

@@ -16,7 +16,7 @@ from align.models.lora import add_lora
 from align.models.paths import resolve_path
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
-from align.models.structure import decoder_layers, find_causal_lm
+from align.models.structure import decoder_layers, experts, find_causal_lm
 from align.planning.known import KNOWN
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
@@ -141,11 +141,11 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
 
 def _refuse_unknown(config: PreTrainedConfig) -> None:
     """Raises UnknownModelError for a model that the formulas do not describe."""
-    for key in ("num_local_experts", "num_experts", "n_routed_experts"):
-        if (getattr(config.get_text_config(), key, None) or 0) > 1:
-            raise UnknownModelError(
-                f"{config.model_type} models are mixtures of experts ({key}), which align plan does not know."
-            )
+    count = experts(config.get_text_config())
+    if count > 1:
+        raise UnknownModelError(
+            f"{config.model_type} models are mixtures of {count} experts, which align plan does not know."
+        )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnknownModelError(
             f"{config.model_type} models are not the library's own: align plan cannot count them."
