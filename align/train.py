@@ -51,7 +51,6 @@ def train(config: DictConfig) -> TrainResult:
 
 def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainResult:
     """In this process, one of those that were launched."""
-    from align.models.loading import load_tokenizer
     from align.planning.fit import fit_memory
     from align.runs import checkpoints, continuation
     from align.runs.folder import claim_output, note_local_paths
@@ -59,9 +58,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     from align.training import fill, finish, setup
 
     setup.check_processes(run, config)
-    tokenizer = load_tokenizer(
-        run.model.path, trust_remote_code=run.model.trust_remote_code, revision=run.model.revision
-    )
+    tokenizer = setup.tokenizer_of(run)
     noted = (
         None
         if run.resume == "never"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -21,10 +22,16 @@ from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.runs import exit_codes
 from align.runs.folder import local_paths, note_local_paths
+from align.training.card_words import change
 from align.training.model_card import model_card, public_name
 from align.training.trained_policy import merged_model, read_policy
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
+OWN_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>"
+    "{% endfor %}"
+)
 IDS = torch.arange(8, 40)[None]
 
 
@@ -131,6 +138,8 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
         monkeypatch.setenv(name, value)
     save_tiny(tmp_path / "secret-home" / "base")
     run, output = tmp_path / "run", tmp_path / "published"
+    template = tmp_path / "own.jinja"
+    template.write_text(OWN_TEMPLATE)
     code, out, err = run_command(
         monkeypatch,
         capfd,
@@ -139,6 +148,7 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
         f"data.path={rows}",
         f"output={run}",
         "data.eval_size=2",
+        f"data.chat_template={template}",
         "method=logo",
         "method.loss.beta=2.5",
         "model.lora.r=4",
@@ -185,6 +195,13 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
     for key, value in results["data"].items():
         if not isinstance(value, dict):
             assert f"| {key} | {value} |" in card
+    assert "Measured on 2 rows that were held out of training." in card
+    assert card.index("## Use") < card.index("## Settings")
+    (tmp_path / "document.txt").write_text("w8 w9 w10")
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})  # its example of use runs as it stands
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert tokenizer.chat_template == OWN_TEMPLATE
     assert "hf_abc" not in card
     assert str(tmp_path) not in card and "secret-home" not in card
 
@@ -338,6 +355,52 @@ def test_a_private_folder_of_two_parts_is_no_hub_id(tmp_path, monkeypatch, told_
     for fact in ("| path | rows |", "| reference.model | secret-reference |", "| eval_path | someone/rows |"):
         assert fact in card
     assert "secret-model, trained with" in card
+
+
+SHARES = {"eval_rewards/accuracies": 0.25, "eval_rewards/margins": -0.5, "eval_loss": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("before", "sentences"),
+    [
+        (
+            SHARES,
+            ["had it in 25.0% (95 % interval over rows: 7.1% to 59.1%) before", "from -0.5000 to 0.4000"],
+        ),
+        (
+            SHARES | {"eval_rewards/margins": 0.0},
+            [
+                "in 75.0% (95 % interval over rows: 40.9% to 92.9%)",
+                "before it, both answers had the same reward",
+            ],
+        ),
+        ({"eval_loss": 0.9}, ["held out of training. The loss went from 0.9000 to 0.7000.\n"]),
+        ({"eval_loss": None}, []),
+    ],
+)
+def test_card_says_what_training_changed(before, sentences):
+    after = {"eval_rewards/accuracies": 0.75, "eval_rewards/margins": 0.4, "eval_loss": 0.7}
+    said = change({"before": before, "after": after, "data": {"eval_rows": 8}})
+    assert all(sentence in said for sentence in sentences)
+    assert bool(said) == bool(sentences)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            {"template_kwargs": {"enable_thinking": False}},
+            "add_generation_prompt=True, enable_thinking=False, ",
+        ),
+        ({"chat": "never"}, 'inputs = tokenizer(prompt, return_tensors="pt")'),
+        ({"template": "{question} {context}"}, "prompt = '{question} {context}'.replace("),
+    ],
+)
+def test_card_asks_as_the_rows_did(data, expected):
+    card = model_card(CONFIG | {"data": CONFIG["data"] | data}, {}, name="model")
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert expected in code
 
 
 def test_public_names(tmp_path):

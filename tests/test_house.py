@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "documents": {"core", "data"},
     "runs": {"core", "distributed", "models"},
     "generation": {"core", "models", "data", "longseq"},
-    "training": {"core", "distributed", "models", "data", "longseq", "reference", "runs"},
+    "training": {"core", "distributed", "models", "data", "longseq", "reference", "runs", "scores"},
     "synthesis": {"core", "models", "data", "longseq", "documents", "generation", "scores", "runs"},
     "evaluation": {
         "core",

@@ -14,20 +14,24 @@ import hydra
 import numpy as np
 import pytest
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.reference.settings import reference_model
+from align.runs.recipes import check_recipe
 from align.training.run import Run, check
 from losses import logo_loss
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, randomise_lora_b
 
 RECIPES = Path(__file__).parents[1] / "hydra_conf" / "experiment"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+METHODS = sorted(path.stem for path in (RECIPES.parent / "method").glob("*.yaml"))
 # The others run on the embedded default, whose architecture the other tests cover.
 OF_PAPERS = [
     name
@@ -151,6 +155,22 @@ def runs(copies) -> dict[str, Run]:
 
 def test_the_papers_models_all_have_a_recipe():
     assert {compose(name).model.path for name in OF_PAPERS} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(path.relative_to(RECIPES).with_suffix("") for path in RECIPES.rglob("*.yaml"))
+)
+def test_a_recipe_takes_every_method_or_names_its_own(recipe):
+    """One that leaves the method to the command, as those of `make smoke` and `make miniature` do, takes them all."""
+    content = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
+    own = {entry["override /method"] for entry in content.get("defaults", ()) if "override /method" in entry}
+    for method in METHODS:
+        words = [f"experiment={recipe.as_posix()}", f"method={method}"]
+        if own and method not in own and "loss" in content.get("method", {}):
+            with pytest.raises(UserError, match=f"is a recipe for method={next(iter(own))} "):
+                check_recipe(words)
+        else:
+            check_recipe(words)
 
 
 @pytest.mark.parametrize("name", OF_PAPERS)

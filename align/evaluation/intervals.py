@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-LEVEL = 0.95
+from align.scores.wilson import LEVEL, wilson
+
 Better = Literal["higher", "lower"]
 
 
@@ -168,15 +169,6 @@ def paired_difference(
         raise ValueError(f"paired scores differ in number: {len(first)} and {len(second)}")
     differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     return mean_interval(differences.tolist(), groups=groups, bounds=bounds, level=level)
-
-
-def wilson(successes: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927)."""
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _grouped(

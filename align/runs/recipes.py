@@ -31,7 +31,7 @@ def check_recipe(overrides: Iterable[str]) -> None:
     if not methods or not file.is_file():
         return
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    own = next((each["override /method"] for each in content["defaults"] if "override /method" in each), None)
+    own = _method_of(content)
     given = {name.lstrip("+") for name in words}
     left = [key for key in _keys(content.get("method", {}), "method") if key not in given]
     other = [name for name in methods.split(",") if name != own]
@@ -40,6 +40,12 @@ def check_recipe(overrides: Iterable[str]) -> None:
             f"experiment={recipe} is a recipe for method={own} and sets {', '.join(left)}, which method={other[0]} "
             "would take over: set these too, or start from another recipe."
         )
+
+
+def _method_of(recipe: Mapping[str, Any]) -> str | None:
+    """The method that a recipe's list of defaults chooses; None where it leaves the choice to the command."""
+    groups = (each for each in recipe.get("defaults", ()) if isinstance(each, Mapping))
+    return next((each["override /method"] for each in groups if "override /method" in each), None)
 
 
 def _keys(node: Any, prefix: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from align.models.settings import EMBEDDED
+from align.training import card_words
 from align.training.metric_names import COST_ROWS, ROWS
 
 _EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -48,7 +49,12 @@ _FILES = {".jsonl", ".json", ".parquet", ".gz", ".csv", ".txt", ".arrow", ".zip"
 
 
 def model_card(
-    config: Mapping[str, Any], results: Mapping[str, Any], *, name: str, local: Collection[str] = ()
+    config: Mapping[str, Any],
+    results: Mapping[str, Any],
+    *,
+    name: str,
+    chat: bool = True,
+    local: Collection[str] = (),
 ) -> str:
     """The card as Markdown with its YAML header.
 
@@ -56,6 +62,7 @@ def model_card(
         config: the run's resolved configuration.
         results: `before`, `after`, `training` and `data` of results.json; empty where the run has not ended.
         name: the model's, for the title.
+        chat: whether its tokenizer has a chat template.
         local: values of the configuration that were files or folders where the run was started: from elsewhere
             `folder/model` cannot be told from a Hub id.
     """
@@ -66,13 +73,12 @@ def model_card(
         _header(config, method),
         f"# {name}\n",
         f"{base}, trained with the method `{method}` of long-preference {_version()}.\n",
+        card_words.change(results),
+        _use(name, config["data"], chat=chat),
+        _metrics(results),
         _section("Method", _leaves(config["method"])),
         _section("Data", _data_facts(config["data"], results.get("data", {}))),
         _section("Settings", _setting_facts(config)),
-        _metrics(results),
-        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n```\n',
     ]
     return "\n".join(part for part in parts if part)
 
@@ -161,6 +167,18 @@ def _public(key: str, value: Any) -> Any:
         return [_public(key, entry) for entry in value]
     is_path = isinstance(value, str) and (key in _PATHS or "/" in value or "\\" in value)
     return public_name(value) if is_path else value
+
+
+def _use(name: str, data: Mapping[str, Any], *, chat: bool) -> str:
+    """How the model is asked."""
+    given = data.get("template_kwargs") or {}
+    code = card_words.use(
+        name,
+        template=data.get("template") or "{context}\n\n{question}",
+        chat=chat and data.get("chat") != "never",
+        template_kwargs={key: value for key, value in given.items() if not _SECRET.search(str(key))},
+    )
+    return f"## Use\n\n```python\n{code}\n```\n"
 
 
 def _section(title: str, facts: Iterator[tuple[str, Any]]) -> str:

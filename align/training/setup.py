@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
@@ -29,7 +29,7 @@ from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.support import check_supported
-from align.models.loading import load_causal_lm, native_window
+from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
@@ -37,9 +37,6 @@ from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
-
-if TYPE_CHECKING:
-    pass
 
 
 def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
@@ -60,6 +57,16 @@ def check_same_data(data: PreferenceData, run: Run) -> None:
     if run.arguments.world_size > 1:
         rows = {**data.counts, "digest": data.digest}
         check_agreement(rows, dist.group.WORLD, what="data", device=run.arguments.device)
+
+
+def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the chat template that rows are rendered with: the policy is asked with it."""
+    model = run.model
+    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    source = run.data.template_source()
+    if source is not None:
+        tokenizer.chat_template = source
+    return tokenizer
 
 
 def read_data(run: Run, tokenizer: PreTrainedTokenizerBase) -> PreferenceData:

@@ -132,7 +132,8 @@ def write(
         with weight_bars_off():
             model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        card = model_card(policy.config, policy.results, name=output.name, local=policy.local)
+        chat = tokenizer.chat_template is not None
+        card = model_card(policy.config, policy.results, name=output.name, chat=chat, local=policy.local)
         (staging / "README.md").write_text(card, encoding="utf-8")
         os.rename(staging, output)
     finally:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from align.core.errors import UserError
-from align.evaluation.intervals import LEVEL, Interval
+from align.evaluation.intervals import Interval
+from align.scores.wilson import LEVEL
 
 RESAMPLES = 10_000  # draws of questions for an interval
 

@@ -14,8 +14,8 @@ from align.evaluation.intervals import (
     mean_interval,
     paired_difference,
     proportion_interval,
-    wilson,
 )
+from align.scores.wilson import wilson
 
 TRIALS = 300
 # Of 300 draws at 0.95 fewer than 0.91 hold the truth once in a thousand.
