@@ -56,6 +56,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     from align.runs.folder import claim_output, note_local_paths
     from align.runs.preemption import Preemption
     from align.training import fill, finish, setup
+    from align.training.named_metrics import NamedMetrics
 
     setup.check_processes(run, config)
     tokenizer = setup.tokenizer_of(run)
@@ -87,7 +88,9 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
         continuation.check_rows(checkpoint, noted, rows)
     trainer = setup.build_trainer(run, tokenizer, data)
     trainer.add_callback(shape)
-    ask_suites(suites, trainer, run, tokenizer)  # before the next, which keeps their scores
+    ask_suites(suites, trainer, run, tokenizer, config.trainer.greater_is_better)
+    # After the suites, whose scores these two look at.
+    trainer.add_callback(NamedMetrics(run.objective))
     trainer.add_callback(finish.MetricsBefore(run.output / finish.BEFORE))
     trainer.args.eval_on_start = data.eval is not None and checkpoint is None
     with Preemption() as preemption:
@@ -100,8 +103,14 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     return finish.read_result(run.output, objective=run.objective)
 
 
-def ask_suites(suites: Mapping[str, Suite], trainer: PreferenceTrainer, run: Run, tokenizer: Any) -> None:
-    """Has suites run whenever held-out rows are evaluated."""
+def ask_suites(
+    suites: Mapping[str, Suite],
+    trainer: PreferenceTrainer,
+    run: Run,
+    tokenizer: Any,
+    greater_is_better: bool | None,
+) -> None:
+    """Has suites run whenever held-out rows are evaluated; `greater_is_better` as in `SuitesInTraining`."""
     from align.evaluation.in_training import SuitesInTraining
     from align.training.setup import read_pairs
 
@@ -113,6 +122,7 @@ def ask_suites(suites: Mapping[str, Suite], trainer: PreferenceTrainer, run: Run
             output=run.output,
             seed=run.seed,
             read_pairs=partial(read_pairs, run, tokenizer),
+            greater_is_better=greater_is_better,
         )
         trainer.add_callback(asked)
 

@@ -33,11 +33,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.distributed.wrappers import expected_wrapper
+from align.evaluation.intervals import Interval, Score
 from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
 from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
 from align.models.identity import parameters_digest
 from align.models.structure import attention_of, find_causal_lm
+from align.training.named_metrics import full_name
 
 if TYPE_CHECKING:
     from align.data.dataset import PreferenceData
@@ -58,6 +60,7 @@ class SuitesInTraining(TrainerCallback):
         output: the run's folder.
         seed: of prompts, draws and intervals.
         read_pairs: tokenised preference rows of another path.
+        greater_is_better: of the score that `trainer.metric_for_best_model` names; None: as its suite says.
         console: one line a suite goes there.
     """
 
@@ -70,6 +73,7 @@ class SuitesInTraining(TrainerCallback):
         output: Path,
         seed: int,
         read_pairs: Callable[[str], PreferenceData],
+        greater_is_better: bool | None = None,
         console: Console | None = None,
     ) -> None:
         self.suites = dict(suites)
@@ -78,6 +82,7 @@ class SuitesInTraining(TrainerCallback):
         self.folder = output / FOLDER
         self.seed = seed
         self.read_pairs = read_pairs
+        self.greater_is_better = greater_is_better
         assert trainer.model is not None
         self.policy: nn.Module = trainer.model
         self.attention: str = find_causal_lm(self.policy).config._attn_implementation
@@ -100,16 +105,19 @@ class SuitesInTraining(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Asks and scores; `metrics`, which the Trainer hands on, gains `eval_NAME/SCORE`."""
-        found = {
-            f"eval_{name}/{score}": value
+        scores = {
+            f"eval_{name}/{score}": interval
             for name, suite in self.suites.items()
-            for score, value in self._run(name, suite, step=state.global_step).items()
+            for score, interval in self._run(name, suite, step=state.global_step).items()
         }
+        if self.greater_is_better is None:
+            set_direction(args, scores)
+        found = {name: interval.mean for name, interval in scores.items()}
         if metrics is not None:
             metrics.update(found)
         self.trainer.log(found)
 
-    def _run(self, name: str, suite: Suite, *, step: int) -> dict[str, float]:
+    def _run(self, name: str, suite: Suite, *, step: int) -> Mapping[str, Interval]:
         folder = self.folder / name / f"step-{step}"
         with answering(self.policy) as model:
             weights = parameters_digest(model)
@@ -119,10 +127,9 @@ class SuitesInTraining(TrainerCallback):
             result = suite.run(Evaluation(lambda: model, workspace, self._score_pairs, lambda: weights))
         if PartialState().is_main_process:
             write_result(result, folder)
-        scores = {score: interval.mean for score, interval in result.scores.items()}
-        line = "  ".join(f"{score} {value:.3f}" for score, value in scores.items())
+        line = "  ".join(f"{score} {interval.mean:.3f}" for score, interval in result.scores.items())
         self.console.print(f"{name} at step {step}: {line}", soft_wrap=True, highlight=False, markup=False)
-        return scores
+        return result.scores
 
     def _forget_others(self, folder: Path, weights: str) -> None:
         """Removes answers of other weights at this step, as a run leaves them that has gone back to a checkpoint."""
@@ -146,6 +153,27 @@ class SuitesInTraining(TrainerCallback):
             found = self.trainer.predict(rows)
         columns = rows.select_columns(["source", "longest_sequence"])
         return ScoredPairs(np.asarray(found.predictions), [dict(row) for row in columns])
+
+
+def set_direction(args: TrainingArguments, scores: Mapping[str, Interval]) -> None:
+    """Sets `greater_is_better` by what the suite says of the score that `metric_for_best_model` names, if it is one.
+
+    transformers takes the highest value of all that is not called a loss.
+
+    Raises:
+        UserError: neither high nor low values of the score are the better ones.
+    """
+    name = full_name(args.metric_for_best_model or "")
+    if name not in scores:
+        return
+    score = scores[name]
+    better = score.better if isinstance(score, Score) else None
+    if better is None:
+        raise UserError(
+            f"trainer.metric_for_best_model={name}: its suite does not say whether high or low values are better: set "
+            "trainer.greater_is_better."
+        )
+    args.greater_is_better = better == "higher"
 
 
 @contextmanager

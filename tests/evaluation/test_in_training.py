@@ -6,11 +6,15 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from align import cli
+from align.core.errors import UserError
+from align.evaluation.in_training import set_direction
+from align.evaluation.intervals import Score
 from align.runs import exit_codes
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
@@ -140,3 +144,61 @@ def test_what_cannot_be_asked_is_refused(train, tmp_path, monkeypatch, overrides
     assert code == exit_codes.USAGE
     assert sentence in err
     assert not (tmp_path / "run" / "model").exists()
+
+
+TEXTS = (
+    "+suite@suites.text=perplexity",
+    "suites.text.length=64",
+    "suites.text.window=32",
+    "suites.text.stride=16",
+    "trainer.metric_for_best_model=eval_text/nll",
+)
+
+
+@pytest.mark.parametrize(("word", "greater"), [(None, False), ("true", True)])
+def test_the_best_model_has_the_better_values_of_a_suites_score(train, tmp_path, word, greater):
+    """Of a negative log-prob low values are the better ones; transformers takes the highest unless it is told."""
+    own = () if word is None else (f"trainer.greater_is_better={word}",)
+    code, _, err = train(
+        "run",
+        *TEXTS,
+        f"suites.text.documents={tmp_path / 'hay.txt'}",
+        "trainer.load_best_model_at_end=true",
+        "trainer.save_strategy=steps",
+        "trainer.save_steps=1",
+        *own,
+    )
+    assert code == 0, err
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    values = {each["step"]: each["eval_text/nll"] for each in state["log_history"] if "eval_text/nll" in each}
+    best = (max if greater else min)((1, 2), key=lambda step: values[step])
+    assert values[1] != values[2]
+    assert state["best_global_step"] == best
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["objective=eval_text/nil"], "objective=eval_text/nil is no held-out metric: use eval_"),
+        (
+            ["trainer.metric_for_best_model=txt"],
+            "trainer.metric_for_best_model=eval_txt is no held-out metric",
+        ),
+    ],
+)
+def test_metrics_that_nothing_measures_end_the_run_before_its_first_step(
+    train, tmp_path, overrides, sentence
+):
+    code, _, err = train("run", *TEXTS, f"suites.text.documents={tmp_path / 'hay.txt'}", *overrides)
+    assert code == exit_codes.USAGE
+    assert sentence in err
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_score_without_a_direction_needs_the_users_word():
+    arguments = SimpleNamespace(metric_for_best_model="writing/words", greater_is_better=True)
+    score = Score(mean=200.0, low=None, high=None, n=2, better=None)
+    with pytest.raises(UserError, match=r"set trainer\.greater_is_better"):
+        set_direction(arguments, {"eval_writing/words": score})
+    set_direction(arguments, {"eval_other/words": score})
+    assert arguments.greater_is_better
