@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,13 @@ from align.evaluation.suite import Suite, build_suites
 from align.runs import exit_codes, jobs
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
+from align.runs.exclusive import exclusive
 from align.runs.folder import check_resume
 from align.training.settings import read_settings
 
 if TYPE_CHECKING:
+    from align.data.dataset import PreferenceData
+    from align.runs.continuation import RowsNote
     from align.training.finish import TrainResult
     from align.training.run import Run
     from align.training.trainer import PreferenceTrainer
@@ -52,11 +56,8 @@ def train(config: DictConfig) -> TrainResult:
 def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainResult:
     """In this process, one of those that were launched."""
     from align.planning.fit import fit_memory
-    from align.runs import checkpoints, continuation
-    from align.runs.folder import claim_output, note_local_paths
-    from align.runs.preemption import Preemption
+    from align.runs import continuation
     from align.training import fill, finish, setup
-    from align.training.named_metrics import NamedMetrics
 
     setup.check_processes(run, config)
     tokenizer = setup.tokenizer_of(run)
@@ -75,6 +76,25 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
         fill.fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
+    with exclusive(run.output) if run.arguments.process_index == 0 else nullcontext():
+        return _train_in_folder(run, config, suites, data, tokenizer, noted)
+
+
+def _train_in_folder(
+    run: Run,
+    config: DictConfig,
+    suites: Mapping[str, Suite],
+    data: PreferenceData,
+    tokenizer: Any,
+    noted: RowsNote | None,
+) -> TrainResult:
+    """From the claim on the run's folder to what it leaves there; `noted` are the rows of the run that goes on."""
+    from align.runs import checkpoints, continuation
+    from align.runs.folder import claim_output, note_local_paths
+    from align.runs.preemption import Preemption
+    from align.training import finish, setup
+    from align.training.named_metrics import NamedMetrics
+
     claim_output(run.output, config, ignore=continuation.FREE_KEYS)
     note_local_paths(run.output, config)
     setup.list_dropped(data, run)
@@ -82,10 +102,11 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     rows = continuation.RowsNote(data.digest, data.date)
     if checkpoint is None:
-        rows.write(run.output)
+        checkpoints.set_aside(run.output)
     else:
         continuation.check_continuation(checkpoint, shape)
         continuation.check_rows(checkpoint, noted, rows)
+    rows.write(run.output)
     trainer = setup.build_trainer(run, tokenizer, data)
     trainer.add_callback(shape)
     ask_suites(suites, trainer, run, tokenizer, config.trainer.greater_is_better)

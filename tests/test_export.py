@@ -393,6 +393,7 @@ def test_card_says_what_training_changed(before, sentences):
             "add_generation_prompt=True, enable_thinking=False, ",
         ),
         ({"chat": "never"}, 'inputs = tokenizer(prompt, return_tensors="pt")'),
+        ({"system": "Be brief."}, '[{"role": "system", "content": \'Be brief.\'}, {'),
         ({"template": "{question} {context}"}, "prompt = '{question} {context}'.replace("),
     ],
 )
@@ -401,6 +402,11 @@ def test_card_asks_as_the_rows_did(data, expected):
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert expected in code
+
+
+def test_a_mean_that_is_not_finite_stands_in_the_card():
+    results = {"before": {"eval_loss": 0.5}, "after": {"eval_loss": None}}
+    assert "| loss | 0.5000 | not finite |" in model_card(CONFIG, results, name="model")
 
 
 def test_public_names(tmp_path):

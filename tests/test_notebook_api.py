@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
 import align
@@ -169,6 +171,11 @@ def hinge(policy, reference=None, *, margin: float) -> LossOutput:
     return LossOutput(loss, policy.chosen.detach(), policy.rejected.detach())
 
 
+def test_settings_may_be_numbers_of_numpy_and_torch():
+    for beta in (np.float64(0.5), np.float32(0.5), torch.tensor(0.5)):
+        assert align.method("dpo", beta=beta).loss.keywords["beta"] == 0.5
+
+
 def test_a_method_of_a_function():
     method = align.method(hinge, margin=1.0)
     assert (method.name, method.needs.reference, method.uses_rejected()) == ("hinge", "none", True)
@@ -185,6 +192,13 @@ def test_a_method_of_a_function():
         (lambda: align.method(hinge), "do not fit.*margin"),
         (lambda: align.method(hinge, margin=1.0, needs={"referee": "same"}), r"method\.needs\.referee"),
         (lambda: align.method(lambda policy, reference: policy.chosen), "LossOutput"),
+        (
+            lambda: align.method(lambda policy, reference: LossOutput(1.0, policy.chosen, policy.rejected)),
+            "LossOutput",
+        ),
+        (lambda: align.method(lambda policy, reference: reference.chosen), "do not fit.*NoneType"),
+        (lambda: align.method(lambda policy, reference: {}["a"]), "do not fit"),
+        (lambda: align.method("dpo", beta=np.ones(2)), "beta=.* is no setting of a loss"),
     ],
 )
 def test_a_method_that_is_none_is_refused(call, wanted):
@@ -373,3 +387,22 @@ def test_a_silent_call_leaves_no_log(tmp_path):
     with quiet_call(tmp_path / "folder" / "train.log"):
         pass
     assert not list(tmp_path.glob("folder"))
+
+
+def test_rows_for_evaluate_have_to_be_tokenised(tmp_path, model_folder):
+    trainer = make_trainer(tmp_path, str(model_folder), eval_dataset=ROWS[:2])
+    with pytest.raises(align.UserError, match="are not tokenised: give them to the trainer"):
+        trainer.evaluate(ROWS[:2])
+
+
+def test_a_trained_adapter_is_not_in_its_reference_and_that_is_said(tmp_path):
+    model = get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"], r=2))
+    tokenizer = tiny_tokenizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AlignWarning)
+        make_trainer(tmp_path, model, method="dpo", processing_class=tokenizer)
+    for name, values in model.named_parameters():
+        if "lora_B" in name:
+            values.data.fill_(0.1)
+    with pytest.warns(AlignWarning, match="the reference is the base model without it"):
+        make_trainer(tmp_path, model, method="dpo", processing_class=tokenizer)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +16,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from transformers.trainer_pt_utils import safe_globals
 
 from align.core.errors import UserError
 from align.core.files import write_json
-from align.runs.folder import check_resume
+from align.runs.continuation import ROWS
+from align.runs.folder import CONFIG_NAME, LOCAL, check_resume
 
 SEAL = "seal.json"
 PREFIX = "checkpoint-"
+EARLIER = "earlier-"  # folders of checkpoints that a run begun anew has moved out of its way
 # What is read as plain data or not at all, by its ending: configuration, weights, vocabularies, a model's own code
 # (which only trust_remote_code runs). Every other file has to be tensors that torch has saved, whatever it is called.
 _PLAIN = {
@@ -124,6 +129,31 @@ def checkpoints(output: Path) -> list[Path]:
         path for path in output.glob(f"{PREFIX}*") if path.is_dir() and path.name[len(PREFIX) :].isdigit()
     ]
     return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]))
+
+
+def set_aside(output: Path) -> None:
+    """Moves a finished or given-up run's checkpoints out of the way of one that begins anew in its folder.
+
+    They would be taken for the newer ones: gone on from, or kept in the place of the new run's. Only the process of
+    rank 0 moves them, to `OUTPUT/earlier-N`, and says so.
+    """
+    old = checkpoints(output)
+    if not old or int(os.environ.get("RANK", "0")) != 0:
+        return
+    number = next(n for n in itertools.count(1) if not (output / f"{EARLIER}{n}").exists())
+    place = output / f"{EARLIER}{number}"
+    place.mkdir()
+    for name in (CONFIG_NAME, LOCAL, ROWS):  # by these they can still be exported, and gone on from elsewhere
+        if (output / name).is_file():
+            shutil.copy2(output / name, place / name)
+    for folder in old:
+        folder.rename(place / folder.name)
+    Console(stderr=True).print(
+        f"{len(old)} checkpoints of an earlier run in {output} are kept in {place}.",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
 
 
 def find_resume(output: Path, resume: str) -> Path | None:

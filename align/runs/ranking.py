@@ -14,6 +14,7 @@ import yaml
 from align.core.errors import UserError
 from align.runs.folder import CONFIG_NAME, SUMMARY, leaves
 from align.runs.jobs import FAILURE
+from align.runs.objective import ACCURACY, resolved
 
 ORDERS = ("auto", "ascending", "descending")
 
@@ -158,12 +159,14 @@ def common_objective(runs: Sequence[RunResult]) -> str:
     Raises:
         UserError: they differ.
     """
-    found = sorted({str(run.settings["objective"]) for run in runs if "objective" in run.settings})
+    judged = [run for run in runs if "objective" in run.settings]
+    measured = {name for run in judged for name in run.after or {}}
+    found = sorted({resolved(str(run.settings["objective"]), measured) for run in judged})
     if len(found) > 1:
         raise UserError(f"the runs have different objectives ({', '.join(found)}): choose one, metric=NAME.")
     if found:
         return found[0]
-    return next((name for run in runs for name in run.after or {}), "eval_rewards/accuracies")
+    return next((name for run in runs for name in run.after or {}), ACCURACY)
 
 
 def rank(runs: Sequence[RunResult], metric: str, *, order: str = "auto") -> list[RunResult]:

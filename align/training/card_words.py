@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from align.runs.objective import ACCURACY, LOSS
 from align.scores.wilson import wilson
 
-ACCURACY, MARGIN, LOSS = "eval_rewards/accuracies", "eval_rewards/margins", "eval_loss"
+MARGIN = "eval_rewards/margins"
 
 
 def change(results: Mapping[str, Any]) -> str:
@@ -39,7 +40,9 @@ def change(results: Mapping[str, Any]) -> str:
     return f"Measured on {held_out} that were held out of training. {' '.join(sentences)}\n"
 
 
-def use(name: str, *, template: str, chat: bool, template_kwargs: Mapping[str, Any]) -> str:
+def use(
+    name: str, *, template: str, chat: bool, template_kwargs: Mapping[str, Any], system: str | None = None
+) -> str:
     """Python that asks the model a question about a document, as its training rows asked.
 
     Args:
@@ -47,13 +50,16 @@ def use(name: str, *, template: str, chat: bool, template_kwargs: Mapping[str, A
         template: `data.template`, the prompt with places for `{context}` and `{question}`.
         chat: whether the prompt goes through the tokenizer's chat template.
         template_kwargs: variables of the chat template.
+        system: `data.system`, the system message of every row without one of its own.
     """
+    messages = [] if system is None else [f'{{"role": "system", "content": {system!r}}}']
+    messages.append('{"role": "user", "content": prompt}')
     given = ", ".join(
         f"{key}={value!r}" for key, value in {"add_generation_prompt": True, **template_kwargs}.items()
     )
     if chat:
         encode = (
-            'messages = [{"role": "user", "content": prompt}]\n'
+            f"messages = [{', '.join(messages)}]\n"
             "inputs = tokenizer.apply_chat_template(\n"
             f'    messages, {given}, return_dict=True, return_tensors="pt"\n)'
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from align.core.errors import UserError
 from align.data.stored_rows import to_example
 from align.longseq.shared_prefix import pack
 
@@ -34,6 +35,11 @@ class Collator:
         With `short` also `{"short": …}`, one prompt for each of the n turns, and `owner`, `[n]` in `[0, B)`: the
         row that each turn belongs to.
         """
+        if rows and "prompt_ids" not in rows[0]:
+            raise UserError(
+                f"rows with the columns {', '.join(rows[0])} are not tokenised: give them to the trainer as "
+                "train_dataset or eval_dataset, which does that."
+            )
         examples = [to_example(row) for row in rows]
         batch: dict[str, Any] = {
             "batch": self._pack(examples),

@@ -15,6 +15,7 @@ from align.core.errors import UserError
 from align.core.files import jsonable, write_json
 from align.core.readable import Readable
 from align.data.dataset import PreferenceData
+from align.runs.objective import resolved
 from align.training import results
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
@@ -100,7 +101,7 @@ def read_result(output: Path, *, objective: str) -> TrainResult:
 
     Args:
         output: the run's folder.
-        objective: held-out metric that a sweeper optimises.
+        objective: held-out metric that a sweeper optimises, or `auto`.
 
     Raises:
         UserError: no such metric was measured.
@@ -110,6 +111,7 @@ def read_result(output: Path, *, objective: str) -> TrainResult:
     except FileNotFoundError:
         return TrainResult(output)
     after = found["after"]
+    objective = resolved(objective, after)
     if after and objective not in after:
         raise UserError(f"objective={objective} is no held-out metric: use {', '.join(sorted(after))}.")
     parts = {name: found[name] for name in ("before", "after", "training", "data")}

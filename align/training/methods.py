@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import open_dict
 
-from align.core.errors import UserError
+from align.core.errors import UserError, first_line
 from align.core.instantiate import instantiate
 from align.runs.api import compose
 from align.training.method_settings import NO_NEEDS, Needs, check_method, read_needs
@@ -87,7 +88,7 @@ def named_method(
             raise UserError(f"method {method} has needs of its own: needs= belongs to a function.")
         config = compose("train", [f"method={method}"]).method
         with open_dict(config):
-            config.loss.update(settings)
+            config.loss.update({name: _plain(name, value) for name, value in settings.items()})
         return load_method(config)
     if not callable(method):
         raise UserError(f"align.method takes a name or a function, not a {type(method).__name__}.")
@@ -97,6 +98,15 @@ def named_method(
     own = Method(name, partial(method, **settings) if settings else method, needs)
     _try(own)
     return own
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting as YAML could have it: numpy's and torch's numbers as Python's."""
+    if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return value.item()
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        raise UserError(f"{name}={value!r} is no setting of a loss: give a number, a text or a list.")
+    return value
 
 
 def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple[PairLogps, PairLogps | None]:
@@ -129,7 +139,10 @@ def _try(method: Method) -> None:
     policy, reference = made_up_logps(method.needs)
     try:
         output = method.loss(policy, reference)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"method {method.name}: its loss and its settings do not fit: {error}") from error
-    if not isinstance(output, LossOutput) or output.loss.shape != policy.chosen.shape:
+    except Exception as error:  # of the caller's own function: whatever it raises, it is not fit for training
+        raise UserError(
+            f"method {method.name}: its loss and its settings do not fit: {first_line(error)}"
+        ) from error
+    is_output = isinstance(output, LossOutput) and isinstance(output.loss, torch.Tensor)
+    if not is_output or output.loss.shape != policy.chosen.shape:
         raise UserError(f"method {method.name}: its loss has to return a LossOutput with one loss a prompt")

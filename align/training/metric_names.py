@@ -23,6 +23,11 @@ ROWS = {
 }
 
 
+def shown(value: float | None, form: str) -> str:
+    """A metric as a table has it; None stands for a mean that is not finite."""
+    return "not finite" if value is None else form.format(value)
+
+
 COST_ROWS = {
     "tokens_per_second": ("training speed", "{:.0f} tokens/s"),
     "memory/peak_gb": ("peak memory", "{:.2f} GB"),

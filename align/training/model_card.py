@@ -16,7 +16,7 @@ import yaml
 
 from align.models.settings import EMBEDDED
 from align.training import card_words
-from align.training.metric_names import COST_ROWS, ROWS
+from align.training.metric_names import COST_ROWS, ROWS, shown
 
 _EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SECRET = re.compile(r"token$|secret|password|passwd|credential|api_?key|auth", re.IGNORECASE)
@@ -177,6 +177,7 @@ def _use(name: str, data: Mapping[str, Any], *, chat: bool) -> str:
         template=data.get("template") or "{context}\n\n{question}",
         chat=chat and data.get("chat") != "never",
         template_kwargs={key: value for key, value in given.items() if not _SECRET.search(str(key))},
+        system=data.get("system"),
     )
     return f"## Use\n\n```python\n{code}\n```\n"
 
@@ -190,7 +191,7 @@ def _metrics(results: Mapping[str, Any]) -> str:
     """Held-out metrics before and after, and what the run cost; empty where there are none."""
     before, after = results.get("before", {}), results.get("after", {})
     rows = [
-        f"| {label} | {form.format(before[key])} | {form.format(after[key])} |"
+        f"| {label} | {shown(before[key], form)} | {shown(after[key], form)} |"
         for key, (label, form) in ROWS.items()
         if key in before and key in after
     ]

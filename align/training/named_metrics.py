@@ -7,13 +7,14 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.core.errors import UserError
+from align.runs.objective import resolved
 
 
 class NamedMetrics(TrainerCallback):
     """Ends a run whose `objective` or `trainer.metric_for_best_model` is no metric that it measures.
 
     Args:
-        objective: held-out metric that a sweeper optimises, with its `eval_`.
+        objective: held-out metric that a sweeper optimises, with its `eval_`; or `auto`.
     """
 
     def __init__(self, objective: str) -> None:
@@ -32,7 +33,7 @@ class NamedMetrics(TrainerCallback):
         Raises:
             UserError: names the key and what there is.
         """
-        names = {"objective": self.objective}
+        names = {"objective": resolved(self.objective, metrics or {})}
         if args.metric_for_best_model is not None:
             names["trainer.metric_for_best_model"] = full_name(args.metric_for_best_model)
         for key, name in names.items():

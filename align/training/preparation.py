@@ -241,7 +241,10 @@ def make_reference(
     parallel: SequenceParallel | None,
     logits_chunk: int,
 ) -> Reference | None:
-    """The starting model as reference: the policy with its adapter off, else a frozen copy; None where none is needed.
+    """The starting model as reference: a frozen copy; None where none is needed.
+
+    Of a policy with an adapter it is the policy with the adapter off: the base model. That is the policy at the start
+    only where the adapter is new, so one that has been trained is warned of.
 
     Args:
         needs: of the method.
@@ -254,6 +257,13 @@ def make_reference(
         return None
     forward = reference_forward(arguments, parallel=parallel, logits_chunk=logits_chunk)
     if isinstance(policy, PeftModel):
+        if any("lora_B" in name and bool(values.any()) for name, values in policy.named_parameters()):
+            warnings.warn(
+                "the policy's adapter has been trained already, and the reference is the base model without it: merge "
+                "the adapter first (merge_and_unload) to start from the policy as it is.",
+                AlignWarning,
+                stacklevel=3,
+            )
         return AdapterOff(policy, forward)
     frozen = copy.deepcopy(policy).eval().requires_grad_(False)
     cast_parameters(frozen, computing_precision(arguments).weights)

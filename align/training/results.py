@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from align.training.metric_names import COST_ROWS, ROWS
+from align.training.metric_names import COST_ROWS, ROWS, shown
 
 PANELS = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy"}
 
@@ -40,11 +40,11 @@ def summary_table(results: Mapping[str, Mapping[str, float]], *, rows: int, kind
 
 def _changed(before: float | None, after: float | None, form: str) -> tuple[str, str, str]:
     """Before, after and the change; None stands for a mean that is not finite."""
-    shown = ["not finite" if value is None else form.format(value) for value in (before, after)]
+    first, last = shown(before, form), shown(after, form)
     if before is None or after is None:
-        return shown[0], shown[1], ""
+        return first, last, ""
     change = after - before
-    return shown[0], shown[1], ("+" if change >= 0 else "−") + form.format(abs(change))
+    return first, last, ("+" if change >= 0 else "−") + form.format(abs(change))
 
 
 def training_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from align.models.checks import check_model
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
 from align.reference.settings import ReferenceSettings, check_sharding, resolve_source
+from align.runs.objective import AUTO
 from align.training.method_settings import check_method
 from align.training.trainer_keys import check_trainer_keys
 
@@ -27,7 +28,7 @@ class GeneralSettings:
     output: str = "outputs/train"
     seed: int = 42
     resume: str = "auto"
-    objective: str = "eval_rewards/accuracies"
+    objective: str = AUTO
     allow_targets: list[str] = field(default_factory=list)
 
 

@@ -186,9 +186,10 @@ class PreferenceTrainer(SealedCheckpoints):
         return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
 
     def _sampler(self, dataset: Any, batch_size: int, *, seed: int | None) -> EpochSampler:
-        # Full batches for every group: with several processes accelerate would fill the last one with rows of
-        # the epoch's beginning, also where they all form one group.
-        multiple = 1 if self.args.world_size == 1 else self.args.world_size // self.degree * batch_size
+        # Full batches for every group: with several processes accelerate would fill the last one with rows of the
+        # epoch's beginning, also where they all form one group. Nor may dropping the last one leave rows unmeasured.
+        alone = self.args.world_size == 1 and not (seed is None and self.args.dataloader_drop_last)
+        multiple = 1 if alone else self.args.world_size // self.degree * batch_size
         return EpochSampler(len(dataset), multiple=multiple, seed=seed)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

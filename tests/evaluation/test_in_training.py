@@ -195,6 +195,20 @@ def test_metrics_that_nothing_measures_end_the_run_before_its_first_step(
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_rows_without_rejected_answers_are_judged_by_their_loss(train, align, tmp_path):
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    plain = [{key: row[key] for key in ("context", "question", "chosen")} for row in rows]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
+    code, out, err = train("run", "method=sft", f"data.path={tmp_path / 'plain.jsonl'}")
+    assert code == 0, err
+    assert (
+        "eval_rewards/accuracies" not in json.loads((tmp_path / "run" / "results.json").read_text())["after"]
+    )
+    code, out, err = align("report", f"path={tmp_path / 'run'}")
+    assert code == 0, err
+    assert "eval_loss" in out
+
+
 def test_a_score_without_a_direction_needs_the_users_word():
     arguments = SimpleNamespace(metric_for_best_model="writing/words", greater_is_better=True)
     score = Score(mean=200.0, low=None, high=None, n=2, better=None)

@@ -8,6 +8,7 @@ import pytest
 
 from align.core.errors import UserError
 from align.runs.continuation import ROWS, RowsNote, check_rows, run_of
+from align.runs.exclusive import exclusive
 from tests.forked import run
 from tests.rows import make_rows
 from tests.tiny import save_tiny
@@ -52,3 +53,49 @@ def test_rows_that_were_replaced_under_the_same_path_are_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(text.splitlines(keepends=True)[:9]))
     assert run(words) == [2]
     assert "was trained on other rows than data names now" in (tmp_path / "run.log").read_text()
+
+
+def test_a_run_begun_anew_is_not_mixed_with_the_earlier_one(tmp_path):
+    """Its checkpoints are of other rows: `auto` goes on from the new run's, and the old ones can still be exported."""
+    save_tiny(tmp_path / "model")
+    make_rows(tmp_path / "rows.jsonl", 12)
+    words = ["align", "train", f"model.path={tmp_path / 'model'}", f"data.path={tmp_path / 'rows.jsonl'}"]
+    words += ["trainer.save_steps=1", "trainer.save_total_limit=9", "trainer.gradient_accumulation_steps=4"]
+    output = f"output={tmp_path / 'run'}"
+    assert run([*words, output]) == [0]
+    old = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    text = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text("".join(text.splitlines(keepends=True)[:9]))
+    assert run([*words, output, "resume=never"]) == [0]
+    kept = tmp_path / "run" / "earlier-1"
+    assert f"{len(old)} checkpoints of an earlier run in {tmp_path / 'run'} are kept in {kept}" in (
+        tmp_path / "run.log"
+    ).read_text().replace("\n", " ")
+    assert {path.name for path in kept.glob("checkpoint-*")} == old
+    new = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert new and new < old  # of fewer rows there are fewer steps
+    assert run([*words, output]) == [0]
+    export = [
+        "align",
+        "export",
+        f"path={kept / sorted(old)[-1]}",
+        f"output={tmp_path / 'old'}",
+    ]
+    assert run(export) == [0]
+
+    # A run that goes on from the checkpoint of another folder notes its rows in its own.
+    resumed = [*words, f"resume={tmp_path / 'run' / 'checkpoint-1'}", f"output={tmp_path / 'other'}"]
+    assert run(resumed) == [0]
+    assert (tmp_path / "other" / ROWS).read_text() == (tmp_path / "run" / ROWS).read_text()
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    """The second would remove what the first has saved."""
+    save_tiny(tmp_path / "model")
+    make_rows(tmp_path / "rows.jsonl", 12)
+    words = ["align", "train", f"model.path={tmp_path / 'model'}", f"data.path={tmp_path / 'rows.jsonl'}"]
+    words += [f"output={tmp_path / 'run'}"]
+    with exclusive(tmp_path / "run"):
+        assert run(words) == [2]
+    assert "run is in use by another run: wait until it ends" in (tmp_path / "run.log").read_text()
+    assert not (tmp_path / "run" / ROWS).exists()

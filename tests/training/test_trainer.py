@@ -84,9 +84,10 @@ def test_metrics_have_trls_names(tmp_path):
     assert trainer.state.log_history[1]["num_tokens"] == tokens  # two steps of four are the eight rows
 
 
-def test_evaluation_counts_every_prompt_once(tmp_path):
-    """Five held-out prompts in batches of two: the mean over prompts, not over batches."""
-    trainer = make_trainer(tmp_path, per_device_eval_batch_size=2)
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_evaluation_counts_every_prompt_once(tmp_path, drop_last):
+    """Five held-out prompts in batches of two: the mean over prompts, not over batches, and none is dropped."""
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=2, dataloader_drop_last=drop_last)
     metrics = trainer.evaluate()
     examples = trainer.eval_dataset.examples
     with torch.no_grad():
