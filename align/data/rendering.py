@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
@@ -110,7 +111,7 @@ class Renderer:
                     )
                 )
             except _REFUSALS as error:
-                refusal = refusal or error
+                refusal = error
         raise UserError(str(refusal).strip().rstrip(".") or type(refusal).__name__) from refusal
 
     def _with_date(self, source: str) -> str:
@@ -144,23 +145,29 @@ class Renderer:
         """
         text = self.text(chat, tools, generation=generation, **variables)
         strings = list(_strings([*chat, *(tools or ())]))
-        guard = next(chr(code) for code in _RARE if not any(chr(code) in string for string in strings))
         marked = any(self.specials.search(string) for string in strings)
-        for disguise in (True, False) if marked else (False,):
-            for share in _SHARES:
-                marks = Marks(guard, self.specials if disguise else None, share, trusted)
-                dressed = marks.dress(chat, stretches, tools)
-                try:
-                    found = marks.read(self.text(*dressed, generation=generation, **variables))
-                except UserError:  # it refuses the marks, not the row
-                    continue
-                if found.text == text:
-                    places = {
-                        stretch: found.place(stretch.string(chat, tools), stretch, marks.offsets[i], i)
-                        for i, stretch in enumerate(stretches)
-                    }
-                    return Rendered(text, places, found.special_texts(marks.lengths))
+        for guard in _guards([*strings, text]):
+            for disguise in (True, False) if marked else (False,):
+                for share in _SHARES:
+                    marks = Marks(guard, self.specials if disguise else None, share, trusted)
+                    dressed = marks.dress(chat, stretches, tools)
+                    try:
+                        found = marks.read(self.text(*dressed, generation=generation, **variables))
+                    except UserError:  # it refuses the marks, not the row
+                        continue
+                    if found.text == text:
+                        places = {
+                            stretch: found.place(stretch.string(chat, tools), stretch, marks.offsets[i], i)
+                            for i, stretch in enumerate(stretches)
+                        }
+                        return Rendered(text, places, found.special_texts(marks.lengths))
         raise UserError("what it writes around a message depends on the message's content")
+
+
+def _guards(strings: Sequence[str]) -> Iterator[str]:
+    """What marks begin and end with, and no string holds: a rare character, and letters where a template escapes it."""
+    for guards in (map(chr, _RARE), (f"zq{i}qz" for i in count())):
+        yield next(guard for guard in guards if not any(guard in string for string in strings))
 
 
 def _strings(values: Iterable[Any]) -> Iterator[str]:

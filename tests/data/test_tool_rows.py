@@ -175,8 +175,23 @@ def test_ids_that_a_template_takes_stay() -> None:
     assert "abcdefghi <tool_call>" in row.prompt and "dry of abcdefghi<" in row.prompt
 
 
-def test_tools_may_be_written_as_python_prints_them() -> None:
-    assert row_with(PRINTED, example_with([USER], tools=(TOOL,))).prompt.startswith("{'type': 'function'")
+@pytest.mark.parametrize(
+    ("written_as", "start"),
+    [("tool | string", "{'type': 'function'"), ("tool | tojson(ensure_ascii=True)", '{"type": "function"')],
+)
+def test_tools_may_be_written_as_python_prints_them_or_escaped(written_as: str, start: str) -> None:
+    source = PRINTED.replace("tool | string", written_as)
+    assert row_with(source, example_with([USER], tools=(TOOL,))).prompt.startswith(start)
+
+
+def test_what_is_wrong_with_filled_calls_is_told() -> None:
+    source = JOINED.replace("CONTENT", "").replace(
+        "{% for call",
+        "{% if m.role == 'tool' %}{{ raise_exception('tools never answer') }}{% endif %}{% for call",
+        1,
+    )
+    with pytest.raises(UserError, match="tools never answer"):
+        row_with(source, example_with(CALLED))
 
 
 def test_a_call_behind_a_closed_block_is_whole() -> None:
