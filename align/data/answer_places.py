@@ -174,10 +174,12 @@ def start_of_reasoned(
     Returns:
         None where the template has not written reasoning and answer once each, in one block.
     """
-    if message not in conversation.reasoning or message not in conversation.answer:
+    said = conversation.messages[message]
+    calls = said.fields.get("tool_calls") and not said.content.strip()  # which stand where an answer would
+    if message not in conversation.reasoning or not (calls or message in conversation.answer):
         return None
     floor, (first, last) = conversation.before(message), conversation.reasoning[message]
-    start, _ = conversation.answer[message]
+    start = conversation.extents[message][1] if calls else conversation.answer[message][0]
     head, middle = conversation.text[floor:first], conversation.text[last:start]
     if first > start or any(
         tags.closing in head or tags.opening in middle or head.count(tags.opening) > 1 for tags in known
@@ -199,8 +201,7 @@ def start_of_reasoned(
 
 
 def _in_own_block(head: str, known: Sequence[Tags]) -> bool:
-    """Whether nothing but white space stands before a block's opening tag; Command R7B writes an answer's own tags
-    inside its block of the response."""
+    """Whether only white space stands before a block's opening tag; Command R7B writes one inside its response."""
     return not any(tags.opening in head and head.partition(tags.opening)[0].strip() for tags in known)
 
 

@@ -77,6 +77,23 @@ def test_an_answer_may_call_a_tool(name: str) -> None:
         assert call["function"]["name"] in answer
 
 
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe", "nemotron_3_nano", "qwen3_5_think"])
+def test_an_answer_may_reason_before_it_calls(name: str) -> None:
+    """The call stands where the answer would, behind the block; the reasoning comes in a field."""
+    tokenizer = tokenizer_of(name)
+    fields = tuple({"tool_calls": [CALL], "reasoning_content": text} for text in ("Hm.", "Ha."))
+    row = as_text(tokenizer, reader_of(name)(example_with([USER], "", "", fields=fields, tools=(TOOL,))))
+    for answer, own in zip(row.answers, fields, strict=True):
+        chat = as_objects([USER, {"role": "assistant", "content": "", **own}])
+        theirs = written(tokenizer, chat, tools=[TOOL])
+        ours = row.prompt + answer
+        assert theirs.startswith(ours) or ours == theirs + str(tokenizer.eos_token)
+        assert own["reasoning_content"] in answer and "weather" in answer
+        assert ours[ours.rindex("Why?") :].count("<think>") == answer.count("</think>") == 1
+    prompt = written(tokenizer, [USER], tools=[TOOL], add_generation_prompt=True)
+    assert row.prompt == prompt
+
+
 def test_what_a_template_drops_is_refused() -> None:
     with pytest.raises(UserError, match="drops the tool calls"):
         reader_of("gemma3")(example_with([*CALLED[:2], *CALLED[:1]]))
