@@ -174,8 +174,9 @@ def start_of_reasoned(
     Returns:
         None where the template has not written reasoning and answer once each, in one block.
     """
-    said = conversation.messages[message]
-    calls = said.fields.get("tool_calls") and not said.content.strip()  # which stand where an answer would
+    said, closings = conversation.messages[message], tuple(tags.closing for tags in known)
+    silent = not said.content.strip() or said.content.rstrip().endswith(closings)
+    calls = silent and said.fields.get("tool_calls")  # they stand where an answer would
     if message not in conversation.reasoning or not (calls or message in conversation.answer):
         return None
     floor, (first, last) = conversation.before(message), conversation.reasoning[message]

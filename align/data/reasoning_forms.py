@@ -61,4 +61,6 @@ def inline(answer: Message, known: Sequence[Tags]) -> Message | None:
     opening, closing = known[0] if reasoning is not None or thought is None else thought.tags
     if reasoning is None:
         return text_message(answer.role, f"{opening}\n{answer.content.lstrip()}", fields)
-    return text_message(answer.role, f"{opening}\n{reasoning.strip()}\n{closing}\n\n{answer.content}", fields)
+    # A call alone stands behind it on a line of its own, which is the template's.
+    behind = f"\n{answer.content}" if answer.content else ""
+    return text_message(answer.role, f"{opening}\n{reasoning.strip()}\n{closing}\n{behind}", fields)

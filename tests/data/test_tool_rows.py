@@ -225,6 +225,15 @@ def test_a_call_behind_a_closed_block_is_whole() -> None:
         row_with(without, example, thinking="close")
 
 
+def test_reasoning_before_a_call_may_stand_in_the_content() -> None:
+    """QwQ's template knows no field for it."""
+    fields = tuple({"tool_calls": [CALL], "reasoning_content": text} for text in ("Hm.", "Ha."))
+    source = OPENING + "{# </think> #}"
+    row = row_with(source, example_with([USER], "", "", fields=fields))
+    assert row.prompt.endswith("assistant\n<think>\n")
+    assert row.answers[1].startswith("Ha.\n</think>\n<tool_call>weather")
+
+
 def test_a_call_ends_with_the_end_of_text_token() -> None:
     example = example_with([USER], "", "", fields=({"tool_calls": [CALL]}, {"tool_calls": [CALL, CALL]}))
     row = row_with(AFTER, example)
