@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from align.core.errors import UserError
 from align.data.conversation import Conversation, Region
-from align.data.thinking import Tags, Thought, empty_block, opens_block
+from align.data.thinking import (
+    Tags,
+    Thought,
+    before_closed_block,
+    before_open_block,
+    closing_of,
+    empty_block,
+    opens_block,
+)
 
 
 class ThinkingError(UserError):
@@ -70,7 +78,8 @@ def end_of_answer(after: str, specials: re.Pattern[str], end_of_text: str, *, la
         specials: matches special tokens.
         end_of_text: the tokenizer's, which ends a last answer behind which no special token is written.
         last: no message follows.
-        calls: the answer calls tools, whose marks may be special tokens; then the last token of all ends it.
+        calls: the answer calls tools, whose marks may be special tokens; then the last end-of-text token ends it, or
+            else the last token of all.
     """
     found = list(specials.finditer(after))
     if not found and not last:
@@ -79,8 +88,9 @@ def end_of_answer(after: str, specials: re.Pattern[str], end_of_text: str, *, la
         if not end_of_text:
             raise UserError("it writes no special token behind an answer, and the tokenizer has no eos_token")
         return (after.rstrip() if calls else "") + end_of_text
-    if calls and last:
-        return after[: found[-1].end()]
+    if calls and last:  # Command R7B writes the next generation prompt behind it in any case
+        ends = [one for one in found if one.group() == end_of_text]
+        return after[: (ends or found)[-1].end()]
     stop = found[0].end()
     for one, following in pairwise(found):
         if one.group() == end_of_text or one.end() != following.start():
@@ -115,10 +125,12 @@ def start_of_plain(
     rest, written = conversation.text[floor:], conversation.text[floor:content]
     block = empty_block(written, known)
     if block is not None:
-        length, known_prompt = _behind_block(rest, written, block, generation)
-        return Start(conversation, floor + length, known_prompt)
-    if generation.plain is not None and rest.startswith(generation.plain):
-        return Start(conversation, floor + len(generation.plain))
+        behind, known_prompt = _behind_block(rest, written, block, generation)
+        return Start(conversation, floor + behind, known_prompt)
+    plain = generation.plain
+    # A variable of that name need not be the template's switch, so that with it a block may still be open.
+    if plain is not None and rest.startswith(plain) and opens_block(plain, known) is None:
+        return Start(conversation, floor + len(plain))
     opened = opens_block(generation.given, known)
     if opened is not None:
         if not closes:
@@ -128,17 +140,18 @@ def start_of_plain(
                 "also leaves out the reasoning of other answers."
             )
         given = generation.given + closing_of(generation.given, opened)
-        return Start(conversation.replaced(floor, content, given), floor + len(given))
+        length = before_open_block(written, generation.given, opened)
+        if length is None and conversation.messages[message].fields.get("tool_calls"):
+            raise UserError("the generation prompt is not what it writes before a tool call")
+        stop = content if length is None else floor + length
+        return Start(conversation.replaced(floor, stop, given), floor + len(given))
     if rest.startswith(generation.given):
         return Start(conversation, floor + len(generation.given))
-    if generation.given.rstrip() != written.rstrip():
+    same = generation.given.rstrip() == written.rstrip()
+    said = len(written) if same else before_closed_block(written, generation.given, known)
+    if said is None:
         raise UserError("the generation prompt is not what it writes before an answer")
-    return Start(conversation.replaced(floor, content, generation.given), floor + len(generation.given))
-
-
-def closing_of(given: str, tags: Tags) -> str:
-    """What closes at once the block that a prompt opens: after `<think>⏎` it is `⏎</think>⏎⏎`."""
-    return f"\n{tags.closing}\n\n" if given.endswith("\n") else f"{tags.closing}\n\n"
+    return Start(conversation.replaced(floor, floor + said, generation.given), floor + len(generation.given))
 
 
 def _behind_block(
@@ -161,17 +174,23 @@ def start_of_reasoned(
     Returns:
         None where the template has not written reasoning and answer once each, in one block.
     """
-    if message not in conversation.reasoning or message not in conversation.answer:
+    said, closings = conversation.messages[message], tuple(tags.closing for tags in known)
+    silent = not said.content.strip() or said.content.rstrip().endswith(closings)
+    calls = silent and said.fields.get("tool_calls")  # they stand where an answer would
+    if message not in conversation.reasoning or not (calls or message in conversation.answer):
         return None
     floor, (first, last) = conversation.before(message), conversation.reasoning[message]
-    start, _ = conversation.answer[message]
+    start = conversation.extents[message][1] if calls else conversation.answer[message][0]
     head, middle = conversation.text[floor:first], conversation.text[last:start]
-    if first > start or any(tags.closing in head or tags.opening in middle for tags in known):
+    if first > start or any(
+        tags.closing in head or tags.opening in middle or head.count(tags.opening) > 1 for tags in known
+    ):
         return None
     rest = conversation.text[floor:]
     for given in filter(None, (generation.given, generation.thinking)):
         if rest.startswith(given) and len(given) <= len(head):
-            return None if _stays_open(head, middle, known) else Start(conversation, floor + len(given))
+            own = _in_own_block(head.removeprefix(given), known) and not _stays_open(head, middle, known)
+            return Start(conversation, floor + len(given)) if own else None
         opened = opens_block(given, known)
         if (
             opened is not None
@@ -180,6 +199,11 @@ def start_of_reasoned(
             if head.startswith(tagless) and head.removeprefix(tagless).strip() in ("", opened.opening):
                 return Start(conversation.replaced(floor, first, given), floor + len(given))
     return None
+
+
+def _in_own_block(head: str, known: Sequence[Tags]) -> bool:
+    """Whether only white space stands before a block's opening tag; Command R7B writes one inside its response."""
+    return not any(tags.opening in head and head.partition(tags.opening)[0].strip() for tags in known)
 
 
 def _stays_open(head: str, middle: str, known: Sequence[Tags]) -> bool:
@@ -225,7 +249,10 @@ def own_output(
     at = len(given) + len(before)
     if closed:
         core = len(content) - len(content[thought.answer :].lstrip())
-        text = f"{given}{before}{reasoning}{content[stop:core]}"
+        written = conversation.text[floor:first]
+        said = before_open_block(written, given + before, thought.tags)
+        mark = "" if said is None else written[said:]
+        text = f"{given}{before}{reasoning}{content[stop:core]}{mark}"
         reasoned = [Region(at, at + len(reasoning), "text")]
         return Start(conversation.replaced(floor, first, text, reasoned), floor + len(given))
     text = f"{given}{before}{reasoning}{content[stop:].rstrip()}"

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 3
+VERSION = 4
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (
     32,

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from align.core.errors import UserError
 from align.data.answer_places import ThinkingError, end_of_answer
 from align.data.conversation import REASONING_FIELDS, converse
+from align.data.reasoning_forms import brings_reasoning
 from align.data.rendering import Renderer
-from align.data.row_template import Branch, RowTemplate, brings_reasoning, prompt_alone
+from align.data.row_template import Branch, RowTemplate, prompt_alone
 from align.data.template import Fragment, Message, Rendering, text_message, without_end
 from align.data.thinking import Tags, find_thought, tags_of
 

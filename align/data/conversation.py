@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from align.core.errors import UserError
+from align.data.calls import with_arguments
 from align.data.marks import TOOLS, Part, Place, Stretch
 from align.data.rendering import Rendered, Renderer
 from align.data.template import Fragment, Kind, Message
@@ -91,6 +91,38 @@ class Conversation:
             extents={**self.extents, last: (first + by, end + by)},
         )
 
+    def behind(self, prompt: Conversation, message: int) -> Conversation:
+        """The conversation from the end of the prompt's contents on, behind another rendering of the same prompt.
+
+        Args:
+            prompt: the messages before the last one.
+            message: number of the last.
+
+        Raises:
+            UserError: this conversation has no such place.
+        """
+        asked = max(prompt.extents, default=-1)
+        ends = {i: stop for i, (_, stop) in self.extents.items() if i < message}
+        if message not in self.extents or asked not in ends or ends[asked] < max(ends.values()):
+            raise UserError("it moves text when an answer is added")
+        floor, own = prompt.extents[asked][1], ends[asked]
+        by = floor - own
+
+        def moved(own: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+            return {message: (own[message][0] + by, own[message][1] + by)} if message in own else {}
+
+        return Conversation(
+            messages=self.messages,
+            text=prompt.text[:floor] + self.text[own:],
+            regions=(
+                *(one for one in prompt.regions if one.stop <= floor),
+                *(Region(a + by, b + by, kind) for a, b, kind in self.regions if a >= own),
+            ),
+            extents={**prompt.extents, **moved(self.extents)},
+            reasoning={**prompt.reasoning, **moved(self.reasoning)},
+            answer={**prompt.answer, **moved(self.answer)},
+        )
+
 
 def converse(
     renderer: Renderer,
@@ -100,6 +132,8 @@ def converse(
     *,
     answers: int,
     variables: Mapping[str, Any],
+    generation: bool = False,
+    checked: int = TOOLS,
 ) -> Conversation:
     """Has the template write a conversation.
 
@@ -110,15 +144,22 @@ def converse(
         known: tags of thinking blocks that the template knows: in an assistant's content they are its own.
         answers: number of the first answer, of which the place is found even if it is empty.
         variables: of the template, beside the settings' own.
+        generation: whether the generation prompt follows.
+        checked: number of the first message that the template may not drop, repeat or rewrite; all, unless given.
 
     Raises:
         UserError: the template refuses the messages, or drops, repeats or rewrites what it may not.
     """
     stretches = list(_stretches(messages, tools, known, answers))
     rendered = renderer.place(
-        as_chat(messages), stretches, tools, trusted=_tags(messages, known), **variables
+        as_chat(messages),
+        stretches,
+        tools,
+        trusted=_tags(messages, known),
+        generation=generation,
+        **variables,
     )
-    for stretch in stretches:
+    for stretch in (one for one in stretches if one.message >= checked):
         _check(messages, stretch, rendered.places[stretch])
     regions = list(_regions(messages, stretches, rendered))
     extents: dict[int, tuple[int, int]] = {}
@@ -142,25 +183,10 @@ def as_chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for message in messages:
         fields = dict(message.fields)
         if fields.get("tool_calls"):
-            fields["tool_calls"] = [_with_arguments(call) for call in fields["tool_calls"]]
+            fields["tool_calls"] = [with_arguments(call) for call in fields["tool_calls"]]
         content = message.content if message.fragments else None
         chat.append({"role": message.role, "content": content, **fields})
     return chat
-
-
-def _with_arguments(call: Any) -> Any:
-    """A tool call whose arguments are an object: templates write it as JSON themselves."""
-    if not isinstance(call, Mapping):
-        raise UserError("a tool call must be an object with a function, its name and its arguments")
-    if isinstance(call.get("function"), Mapping):
-        return {**call, "function": _with_arguments(call["function"])}
-    arguments = call.get("arguments")
-    if not isinstance(arguments, str):
-        return call
-    try:
-        return {**call, "arguments": json.loads(arguments or "{}")}
-    except (ValueError, RecursionError):
-        return call
 
 
 def _stretches(

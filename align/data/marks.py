@@ -98,7 +98,7 @@ class Marks:
     """Puts numbered marks into messages, and takes them out of what was rendered.
 
     Args:
-        guard: a character that no message holds.
+        guard: text that no message holds, and that does not begin with a digit or end with one.
         specials: texts that get a mark after their first character, so that they are known as content; None: none.
         share: where in a stretch its mark stands, 0 … 1.
         trusted: characters of strings, by their path from the message's number on, where such a text stays as it is:

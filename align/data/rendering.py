@@ -16,19 +16,21 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
 from align.core.errors import UserError
+from align.data.calls import filled_chats
 from align.data.marks import Chat, Marks, Place, Stretch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PRIVATE = range(
-    0xF0000, 0xFFFFD
-)  # characters that mean nothing to anybody; one that the row does not hold marks
+# Characters that no row has use for (Anatolian hieroglyphs); one that the row does not hold marks. They are letters, so
+# that a template which writes tools as Python prints them writes them as they are.
+_RARE = range(0x14400, 0x14647)
 _DATE_CALL = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
 # Where in a content its mark stands. A template may look at the beginning or the end of a content, seldom inside.
 _SHARES = (0.5, 0.0, 1.0)
@@ -84,7 +86,7 @@ class Renderer:
     def text(
         self, chat: Chat, tools: Sequence[Any] | None = None, *, generation: bool, **variables: Any
     ) -> str:
-        """What the template writes.
+        """What the template writes; what it misses in calls of tools is filled in (calls.py).
 
         Args:
             chat: the messages.
@@ -95,19 +97,22 @@ class Renderer:
         Raises:
             UserError: it refuses the conversation.
         """
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(message) for message in chat],
-                    tools=list(tools) if tools else None,
-                    chat_template=self._with_date(self.source(tools)),
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    **{**variables, **self.template_kwargs},
+        refusal: Exception | None = None
+        for own in (chat, *filled_chats(chat)):
+            try:
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        [dict(message) for message in own],
+                        tools=list(tools) if tools else None,
+                        chat_template=self._with_date(self.source(tools)),
+                        tokenize=False,
+                        add_generation_prompt=generation,
+                        **{**variables, **self.template_kwargs},
+                    )
                 )
-            )
-        except _REFUSALS as error:
-            raise UserError(str(error).strip().rstrip(".") or type(error).__name__) from error
+            except _REFUSALS as error:
+                refusal = error
+        raise UserError(str(refusal).strip().rstrip(".") or type(refusal).__name__) from refusal
 
     def _with_date(self, source: str) -> str:
         """The template with today's date for good, in every format that it asks for; else it changes at midnight."""
@@ -130,6 +135,7 @@ class Renderer:
         tools: Sequence[Any] | None,
         *,
         trusted: Mapping[tuple[str | int, ...], frozenset[int]],
+        generation: bool = False,
         **variables: Any,
     ) -> Rendered:
         """The conversation's text, and where in it the stretches stand; `trusted` as in `Marks`, the rest as in `text`.
@@ -137,25 +143,31 @@ class Renderer:
         Raises:
             UserError: the template refuses it, or what it writes depends on every character of a content.
         """
-        text = self.text(chat, tools, generation=False, **variables)
+        text = self.text(chat, tools, generation=generation, **variables)
         strings = list(_strings([*chat, *(tools or ())]))
-        guard = next(chr(code) for code in _PRIVATE if not any(chr(code) in string for string in strings))
         marked = any(self.specials.search(string) for string in strings)
-        for disguise in (True, False) if marked else (False,):
-            for share in _SHARES:
-                marks = Marks(guard, self.specials if disguise else None, share, trusted)
-                dressed = marks.dress(chat, stretches, tools)
-                try:
-                    found = marks.read(self.text(*dressed, generation=False, **variables))
-                except UserError:  # it refuses the marks, not the row
-                    continue
-                if found.text == text:
-                    places = {
-                        stretch: found.place(stretch.string(chat, tools), stretch, marks.offsets[i], i)
-                        for i, stretch in enumerate(stretches)
-                    }
-                    return Rendered(text, places, found.special_texts(marks.lengths))
+        for guard in _guards([*strings, text]):
+            for disguise in (True, False) if marked else (False,):
+                for share in _SHARES:
+                    marks = Marks(guard, self.specials if disguise else None, share, trusted)
+                    dressed = marks.dress(chat, stretches, tools)
+                    try:
+                        found = marks.read(self.text(*dressed, generation=generation, **variables))
+                    except UserError:  # it refuses the marks, not the row
+                        continue
+                    if found.text == text:
+                        places = {
+                            stretch: found.place(stretch.string(chat, tools), stretch, marks.offsets[i], i)
+                            for i, stretch in enumerate(stretches)
+                        }
+                        return Rendered(text, places, found.special_texts(marks.lengths))
         raise UserError("what it writes around a message depends on the message's content")
+
+
+def _guards(strings: Sequence[str]) -> Iterator[str]:
+    """What marks begin and end with, and no string holds: a rare character, and letters where a template escapes it."""
+    for guards in (map(chr, _RARE), (f"zq{i}qz" for i in count())):
+        yield next(guard for guard in guards if not any(guard in string for string in strings))
 
 
 def _strings(values: Iterable[Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ from align.data.answer_places import (
     start_of_plain,
     start_of_reasoned,
 )
-from align.data.conversation import REASONING_FIELDS, Conversation, as_chat, converse
+from align.data.conversation import Conversation, as_chat, converse
+from align.data.reasoning_forms import brings_reasoning, forms, in_field, inline
 from align.data.rendering import Renderer
 from align.data.template import Fragment, Message, Segment, text_message
 from align.data.thinking import TAGS, Tags, empty_block, find_thought
@@ -99,7 +100,7 @@ class RowTemplate:
             places.append(len(row))
             # The last answer's form is found out; the reasoning of others is best given apart.
             apart = self.takes_field and turn < len(answers) - 1
-            row.append(_in_field(answer, self.known) if apart else answer)
+            row.append(in_field(answer, self.known) if apart else answer)
         first, last = places[0], places[-1]
         conversation, start, is_given = self._last(row)
         floor = conversation.before(first)
@@ -132,7 +133,7 @@ class RowTemplate:
     def _last(self, row: Sequence[Message]) -> Start:
         """The conversation and where its last answer begins."""
         answer, index = row[-1], len(row) - 1
-        for form in _forms(answer, self.known, takes_field=self.takes_field):
+        for form in forms(answer, self.known, takes_field=self.takes_field):
             try:
                 conversation = self._write([*row[:-1], form])
             except UserError:
@@ -159,7 +160,7 @@ class RowTemplate:
 
     def _own_output(self, row: Sequence[Message]) -> Start:
         """The last answer with its reasoning where the template leaves that out."""
-        answer, index = _inline(row[-1], self.known), len(row) - 1
+        answer, index = inline(row[-1], self.known), len(row) - 1
         thought = None if answer is None else find_thought(answer.content, self.known)
         if answer is not None and thought is not None and not answer.fields.get("tool_calls"):
             behind = "" if thought.answer is None else answer.content[thought.answer :].strip()
@@ -175,6 +176,29 @@ class RowTemplate:
         )
 
     def _write(self, messages: Sequence[Message]) -> Conversation:
+        """The conversation; of one answer behind what a model is given, where the template writes that otherwise.
+
+        Mistral's templates write the system message into the last question, if that is the last message, and
+        LFM2.5's the reasoning of the last answer alone: both change the prompt as soon as an answer follows it.
+        """
+        count = len(self.messages)
+        if len(messages) != count + 1:
+            return self._converse(messages)
+        try:
+            conversation = self._converse(messages)
+            given = self._prompts[0] or ""
+            if given.startswith(conversation.text[: conversation.before(count)]):
+                return conversation
+        except UserError:  # what is wrong is told of the two parts
+            pass
+        return self._converse(messages, checked=count).behind(self._given, count)
+
+    @functools.cached_property
+    def _given(self) -> Conversation:
+        """What a model is given to answer the prompt."""
+        return self._converse(self.messages, generation=True)
+
+    def _converse(self, messages: Sequence[Message], **how: Any) -> Conversation:
         return converse(
             self.renderer,
             messages,
@@ -182,6 +206,7 @@ class RowTemplate:
             self.known,
             answers=len(self.messages),
             variables=self.variables,
+            **how,
         )
 
     @functools.cached_property
@@ -191,12 +216,17 @@ class RowTemplate:
     def _prompts_of(self, messages: Sequence[Message]) -> tuple[str | None, ...]:
         """The prompt with its generation prompt: as it is, with thinking switched on, and off."""
         chat = as_chat(messages)
-        switched = [dict.fromkeys(self.switches, value) for value in (True, False)] if self.switches else []
-        prompts = [
-            self.renderer.text(chat, self.tools, generation=True, **variables)
-            for variables in (self.variables, *switched)
-        ]
-        return (*prompts, *([None, None] if not switched else []))
+        given = self.renderer.text(chat, self.tools, generation=True, **self.variables)
+        if not self.switches:
+            return given, None, None
+        switched: list[str | None] = []
+        for value in (True, False):
+            variables = dict.fromkeys(self.switches, value)
+            try:
+                switched.append(self.renderer.text(chat, self.tools, generation=True, **variables))
+            except UserError:  # Hermes 4 with thinking on wants it in all earlier answers
+                switched.append(None)
+        return given, *switched
 
     def _generation_of_last(self, row: Sequence[Message], conversation: Conversation) -> Generation:
         prompts = self._prompts if len(row) == len(self.messages) + 1 else self._prompts_of(row[:-1])
@@ -220,12 +250,8 @@ def prompt_alone(
     Raises:
         UserError: the template refuses them, or drops, repeats or rewrites their contents.
     """
-    conversation = converse(renderer, messages, None, known, answers=len(messages), variables={})
-    floor = conversation.before(len(messages))
-    given = _tail(renderer.text(as_chat(messages), generation=True), conversation, floor)
-    if given is None:
-        raise UserError("it moves text for its generation prompt")
-    return (*conversation.fragments(0, floor), Fragment(given, "template"))
+    prompt = converse(renderer, messages, None, known, answers=len(messages), variables={}, generation=True)
+    return prompt.fragments(0, len(prompt.text))
 
 
 def _tail(text: str | None, conversation: Conversation, floor: int) -> str | None:
@@ -233,58 +259,3 @@ def _tail(text: str | None, conversation: Conversation, floor: int) -> str | Non
     if text is None or not text.startswith(conversation.text[:floor]):
         return None
     return text[floor:]
-
-
-def brings_reasoning(message: Message, known: Sequence[Tags]) -> bool:
-    """Whether a message brings reasoning in a way that this template may know."""
-    if any(str(message.fields.get(name) or "").strip() for name in REASONING_FIELDS):
-        return True
-    thought = find_thought(message.content, known)
-    return thought is not None and not thought.is_empty(message.content)
-
-
-def _forms(answer: Message, known: Sequence[Tags], *, takes_field: bool) -> Iterator[Message]:
-    """An answer with reasoning in the ways in which templates take it, the row's own first; none without reasoning.
-
-    Tags that the template does not know are text, unless it takes reasoning in a field of its own.
-    """
-    thought = find_thought(answer.content, known)
-    if any(str(answer.fields.get(name) or "").strip() for name in REASONING_FIELDS):
-        yield answer
-    elif thought is not None:
-        if thought.answer is None or thought.is_empty(answer.content):
-            return
-        yield answer
-    apart = _in_field(answer, known)
-    if takes_field and apart is not answer:
-        yield apart
-    inline = _inline(answer, known)
-    if inline is not None:
-        yield inline
-
-
-def _in_field(answer: Message, known: Sequence[Tags]) -> Message:
-    """The answer with the reasoning at the head of its content in a field; the same object where there is none."""
-    content = answer.content
-    thought = find_thought(content, known) or find_thought(content)
-    if thought is None or thought.answer is None or thought.is_empty(content):
-        return answer
-    if thought.tags not in known and not thought.opened:
-        return answer
-    reasoning, text = content[slice(*thought.reasoning)].strip(), content[thought.answer :].lstrip()
-    return text_message(answer.role, text, {**answer.fields, REASONING_FIELDS[0]: reasoning})
-
-
-def _inline(answer: Message, known: Sequence[Tags]) -> Message | None:
-    """The answer with its reasoning in its content, between the template's tags; None where it knows none."""
-    fields = {name: value for name, value in answer.fields.items() if name not in REASONING_FIELDS}
-    reasoning = next((str(answer.fields[n]) for n in REASONING_FIELDS if answer.fields.get(n)), None)
-    thought = find_thought(answer.content, known)
-    if reasoning is None and thought is not None and thought.opened:
-        return answer
-    if not known or (reasoning is None and thought is None):
-        return None
-    opening, closing = known[0] if reasoning is not None or thought is None else thought.tags
-    if reasoning is None:
-        return text_message(answer.role, f"{opening}\n{answer.content.lstrip()}", fields)
-    return text_message(answer.role, f"{opening}\n{reasoning.strip()}\n{closing}\n\n{answer.content}", fields)

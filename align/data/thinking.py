@@ -15,13 +15,16 @@ class Tags(NamedTuple):
     closing: str
 
 
-# As the families write them: Qwen, DeepSeek, GLM, Nemotron and most others; Mistral; Seed; Cohere; Gemma 4.
+# As the families write them: Qwen, DeepSeek, GLM, Nemotron and most others; Mistral; Seed; Cohere; Gemma 4; EXAONE
+# Deep; LongCat.
 TAGS = (
     Tags("<think>", "</think>"),
     Tags("[THINK]", "[/THINK]"),
     Tags("<seed:think>", "</seed:think>"),
     Tags("<|START_THINKING|>", "<|END_THINKING|>"),
     Tags("<|channel>thought", "<channel|>"),
+    Tags("<thought>", "</thought>"),
+    Tags("<longcat_think>", "</longcat_think>"),
 )
 # In generated text also gpt-oss's channels, whose templates take reasoning in a field alone.
 GENERATED = (*TAGS, Tags("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"))
@@ -80,6 +83,50 @@ def opens_block(prompt: str, known: Sequence[Tags] = TAGS) -> Tags | None:
     """The tags of a thinking block that the prompt opens at its end, so that an answer begins inside it."""
     bare = prompt.rstrip()
     return next((tags for tags in known if bare.endswith(tags.opening)), None)
+
+
+def before_closed_block(written: str, given: str, known: Sequence[Tags]) -> int | None:
+    """How much of what is written before an answer the prompt `given` says before a closed block at its end.
+
+    Gemma 4 is given `<|turn>model⏎<|channel>thought⏎<channel|>`, and answers are written behind `<|turn>model⏎`;
+    DeepSeek-V3.2 is given `<think></think>`, and answers are written behind `</think>` alone.
+
+    Returns:
+        None where the prompt has no such block, or is another one before it.
+    """
+    bare = given.rstrip()
+    tags = next((one for one in known if bare.endswith(one.closing)), None)
+    if tags is None:
+        return None
+    head = bare.removesuffix(tags.closing)
+    if head.rstrip().endswith(tags.opening):
+        head = head.rstrip().removesuffix(tags.opening)
+    if not written.startswith(head):
+        return len(written) if written.rstrip() == head.rstrip() else None
+    stop = len(head)
+    if written.startswith(tags.closing, stop):
+        stop += len(tags.closing)
+    return stop if written[stop:].strip() else len(written)
+
+
+def before_open_block(written: str, given: str, tags: Tags) -> int | None:
+    """How much of what is written before an answer the prompt `given` says, which opens a block at its end.
+
+    Behind that stands what is the answer's own: the marks of a tool call, `<|START_RESPONSE|>`.
+
+    Returns:
+        None where the prompt is another one before the block.
+    """
+    head = given[: given.rindex(tags.opening)].rstrip()
+    if not written.startswith(head):
+        return None
+    behind = written[len(head) :].lstrip().removeprefix(tags.opening).lstrip()
+    return len(written) - len(behind.removeprefix(tags.closing).lstrip())
+
+
+def closing_of(given: str, tags: Tags) -> str:
+    """What closes at once the block that a prompt opens: after `<think>⏎` it is `⏎</think>⏎⏎`."""
+    return f"\n{tags.closing}\n\n" if given.endswith("\n") else f"{tags.closing}\n\n"
 
 
 def empty_block(text: str, known: Sequence[Tags]) -> tuple[int, int] | None:

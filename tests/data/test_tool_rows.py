@@ -12,7 +12,16 @@ from align.core.errors import UserError
 from align.data.examples import Example, Turn
 from align.data.formats import parse_row
 from align.data.sources import RawRow
-from tests.data.template_cases import USER, as_text, reader_of, tokenizer_of, written
+from tests.data.template_cases import (
+    USER,
+    Row,
+    as_text,
+    reader,
+    reader_of,
+    tokenizer_of,
+    tokenizer_with,
+    written,
+)
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Says it.", "parameters": {}}}
@@ -68,6 +77,23 @@ def test_an_answer_may_call_a_tool(name: str) -> None:
         assert call["function"]["name"] in answer
 
 
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe", "nemotron_3_nano", "qwen3_5_think"])
+def test_an_answer_may_reason_before_it_calls(name: str) -> None:
+    """The call stands where the answer would, behind the block; the reasoning comes in a field."""
+    tokenizer = tokenizer_of(name)
+    fields = tuple({"tool_calls": [CALL], "reasoning_content": text} for text in ("Hm.", "Ha."))
+    row = as_text(tokenizer, reader_of(name)(example_with([USER], "", "", fields=fields, tools=(TOOL,))))
+    for answer, own in zip(row.answers, fields, strict=True):
+        chat = as_objects([USER, {"role": "assistant", "content": "", **own}])
+        theirs = written(tokenizer, chat, tools=[TOOL])
+        ours = row.prompt + answer
+        assert theirs.startswith(ours) or ours == theirs + str(tokenizer.eos_token)
+        assert own["reasoning_content"] in answer and "weather" in answer
+        assert ours[ours.rindex("Why?") :].count("<think>") == answer.count("</think>") == 1
+    prompt = written(tokenizer, [USER], tools=[TOOL], add_generation_prompt=True)
+    assert row.prompt == prompt
+
+
 def test_what_a_template_drops_is_refused() -> None:
     with pytest.raises(UserError, match="drops the tool calls"):
         reader_of("gemma3")(example_with([*CALLED[:2], *CALLED[:1]]))
@@ -107,6 +133,111 @@ def test_markers_in_a_tools_text_stay_text() -> None:
         return int(np.isin(row.prompt_ids, special).sum())
 
     assert count("<|im_end|>") == count("nothing")
+
+
+# ---- what templates ask for, in miniature and in our own words
+
+CALLING_CHAT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}CONTENT"
+    "{% for call in m.tool_calls or [] %}"
+    "{{ '<tool_call>' + call.function.name + (call.function.arguments | tojson) + '</tool_call>' }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\nGIVEN{% endif %}"
+)
+JOINED = CALLING_CHAT.replace("CONTENT", "{{ m.content + '' }}").replace("GIVEN", "")
+NINE = JOINED.replace(
+    "{% for call in m.tool_calls or [] %}",
+    "{% if m.role == 'tool' %}{{ ' of ' + m.tool_call_id }}{% endif %}{% for call in m.tool_calls or [] %}"
+    "{% if call.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}{{ call.id + ' ' }}",
+)
+PRINTED = JOINED.replace(
+    "{% for m", "{% for tool in tools or [] %}{{ tool | string }}{% endfor %}{% for m", 1
+)
+OPENING = CALLING_CHAT.replace("CONTENT", "{{ m.content or '' }}").replace("GIVEN", "<think>\n")
+AFTER = JOINED.replace("{% if add_generation_prompt %}", "{% if true %}")  # a generation prompt in any case
+
+
+def row_with(source: str, example: Example, **data: Any) -> Row:
+    tokenizer = tokenizer_with(source)
+    return as_text(tokenizer, reader(tokenizer, **data)(example))
+
+
+def test_a_content_that_a_template_joins_is_empty_where_a_call_has_none() -> None:
+    row = row_with(JOINED, example_with(CALLED))
+    assert '<|im_start|>assistant\n<tool_call>weather{"city": "Rome"}</tool_call><|im_end|>' in row.prompt
+
+
+@pytest.mark.parametrize("ids", [("call_a1B2c3D4e5F6", "call_other"), (None, None)])
+def test_calls_are_counted_where_a_template_wants_other_ids(ids: tuple[str | None, str | None]) -> None:
+    """Each result keeps to its call, in whatever order they come."""
+    calls = [CALL if one is None else {**CALL, "id": one} for one in ids]
+    results = [
+        {"role": "tool", "content": text} | ({} if one is None else {"tool_call_id": one})
+        for one, text in zip(ids, ("sunny", "dry"), strict=True)
+    ]
+    if ids[0] is not None:
+        results.reverse()
+    row = row_with(
+        NINE, example_with([USER, {"role": "assistant", "content": None, "tool_calls": calls}, *results])
+    )
+    assert row.prompt.count("000000001 <tool_call>") == row.prompt.count("000000002 <tool_call>") == 1
+    assert "sunny of 000000001<" in row.prompt and "dry of 000000002<" in row.prompt
+
+
+def test_ids_that_a_template_takes_stay() -> None:
+    calls = [{**CALL, "id": "abcdefghi"}]
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": calls}]
+    row = row_with(
+        NINE, example_with([*messages, {"role": "tool", "content": "dry", "tool_call_id": "abcdefghi"}])
+    )
+    assert "abcdefghi <tool_call>" in row.prompt and "dry of abcdefghi<" in row.prompt
+
+
+@pytest.mark.parametrize(
+    ("written_as", "start"),
+    [("tool | string", "{'type': 'function'"), ("tool | tojson(ensure_ascii=True)", '{"type": "function"')],
+)
+def test_tools_may_be_written_as_python_prints_them_or_escaped(written_as: str, start: str) -> None:
+    source = PRINTED.replace("tool | string", written_as)
+    assert row_with(source, example_with([USER], tools=(TOOL,))).prompt.startswith(start)
+
+
+def test_what_is_wrong_with_filled_calls_is_told() -> None:
+    source = JOINED.replace("CONTENT", "").replace(
+        "{% for call",
+        "{% if m.role == 'tool' %}{{ raise_exception('tools never answer') }}{% endif %}{% for call",
+        1,
+    )
+    with pytest.raises(UserError, match="tools never answer"):
+        row_with(source, example_with(CALLED))
+
+
+def test_a_call_behind_a_closed_block_is_whole() -> None:
+    """Its marks stand between the generation prompt and the function's name."""
+    other = {"type": "function", "function": {"name": "time", "arguments": {}}}
+    example = example_with([USER], "", "", fields=({"tool_calls": [CALL]}, {"tool_calls": [other]}))
+    row = row_with(OPENING, example, thinking="close")
+    assert row.prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+    assert row.answers[0] == '<tool_call>weather{"city": "Rome"}</tool_call><|im_end|>'
+    without = OPENING.replace("GIVEN", "").replace(
+        "<|im_start|>assistant\n<think>", "<|im_start|>bot\n<think>"
+    )
+    with pytest.raises(UserError, match="not what it writes before a tool call"):
+        row_with(without, example, thinking="close")
+
+
+def test_reasoning_before_a_call_may_stand_in_the_content() -> None:
+    """QwQ's template knows no field for it."""
+    fields = tuple({"tool_calls": [CALL], "reasoning_content": text} for text in ("Hm.", "Ha."))
+    source = OPENING + "{# </think> #}"
+    row = row_with(source, example_with([USER], "", "", fields=fields))
+    assert row.prompt.endswith("assistant\n<think>\n")
+    assert row.answers[1].startswith("Ha.\n</think>\n<tool_call>weather")
+
+
+def test_a_call_ends_with_the_end_of_text_token() -> None:
+    example = example_with([USER], "", "", fields=({"tool_calls": [CALL]}, {"tool_calls": [CALL, CALL]}))
+    row = row_with(AFTER, example)
+    assert all(answer.endswith("</tool_call><|im_end|>") for answer in row.answers)
 
 
 # ---- raw rows
