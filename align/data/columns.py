@@ -224,17 +224,17 @@ class Columns:
             return [[message] for message in messages]
         return [messages] if messages else []
 
-    def single(self, name: str, answer: AnswerMessages) -> str:
-        """The text of an answer of the column `name` that is one assistant's message.
+    def single(self, name: str, answer: AnswerMessages) -> Message:
+        """The one assistant's message that an answer of the column `name` is.
 
         Raises:
-            RowError: it holds several messages, or an empty one.
+            RowError: it holds several messages, or an empty one that calls no tools.
         """
         if len(answer) != 1 or answer[0]["role"] != "assistant":
             raise self.error(f"column {name} must hold one assistant's answer here.", reason=faults.MESSAGES)
-        if not (answer[0]["content"] or "").strip():
+        if not (answer[0]["content"] or "").strip() and not answer[0].get("tool_calls"):
             raise self.empty(name, "has an empty answer")
-        return str(answer[0]["content"])
+        return answer[0]
 
 
 def unpadded(values: list[Any]) -> list[Any]:

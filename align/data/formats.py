@@ -187,7 +187,9 @@ def _implicit_row(columns: Columns) -> Example:
 
 def _implicit_text(columns: Columns, conversations: list[AnswerMessages]) -> Example:
     """The same where both are plain texts."""
-    texts = [columns.single("chosen" if i == 0 else "rejected", one) for i, one in enumerate(conversations)]
+    names = ["chosen", *["rejected"] * (len(conversations) - 1)]
+    pairs = zip(names, conversations, strict=True)
+    texts = [str(columns.single(name, one)["content"] or "") for name, one in pairs]
     if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
         raise columns.error("every rejected answer equals the chosen one.", reason=faults.ALL_EQUAL)
     cut = common_prefix(texts) if len(texts) > 1 else 0

@@ -244,11 +244,9 @@ def _space_to_answers(example: Example) -> tuple[Example, bool]:
     text = example.text or ""
     if not text.endswith(" ") or not text.strip():
         return example, False
-    turns = tuple(
-        replace(turn, chosen=f" {turn.chosen}", rejected=tuple(f" {answer}" for answer in turn.rejected))
-        for turn in example.turns
-    )
-    return replace(example, text=text[:-1], turns=turns), True
+    first = example.turns[0]
+    first = replace(first, chosen=f" {first.chosen}", rejected=tuple(f" {one}" for one in first.rejected))
+    return replace(example, text=text[:-1], turns=(first, *example.turns[1:])), True
 
 
 def _split_places(template: str) -> list[str]:

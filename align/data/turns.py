@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from align.data import faults
 from align.data.columns import AnswerMessages, Columns, Message
 from align.data.examples import Example, Turn
@@ -48,18 +51,16 @@ def turns_of(columns: Columns, answers: list[AnswerMessages]) -> tuple[tuple[Tur
     turns = []
     for place, said in enumerate(zip(*(one.answers for one in parted), strict=True)):
         asked = between[place - 1] if place else []
-        chosen, *rejected = (str(one["content"] or "") for one in said)
-        turns.append(
-            Turn(
-                asked[-1]["content"] if asked else None,
-                chosen,
-                tuple(rejected),
-                short,
-                fields=_fields(said),
-                asked=() if [one["role"] for one in asked] in ([], ["user"]) else tuple(asked),
-            )
-        )
+        turn = turn_of(said, question=asked[-1]["content"] if asked else None, short_prompt=short)
+        alone = [one["role"] for one in asked] in ([], ["user"])
+        turns.append(turn if alone else replace(turn, asked=tuple(asked)))
     return tuple(turns), sum(one.dropped for one in parted)
+
+
+def turn_of(said: Sequence[Message], *, question: str | None, short_prompt: str | None) -> Turn:
+    """A turn of the assistant's messages, the chosen one first, with all that they have beside their text."""
+    chosen, *rejected = (str(one["content"] or "") for one in said)
+    return Turn(question, chosen, tuple(rejected), short_prompt, fields=_fields(said))
 
 
 def _parted(columns: Columns, name: str, answer: AnswerMessages) -> Turns:
@@ -75,7 +76,7 @@ def _parted(columns: Columns, name: str, answer: AnswerMessages) -> Turns:
     return turns
 
 
-def _fields(said: tuple[Message, ...]) -> tuple[Message, ...]:
+def _fields(said: Sequence[Message]) -> tuple[Message, ...]:
     """See `Turn.fields`."""
     fields = tuple(
         {name: item for name, item in one.items() if name not in ("role", "content")} for one in said
