@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2.exceptions import TemplateError
 
 from align.core.errors import UserError
+from align.data.contents import strings_of
 from align.data.marks import Chat, Marks, Place, Stretch
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Renderer:
             UserError: the template refuses it, or what it writes depends on every character of a content.
         """
         text = self.text(chat, tools, generation=False, **variables)
-        strings = list(_strings([*chat, *(tools or ())]))
+        strings = list(strings_of([*chat, *(tools or ())]))
         guard = next(chr(code) for code in _PRIVATE if not any(chr(code) in string for string in strings))
         marked = any(self.specials.search(string) for string in strings)
         for disguise in (True, False) if marked else (False,):
@@ -156,15 +157,3 @@ class Renderer:
                     }
                     return Rendered(text, places, found.special_texts(marks.lengths))
         raise UserError("what it writes around a message depends on the message's content")
-
-
-def _strings(values: Iterable[Any]) -> Iterator[str]:
-    """Every string in nested lists and dictionaries."""
-    for value in values:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _strings(value)
-            yield from _strings(value.values())
-        elif isinstance(value, list | tuple):
-            yield from _strings(value)
