@@ -8,7 +8,7 @@ from dataclasses import replace
 from align.data import faults
 from align.data.columns import AnswerMessages, Columns, Message
 from align.data.examples import Example, Turn
-from align.data.messages import Turns, turns_of_answer
+from align.data.messages import UNTRAINED, Turns, turns_of_answer
 
 
 def chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMessages]) -> Example:
@@ -17,11 +17,26 @@ def chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMe
         raise columns.error("the prompt must end with a user's message.", reason=faults.MESSAGES)
     if prompt[-1]["role"] == "user" and not prompt[-1]["content"].strip():
         raise columns.error("the user's last message is empty.", reason=faults.EMPTY)
-    system = columns.optional_text("system")
-    if system is not None and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": system}, *prompt]
+    prompt = [{name: item for name, item in one.items() if name != UNTRAINED} for one in prompt]
+    prompt = _with_system(columns, prompt)
     turns, dropped = turns_of(columns, answers)
     return Example(columns.source, turns, messages=tuple(prompt), dropped_messages=dropped)
+
+
+def _with_system(columns: Columns, prompt: list[Message]) -> list[Message]:
+    """The prompt after the column system; refuses one that differs from the prompt's own system message."""
+    system = columns.optional_text("system")
+    if system is None:
+        return prompt
+    if prompt[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *prompt]
+    if prompt[0]["content"].strip() != system.strip():
+        raise columns.error(
+            "column system differs from the system message of the prompt, and only one is read: hide the column with "
+            "data.columns={system: null}, or leave out the message.",
+            reason=faults.MESSAGES,
+        )
+    return prompt
 
 
 def text_example(columns: Columns, prompt: str, answers: list[AnswerMessages]) -> Example:
@@ -71,6 +86,8 @@ def _parted(columns: Columns, name: str, answer: AnswerMessages) -> Turns:
             f"column {name} must start and end with an assistant's message, in turns.",
             reason=faults.MESSAGES,
         )
+    for one in turns.answers:
+        columns.check_trained(name, one)
     if not all((one["content"] or "").strip() or one.get("tool_calls") for one in turns.answers):
         raise columns.empty(name, "has an empty answer")
     return turns

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from align.data import faults
 from align.data.examples import Example, TokenizedExample, Turn
+from align.data.faults import RowError
 from align.data.formats import parse_row
 from align.data.settings import DataSettings
 from align.data.sources import RawRow
@@ -69,3 +72,63 @@ def test_the_space_of_a_prompt_begins_the_first_answer_alone() -> None:
     turns = (Turn(None, "Blue", ("Red",)), Turn(" And?", "Green", ("Grey",)))
     row = tokenize(Example("r:1", turns, text="Answer: "))
     assert answer_texts(row) == [f" Blue{END} And?Green{END}", f" Red{END} And?Grey{END}"]
+
+
+def asked(*answer: dict[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "p"}, *answer]}
+
+
+def said(text: str | None, **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **fields}
+
+
+@pytest.mark.parametrize("field", [{"weight": 0}, {"weight": 0.5}, {"training": False}, {"train": False}])
+def test_an_answer_that_is_not_to_be_trained_on_is_refused(field: dict[str, Any]) -> None:
+    """Wherever answers stand; in a prompt nothing is trained on anyway, and its template is not told."""
+    (name,) = field
+    for row in (
+        asked(said("a", **field)),
+        asked(said("a"), {"role": "user", "content": "q"}, said("b", **field)),
+        {"prompt": "p", "chosen": [said("a")], "rejected": [said("b", **field)]},
+        {"context": "c", "question": "q", "chosen": [said("a", **field)], "rejected": "b"},
+    ):
+        with pytest.raises(
+            RowError, match=rf"has an answer that is not to be trained on \({name} is"
+        ) as caught:
+            parse(row)
+        assert caught.value.reason == faults.BAD_LABEL
+    history = [{"role": "user", "content": "p"}, said("a", **field), {"role": "user", "content": "q"}]
+    assert parse({"prompt": history, "chosen": "b", "rejected": "c"}).messages[1] == said("a")
+
+
+@pytest.mark.parametrize("weight", [1, 1.0, True, None])
+def test_a_weight_of_one_says_nothing(weight: Any) -> None:
+    assert parse(asked(said("a", weight=weight))).turns == (Turn(None, "a", ()),)
+
+
+@pytest.mark.parametrize("content", [None, "Let me see."])
+def test_a_function_call_is_a_tool_call(content: str | None) -> None:
+    """OpenAI's older form."""
+    call = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    (turn,) = parse(asked(said(content, function_call=call))).turns
+    assert turn.chosen == (content or "")
+    assert turn.fields == ({"tool_calls": [{"type": "function", "function": call}]},)
+    with pytest.raises(RowError, match="has both function_call and tool_calls"):
+        parse(asked(said(content, function_call=call, tool_calls=[CALL])))
+    assert parse(asked(said("a", function_call={"name": None, "arguments": None}))).turns[0].fields == ()
+
+
+def test_an_answer_that_is_json_is_text_beside_a_prompt_of_text() -> None:
+    """Beside a conversation it is a message, as files have it that store conversations as JSON."""
+    text = json.dumps(said("hi"))
+    example = parse({"prompt": "Write a message as JSON.", "chosen": text, "rejected": "no"})
+    assert example.text == "Write a message as JSON." and example.turns == (Turn(None, text, ("no",)),)
+    over = parse({"context": "c", "question": "q", "chosen": text, "rejected": [text, "no"]})
+    assert over.turns[0].chosen == text
+    chat = parse(
+        {"prompt": json.dumps([{"role": "user", "content": "p"}]), "chosen": text, "rejected": ["no"]}
+    )
+    assert chat.turns == (Turn(None, "hi", ("no",)),)
+    whole = [{"role": "user", "content": "p"}, said("hi")]
+    stored = {"prompt": "p", "chosen": json.dumps(whole), "rejected": json.dumps([*whole[:1], said("no")])}
+    assert parse(stored).turns == (Turn(None, "hi", ("no",)),)
