@@ -31,6 +31,11 @@ def instruction_row(columns: Columns) -> Example:
                 "column input beside an instruction with a chat template's markers is not read: put both into "
                 "prompt, as the model is to see them."
             )
+        if _history(columns):
+            raise columns.error(
+                "column history beside an instruction with a chat template's markers is not read: put both into "
+                "prompt, as the model is to see them."
+            )
         return text_example(columns, instruction, answers)
     question = instruction if given is None else f"{instruction}\n{given}"
     prompt = [*_history(columns), {"role": "user", "content": question}]
