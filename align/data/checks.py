@@ -20,6 +20,7 @@ from align.data.renaming import Renaming
 from align.data.sources import Source, open_sources, read_places
 from align.data.stored_rows import hash_ids
 from align.data.totals import column_of, short_cuts
+from align.data.unread import upside_down_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,8 +33,8 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-        kind: `unusable row`, `equal answers`, `duplicate row`, `leak`, `over the window`, `positions over the window`
-            or `settings`.
+        kind: `unusable row`, `equal answers`, `duplicate row`, `leak`, `over the window`, `positions over the window`,
+            `scores` or `settings`.
         message: one sentence that names the row.
         reason: why a row is unusable, in a few words by which such rows are grouped; else empty.
     """
@@ -85,6 +86,11 @@ def check_rows(data: PreferenceData, *, window: int | None) -> list[Finding]:
     findings = [finding for rows in datasets for finding in _equal_answers(rows)]
     findings += [finding for rows in datasets for finding in _duplicates(rows)]
     findings += _leaks(data)
+    findings += [
+        Finding("scores", f"{where}: {why}: the rejected answer is said to be the better one.")
+        for rows in datasets
+        for where, why in upside_down_rows(rows)
+    ]
     if window is not None:
         findings += [finding for rows in datasets for finding in _over_window(rows, window)]
         beyond = positions_beyond(data.counts["largest_position"], window)

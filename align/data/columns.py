@@ -20,6 +20,7 @@ from align.data.messages import (
     untrained,
     variables_of,
 )
+from align.data.near_names import missing
 
 # What follows a prompt: an answer, or answers with the user's questions between them.
 AnswerMessages = list[Message]
@@ -50,9 +51,16 @@ class Columns:
         self.source = source
         self.reason = reason
         self.values = {name: as_text(value) for name, value in values.items() if value is not None}
+        self.nulls = {name for name, value in values.items() if value is None}
+        self.read: set[str] = set()  # columns that were asked for
 
     def __contains__(self, name: str) -> bool:
         return name in self.values
+
+    def value(self, name: str) -> Any:
+        """What a column holds; None where it is absent. It counts as read."""
+        self.read.add(name)
+        return self.values.get(name)
 
     def error(self, message: str, *, reason: str | None = None) -> RowError:
         """`message` with the row's place before it, to be raised."""
@@ -78,7 +86,7 @@ class Columns:
 
     def get(self, *names: str) -> Any:
         """The first column of `names` that is there; errors as `first`."""
-        return self.values[self.first(*names)]
+        return self.value(self.first(*names))
 
     def first(self, *names: str) -> str:
         """The name of the first column of `names` that is there.
@@ -89,7 +97,7 @@ class Columns:
         for name in names:
             if name in self.values:
                 return name
-        raise self.error(f"column {' or '.join(names)} is missing.", reason=faults.MISSING)
+        raise self.error(missing(names, list(self.values)), reason=faults.MISSING)
 
     def text(self, name: str) -> str:
         """A column that holds text that is not blank."""
@@ -102,7 +110,7 @@ class Columns:
 
     def optional_text(self, name: str) -> str | None:
         """As `text`; None where the column is absent or blank."""
-        value = self.values.get(name)
+        value = self.value(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             return None
         return self.text(name)
@@ -164,11 +172,11 @@ class Columns:
 
     def tools(self) -> tuple[Mapping[str, Any], ...]:
         """The column tools: functions that the assistant may call; empty where it is absent."""
-        return self._told(lambda: tools_of(self.values["tools"])) if "tools" in self else ()
+        return self._told(lambda: tools_of(self.value("tools"))) if "tools" in self else ()
 
     def template_kwargs(self) -> Mapping[str, Any]:
         """The column chat_template_kwargs, TRL's: variables of the chat template; empty where it is absent."""
-        return self._told(lambda: variables_of(self.values.get("chat_template_kwargs")))
+        return self._told(lambda: variables_of(self.value("chat_template_kwargs")))
 
     def _told(self, read: Callable[[], Any]) -> Any:
         """What `read` gives; its complaint names the row."""
@@ -215,7 +223,7 @@ class Columns:
         """
         if name not in self:
             return []
-        value = self.values[name]
+        value = self.value(name)
         if not isinstance(value, list):
             return [self.answer(name, value)]
         value = [item for item in value if item is not None]

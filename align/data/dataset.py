@@ -61,6 +61,7 @@ class PreferenceData:
             last answer), `unplaced_rows` (without a context that could be placed), `rendered_prompts` (string prompts
             whose special tokens count), `moved_spaces` (string prompts whose last space begins the answers),
             `text_prompts` (string prompts that stand as they are), `joined_rows` (messages without a chat template),
+            `inferred_prompts` (rows whose prompt is what their answers begin with in common),
             `dropped_rows` (left out, since they cannot be used).
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
         dropped: the rows that were left out, with `data.bad_rows=drop`.

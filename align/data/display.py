@@ -12,10 +12,12 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from align.core.readable import counted
+from align.data import faults
 from align.data.checks import Finding
 from align.data.dataset import PreferenceData
 from align.data.describe import answer_runs, prompt_sections
 from align.data.examples import TokenizedExample
+from align.data.formats import LAYOUTS
 from align.data.notices import notices
 
 MAX_PER_KIND = 10  # findings printed of each kind
@@ -86,6 +88,8 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
         for reason, group in _grouped(of_kind, "reason").items():
             if reason:
                 console.print(f" {reason}: {len(group)}", style="red", markup=False, highlight=False)
+            if reason == faults.UNKNOWN_LAYOUT:
+                console.print(f"  layouts: {LAYOUTS}.", markup=False, highlight=False, soft_wrap=True)
             for finding in group[:MAX_PER_KIND]:
                 console.print(f"  {finding.message}", markup=False, highlight=False, soft_wrap=True)
             if len(group) > MAX_PER_KIND:

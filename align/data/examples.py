@@ -57,6 +57,7 @@ class Example:
         tools: JSON schemas of the functions that the assistant may call.
         template_kwargs: variables of the chat template for this row alone.
         dropped_messages: messages behind the last answers, which nobody answers; they were left out.
+        inferred: the prompt is what the answers begin with in common.
     """
 
     source: str
@@ -68,6 +69,7 @@ class Example:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     dropped_messages: int = 0
+    inferred: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class TokenizedExample:
         moved_space: the prompt was text that ended in a space, which now begins its answers.
         as_text: the prompt was text that stands as it is, without a chat template.
         joined: messages, or a context with its question, without a chat template: nobody's role is told.
+        inferred: as in `Example`.
     """
 
     source: str
@@ -122,6 +125,7 @@ class TokenizedExample:
     moved_space: bool = False
     as_text: bool = False
     joined: bool = False
+    inferred: bool = False
 
     @property
     def longest_answer(self) -> int:

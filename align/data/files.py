@@ -23,11 +23,13 @@ class RawRow:
         index: its place in the whole source, from 0; fixed whatever process reads it.
         source: for messages to people, 1-based: `train.jsonl:17` (line), `train.parquet:17` (row).
         values: column → value.
+        unseen: further columns, which the source did not decode.
     """
 
     index: int
     source: str
     values: dict[str, Any]
+    unseen: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -48,6 +50,9 @@ class Source(Protocol):
 
         In the place of the values of a row that cannot be read stands why; None reads to the end.
         """
+
+    def unseen(self) -> tuple[str, ...]:
+        """Columns that are there and that `read` leaves out."""
 
     def size(self) -> int:
         """Bytes of all rows together, about."""

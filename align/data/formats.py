@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from align.data import faults
-from align.data.columns import AnswerMessages, Columns, common_prefix
+from align.data.columns import Columns
 from align.data.contents import strings_of
 from align.data.context_rows import context_row
 from align.data.examples import Example
+from align.data.implicit_rows import implicit_row
 from align.data.instruction_rows import instruction_row
+from align.data.near_names import unknown_layout
 from align.data.sources import RawRow, open_sources, read_rows
 from align.data.stored_columns import read_stored
 from align.data.turns import chat_example, text_example, without_equal
+from align.data.unread import unread_names
 
 LAYOUTS = (
-    "prompt + chosen + rejected, chosen + rejected (prompt in both), "
+    "prompt + chosen + rejected, chosen + rejected (prompt in both), question + chosen + rejected, "
     "context + question + chosen + rejected, context + questions + chosens + rejecteds, "
     "conversations + chosen + rejected, prompt + completion, messages, "
     "context + query + win_response + lose_response (LongReward), "
@@ -35,10 +38,12 @@ class ParsedRow:
     Attributes:
         example: the row.
         dropped: how many of its rejected answers were left out, since they equal the chosen one.
+        unread: its columns that hold something and were not read.
     """
 
     example: Example
     dropped: int = 0
+    unread: tuple[str, ...] = ()
 
 
 def read_examples(
@@ -80,7 +85,7 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
         _check_label(columns)
         if require_rejected:
             raise columns.no_rejected()
-    return ParsedRow(replace(example, turns=kept), dropped)
+    return ParsedRow(replace(example, turns=kept), dropped, tuple(unread_names(columns, row)))
 
 
 def _check_label(columns: Columns) -> None:
@@ -88,7 +93,7 @@ def _check_label(columns: Columns) -> None:
     name = next((name for name in LABELS if name in columns), None)
     if name is None:
         return
-    value = columns.values[name]
+    value = columns.value(name)
     said = value.strip().lower() if isinstance(value, str) else value
     if said in (False, "false", "0"):
         raise columns.error(
@@ -140,12 +145,8 @@ def _read_layout(columns: Columns) -> Example:
     if "instruction" in columns:
         return instruction_row(columns)
     if "chosen" in columns:
-        return _implicit_row(columns)
-    found = ", ".join(columns.values) or "none"
-    raise columns.error(
-        f"unknown layout with the columns {found}; accepted are: {LAYOUTS}.",
-        reason=faults.UNKNOWN_LAYOUT,
-    )
+        return implicit_row(columns)
+    raise columns.error(unknown_layout(list(columns.values)), reason=faults.UNKNOWN_LAYOUT)
 
 
 def _conversation_row(columns: Columns, name: str) -> Example:
@@ -184,41 +185,7 @@ def _prompt_row(columns: Columns) -> Example:
                 "column with data.columns={prompt: null}, or give answers alone.",
                 reason=faults.MESSAGES,
             )
-        return _implicit_row(columns)
+        return implicit_row(columns)
     if not isinstance(columns.get(column), str):
         return chat_example(columns, [{"role": "user", "content": prompt}], answers)
     return text_example(columns, prompt, answers)
-
-
-def _implicit_row(columns: Columns) -> Example:
-    """`chosen` and `rejected` share their beginning, which is the prompt (TRL's `extract_prompt`).
-
-    Of the texts `Is it? Yes` and `Is it? No` the prompt is `Is it?`, and the answers are ` Yes` and ` No`.
-    """
-    chosen = columns.get("chosen")
-    conversations = [columns.answer("chosen", chosen), *columns.answers("rejected")]
-    if isinstance(chosen, str):
-        return _implicit_text(columns, conversations)
-    if all(other == conversations[0] for other in conversations[1:]):
-        cut = len(conversations[0]) - 1  # an SFT conversation, or equal answers, which are told later
-    else:
-        cut = common_prefix(conversations)
-    return chat_example(columns, conversations[0][:cut], [one[cut:] for one in conversations])
-
-
-def _implicit_text(columns: Columns, conversations: list[AnswerMessages]) -> Example:
-    """The same where both are plain texts."""
-    names = ["chosen", *["rejected"] * (len(conversations) - 1)]
-    pairs = zip(names, conversations, strict=True)
-    texts = [str(columns.single(name, one)["content"] or "") for name, one in pairs]
-    if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
-        raise columns.error("every rejected answer equals the chosen one.", reason=faults.ALL_EQUAL)
-    cut = common_prefix(texts) if len(texts) > 1 else 0
-    if cut and texts[0][cut - 1] == " ":  # the space belongs to the answer, as TRL has it
-        cut -= 1
-    if not texts[0][:cut].strip():
-        raise columns.error(
-            "there is no prompt: chosen and rejected share no beginning.", reason=faults.MISSING
-        )
-    answers = [[{"role": "assistant", "content": text[cut:]}] for text in texts]
-    return text_example(columns, texts[0][:cut], answers)

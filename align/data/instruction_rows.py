@@ -44,7 +44,7 @@ def instruction_row(columns: Columns) -> Example:
 
 def _history(columns: Columns) -> list[Message]:
     """`history`: pairs of earlier questions and answers, `[["Who?", "Ada."]]`."""
-    pairs = columns.values.get("history", [])
+    pairs = columns.value("history") or []
     rows = pairs if isinstance(pairs, list) else []
     texts = [[as_text(text) for text in pair] for pair in rows if isinstance(pair, list) and len(pair) == 2]
     whole = pairs == "" or (isinstance(pairs, list) and len(texts) == len(pairs))

@@ -43,10 +43,10 @@ LAYOUT_COLUMNS = (
 
 
 def check_columns(columns: Mapping[str, str | None] | None, key: str) -> None:
-    """Refuses names that no layout has, and one column under two names."""
+    """Refuses names that no layout has, and one column under two names; any column may be hidden."""
     columns = columns or {}
-    for ours in columns:
-        if ours not in LAYOUT_COLUMNS:
+    for ours, name in columns.items():
+        if name is not None and ours not in LAYOUT_COLUMNS:
             raise UserError(
                 f"{key}.{ours} is no column of a layout{suggestion(ours, LAYOUT_COLUMNS)}: they are "
                 f"{', '.join(LAYOUT_COLUMNS)}."

@@ -8,6 +8,7 @@ from align.core.readable import counted
 from align.data.bad_rows import reasons
 from align.data.dataset import PreferenceData
 from align.data.totals import column_of
+from align.data.unread import unread_notices
 
 
 def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_length") -> list[str]:
@@ -19,7 +20,12 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
             not set; positions are held against it too. None where the user has set a length or stretched the model.
         limit: what set the length, where it was not the window.
     """
-    return [*_cuts(data.counts, window=window, limit=limit), *_readings(data), *_left_out(data)]
+    return [
+        *_cuts(data.counts, window=window, limit=limit),
+        *_readings(data),
+        *unread_notices(data),
+        *_left_out(data),
+    ]
 
 
 def _cuts(counts: dict[str, int], *, window: int | None, limit: str) -> list[str]:
@@ -54,6 +60,11 @@ def _readings(data: PreferenceData) -> list[str]:
         said.append(
             f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) hold "
             "special tokens of the model, which count as such, as in TRL; data.chat=always reads them as text."
+        )
+    if counts["inferred_prompts"]:
+        said.append(
+            f"{counts['inferred_prompts']} of {counted(counts['rows'], 'row')} (the first is "
+            f"{_first(data, 'inferred')}) have no column prompt: theirs is what their answers begin with in common."
         )
     if counts["moved_spaces"]:
         said.append(

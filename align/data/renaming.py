@@ -11,13 +11,15 @@ from typing import Any
 from align.core.config import suggestion
 from align.core.errors import UserError
 from align.data import faults
+from align.data.answer_scores import is_score
 from align.data.faults import RowError
 from align.data.files import RawRow
 from align.data.layout_columns import LAYOUT_COLUMNS
+from align.data.near_names import may_be
 
 # Columns that are read for the checks of `align inspect`.
-_OTHERS = ("asked_of", "chunks", "chosen_chunks", "rejected_chunks", "rejected_kinds")
-_READ = frozenset((*LAYOUT_COLUMNS, *_OTHERS))
+CHECKED = ("asked_of", "chunks", "chosen_chunks", "rejected_chunks", "rejected_kinds")
+_READ = frozenset((*LAYOUT_COLUMNS, *CHECKED))
 _RELEASED = re.compile(r"(ref_)?(chosen|rejected|reject_\d+)_(input_ids|attention_mask|position_ids|labels)")
 PEEKED = 100  # rows in which a column that is named has to be found
 
@@ -37,6 +39,12 @@ class Renaming:
         """From the setting."""
         return cls(tuple((columns or {}).items()), key)
 
+    def names(self) -> set[str]:
+        """Every column that is named on either side."""
+        return {ours for ours, _ in self.columns} | {
+            theirs for _, theirs in self.columns if theirs is not None
+        }
+
     def wanted(self) -> Callable[[str], bool]:
         """Which columns of a table are read."""
         return _Wanted(
@@ -48,7 +56,7 @@ class Renaming:
         """A row's columns under our names."""
         if not self.columns:
             return values
-        moved = {ours for ours, _ in self.columns} | {theirs for _, theirs in self.columns}
+        moved = self.names()
         kept = {name: value for name, value in values.items() if name not in moved}
         found = {
             ours: values[theirs] for ours, theirs in self.columns if theirs is not None and theirs in values
@@ -71,14 +79,17 @@ class Renaming:
         if not self.columns:
             return []
         first: Sequence[RawRow | RowError] = list(islice(rows, PEEKED))
-        seen = {name: None for row in first if isinstance(row, RawRow) for name in row.values}
+        seen = {name: None for row in first if isinstance(row, RawRow) for name in (*row.values, *row.unseen)}
         if not seen:
             return []
         for ours, theirs in self.columns:
-            if theirs is not None and theirs not in seen:
+            hidden = theirs is None and ours not in LAYOUT_COLUMNS
+            named = ours if hidden else theirs
+            if named is not None and named not in seen:
+                given = "null" if theirs is None else theirs
                 raise UserError(
-                    f"{self.key}.{ours}={theirs}: no such column in the first {len(first)} rows of {place}, "
-                    f"which have {', '.join(seen)}{suggestion(theirs, seen)}."
+                    f"{self.key}.{ours}={given}: no such column in the first {len(first)} rows of {place}, "
+                    f"which have {', '.join(seen)}{suggestion(named, seen)}."
                 )
         used = {theirs for _, theirs in self.columns}
         return [
@@ -91,6 +102,11 @@ class Renaming:
 NO_RENAMING = Renaming()
 
 
+def is_pre_tokenised(name: str) -> bool:
+    """Whether a column is one of the released pre-tokenised rows'."""
+    return _RELEASED.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """Whether a column of a table is read, under the rows' names."""
@@ -101,7 +117,10 @@ class _Wanted:
     def __call__(self, name: str) -> bool:
         if name in self.theirs:
             return True
-        return name not in self.ours and (name in _READ or _RELEASED.fullmatch(name) is not None)
+        if name in self.ours:
+            return False
+        named = name in _READ or is_pre_tokenised(name)
+        return named or may_be(name, "prompt") or is_score(name)  # the last two say what is wrong with a row
 
 
 def check_no_media(row: RawRow) -> None:

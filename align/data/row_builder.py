@@ -7,16 +7,18 @@ from typing import Any
 
 from align.core.errors import UserError
 from align.data import faults
+from align.data.answer_scores import upside_down
 from align.data.examples import TokenizedExample
 from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
 from align.data.formats import parse_row
 from align.data.positions import has_context, row_rng, synthesise
 from align.data.released import is_released, read_released
-from align.data.renaming import NO_RENAMING, Renaming, check_no_media
+from align.data.renaming import NO_RENAMING, Renaming, check_no_media, is_pre_tokenised
 from align.data.settings import PositionSettings
 from align.data.stored_rows import to_row
 from align.data.tokens import ExampleTokenizer
+from align.data.unread import stored_names
 from align.data.vocabulary import check_ids
 
 
@@ -59,10 +61,12 @@ class RowBuilder:
     def _build(self, row: RawRow) -> dict[str, Any]:
         if is_released(row.values):
             example, dropped = self._released(row), 0
+            unread = [name for name in (*row.values, *row.unseen) if not is_pre_tokenised(name)]
         else:
             check_no_media(row)
             parsed = parse_row(row, require_rejected=self.demands.rejected)
             example, dropped = self._placed(self.tokenize(parsed.example), row), parsed.dropped
+            unread = list(parsed.unread)
         if self.demands.short and not example.short:
             raise RowError(
                 row.source,
@@ -70,7 +74,8 @@ class RowBuilder:
                 "(short_prompts, one a turn).",
                 reason=faults.NO_SHORT,
             )
-        return to_row(example, dropped_rejected=dropped)
+        names = stored_names(name for name in unread if name not in self.renaming.names())
+        return to_row(example, dropped_rejected=dropped, unread=names, scores=upside_down(row.values))
 
     def _placed(self, example: TokenizedExample, row: RawRow) -> TokenizedExample:
         """The row at synthesised positions, its ids inside the vocabulary."""

@@ -27,6 +27,10 @@ class RowFile:
         if not self.name:
             object.__setattr__(self, "name", self.path.name)
 
+    def unseen(self) -> tuple[str, ...]:
+        """See `Source.unseen`: a file of text is read whole."""
+        return ()
+
     def size(self) -> int:
         """See `Source.size`."""
         return self.path.stat().st_size

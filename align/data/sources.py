@@ -139,8 +139,10 @@ def read_places(
             last = count if stop is None else min(count, stop - offset)
             first = max(0, start - offset)
             places = source.read(first, last) if first < last else iter(())
+        unseen: tuple[str, ...] | None = None
         for place, name, values in places:
-            yield values if isinstance(values, RowError) else RawRow(offset + place, name, values)
+            unseen = source.unseen() if unseen is None else unseen
+            yield values if isinstance(values, RowError) else RawRow(offset + place, name, values, unseen)
         if source is not sources[-1]:
             offset += source.count()
 

@@ -48,6 +48,9 @@ FEATURES = Features(
         "moved_space": Value("bool"),
         "as_text": Value("bool"),
         "joined": Value("bool"),
+        "inferred": Value("bool"),
+        "unread": Value("string"),
+        "scores": Value("string"),
         "row_hash": Value("int64"),
         "bad_reason": Value("string"),
         "bad_sentence": Value("string"),
@@ -56,12 +59,16 @@ FEATURES = Features(
 _EMPTY = {"string": "", "bool": False, "int32": 0, "int64": 0}
 
 
-def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str, Any]:
+def to_row(
+    example: TokenizedExample, *, dropped_rejected: int = 0, unread: str = "", scores: str = ""
+) -> dict[str, Any]:
     """The columns of `FEATURES` for one row.
 
     Args:
         example: its `short` rows have no `chunk_spans` and as many answers as it has.
         dropped_rejected: rejected answers that were left out since they equal the chosen one.
+        unread: see `unread.stored_names`.
+        scores: see `answer_scores.upside_down`.
     """
     answers = example.answers
     row = _tokens(example)
@@ -81,6 +88,9 @@ def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str,
         "moved_space": example.moved_space,
         "as_text": example.as_text,
         "joined": example.joined,
+        "inferred": example.inferred,
+        "unread": unread,
+        "scores": scores,
         "row_hash": _hash_row(row),
         "bad_reason": "",
         "bad_sentence": "",
@@ -141,6 +151,7 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         moved_space=bool(row.get("moved_space", False)),
         as_text=bool(row.get("as_text", False)),
         joined=bool(row.get("joined", False)),
+        inferred=bool(row.get("inferred", False)),
     )
 
 

@@ -107,6 +107,10 @@ class Parquet(RowFile):
         """Rows of the file."""
         return self._open().metadata.num_rows
 
+    def unseen(self) -> tuple[str, ...]:
+        """See `Source.unseen`."""
+        return _left_out(self._open().schema_arrow.names, self.wanted)
+
     def read(self, start: int, stop: int | None = None) -> Iterator[tuple[int, str, Values]]:
         """See `Source.read`."""
         import pyarrow
@@ -150,6 +154,10 @@ class Saved:
         """Rows of the split."""
         return len(self.dataset)
 
+    def unseen(self) -> tuple[str, ...]:
+        """See `Source.unseen`."""
+        return _left_out(self.dataset.column_names, self.wanted)
+
     def read(self, start: int, stop: int | None = None) -> Iterator[tuple[int, str, Values]]:
         """See `Source.read`."""
         names = _chosen_names(self.dataset.column_names, self.wanted)
@@ -168,6 +176,12 @@ class Saved:
     def identity(self) -> list[Any]:
         """Name and the fingerprint that `datasets` keeps."""
         return [self.name, self.dataset._fingerprint, len(self.dataset)]
+
+
+def _left_out(names: Sequence[str], wanted: Wanted) -> tuple[str, ...]:
+    """The columns that are not read."""
+    read = set(_chosen_names(list(names), wanted))
+    return tuple(name for name in names if name not in read)
 
 
 def _check_names(names: Sequence[str], name: str) -> None:

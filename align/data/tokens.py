@@ -117,6 +117,7 @@ class ExampleTokenizer:
             joined=plain and example.text is None,
             dropped_reasoning=rendering.dropped_reasoning,
             dropped_messages=example.dropped_messages,
+            inferred=example.inferred,
         )
 
     def _short(self, example: Example, turn: Turn) -> TokenizedExample:

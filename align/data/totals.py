@@ -28,6 +28,7 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "moved_space",
         "as_text",
         "joined",
+        "inferred",
     )
     found = {
         name: np.concatenate([column_of(rows, name).to_numpy(zero_copy_only=False) for rows in both]).astype(
@@ -54,6 +55,7 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "moved_spaces": int(found["moved_space"].sum()),
         "text_prompts": int(found["as_text"].sum()),
         "joined_rows": int(found["joined"].sum()),
+        "inferred_prompts": int(found["inferred"].sum()),
         "dropped_reasoning": int(found["dropped_reasoning"].sum()),
         "dropped_messages": int(found["dropped_messages"].sum()),
     }

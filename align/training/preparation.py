@@ -19,6 +19,7 @@ from align.core.errors import AlignWarning, UserError
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.notices import notices
 from align.data.settings import DataSettings, PositionSettings
+from align.data.unread import unused_short
 from align.data.vocabulary import vocabulary_of
 from align.longseq.attention import ATTENTION, ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
@@ -177,7 +178,8 @@ def prepare_rows(
         max_length = getattr(config, "max_position_embeddings", None)
     settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
     data = read_rows_for(method, settings, tokenizer, config=config, positions=PositionSettings(), seed=0)
-    for sentence in notices(data, window=None, limit=f"max_length={max_length}"):
+    unused = [] if method.needs.short else unused_short(data)
+    for sentence in [*notices(data, window=None, limit=f"max_length={max_length}"), *unused]:
         warnings.warn(f"{what}: {sentence}", AlignWarning, stacklevel=2)
     return data.train
 

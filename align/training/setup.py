@@ -22,6 +22,7 @@ from align.data.bad_rows import write_dropped
 from align.data.dataset import PreferenceData
 from align.data.notices import notices
 from align.data.settings import PositionSettings
+from align.data.unread import unused_short
 from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.names import check_quantised
 from align.distributed.wrappers import check_launch, expected_wrapper, launched_wrapper
@@ -98,7 +99,8 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
     """Says, once for all processes, what of the rows is cut, left out, or read in an unusual way."""
     if run.arguments.process_index == 0:
         window = native_window(run.model) if run.data.max_length is None else None
-        for sentence in notices(data, window=window):
+        unused = [] if run.method.needs.short else unused_short(data)
+        for sentence in [*notices(data, window=window), *unused]:
             Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 

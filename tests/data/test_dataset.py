@@ -101,6 +101,7 @@ def test_counts(tmp_path: Path) -> None:
         "moved_spaces": 0,
         "text_prompts": 2,
         "joined_rows": 0,
+        "inferred_prompts": 0,
         "dropped_rows": 0,
         "unplaced_rows": 0,
     }

@@ -155,7 +155,10 @@ def test_a_rejected_answer_equal_to_the_chosen_one_is_dropped() -> None:
         ({"context": "c", "question": ["q"], "chosen": "a"}, "column question must be a string, not list"),
         ({"prompt": [{"role": "boss", "content": "p"}], "chosen": "a"}, "unknown role 'boss'"),
         ({"prompt": [user("p"), assistant("x")], "chosen": "a"}, "must end with a user's message"),
-        ({"text": "t", "label": 1}, "unknown layout with the columns text, label; accepted are: prompt"),
+        (
+            {"text": "t", "label": 1},
+            r"unknown layout with the columns text, label; the nearest is prompt \+ completion: ",
+        ),
         (
             {"context": "c", "questions": ["q"], "chosens": ["a", "b"], "rejecteds": ["c"]},
             r"different lengths \(questions 1, chosens 2, rejecteds 1, short_prompts 1\)",
