@@ -142,7 +142,7 @@ class Columns:
         """A column that holds chat messages, in {role, content} or {from, value} form."""
         value = self.get(name)
         if isinstance(value, list):
-            value = [item for item in value if item is not None]
+            value = _present(value)
         if not isinstance(value, list) or not value:
             raise self.wrong_type(name, "a list of messages")
         return [self.message(name, item) for item in value]
@@ -207,7 +207,7 @@ class Columns:
             return [{"role": "assistant", "content": value}]
         if isinstance(value, Mapping):
             return [self.message(name, value)]
-        messages = [item for item in value if item is not None] if isinstance(value, list) else []
+        messages = _present(value) if isinstance(value, list) else []
         if messages:
             return [self.message(name, item) for item in messages]
         raise self.error(
@@ -226,7 +226,7 @@ class Columns:
         value = self.value(name)
         if not isinstance(value, list):
             return [self.answer(name, value)]
-        value = [item for item in value if item is not None]
+        value = _present(value)
         if not all(isinstance(item, Mapping) for item in value):
             return [self.answer(name, item) for item in value]
         messages = [self.message(name, item) for item in value]
@@ -255,6 +255,17 @@ class Columns:
                 "here is: put it into the prompt, or leave the row out.",
                 reason=faults.BAD_LABEL,
             )
+
+
+def _present(messages: list[Any]) -> list[Any]:
+    """A list without nulls, and without system messages whose content is null, which counts as absent."""
+    return [item for item in messages if item is not None and not _is_null_system(item)]
+
+
+def _is_null_system(item: Any) -> bool:
+    if not isinstance(item, Mapping) or as_text(filled(item, "role", "from")) != "system":
+        return False
+    return filled(item, "content", "value") is None
 
 
 def unpadded(values: list[Any]) -> list[Any]:

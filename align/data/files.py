@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from align.core.errors import UserError
-from align.data.json_files import JsonLines, JsonList, Values, holds_lines
+from align.data.json_files import JsonLines, JsonList, Values, holds_lines, holds_object
+from align.data.json_objects import JsonObject
 from align.data.table_files import Csv, Parquet, Wanted
+from align.data.text_kinds import check_encoding, delimiter_of
 
 SUFFIXES = (".jsonl", ".json", ".parquet")  # which documents may have too
 ROW_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
@@ -87,12 +89,21 @@ def file_source(path: Path, key: str, wanted: Wanted = None, *, folder: Path | N
     name = path.name if folder is None else path.relative_to(folder).as_posix()
     kinds: dict[str, Callable[[], Source]] = {
         ".jsonl": lambda: JsonLines(path, name),
-        ".json": lambda: JsonLines(path, name) if holds_lines(path) else JsonList(path, name),
+        ".json": lambda: _json_source(path, name),
         ".parquet": lambda: Parquet(path, name, wanted),
-        ".csv": lambda: Csv(path, name),
-        ".tsv": lambda: Csv(path, name, "\t"),
+        ".csv": lambda: Csv(path, name, delimiter_of(path, ",")),
+        ".tsv": lambda: Csv(path, name, delimiter_of(path, "\t")),
     }
     try:
+        if suffix != ".parquet":
+            check_encoding(path, name)
         return kinds[suffix.removesuffix(".gz")]()
     except PermissionError as error:
         raise UserError(f"{key}={path} may not be read: {error.strerror}.") from error
+
+
+def _json_source(path: Path, name: str) -> Source:
+    """A `.json` file: JSON Lines, one object, or a list."""
+    if holds_lines(path):
+        return JsonLines(path, name)
+    return JsonObject(path, name) if holds_object(path) else JsonList(path, name)

@@ -64,19 +64,11 @@ class JsonList(RowFile):
     def _marks(self) -> tuple[int, list[int]]:
         """Entries of the list, and where in its text every 4,096th begins."""
         marks, count = [], 0
-        for at, _ in _entries(self._text(), self.name, 0):
+        for at, _ in _entries(whole_text(self.path, self.name), self.name, 0):
             if count % _MARK_EVERY == 0:
                 marks.append(at)
             count += 1
         return count, marks
-
-    def _text(self) -> str:
-        with opened(self.path) as file:
-            content = file.read()
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise _not_utf8(content, error, self.name, 0) from error
 
     def count(self) -> int:
         """Entries of the list."""
@@ -88,18 +80,44 @@ class JsonList(RowFile):
         if start >= _MARK_EVERY:
             skipped, at = start // _MARK_EVERY * _MARK_EVERY, self._marks[1][start // _MARK_EVERY]
         last = None if stop is None else stop - skipped
-        entries = islice(_entries(self._text(), self.name, at), start - skipped, last)
+        entries = islice(_entries(whole_text(self.path, self.name), self.name, at), start - skipped, last)
         for place, (_, value) in enumerate(entries, start):
             where = f"{self.name}:{place + 1}"
             yield place, where, as_object(value, where)
 
 
+def whole_text(path: Path, name: str) -> str:
+    """The text of a file.
+
+    Raises:
+        RowError: it is no UTF-8.
+    """
+    with opened(path) as file:
+        content = file.read()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(content, error, name, 0) from error
+
+
+def only_value(text: str, name: str) -> Any:
+    """The one JSON value of a file; raises UserError."""
+    value, end = _next_value(text, _blank(text, 0), name)
+    _check_end(text, end, name)
+    return value
+
+
+def holds_object(path: Path) -> bool:
+    """Whether a JSON file begins like an object."""
+    with opened(path) as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+
+
 def holds_lines(path: Path) -> bool:
     """Whether a file called .json holds JSON Lines: its first line is an object, and another line follows."""
+    if not holds_object(path):
+        return False
     with opened(path) as file:
-        if not file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            return False
-        file.seek(0)
         lines = (line.strip() for line in file)
         found = list(islice((line.removeprefix(b"\xef\xbb\xbf") for line in lines if line), 2))
     if len(found) < 2 or not found[0].startswith(b"{"):
@@ -152,9 +170,8 @@ def _entries(text: str, name: str, at: int) -> Iterator[tuple[int, Any]]:
     if at == 0:
         at = _blank(text, 0)
         if text[at : at + 1] != "[":
-            raise UserError(
-                f"{name}: a .json file must hold a list of rows, not one {_first_kind(text, name)}."
-            )
+            found = json_kind(only_value(text, name))
+            raise UserError(f"{name}: a .json file must hold a list of rows, not one {found}.")
         at = _blank(text, at + 1)
         if text[at : at + 1] == "]":
             _check_end(text, at + 1, name)
@@ -185,13 +202,6 @@ def _check_end(text: str, at: int, name: str) -> None:
     at = _blank(text, at)
     if at != len(text):
         raise _malformed(json.JSONDecodeError("Extra data", text, at), name)
-
-
-def _first_kind(text: str, name: str) -> str:
-    """What a file holds that holds no list."""
-    value, end = _next_value(text, _blank(text, 0), name)
-    _check_end(text, end, name)
-    return json_kind(value)
 
 
 def _blank(text: str, at: int) -> int:

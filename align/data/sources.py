@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.data.faults import RowError
 from align.data.files import SUFFIXES as SUFFIXES
 from align.data.files import RawRow as RawRow
@@ -17,7 +18,8 @@ from align.data.files import file_source, suffix_of
 from align.data.folders import is_saved, row_files
 from align.data.hub import hub_sources, saved_sources
 from align.data.settings import DataSettings
-from align.data.table_files import Wanted
+from align.data.table_files import Csv, Wanted
+from align.data.text_kinds import DELIMITERS
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ def open_sources(path: str | None, *, key: str = "data.path", wanted: Wanted = N
         UserError: nothing is there, or nothing that can be read.
     """
     path = check_place(path, key=key)
+    found = _opened(path, key, wanted)
+    for source in (*found.train, *found.held_out):
+        _tell_delimiter(source)
+    return found
+
+
+def _opened(path: str, key: str, wanted: Wanted) -> Sources:
+    """See `open_sources`."""
     place = Path(path).expanduser()
     if place.is_file():
         return Sources((file_source(place, key, wanted),))
@@ -62,6 +72,18 @@ def open_sources(path: str | None, *, key: str = "data.path", wanted: Wanted = N
     if split and Path(name).expanduser().is_dir():
         return Sources(*saved_sources(Path(name).expanduser(), split, key, wanted))
     return Sources(*hub_sources(name, split, key, wanted))
+
+
+def _tell_delimiter(source: Source) -> None:
+    """Says where the columns of a table are separated otherwise than its ending says."""
+    if isinstance(source, Csv):
+        own = "\t" if suffix_of(source.path).startswith(".tsv") else ","
+        if source.delimiter != own:
+            warnings.warn(
+                f"{source.name}: its columns are separated by {DELIMITERS[source.delimiter]}, as its first line shows.",
+                AlignWarning,
+                stacklevel=1,  # said once, whoever opens the file
+            )
 
 
 def check_place(path: str | None, *, key: str = "data.path") -> str:

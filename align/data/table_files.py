@@ -17,6 +17,7 @@ from align.data.contents import Cell
 from align.data.faults import RowError
 from align.data.json_files import Values
 from align.data.row_files import RowFile, opened
+from align.data.text_kinds import bad_byte
 
 if TYPE_CHECKING:
     import pyarrow
@@ -57,9 +58,9 @@ class Csv(RowFile):
             except csv.Error as error:
                 raise UserError(f"{self.name}:{table.line_num}: malformed table ({error}).") from error
             except UnicodeDecodeError as error:
+                line, byte = bad_byte(self.path) or (table.line_num + 1, error.object[error.start])
                 raise UserError(
-                    f"{self.name}: not UTF-8 text (byte {error.object[error.start]:#04x} behind line "
-                    f"{table.line_num}): convert it."
+                    f"{self.name}:{line}: not UTF-8 text (byte {byte:#04x}): save it as UTF-8."
                 ) from error
 
     def _lines(self, table: Any) -> Iterator[tuple[str, list[str]]]:

@@ -232,7 +232,7 @@ def test_ranges_join_to_the_whole_and_keep_the_index(tmp_path: Path) -> None:
         ("rows.jsonl", '{"prompt":"p","chosen":"a"}\n\n{"a" 1}\n', r"rows\.jsonl:3: malformed JSON"),
         ("rows.jsonl", '{"prompt":"p","chosen":"a"}\n[1]\n', r"rows\.jsonl:2: a row must be an object"),
         ("rows.json", '[\n{"prompt": "p", "chosen": "a"},\n{"a" 1}]', r"rows\.json:3: malformed JSON"),
-        ("rows.json", '{"a": 1}', "must hold a list of rows, not one object"),
+        ("rows.json", '{"a": 1}', "must hold a list of rows, JSON Lines or one row, not one object with a: "),
         ("rows.jsonl", "", "is empty"),
         ("rows.txt", "a", "unknown ending"),
         ("rows.parquet", "nonsense", "cannot be read as Parquet"),

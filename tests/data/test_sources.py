@@ -67,7 +67,7 @@ def test_tables_keep_line_breaks_and_long_texts_and_name_the_line(tmp_path: Path
     with pytest.raises(UserError, match=r"bad\.csv:3: malformed table"):
         next(places)
     (tmp_path / "latin.csv").write_bytes("a\né\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.csv: not UTF-8 text \(byte 0xe9"):
+    with pytest.raises(UserError, match=r"latin\.csv:2: not UTF-8 text \(byte 0xe9"):
         list(read_places(open_sources(str(tmp_path / "latin.csv")).train))
 
 
