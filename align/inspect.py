@@ -72,9 +72,10 @@ def _look(
     positions: PositionSettings,
 ) -> tuple[list[Finding], dict[str, int]]:
     """Prints the first rows and the counts, as training reads them; returns what is wrong, and the counts."""
-    from align.data.checks import Finding, check_rows, context_leaks, unusable_rows
+    from align.data.checks import Finding, check_rows, context_leaks, over_the_limit, unusable_rows
     from align.data.dataset import assemble, build_places
     from align.data.display import print_counts, print_row
+    from align.data.length_words import in_window_words
     from align.data.row_builder import Demands
     from align.data.stored_rows import to_example
     from align.data.vocabulary import vocabulary_of
@@ -86,17 +87,17 @@ def _look(
     read = replace(settings, max_length=settings.max_length or window, bad_rows="drop", bad_rows_limit=None)
     demands = Demands(rejected=config.require_rejected, vocabulary=vocabulary_of(load_config(model)))
     places = build_places(read, tokenizer, positions=positions, seed=config.seed, demands=demands)
-    findings = unusable_rows(places)
+    findings = [*unusable_rows(places, window=window), *over_the_limit(places, settings)]
     try:
         data = assemble(places, read, seed=config.seed)
     except UserError as error:  # training would end here; what rows there are is shown all the same
-        findings = [*findings, Finding("settings", str(error))]
+        findings = [*findings, Finding("settings", in_window_words(str(error), window))]
         if not all(len(place.rows) for place in places.all):
             return findings, {}
         data = assemble(places, replace(read, eval_size=0), seed=config.seed)
     for i in range(min(config.rows, len(data.train))):
         print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
-    print_counts(console, data, window=window)
+    print_counts(console, data, window=window, bad_rows=settings.bad_rows)
     return [*findings, *check_rows(data, window=window), *context_leaks(settings)], data.counts
 
 

@@ -16,6 +16,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
+def agreeing(number: int, one: str, several: str) -> str:
+    """The verb that a counted noun has: `1 row is`, `2 rows are`."""
+    return one if number == 1 else several
+
+
 class Readable:
     """A dataclass whose `str` is a line a field; `repr` stays the dataclass's own.
 

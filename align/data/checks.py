@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow.compute as pc
 
+from align.core.errors import UserError
 from align.core.files import writing_atomically
+from align.core.readable import agreeing, counted
+from align.data.bad_rows import check_limit
 from align.data.dataset import Places, PreferenceData
 from align.data.faults import RowError
+from align.data.length_words import rows_in_window_words
 from align.data.notices import positions_beyond
 from align.data.provenance import leaks
 from align.data.renaming import Renaming
@@ -44,9 +48,24 @@ class Finding:
     reason: str = ""
 
 
-def unusable_rows(places: Places) -> list[Finding]:
-    """Every row of `data.path`, `data.mix` and `data.eval_path` that cannot be used, whatever the reason."""
-    return [Finding("unusable row", str(bad), bad.reason) for built in places.all for bad in built.bad]
+def unusable_rows(places: Places, *, window: int | None) -> list[Finding]:
+    """Every row of `data.path`, `data.mix` and `data.eval_path` that cannot be used; `window` as in `notices`."""
+    return [
+        Finding("unusable row", str(bad), bad.reason)
+        for built in places.all
+        for bad in rows_in_window_words(built.bad, window)
+    ]
+
+
+def over_the_limit(places: Places, settings: DataSettings) -> list[Finding]:
+    """Places of which `data.bad_rows=drop` would leave out more rows than `data.bad_rows_limit` allows."""
+    findings = []
+    for built in places.all if settings.bad_rows == "drop" else ():
+        try:
+            check_limit(built.place, built.bad, usable=len(built.rows) or 1, limit=settings.bad_rows_limit)
+        except UserError as error:
+            findings.append(Finding("settings", str(error)))
+    return findings
 
 
 def context_leaks(settings: DataSettings) -> list[Finding]:
@@ -108,7 +127,9 @@ def _equal_answers(dataset: Dataset) -> Iterator[Finding]:
         if row["dropped_rejected"]:
             yield Finding(
                 "equal answers",
-                f"{row['source']}: {row['dropped_rejected']} rejected answers equal the chosen one and are left out.",
+                f"{row['source']}: {counted(row['dropped_rejected'], 'rejected answer')} "
+                f"{agreeing(row['dropped_rejected'], 'equals the chosen one and is', 'equal the chosen one and are')} "
+                "left out.",
             )
         answers = np.split(row["answer_ids"], np.cumsum(row["answer_lengths"])[:-1])
         if len({hash_ids(answer) for answer in answers}) < len(answers):

@@ -32,11 +32,12 @@ def print_row(
     padded = longest * len(example.answers)
     table = Table(
         title=escape(
-            f"{example.source}: {len(example.prompt_ids)} prompt tokens, {len(example.answers)} answers"
+            f"{example.source}: {counted(len(example.prompt_ids), 'prompt token')}, "
+            f"{counted(len(example.answers), 'answer')}"
         ),
-        caption=f"{example.num_tokens} tokens with the prompt shared, {padded} as {len(example.answers)} padded "
-        f"rows: {1 - example.num_tokens / padded:.0%} saved · {example.cut_tokens} context tokens cut · "
-        f"{len(example.short)} short prompts",
+        caption=f"{counted(example.num_tokens, 'token')} with the prompt shared, {padded} as "
+        f"{counted(len(example.answers), 'padded row')}: {1 - example.num_tokens / padded:.0%} saved · "
+        f"{counted(example.cut_tokens, 'context token')} cut · {counted(len(example.short), 'short prompt')}",
         title_justify="left",
         caption_justify="left",
     )
@@ -62,19 +63,23 @@ def print_row(
     console.print(table)
 
 
-def print_counts(console: Console, data: PreferenceData, *, window: int | None) -> None:
-    """What was read, held out, cut and saved, and what training would say of it; `window` as in `notices`."""
+def print_counts(console: Console, data: PreferenceData, *, window: int | None, bad_rows: str) -> None:
+    """What was read, held out, cut and saved, and what training would say of it; the rest as in `notices`."""
     counts = data.counts
     saved = 1 - counts["tokens"] / counts["padded_tokens"]
     lines = [
         f"{counted(counts['rows'], 'row')}: {counts['train_rows']} to train on, {counts['eval_rows']} held out",
-        f"{counts['tokens']} tokens with shared prompts, {counts['padded_tokens']} as padded rows: {saved:.0%} saved",
-        f"longest prompt with answer: {counts['longest_sequence']} tokens; largest position: "
+        f"{counted(counts['tokens'], 'token')} with shared prompts, {counts['padded_tokens']} as padded rows: "
+        f"{saved:.0%} saved",
+        f"longest prompt with answer: {counted(counts['longest_sequence'], 'token')}; largest position: "
         f"{counts['largest_position']}",
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
-    lines += [f"mixed in: {one.rows} of {one.available} rows of {one.path}" for one in data.ingredients[1:]]
-    lines += notices(data, window=window)
+    lines += [
+        f"mixed in: {one.rows} of {counted(one.available, 'row')} of {one.path}"
+        for one in data.ingredients[1:]
+    ]
+    lines += notices(data, window=window, bad_rows=bad_rows)
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from align.core.errors import UserError
+from align.core.readable import counted
 
 if TYPE_CHECKING:
     from align.data.settings import MixedSettings
@@ -63,7 +64,10 @@ def mix(
 
 
 def _check(i: int, entry: MixedSettings, wanted: int, *, base: int, available: int) -> None:
-    asks = f"data.mix[{i}].ratio={entry.ratio:g} for {base} training rows of data.path asks for {wanted} rows"
+    asks = (
+        f"data.mix[{i}].ratio={entry.ratio:g} for {counted(base, 'training row')} of data.path asks for "
+        f"{counted(wanted, 'row')}"
+    )
     if wanted < 1:
         raise UserError(f"{asks} of {entry.path}: set at least {1 / base:.3g}.")
     if wanted > available:

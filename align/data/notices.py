@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pyarrow.compute as pc
 
-from align.core.readable import counted
+from align.core.readable import agreeing, counted
 from align.data.bad_rows import reasons
 from align.data.dataset import PreferenceData
 from align.data.totals import column_of
 from align.data.unread import unread_notices
 
 
-def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_length") -> list[str]:
+def notices(
+    data: PreferenceData, *, window: int | None, limit: str = "data.max_length", bad_rows: str = "drop"
+) -> list[str]:
     """One sentence for each thing that a user may not expect; none where rows are read as they stand.
 
     Args:
@@ -19,12 +21,13 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
         window: tokens that the model was made to read, where contexts are cut to them because `data.max_length` is
             not set; positions are held against it too. None where the user has set a length or stretched the model.
         limit: what set the length, where it was not the window.
+        bad_rows: what training does about rows that cannot be used (`data.bad_rows`).
     """
     return [
         *_cuts(data.counts, window=window, limit=limit),
         *_readings(data),
         *unread_notices(data),
-        *_left_out(data),
+        *_left_out(data, bad_rows),
     ]
 
 
@@ -58,8 +61,9 @@ def _readings(data: PreferenceData) -> list[str]:
     counts, said = data.counts, []
     if counts["rendered_prompts"]:
         said.append(
-            f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) hold "
-            "special tokens of the model, which count as such, as in TRL; data.chat=always reads them as text."
+            f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) "
+            f"{agreeing(counts['rendered_prompts'], 'holds', 'hold')} special tokens of the "
+            "model, which count as such, as in TRL; data.chat=always reads them as text."
         )
     if counts["inferred_prompts"]:
         said.append(
@@ -68,13 +72,15 @@ def _readings(data: PreferenceData) -> list[str]:
         )
     if counts["moved_spaces"]:
         said.append(
-            f"{counted(counts['moved_spaces'], 'string prompt')} (the first is {_first(data, 'moved_space')}) end in a "
-            "space, which is read as the beginning of the answers, since it makes one token with their first word."
+            f"{counted(counts['moved_spaces'], 'string prompt')} (the first is {_first(data, 'moved_space')}) "
+            f"{agreeing(counts['moved_spaces'], 'ends', 'end')} in a space, which is read as "
+            "the beginning of the answers, since it makes one token with their first word."
         )
     if counts["text_prompts"] and data.of_template:
         said.append(
-            f"{counted(counts['text_prompts'], 'string prompt')} (the first is {_first(data, 'as_text')}) stand as "
-            f"they are, without the chat template, so that {', '.join(data.of_template)} changes nothing there; "
+            f"{counted(counts['text_prompts'], 'string prompt')} (the first is {_first(data, 'as_text')}) "
+            f"{agreeing(counts['text_prompts'], 'stands as it is', 'stand as they are')}, without the "
+            f"chat template, so that {', '.join(data.of_template)} changes nothing there; "
             "data.chat=always makes each a user's message."
         )
     if counts["joined_rows"] and not data.has_template:
@@ -91,12 +97,14 @@ def _readings(data: PreferenceData) -> list[str]:
     return said
 
 
-def _left_out(data: PreferenceData) -> list[str]:
+def _left_out(data: PreferenceData, bad_rows: str) -> list[str]:
     """What is not there any more."""
     counts, said = data.counts, []
     if counts["dropped_rejected"]:
         said.append(
-            f"{counted(counts['dropped_rejected'], 'rejected answer')} equal the chosen one and are left out."
+            f"{counted(counts['dropped_rejected'], 'rejected answer')} "
+            f"{agreeing(counts['dropped_rejected'], 'equals the chosen one and is', 'equal the chosen one and are')} "
+            "left out."
         )
     if counts["dropped_reasoning"]:
         said.append(
@@ -108,11 +116,16 @@ def _left_out(data: PreferenceData) -> list[str]:
             f"{counted(counts['dropped_messages'], 'message')}."
         )
     if data.dropped:
-        total = counts["rows"] + counts["dropped_rows"]
-        said.append(
-            f"{counts['dropped_rows']} of {counted(total, 'row')} cannot be used and are left out: "
-            f"{reasons(data.dropped)}."
-        )
+        total = counted(counts["rows"] + counts["dropped_rows"], "row")
+        if bad_rows == "drop":
+            said.append(
+                f"{counts['dropped_rows']} of {total} cannot be used and are left out: {reasons(data.dropped)}."
+            )
+        else:
+            said.append(
+                f"{counts['dropped_rows']} of {total} cannot be used ({reasons(data.dropped)}): training ends at the "
+                "first of them; data.bad_rows=drop leaves them out."
+            )
     return said
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from align.core.errors import UserError
+from align.core.readable import counted
 from align.data import faults
 from align.data.answer_scores import upside_down
 from align.data.examples import TokenizedExample
@@ -104,7 +105,7 @@ class RowBuilder:
         if limit is not None and longest > limit:
             raise RowError(
                 row.source,
-                f"a pre-tokenised row of {longest} tokens cannot be cut to data.max_length={limit}: "
+                f"a pre-tokenised row of {counted(longest, 'token')} cannot be cut to data.max_length={limit}: "
                 "raise it or leave the row out.",
                 reason=faults.TOO_LONG,
             )

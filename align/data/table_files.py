@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError, first_line
+from align.core.readable import counted
 from align.data import faults
 from align.data.contents import Cell
 from align.data.faults import RowError
@@ -75,7 +76,7 @@ class Csv(RowFile):
         if len(fields) != len(names):
             return RowError(
                 where,
-                f"it has {len(fields)} fields, and the first line names {len(names)} columns.",
+                f"it has {counted(len(fields), 'field')}, and the first line names {counted(len(names), 'column')}.",
                 reason=faults.UNREADABLE,
             )
         return {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.core.errors import UserError
+from align.core.readable import counted
 from align.data import faults
 from align.data.chat_template import ChatTemplate
 from align.data.cuts import Prompt, chunks_of, cut_out, removed_of
@@ -232,7 +233,7 @@ class ExampleTokenizer:
             if excess > last - first:
                 raise RowError(
                     source,
-                    f"the longest answer has {longest} tokens and the prompt without its context "
+                    f"the longest answer has {counted(longest, 'token')} and the prompt without its context "
                     f"{len(prompt.ids) - (last - first)}, together more than data.max_length={limit}: "
                     "raise it or leave the row out.",
                     reason=faults.TOO_LONG,

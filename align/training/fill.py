@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from align.core.display import progress_bar
+from align.core.readable import counted
 from align.data.dataset import PreferenceData
 from align.reference.cache import Cached
 from align.training.run import Run
@@ -19,8 +20,8 @@ def fill_cache(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> No
     counts = fill(trainer, data.train, data.eval)
     if trainer.is_world_process_zero():
         Console().print(
-            f"reference cache {run.reference.cache}: {counts['prompts']} prompts, {counts['tokens']} tokens read, "
-            f"{counts['cached']} rows found",
+            f"reference cache {run.reference.cache}: {counted(counts['prompts'], 'prompt')}, "
+            f"{counted(counts['tokens'], 'token')} read, {counted(counts['cached'], 'row')} found",
             soft_wrap=True,
             highlight=False,
             markup=False,

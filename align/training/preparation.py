@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TrainingArgu
 
 from align.core.errors import AlignWarning, UserError
 from align.data.dataset import PreferenceData, load_preference_data
+from align.data.length_words import rows_in_window_words, window_words
 from align.data.notices import notices
 from align.data.settings import DataSettings, PositionSettings
 from align.data.unread import unused_short
@@ -174,12 +175,12 @@ def prepare_rows(
         return rows
     if tokenizer is None:
         raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
-    if max_length is None:
-        max_length = getattr(config, "max_position_embeddings", None)
-    settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length)
-    data = read_rows_for(method, settings, tokenizer, config=config, positions=PositionSettings(), seed=0)
+    window = getattr(config, "max_position_embeddings", None) if max_length is None else None
+    settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length or window)
+    with window_words(window):
+        data = read_rows_for(method, settings, tokenizer, config=config, positions=PositionSettings(), seed=0)
     unused = [] if method.needs.short else unused_short(data)
-    for sentence in [*notices(data, window=None, limit=f"max_length={max_length}"), *unused]:
+    for sentence in [*notices(data, window=window, limit=f"max_length={max_length}"), *unused]:
         warnings.warn(f"{what}: {sentence}", AlignWarning, stacklevel=2)
     return data.train
 
@@ -194,10 +195,12 @@ def read_rows_of_model(
     seed: int,
 ) -> PreferenceData:
     """`read_rows_for` as commands read: where `data.max_length` is not set, contexts are cut to the model's window."""
-    if settings.max_length is None:
-        settings = replace(settings, max_length=native_window(model))
+    window = native_window(model) if settings.max_length is None else None
+    settings = replace(settings, max_length=settings.max_length or window)
     config = load_config(model)
-    return read_rows_for(method, settings, tokenizer, config=config, positions=positions, seed=seed)
+    with window_words(window):
+        data = read_rows_for(method, settings, tokenizer, config=config, positions=positions, seed=seed)
+    return replace(data, dropped=rows_in_window_words(data.dropped, window))
 
 
 def read_rows_for(

@@ -10,6 +10,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from align.core.readable import counted
 from align.training.metric_names import COST_ROWS, ROWS, shown
 
 PANELS = {"loss": "loss", "rewards/margins": "reward margin", "rewards/accuracies": "reward accuracy"}
@@ -23,7 +24,7 @@ def summary_table(results: Mapping[str, Mapping[str, float]], *, rows: int, kind
         rows: number of held-out rows, for the title.
         kind: the method's name, for the title.
     """
-    table = Table(title=escape(f"{kind}: {rows} held-out rows"), title_justify="left")
+    table = Table(title=escape(f"{kind}: {counted(rows, 'held-out row')}"), title_justify="left")
     table.add_column("")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")

@@ -94,7 +94,7 @@ def test_findings_end_with_a_code(
     assert run(monkeypatch, *overrides) == 1
     shown = capsys.readouterr().out
     assert "rows.jsonl:2: the same prompt and answers as rows.jsonl:1." in shown
-    assert "rows.jsonl:3: 1 rejected answers equal the chosen one" in shown
+    assert "rows.jsonl:3: 1 rejected answer equals the chosen one and is left out" in shown
     assert "held.jsonl:1: this held-out prompt is trained on in rows.jsonl:1." in shown
     assert "rows.jsonl:4: prompt and longest answer have" in shown and "window 200" in shown
     # Cut to the window, the last of these is no longer one.
@@ -221,3 +221,60 @@ def test_a_single_row_is_shown_although_training_would_hold_it_out(
     said = " ".join(capsys.readouterr().out.split())
     assert "1 row: 1 to train on, 0 held out" in said
     assert "settings: 1" in said and "holds out all there is" in said
+
+
+def test_what_training_does_with_bad_rows_is_said(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ends at the first of them, leaves them out, or ends since they are too many."""
+    path = write_lines(tmp_path / "rows.jsonl", row(chosen=""), *(row(question=f"q{i}?") for i in range(6)))
+    settings = (f"data.path={path}", f"model.path={model}", "rows=0")
+    assert run(monkeypatch, *settings) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "1 of 7 rows cannot be used (empty text 1): training ends at the first of them; data.bad_rows=drop"
+        in said
+    )
+    assert run(monkeypatch, *settings, "data.bad_rows=drop", "data.bad_rows_limit=0.5") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 7 rows cannot be used and are left out: empty text 1." in said and "settings" not in said
+    assert run(monkeypatch, *settings, "data.bad_rows=drop", "data.bad_rows_limit=0.1") == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "settings: 1" in said and "more than data.bad_rows_limit=0.1 allows" in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "limit"),
+    [
+        ((), "the model's window of 200 tokens: leave"),
+        (("data.max_length=200",), "data.max_length=200: raise"),
+    ],
+)
+def test_a_length_that_nobody_set_is_the_models_window(
+    setting: tuple[str, ...],
+    limit: str,
+    tmp_path: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also of rows that the cache has kept with the other words."""
+    path = write_lines(tmp_path / "rows.jsonl", row(chosen="y" * 300), row(), row(question="r?"))
+    for own in ("data.max_length=200", *setting):
+        assert run(monkeypatch, f"data.path={path}", f"model.path={model}", "rows=0", own) == 1
+    capsys.readouterr()
+    assert run(monkeypatch, f"data.path={path}", f"model.path={model}", "rows=0", *setting) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"together more than {limit}" in said
+
+
+def test_numbers_and_nouns_agree(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One answer is no `1 answers`."""
+    path = write_lines(tmp_path / "rows.jsonl", {"prompt": "p", "completion": "c"})
+    settings = (f"data.path={path}", f"model.path={model}", "data.eval_size=0", "require_rejected=false")
+    assert run(monkeypatch, *settings, "rows=1") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 prompt token, 1 answer" in said and "as 1 padded row: 0% saved" in said
+    assert "0 short prompts" in said and "1 row: 1 to train on" in said

@@ -63,7 +63,7 @@ def test_tables_keep_line_breaks_and_long_texts_and_name_the_line(tmp_path: Path
     assert [row.source for row in found] == ["rows.csv:2", "rows.csv:5"]
     (tmp_path / "bad.csv").write_text('a,b\n1\n"x\n')
     places = read_places(open_sources(str(tmp_path / "bad.csv")).train)
-    assert str(next(places)) == "bad.csv:2: it has 1 fields, and the first line names 2 columns."
+    assert str(next(places)) == "bad.csv:2: it has 1 field, and the first line names 2 columns."
     with pytest.raises(UserError, match=r"bad\.csv:3: malformed table"):
         next(places)
     (tmp_path / "latin.csv").write_bytes("a\né\n".encode("latin-1"))
