@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from align.core.errors import UserError
@@ -126,11 +126,11 @@ class Columns:
         return values
 
     def chunks(self, name: str) -> tuple[str, ...]:
-        """A context: text, or a list of texts of which blank ones and nulls are left out."""
+        """A context: text, or a list of texts of which blank ones are left out; nulls at its end are padding."""
         values = self.get(name)
         values = [values] if isinstance(values, str) else values
         if isinstance(values, list):
-            values = [as_text(value) for value in values if value is not None]
+            values = [as_text(value) for value in self._entries(name, values)]
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise self.wrong_type(name, "a string or a list of strings")
         kept = tuple(value for value in values if value.strip())
@@ -142,10 +142,25 @@ class Columns:
         """A column that holds chat messages, in {role, content} or {from, value} form."""
         value = self.get(name)
         if isinstance(value, list):
-            value = _present(value)
+            value = self._entries(name, value)
         if not isinstance(value, list) or not value:
             raise self.wrong_type(name, "a list of messages")
         return [self.message(name, item) for item in value]
+
+    def _entries(self, name: str, values: list[Any]) -> list[Any]:
+        """A column's list without the nulls at its end, and without system messages whose content is null.
+
+        Raises:
+            RowError: a null stands before an entry, so that something is missing there.
+        """
+        kept = unpadded(values)
+        if any(value is None for value in kept):
+            raise self.error(
+                f"column {name} has a null before another entry, where something is missing (nulls at the end "
+                "of a list are padding).",
+                reason=faults.EMPTY,
+            )
+        return [item for item in kept if not _is_null_system(item)]
 
     def message(self, name: str, value: Any) -> Message:
         """One chat message of the column `name`; keys that are null count as absent."""
@@ -207,7 +222,7 @@ class Columns:
             return [{"role": "assistant", "content": value}]
         if isinstance(value, Mapping):
             return [self.message(name, value)]
-        messages = _present(value) if isinstance(value, list) else []
+        messages = self._entries(name, value) if isinstance(value, list) else []
         if messages:
             return [self.message(name, item) for item in messages]
         raise self.error(
@@ -226,7 +241,7 @@ class Columns:
         value = self.value(name)
         if not isinstance(value, list):
             return [self.answer(name, value)]
-        value = _present(value)
+        value = self._entries(name, value)
         if not all(isinstance(item, Mapping) for item in value):
             return [self.answer(name, item) for item in value]
         messages = [self.message(name, item) for item in value]
@@ -257,11 +272,6 @@ class Columns:
             )
 
 
-def _present(messages: list[Any]) -> list[Any]:
-    """A list without nulls, and without system messages whose content is null, which counts as absent."""
-    return [item for item in messages if item is not None and not _is_null_system(item)]
-
-
 def _is_null_system(item: Any) -> bool:
     if not isinstance(item, Mapping) or as_text(filled(item, "role", "from")) != "system":
         return False
@@ -274,13 +284,3 @@ def unpadded(values: list[Any]) -> list[Any]:
     while length and values[length - 1] is None:
         length -= 1
     return values[:length]
-
-
-def common_prefix(sequences: Iterable[Any]) -> int:
-    """How many leading items all sequences share: 2 of `abc` and `abd`."""
-    length = 0
-    for items in zip(*sequences, strict=False):
-        if any(item != items[0] for item in items[1:]):
-            break
-        length += 1
-    return length

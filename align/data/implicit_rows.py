@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from align.data import faults
-from align.data.columns import AnswerMessages, Columns, common_prefix
+from align.data.columns import AnswerMessages, Columns
 from align.data.examples import Example
 from align.data.near_names import in_settings, may_be
 from align.data.turns import chat_example, text_example
@@ -112,3 +112,13 @@ def _may_ask(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     return isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+
+
+def common_prefix(sequences: Iterable[Any]) -> int:
+    """How many leading items all sequences share: 2 of `abc` and `abd`."""
+    length = 0
+    for items in zip(*sequences, strict=False):
+        if any(item != items[0] for item in items[1:]):
+            break
+        length += 1
+    return length

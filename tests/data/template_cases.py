@@ -290,8 +290,8 @@ is where the generation prompt ends, so that training and generation see the sam
   the tags `<think>` or would write a second block before them.
 - **{switched}**: the same with thinking switched on or off as the answers imply, since the template writes that into
   the question or the system message as well.
-- **{output}**: the generation prompt, and behind it the answer as the model itself puts it out, since the template
-  leaves reasoning out of what it writes, or the opening tag.
+- **{output}**: the template leaves out the reasoning of an answer, or the tag that opens it. So the prompt is the
+  generation prompt, and the answer is written behind it as the model itself would write it.
 - **{refused}**: refused in a sentence that names the row and the cure.
 
 The kinds of rows:

@@ -152,6 +152,19 @@ def test_text_that_is_no_conversation_stays_text(text: str) -> None:
         ({"prompt": [user([{"type": "text", "text": "p"}, 7])], **PAIR}, faults.NOT_TEXT, r"no text \(int\)"),
         ({"prompt": b"\xff", **PAIR}, faults.WRONG_TYPE, "not bytes that are no UTF-8 text"),
         ({"prompt": CHAT, "chosen": "a", "rejected": [None]}, faults.NO_REJECTED, "no rejected answer"),
+        (
+            {"prompt": CHAT, "chosen": "a", "rejected": ["b", None, "c"]},
+            faults.EMPTY,
+            "null before another entry",
+        ),
+        ({"prompt": [None, *CHAT], "chosen": "a", "rejected": "b"}, faults.EMPTY, "prompt has a null before"),
+        ({"prompt": "p", "chosen": [None, assistant("a")], "rejected": "b"}, faults.EMPTY, "null before"),
+        ({"context": ["c", None, "d"], "question": "q", **PAIR}, faults.EMPTY, "context has a null before"),
+        (
+            {"context": "c", "questions": ["q", None, "r"], "chosens": ["a"]},
+            faults.WRONG_TYPE,
+            "list of strings",
+        ),
         ({"prompt": "p", "chosen": [None], "rejected": "b"}, faults.WRONG_TYPE, "must hold an answer"),
         (
             {"context": "c", "question": "q", "chosen": "", "rejected": "b"},
