@@ -26,6 +26,19 @@ def with_arguments(call: Any) -> Any:
         return call
 
 
+def unwritten(source: str, *, calls: bool, results: bool) -> str | None:
+    """What of tools a row has and a template, by its source, does not know; None where it knows all of it.
+
+    Args:
+        source: of the template.
+        calls: a message of the row calls tools.
+        results: a message of the row is a tool's.
+    """
+    if calls and "tool_calls" not in source:
+        return "tool calls"
+    return "results of tools" if results and "tool" not in source else None
+
+
 def filled_chats(chat: Chat) -> Iterator[Chat]:
     """A conversation with what a template that refuses it may miss; none where tools are neither called nor answer.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.data.answer_places import ThinkingError, end_of_answer
+from align.data.calls import unwritten
 from align.data.conversation import REASONING_FIELDS, converse
 from align.data.reasoning_forms import brings_reasoning
 from align.data.rendering import Renderer
@@ -83,7 +84,16 @@ class ChatTemplate:
         except ThinkingError as error:
             raise UserError(f"{source}: {error}") from error
         except UserError as error:
-            raise UserError(f"{source}: the chat template cannot render this row ({error}).") from error
+            said = [message for part in (messages, *questions, *answers) for message in part]
+            calls = any(message.fields.get("tool_calls") for message in said)
+            results = any(message.role == "tool" for message in said)
+            lost = unwritten(self.renderer.source(tools), calls=calls, results=results)
+            if lost is None:
+                raise UserError(f"{source}: the chat template cannot render this row ({error}).") from error
+            raise UserError(
+                f"{source}: this model's chat template does not write {lost} ({error}): use a model whose template "
+                "does, or name one with data.chat_template=FILE."
+            ) from error
 
     def prompt(self, source: str, messages: Sequence[Message]) -> tuple[Fragment, ...]:
         """What a model is given to answer `messages`; raises UserError as `render`."""

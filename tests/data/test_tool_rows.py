@@ -101,6 +101,33 @@ def test_what_a_template_drops_is_refused() -> None:
         reader_of("phi3")(example_with([USER], tools=(TOOL,)))
 
 
+JOINING = (  # knows no tools, and joins what every message says
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+)
+TWO_ROLES = (
+    "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no such role') }}"
+    "{% endif %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "sentence"),
+    [
+        (JOINING, [*CALLED[:2], *CALLED[:1]], r"does not write tool calls \(it drops the tool calls"),
+        (TWO_ROLES, CALLED, r"does not write tool calls \(no such role\)"),
+        (TWO_ROLES, [USER, CALLED[2]], r"does not write results of tools \(no such role\)"),
+        (TWO_ROLES, [{"role": "system", "content": "s"}, USER], r"cannot render this row \(no such role\)"),
+    ],
+)
+def test_a_template_without_tools_is_named_with_a_cure(
+    source: str, messages: list[dict[str, Any]], sentence: str
+) -> None:
+    """The template's own complaint, on a role or on a content that is null, says nothing of tools."""
+    with pytest.raises(UserError, match=sentence) as refused:
+        row_with(source + "{% if add_generation_prompt %}assistant: {% endif %}", example_with(messages))
+    assert ("data.chat_template=FILE" in str(refused.value)) == ("does not write" in sentence)
+
+
 def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
     messages = [{"role": "developer", "content": "Be brief."}, USER]
     system = [{"role": "system", "content": "Be brief."}, USER]
