@@ -274,7 +274,8 @@ def test_contexts_are_cut_to_the_models_window_and_that_is_said(tmp_path):
     model = tiny_model(max_position_embeddings=64)
     given = {"processing_class": tiny_tokenizer(), "train_dataset": long_rows(200)}
     with pytest.warns(
-        AlignWarning, match=r"train_dataset: The contexts of 2 of 2 rows are cut to max_length=64: "
+        AlignWarning,
+        match=r"train_dataset: The contexts of 2 of 2 rows are cut to the model.s window of 64 tokens: ",
     ):
         trainer = make_trainer(tmp_path, model, **given)
     assert set(trainer.train_dataset["longest_sequence"]) == {64}

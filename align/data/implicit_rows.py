@@ -88,12 +88,6 @@ def check_no_prompt_beside(columns: Columns, common: str) -> None:
     """
     begin = f"what chosen and rejected begin with in common ({reprlib.repr(common)})"
     lost = f"the prompt would be {begin}" if common.strip() else "there is no other prompt"
-    if "prompt" in columns.nulls:
-        raise columns.error(
-            f"column prompt is null, and {lost}: give the prompt, or say with data.columns={{prompt: null}} that the "
-            "answers hold it.",
-            reason=faults.MISSING,
-        )
     for name, value in columns.values.items():
         if not may_be(name, "prompt") or not _may_ask(value):
             continue
@@ -103,6 +97,12 @@ def check_no_prompt_beside(columns: Columns, common: str) -> None:
         raise columns.error(
             f"column {named} is not read, and {lost}: data.columns={{prompt: {named}}} reads it as the prompt, "
             f"data.columns={{{named}: null}} leaves it out.",
+            reason=faults.MISSING,
+        )
+    if "prompt" in columns.nulls:
+        raise columns.error(
+            f"column prompt is null, and {lost}: give the prompt, or say with data.columns={{prompt: null}} that the "
+            "answers hold it.",
             reason=faults.MISSING,
         )
 

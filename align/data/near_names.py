@@ -72,9 +72,8 @@ def missing(names: Sequence[str], found: Sequence[str]) -> str:
     others = [name for name in found if name not in LAYOUT_COLUMNS]
     if not known or not others:
         return f"{sentence}."
-    ours = known[0]
-    near = next((name for name in others if may_be(name, ours)), None)
-    cure = f"{{{ours}: {'…' if near is None else in_settings(near)}}}"
+    near = [(ours, in_settings(name)) for ours in known for name in others if may_be(name, ours)]
+    cure = "{{{}: {}}}".format(*(near or [(known[0], "…")])[0])
     return f"{sentence} beside {shown(found)}: data.columns={cure} names it."
 
 

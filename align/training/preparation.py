@@ -103,7 +103,12 @@ def prepare(
 
 
 # A command's keys → what a notebook's caller has written in their place.
-_ARGUMENTS = {"data.max_length": "max_length", "model.path": "model", "trainer.": "args."}
+_ARGUMENTS = {
+    "data.max_length": "max_length",
+    "model.rope": "rope_parameters of its configuration",
+    "model.path": "model",
+    "trainer.": "args.",
+}
 
 
 @contextmanager

@@ -71,6 +71,8 @@ def test_a_null_prompt_is_not_guessed() -> None:
         UserError, match=r"column prompt is null, .*data\.columns={prompt: null} that the answers"
     ):
         parsed({"prompt": None, **PAIR})
+    with pytest.raises(UserError, match=r"column query is not read, .*data\.columns={prompt: query}"):
+        parsed({"prompt": None, "query": "What is 0+0?", **PAIR})
     both = [*USER, {"role": "assistant", "content": "a"}], [*USER, {"role": "assistant", "content": "b"}]
     assert parsed({"prompt": None, "chosen": both[0], "rejected": both[1]}).messages == tuple(USER)
 
@@ -212,6 +214,10 @@ def test_short_contexts_that_a_method_does_not_read_are_told(tmp_path: Path) -> 
         (
             "prompt response_0 response_1",
             r"completion is missing beside prompt, response_0, .*columns={chosen: …}",
+        ),
+        (
+            "source instruction completions",
+            r"missing beside source, instruction, .*={completion: completions} names",
         ),
         ("prompt preferred rejected", r"data\.columns={chosen: preferred} names it"),
     ],
