@@ -20,7 +20,7 @@ from align.data.messages import (
     untrained,
     variables_of,
 )
-from align.data.near_names import missing
+from align.data.near_names import in_settings, may_be, missing
 
 # What follows a prompt: an answer, or answers with the user's questions between them.
 AnswerMessages = list[Message]
@@ -68,8 +68,10 @@ class Columns:
 
     def no_rejected(self) -> RowError:
         """The complaint about a row that compares nothing."""
+        near = next((in_settings(name) for name in self.values if may_be(name, "rejected")), None)
+        cure = "" if near is None else f"data.columns={{rejected: {near}}} names {near} as it; "
         return self.error(
-            "no rejected answer: preference methods need one; rows for SFT take method=sft (in `align inspect` "
+            f"no rejected answer: preference methods need one; {cure}rows for SFT take method=sft (in `align inspect` "
             "require_rejected=false).",
             reason=faults.NO_REJECTED,
         )

@@ -185,7 +185,7 @@ def _prompt_row(columns: Columns) -> Example:
                 "column with data.columns={prompt: null}, or give answers alone.",
                 reason=faults.MESSAGES,
             )
-        return implicit_row(columns)
+        return replace(implicit_row(columns), inferred=False)
     if not isinstance(columns.get(column), str):
         return chat_example(columns, [{"role": "user", "content": prompt}], answers)
     return text_example(columns, prompt, answers)

@@ -66,9 +66,7 @@ def unread_notices(data: PreferenceData) -> list[str]:
     both = [data.train] if data.eval is None else [data.train, data.eval]
     counts, said = count_unread(both), []
     if counts:
-        named = [
-            f"{in_settings(name)} ({counted(count, 'row')})" for name, count in counts.most_common(SHOWN)
-        ]
+        named = [f"{_told(name)} ({counted(count, 'row')})" for name, count in counts.most_common(SHOWN)]
         more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
         said.append(f"Not read: {', '.join(named)}{more}.")
     found = [one for rows in both for one in upside_down_rows(rows)]
@@ -79,6 +77,11 @@ def unread_notices(data: PreferenceData) -> list[str]:
             f"better one (the first is {where}: {why}); pairs are trained on as they stand."
         )
     return said
+
+
+def _told(name: str) -> str:
+    """A column's name; pandas' to_csv writes its index under none."""
+    return in_settings(name) if name.strip() else "a column without a name"
 
 
 def upside_down_rows(rows: Dataset) -> list[tuple[str, str]]:

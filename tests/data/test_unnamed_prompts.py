@@ -75,6 +75,9 @@ def test_a_null_prompt_is_not_guessed() -> None:
         parsed({"prompt": None, "query": "What is 0+0?", **PAIR})
     both = [*USER, {"role": "assistant", "content": "a"}], [*USER, {"role": "assistant", "content": "b"}]
     assert parsed({"prompt": None, "chosen": both[0], "rejected": both[1]}).messages == tuple(USER)
+    assert not parsed(
+        {"prompt": "q?", "chosen": both[0], "rejected": both[1]}
+    ).inferred  # UltraFeedback's rows
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,11 @@ def test_columns_that_nobody_reads_are_named(tmp_path: Path, extra: dict[str, An
         assert all(name in said for name in extra)
     (said,) = notices(load(table(tmp_path / "rows.parquet", row | extra, other | extra)), window=None)
     assert said.count("(2 rows)") == len(extra) and all(name in said for name in extra)
+
+
+def test_an_index_without_a_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(",prompt,chosen,rejected\n0,p,a,b\n")
+    assert notices(load(tmp_path / "rows.csv"), window=None) == ["Not read: a column without a name (1 row)."]
 
 
 def test_rows_of_our_pipelines_and_few_names_are_told(tmp_path: Path) -> None:
@@ -226,6 +234,14 @@ def test_a_layout_that_is_nearly_known_is_named(columns: str, sentence: str) -> 
     with pytest.raises(UserError, match=sentence) as refused:
         parsed(dict.fromkeys(columns.split(), "text"))
     assert len(str(refused.value)) < 300
+
+
+def test_a_rejected_answer_of_another_name_is_named() -> None:
+    row = RawRow(0, "rows.jsonl:1", {"prompt": "p", "chosen": "a", " rejected": "b"})
+    with pytest.raises(
+        UserError, match=r"no rejected answer: .*data\.columns={rejected: ' rejected'} names "
+    ):
+        parse_row(row, require_rejected=True)
 
 
 def test_names_with_spaces_are_quoted() -> None:
