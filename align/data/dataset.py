@@ -147,10 +147,15 @@ def build_places(
     sources = open_sources(settings.path, wanted=renaming.wanted())
     held_out, held_key = sources.held_out, f"data.path={settings.path}"
     if settings.eval_path is not None:
-        _tell_unused(held_out, held_key, "data.eval_path names the held-out rows")
-        held_key = f"data.eval_path={settings.eval_path}"
         named = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted())
-        _tell_unused(named.held_out, held_key, "of what data.eval_path names its training rows are held out")
+        _tell_unused(held_out, named.train, held_key, "data.eval_path names the held-out rows")
+        held_key = f"data.eval_path={settings.eval_path}"
+        _tell_unused(
+            named.held_out,
+            sources.train,
+            held_key,
+            "of what data.eval_path names its training rows are held out",
+        )
         held_out = named.train
 
     def build(files: Sequence[Source], place: str, renaming: Renaming, number: int) -> Built:
@@ -172,7 +177,7 @@ def build_places(
     for i, entry in enumerate(settings.mix):
         key, own = f"data.mix[{i}].path", Renaming.of(entry.columns, f"data.mix[{i}].columns")
         opened = open_sources(entry.path, key=key, wanted=own.wanted())
-        _tell_unused(opened.held_out, f"{key}={entry.path}", "only training rows are mixed in")
+        _tell_unused(opened.held_out, held_out, f"{key}={entry.path}", "only training rows are mixed in")
         mixed.append(build(opened.train, f"{key}={entry.path}", own, 2 + i))
     template = settings.template_source() or tokenizer.chat_template
     dated = settings.chat != "never" and writes_date(template)
@@ -186,12 +191,13 @@ def build_places(
     )
 
 
-def _tell_unused(held_out: Sequence[Source], place: str, why: str) -> None:
-    """Says which held-out rows of a place nobody reads."""
-    if held_out:
-        names = ", ".join(source.name for source in held_out[:3]) + (" …" if len(held_out) > 3 else "")
-        verb = "is" if len(held_out) == 1 else "are"
-        warnings.warn(f"{place}: {names} {verb} in no set, since {why}.", AlignWarning, stacklevel=2)
+def _tell_unused(held_out: Sequence[Source], read: Sequence[Source], place: str, why: str) -> None:
+    """Says which held-out rows of a place nobody reads, not even as `read`: the same ones by another name."""
+    known = [source.identity()[1:] for source in read]
+    names = [source.name for source in held_out if source.identity()[1:] not in known]
+    if names:
+        shown = f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} {'is' if len(names) == 1 else 'are'}"
+        warnings.warn(f"{place}: {shown} in no set, since {why}.", AlignWarning, stacklevel=2)
 
 
 def assemble(places: Places, settings: DataSettings, *, seed: int) -> PreferenceData:

@@ -60,7 +60,7 @@ class Source(Protocol):
         """Bytes of all rows together, about."""
 
     def identity(self) -> list[Any]:
-        """What changes when the rows change; plain JSON values."""
+        """Its name, and what changes when the rows change; plain JSON values."""
 
 
 def suffix_of(path: Path | str) -> str:

@@ -43,11 +43,12 @@ def instruction_row(columns: Columns) -> Example:
 
 
 def _history(columns: Columns) -> list[Message]:
-    """`history`: pairs of earlier questions and answers, `[["Who?", "Ada."]]`."""
-    pairs = columns.value("history") or []
+    """`history`: pairs of earlier questions and answers, `[["Who?", "Ada."]]`; a table's field may say `[]`."""
+    value = columns.value("history")
+    pairs = [] if value is None else value
     rows = pairs if isinstance(pairs, list) else []
     texts = [[as_text(text) for text in pair] for pair in rows if isinstance(pair, list) and len(pair) == 2]
-    whole = pairs == "" or (isinstance(pairs, list) and len(texts) == len(pairs))
+    whole = pairs in ("", "[]") or (isinstance(pairs, list) and len(texts) == len(pairs))
     if not whole or not all(isinstance(text, str) for pair in texts for text in pair):
         raise columns.error(
             "column history must be a list of pairs, each a question and its answer.",

@@ -83,6 +83,12 @@ def _readings(data: PreferenceData) -> list[str]:
             f"chat template, so that {', '.join(data.of_template)} changes nothing there; "
             "data.chat=always makes each a user's message."
         )
+    unread = [key for key in data.of_template if key != "data.system"]
+    if counts["joined_rows"] and unread:
+        said.append(
+            f"The messages of {counted(counts['joined_rows'], 'row')} (the first is {_first(data, 'joined')}) are "
+            f"written without a chat template, so that {', '.join(unread)} changes nothing there."
+        )
     if counts["joined_rows"] and not data.has_template:
         said.append(
             f"The tokenizer has no chat template: the messages of {counted(counts['joined_rows'], 'row')} (the first "

@@ -11,7 +11,7 @@ from align.data.contents import Cell, begins_like_messages, filled, printed_list
 
 _PROMPTS = ("conversations", "prompt", "messages")  # the first that is there is the row's prompt
 _ANSWERS = ("chosen", "rejected", "completion")
-_LISTS = ("context", "questions", "chosens", "rejecteds", "short_prompts")
+_LISTS = ("context", "questions", "chosens", "rejecteds", "short_prompts", "history")
 
 
 def read_stored(columns: Columns) -> None:

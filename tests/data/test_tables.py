@@ -55,6 +55,12 @@ def test_lists_in_a_field_are_lists(tmp_path: Path, printed: Any) -> None:
     ]
 
 
+def test_alpacas_history_in_a_field(tmp_path: Path) -> None:
+    row = {"instruction": "p", "output": "a", "history": str([["q", "b"]])}
+    assert [message["content"] for message in from_csv(tmp_path, row).messages] == ["q", "b", "p"]
+    assert len(from_csv(tmp_path, {**row, "history": "[]"}).messages) == 1
+
+
 def test_answers_that_are_lists_stay_text(tmp_path: Path) -> None:
     """Of code: both answers are lists, so that neither column holds several."""
     row = {"prompt": "Sort it.", "chosen": "['a','b']", "rejected": "['b', 'a']"}

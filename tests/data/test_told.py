@@ -88,6 +88,8 @@ def test_held_out_rows_in_no_set_are_named(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", AlignWarning)
         load(folder)
+        load(folder, eval_path=str(folder / "test.jsonl"))
+        load(other, eval_path=str(folder / "test.jsonl"), mix=[MixedSettings(str(folder), 1.0)])
 
 
 def test_all_held_out_splits_are_held_out(tmp_path: Path) -> None:
@@ -139,6 +141,10 @@ def test_messages_without_a_chat_template_are_said(tmp_path: Path) -> None:
     assert sentence.startswith(
         "The tokenizer has no chat template: the messages of 2 rows (the first is rows.jsonl:2)"
     )
+    (text, joined) = said(load(path, chat="never", thinking="drop", system="s"))
+    assert "so that data.system, data.thinking changes nothing there" in text
+    assert joined.startswith("The messages of 2 rows (the first is rows.jsonl:2) are written without")
+    assert joined.endswith("so that data.thinking changes nothing there.")
     assert said(load(path, bare, chat="never")) == said(load(path)) == []
     assert said(load(write_lines(tmp_path / "text.jsonl", TEXT), bare)) == []
 
