@@ -61,13 +61,14 @@ def evaluate(config: DictConfig) -> Result:
     # Unless it is told, it takes several processes without an accelerator for one each.
     PartialState(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
-    output = claim(config)
-    opened = generator.open(model, tokenizer)
-    workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
     load = partial(load_causal_lm, model, device=PartialState().device)
     weights = partial(weights_of_model, model, tokenizer)
-    # Processes of one launch share the folder; its first one keeps other launches out.
-    with exclusive(output) if PartialState().is_main_process else nullcontext():
+    # Processes of one launch share the folder; its first one keeps other launches out before anything there changes.
+    with exclusive(config.output) if PartialState().is_main_process else nullcontext():
+        PartialState().wait_for_everyone()
+        output = claim(config)
+        opened = generator.open(model, tokenizer)
+        workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
         result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights))
     if PartialState().is_main_process:
         write_result(result, output)

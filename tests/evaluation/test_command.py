@@ -17,6 +17,7 @@ from align.core.errors import UserError
 from align.evaluation.intervals import Measure, mean_interval
 from align.evaluation.preference import Preference
 from align.evaluation.suite import Result, ScoredPairs, show_result, write_result
+from align.runs.exclusive import exclusive
 from tests.rows import make_rows
 from tests.tiny import save_tiny, tiny_model
 
@@ -183,6 +184,19 @@ def test_other_weights_are_not_given_the_old_ones_answers(run, tmp_path):
             assert code == 0, err
             assert json.loads(place.read_text())[key] != found.get(key)
             found[key] = json.loads(place.read_text())[key]
+
+
+def test_a_folder_in_use_loses_nothing(run, tmp_path):
+    """`resume=never` empties no folder that another run works in."""
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "w8 w9 w10", "answers": ["w20"]}) + "\n")
+    asked = ("suite=questions", f"suite.path={tmp_path / 'q.jsonl'}", "suite.max_new_tokens=2")
+    assert run(*asked)[0] == 0
+    ledger = tmp_path / "out" / "work" / "questions.jsonl"
+    before = ledger.read_text()
+    with exclusive(tmp_path / "out"):
+        code, _, err = run(*asked, "resume=never")
+    assert (code, "is in use by another run" in err) == (2, True), err
+    assert ledger.read_text() == before
 
 
 def test_no_markup_and_no_lost_answers(run, tmp_path):
