@@ -10,6 +10,7 @@ import random
 import tracemalloc
 import zipfile
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from rich.console import Console
@@ -18,7 +19,7 @@ from align.core.errors import UserError
 from align.documents.duplicates import Removed, check_duplicates, remove_duplicates, split_words
 from align.documents.lengths import histogram, show_documents
 from align.documents.loading import Document, fingerprint, load_documents
-from align.documents.shingles import NearCopies
+from align.documents.shingles import NearCopies, Within, _sketch, shingles
 
 needs_data = pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
 
@@ -285,6 +286,29 @@ def test_near_copies_hold_no_words_of_what_is_kept():
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert grown < 20 * 14_000
+
+
+def test_boilerplate_makes_no_documents_to_compare():
+    """Half of every document is the same: candidates of each other, which their sketches tell apart."""
+    rng = random.Random(2)
+    shared = " ".join(f"s{i}" for i in range(400))
+    near = NearCopies(0.8)
+    for document in named(
+        *(f"{shared} {' '.join(str(rng.random()) for _ in range(200))}" for _ in range(40))
+    ):
+        assert near.add(document, split_words(document.text)) is None
+    assert len(near.index.query(_sketch(shingles(split_words(near.kept[0].text))))) > 20
+    assert len(near._known.arrays) < 4
+
+
+def test_shingles_are_kept_within_a_budget():
+    """Three arrays of 80 bytes in 200: what was asked for longest ago goes."""
+    known = Within(200)
+    for place in range(2):
+        known.put(place, np.zeros(10))
+    assert known.get(0) is not None
+    known.put(2, np.zeros(10))
+    assert (list(known.arrays), known.held, known.get(1)) == ([0, 2], 160, None)
 
 
 def named(*texts):
