@@ -16,8 +16,10 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.instantiate import build
 from align.data.sources import check_row_paths
+from align.evaluation.ask import join_processes
 from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
 from align.generation.generators import GeneratorSettings, digest_of
+from align.generation.pace import changes_no_answer
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
 from align.models.settings import ModelSettings
@@ -59,7 +61,7 @@ def evaluate(config: DictConfig) -> Result:
     from align.models.loading import load_causal_lm, load_tokenizer
 
     # Unless it is told, it takes several processes without an accelerator for one each.
-    PartialState(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
+    join_processes(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     load = partial(load_causal_lm, model, device=PartialState().device)
     weights = partial(weights_of_model, model, tokenizer)
@@ -129,7 +131,7 @@ def claim(config: DictConfig) -> Path:
     from accelerate import PartialState
 
     output = Path(config.output)
-    claim_output(output, config, ignore=("resume", "trainer"))
+    claim_output(output, config, ignore=("resume", "trainer", *changes_no_answer(config)))
     if config.resume == "never" and PartialState().is_main_process and (output / WORK).is_dir():
         shutil.rmtree(output / WORK)
     PartialState().wait_for_everyone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -25,6 +26,8 @@ from align.generation.stage import WORK, Workspace, answer_stage
 
 if TYPE_CHECKING:
     from align.evaluation.suite import Evaluation
+
+PATIENCE = timedelta(days=7)  # of processes that wait for each other
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,17 @@ def first_shows(workspace: Workspace) -> Workspace:
     from accelerate import PartialState
 
     return workspace if PartialState().is_main_process else replace(workspace, console=Console(quiet=True))
+
+
+def join_processes(*, cpu: bool) -> None:
+    """Makes the processes of one launch known to each other.
+
+    One may have far more to write than another, and torch would end them all after 10 or 30 minutes of waiting. Where a
+    process fails, its launcher ends the others.
+    """
+    from accelerate import PartialState
+
+    PartialState(cpu=cpu, timeout=PATIENCE)
 
 
 def wait_for_all() -> None:

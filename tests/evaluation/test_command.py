@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from align import cli
 from align.core.errors import UserError
+from align.evaluation.ask import join_processes
 from align.evaluation.intervals import Measure, mean_interval
 from align.evaluation.preference import Preference
 from align.evaluation.suite import Result, ScoredPairs, show_result, write_result
@@ -197,6 +199,30 @@ def test_a_folder_in_use_loses_nothing(run, tmp_path):
         code, _, err = run(*asked, "resume=never")
     assert (code, "is in use by another run" in err) == (2, True), err
     assert ledger.read_text() == before
+
+
+def test_how_a_server_is_asked_may_change(run, tmp_path):
+    """A limit of time that was too short, of the model's server or the judge's: the folder goes on."""
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps({"prompt": "Write", "length": 5, "response": "one two"}) + "\n"
+    )
+    written = ("suite=longwrite", f"suite.predictions={tmp_path / 'p.jsonl'}")
+    served = ("generator=openai", "generator.model=m", "generator.base_url=http://localhost:9/v1")
+    code, _, err = run(*written, *served)
+    assert code == 0, err
+    code, _, err = run(
+        *written, *served, "generator.timeout=1200", "generator.base_url=http://localhost:8/v1"
+    )
+    assert code == 0, err
+    code, _, err = run(*written, *served, "generator.model=other")
+    assert (code, "generator.model (m → other)" in err) == (2, True), err
+
+
+def test_processes_wait_longer_than_torch_would(monkeypatch):
+    asked = []
+    monkeypatch.setattr("accelerate.PartialState", lambda **given: asked.append(given))
+    join_processes(cpu=True)
+    assert asked == [{"cpu": True, "timeout": timedelta(days=7)}]
 
 
 def test_no_markup_and_no_lost_answers(run, tmp_path):
