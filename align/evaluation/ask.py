@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from align.core.errors import UserError
+from align.core.files import write_bytes_atomically
+from align.core.readable import counted
 from align.generation.generators import (
     Completion,
     Message,
@@ -90,6 +94,44 @@ def answer(
     wait_for_all()  # nobody writes again before all have read
     said = [done[sample.request.digest] for sample in samples]
     return spoken(stage, said, first_shows(workspace).console)
+
+
+def cut_note(records: Sequence[Mapping[str, Any]], limit: str) -> list[str]:
+    """A sentence where answers were cut at their most tokens, by what `cut` of a record says.
+
+    Args:
+        records: one a sample.
+        limit: what cut them, for people: the suite's key.
+    """
+    cut = sum(bool(record["cut"]) for record in records)
+    return [f"{cut} of {counted(len(records), 'answer')} were cut at {limit}."] if cut else []
+
+
+def adopt_answers(stage: str, workspace: Workspace) -> None:
+    """Takes the calls of all ledgers of a stage into this process's own one, as an earlier start has left them.
+
+    For stages whose calls follow from each other, so that nobody can tell beforehand which of them are missing: with
+    another number of processes each is given other work, and finds its calls all the same.
+
+    Raises:
+        UserError: a ledger holds a line that is no answer.
+    """
+    own = workspace.output / WORK / f"{own_name(stage)}.jsonl"
+    others = {*own.parent.glob(f"{stage}.jsonl"), *own.parent.glob(f"{stage}.*.jsonl")} - {own}
+    mine, found = _lines(own), {}
+    for path in sorted(others):
+        found |= _lines(path)
+    wait_for_all()  # nobody writes before all have read
+    if found.keys() - mine.keys():
+        write_bytes_atomically(own, b"".join(line + b"\n" for line in (found | mine).values()))
+
+
+def _lines(path: Path) -> dict[str, bytes]:
+    """The whole lines of a ledger, by the digest of their call."""
+    if not path.is_file():
+        return {}
+    Ledger.read(path)
+    return {json.loads(line)["request"]: line for line in path.read_bytes().split(b"\n")[:-1]}
 
 
 def _missing(digests: Iterable[str], done: Mapping[str, Completion]) -> list[str]:
