@@ -118,7 +118,8 @@ def adopt_answers(stage: str, workspace: Workspace) -> None:
     """
     own = workspace.output / WORK / f"{own_name(stage)}.jsonl"
     others = {*own.parent.glob(f"{stage}.jsonl"), *own.parent.glob(f"{stage}.*.jsonl")} - {own}
-    mine, found = _lines(own), {}
+    mine = _lines(own)
+    found: dict[str, bytes] = {}
     for path in sorted(others):
         found |= _lines(path)
     wait_for_all()  # nobody writes before all have read
