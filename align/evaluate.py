@@ -58,7 +58,7 @@ def evaluate(config: DictConfig) -> Result:
     import torch
     from accelerate import PartialState
 
-    from align.models.loading import load_causal_lm, load_tokenizer
+    from align.models.loading import load_causal_lm, load_tokenizer, native_window
 
     # Unless it is told, it takes several processes without an accelerator for one each.
     join_processes(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
@@ -71,7 +71,8 @@ def evaluate(config: DictConfig) -> Result:
         output = claim(config)
         opened = generator.open(model, tokenizer)
         workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
-        result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights))
+        window = partial(native_window, model)
+        result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights, window))
     if PartialState().is_main_process:
         write_result(result, output)
         subject = model.path if getattr(suite, "asks", True) else "answers made elsewhere"

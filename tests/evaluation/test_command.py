@@ -89,6 +89,7 @@ def test_preference_by_length():
     assert result.scores["rewards/margins"].mean == 3.0
     assert result.details["by_length"]["rewards/accuracies"]["0"]["mean"] == 0.5
     assert result.details["by_length"]["rewards/accuracies"]["512"]["n"] == 1
+    assert result.notes == ["1 of 4 rows of data.path have no rejected answer and are in no score."]
     with pytest.raises(UserError, match="nothing to prefer"):
         Preference().result(ScoredPairs(metrics[3:], rows[3:]))
 
