@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.instantiate import build
 from align.data.sources import check_row_paths
-from align.evaluation.ask import join_processes
+from align.evaluation.ask import exclusive_of_all, join_processes
 from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
 from align.generation.generators import GeneratorSettings, digest_of
 from align.generation.pace import changes_no_answer
@@ -25,7 +24,6 @@ from align.models.checks import check_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.exclusive import exclusive
 from align.runs.folder import RESUME, claim_output
 from align.training.settings import read_settings
 
@@ -65,9 +63,7 @@ def evaluate(config: DictConfig) -> Result:
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
     load = partial(load_causal_lm, model, device=PartialState().device)
     weights = partial(weights_of_model, model, tokenizer)
-    # Processes of one launch share the folder; its first one keeps other launches out before anything there changes.
-    with exclusive(config.output) if PartialState().is_main_process else nullcontext():
-        PartialState().wait_for_everyone()
+    with exclusive_of_all(config.output):  # before anything there changes
         output = claim(config)
         opened = generator.open(model, tokenizer)
         workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from align.generation.ledger import Ledger
 from align.generation.shares import own_share
 from align.generation.spoken import spoken
 from align.generation.stage import WORK, Workspace, answer_stage
+from align.runs.exclusive import exclusive
 
 if TYPE_CHECKING:
     from align.evaluation.suite import Evaluation
@@ -163,6 +165,31 @@ def join_processes(*, cpu: bool) -> None:
     from accelerate import PartialState
 
     PartialState(cpu=cpu, timeout=PATIENCE)
+
+
+@contextmanager
+def exclusive_of_all(output: str) -> Iterator[None]:
+    """The folder is this launch's own for as long as the context lasts: its first process keeps other launches out.
+
+    Raises:
+        UserError: in every process, where another run is at work in it.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    state = PartialState()
+    with ExitStack() as held:
+        refused: list[Any] = [None]
+        if state.is_main_process:
+            try:
+                held.enter_context(exclusive(output))
+            except UserError as error:
+                refused = [str(error)]
+        if state.num_processes > 1:
+            broadcast_object_list(refused, from_process=0)
+        if refused[0] is not None:
+            raise UserError(refused[0])
+        yield
 
 
 def wait_for_all() -> None:
