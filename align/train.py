@@ -133,6 +133,7 @@ def ask_suites(
 ) -> None:
     """Has suites run whenever held-out rows are evaluated; `greater_is_better` as in `SuitesInTraining`."""
     from align.evaluation.in_training import SuitesInTraining
+    from align.models.loading import native_window
     from align.training.setup import read_pairs
 
     if suites:
@@ -144,6 +145,7 @@ def ask_suites(
             seed=run.seed,
             read_pairs=partial(read_pairs, run, tokenizer),
             greater_is_better=greater_is_better,
+            window=partial(native_window, run.model),
         )
         trainer.add_callback(asked)
 
