@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 4
+VERSION = 5
+LIBRARIES = ("tokenizers", "transformers", "jinja2")  # what they make of a text may change with their version
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (
     32,
@@ -199,9 +201,10 @@ def cache_key(
     renaming: Renaming = NO_RENAMING,
     number: int = 0,
 ) -> str:
-    """Changes with everything that changes a stored row: files, tokenizer, settings, seed, this code."""
+    """Changes with everything that changes a stored row: files, tokenizer, settings, seed, this code, libraries."""
     content = {
         "version": VERSION,
+        "libraries": {name: version(name) for name in LIBRARIES},
         "sources": [source.identity() for source in sources],
         "data": {name: value for name, value in asdict(settings).items() if name not in NOT_STORED},
         "template": template_content(settings, tokenizer),

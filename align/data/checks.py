@@ -19,7 +19,7 @@ from align.data.provenance import leaks
 from align.data.renaming import Renaming
 from align.data.sources import Source, open_sources, read_places
 from align.data.stored_rows import hash_ids
-from align.data.totals import column_of
+from align.data.totals import column_of, short_cuts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,14 +123,15 @@ def _duplicates(dataset: Dataset) -> Iterator[Finding]:
     names = pc.dictionary_encode(column_of(dataset, "prompt_hash"))
     prompts = names.indices.to_numpy()
     shared = np.bincount(prompts, minlength=len(names.dictionary))[prompts] > 1
-    seen: dict[tuple[int, str], str] = {}
+    seen: dict[tuple[int, str], str] = {}  # the first of each; places in unlike files may have one name
     columns = dataset.select_columns(["source", "answer_ids", "answer_lengths"])
     for place in np.flatnonzero(shared):
         row = columns[int(place)]
         key = (int(prompts[place]), hash_ids(np.concatenate([row["answer_lengths"], row["answer_ids"]])))
-        first = seen.setdefault(key, str(row["source"]))
-        if first != row["source"]:
-            yield Finding("duplicate row", f"{row['source']}: the same prompt and answers as {first}.")
+        if key in seen:
+            yield Finding("duplicate row", f"{row['source']}: the same prompt and answers as {seen[key]}.")
+        else:
+            seen[key] = str(row["source"])
 
 
 def _leaks(data: PreferenceData) -> Iterator[Finding]:
@@ -157,6 +158,13 @@ def _over_window(dataset: Dataset, window: int) -> Iterator[Finding]:
             f"{sources[int(place)]['source']}: prompt and longest answer have {whole[place]} tokens, the model's "
             f"window {window}; training cuts {cut[place]} of them out of its context (data.max_length={window} accepts "
             "that).",
+        )
+    cuts = short_cuts(dataset)
+    for place in np.flatnonzero(cuts):
+        yield Finding(
+            "over the window",
+            f"{sources[int(place)]['source']}: with its short context it has more tokens than the model's window "
+            f"{window}; training cuts {cuts[place]} of them out of that (data.max_length={window} accepts that).",
         )
 
 

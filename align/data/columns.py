@@ -8,9 +8,18 @@ from typing import Any
 
 from align.core.errors import UserError
 from align.data import faults
-from align.data.contents import as_text, filled, joined_parts, kind, part_kinds, stored_messages
+from align.data.contents import as_text, filled, joined_parts, kind, part_kinds
 from align.data.faults import RowError
-from align.data.messages import CALLING, Message, called_function, kept_fields, tools_of
+from align.data.messages import (
+    CALLING,
+    UNTRAINED,
+    Message,
+    called_function,
+    kept_fields,
+    tools_of,
+    untrained,
+    variables_of,
+)
 
 # What follows a prompt: an answer, or answers with the user's questions between them.
 AnswerMessages = list[Message]
@@ -26,8 +35,6 @@ ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-# Columns whose conversations may be stored as text.
-_CONVERSATIONS = ("prompt", "messages", "conversations", "chosen", "rejected", "completion")
 
 
 class Columns:
@@ -68,17 +75,6 @@ class Columns:
     def empty(self, name: str, what: str = "is empty") -> RowError:
         """The complaint about a column that holds nothing."""
         return self.error(f"column {name} {what}.", reason=faults.EMPTY)
-
-    def read_stored(self) -> None:
-        """Puts conversations in the place of texts that hold them as JSON."""
-        for name in _CONVERSATIONS:
-            value = self.values.get(name)
-            if isinstance(value, str):
-                messages = stored_messages(value)
-                self.values[name] = value if messages is None else messages
-            elif isinstance(value, list) and name == "rejected" and isinstance(next(iter(value), None), str):
-                messages = [stored_messages(one) if isinstance(one, str) else None for one in value]
-                self.values[name] = value if None in messages else messages
 
     def get(self, *names: str) -> Any:
         """The first column of `names` that is there; errors as `first`."""
@@ -157,16 +153,22 @@ class Columns:
                 f"column {name} has a message of the unknown role {reprlib.repr(role)}.",
                 reason=faults.MESSAGES,
             )
-        content, fields = filled(value, "content", "value"), kept_fields(value)
+        content, fields = filled(value, "content", "value"), self._told(lambda: kept_fields(value))
         if role == CALLING and isinstance(as_text(content), str):
             fields, content = {"tool_calls": self._told(lambda: called_function(as_text(content)))}, None
-        if content is None and ROLES[role] == "assistant" and fields:
-            return {"role": ROLES[role], "content": None, **fields}
-        return {"role": ROLES[role], "content": self.content(name, content), **fields}
+        said = None
+        if content is not None or ROLES[role] != "assistant" or not fields:
+            said = self.content(name, content)
+        left_out = untrained(value) if ROLES[role] == "assistant" else {}
+        return {"role": ROLES[role], "content": said, **fields, **left_out}
 
     def tools(self) -> tuple[Mapping[str, Any], ...]:
         """The column tools: functions that the assistant may call; empty where it is absent."""
         return self._told(lambda: tools_of(self.values["tools"])) if "tools" in self else ()
+
+    def template_kwargs(self) -> Mapping[str, Any]:
+        """The column chat_template_kwargs, TRL's: variables of the chat template; empty where it is absent."""
+        return self._told(lambda: variables_of(self.values.get("chat_template_kwargs")))
 
     def _told(self, read: Callable[[], Any]) -> Any:
         """What `read` gives; its complaint names the row."""
@@ -224,17 +226,27 @@ class Columns:
             return [[message] for message in messages]
         return [messages] if messages else []
 
-    def single(self, name: str, answer: AnswerMessages) -> str:
-        """The text of an answer of the column `name` that is one assistant's message.
+    def single(self, name: str, answer: AnswerMessages) -> Message:
+        """The one assistant's message that an answer of the column `name` is.
 
         Raises:
-            RowError: it holds several messages, or an empty one.
+            RowError: it holds several messages, or an empty one that calls no tools.
         """
         if len(answer) != 1 or answer[0]["role"] != "assistant":
             raise self.error(f"column {name} must hold one assistant's answer here.", reason=faults.MESSAGES)
-        if not (answer[0]["content"] or "").strip():
+        if not (answer[0]["content"] or "").strip() and not answer[0].get("tool_calls"):
             raise self.empty(name, "has an empty answer")
-        return str(answer[0]["content"])
+        self.check_trained(name, answer[0])
+        return answer[0]
+
+    def check_trained(self, name: str, answer: Message) -> None:
+        """Refuses an answer that its file says is not to be trained on."""
+        if UNTRAINED in answer:
+            raise self.error(
+                f"column {name} has an answer that is not to be trained on ({answer[UNTRAINED]}), which every answer "
+                "here is: put it into the prompt, or leave the row out.",
+                reason=faults.BAD_LABEL,
+            )
 
 
 def unpadded(values: list[Any]) -> list[Any]:

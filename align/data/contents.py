@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
-from collections.abc import Mapping
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # Types of content parts that hold text: in chat rows, and in rows kept from OpenAI's responses.
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 # How messages begin that were stored as text: as JSON, or as Python prints them (pandas' to_csv does).
 _STORED = re.compile(r"""\s*(?:\[\s*)?\{\s*(['"])(?:role|from|content|value)\1\s*:""")
+
+_LISTED = re.compile(r"""\s*\[\s*(?:\[\s*)?['"]""")  # how printed lists of texts begin
+
+
+class Cell(str):
+    """A field of a table as text that begins like a list: where a column may be one, it was printed."""
+
+    __slots__ = ()
 
 
 def as_text(value: Any) -> Any:
@@ -73,6 +83,38 @@ def stored_messages(text: str) -> Any:
     return value if whole else None
 
 
+def begins_like_messages(text: str) -> bool:
+    """Whether a text begins as stored messages do and ends as a list of them."""
+    return _STORED.match(text) is not None and text.rstrip().endswith("]")
+
+
+def printed_list(text: str) -> list[Any] | None:
+    """A list of texts, or of lists of them, that was printed as JSON or by Python; None where the text is none.
+
+    Raises:
+        ValueError: it was printed by something else: numpy writes `['no' 'perhaps']`, which Python reads as one text.
+    """
+    value = _parsed(text) if _LISTED.match(text) else None
+    if not isinstance(value, list) or not value or not all(map(_is_texts, value)):
+        return None
+    tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline)) if not _is_json(text) else []
+    if tokens and sum(token.type == tokenize.STRING for token in tokens) != len(list(strings_of(value))):
+        raise ValueError("two texts without a comma between them")
+    return value
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
@@ -82,6 +124,18 @@ def _parsed(text: str) -> Any:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
+
+
+def strings_of(values: Iterable[Any]) -> Iterator[str]:
+    """Every string in nested lists and dictionaries, names of keys included."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from strings_of(value)
+            yield from strings_of(value.values())
+        elif isinstance(value, list | tuple):
+            yield from strings_of(value)
 
 
 def kind(value: Any) -> str:

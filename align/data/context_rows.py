@@ -9,6 +9,7 @@ from align.data import faults
 from align.data.columns import Columns, unpadded
 from align.data.contents import as_text
 from align.data.examples import Example, Turn
+from align.data.turns import turn_of
 
 
 class AnswerColumns(NamedTuple):
@@ -39,7 +40,7 @@ def _one_turn(columns: Columns) -> Turn:
         raise columns.error("column lose_response is missing beside win_response.", reason=faults.MISSING)
     rejected = [columns.single(names.rejected, answer) for answer in columns.answers(names.rejected)]
     question = columns.text(names.question)
-    return Turn(question, chosen, tuple(rejected), columns.optional_text("short_prompt"))
+    return turn_of((chosen, *rejected), question=question, short_prompt=columns.optional_text("short_prompt"))
 
 
 def _is_longreward(columns: Columns) -> bool:

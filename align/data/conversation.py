@@ -11,6 +11,7 @@ from align.core.errors import UserError
 from align.data.calls import with_arguments
 from align.data.marks import TOOLS, Part, Place, Stretch
 from align.data.rendering import Rendered, Renderer
+from align.data.spans import Regions
 from align.data.template import Fragment, Kind, Message
 from align.data.thinking import Tags, find_thought
 
@@ -289,6 +290,7 @@ def _regions(
             if start < stop and fragment.kind != "template":
                 yield Region(start, stop, fragment.kind)
             at += len(fragment.text)
+    known = Regions(covered)
     for start, stop in rendered.plain:
-        if not any(first <= start and stop <= last for first, last in covered):
+        if not known.holds(start, stop):
             yield Region(start, stop, "text")

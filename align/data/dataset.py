@@ -6,6 +6,7 @@ batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], dat
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.core.moved import renamed
 from align.core.readable import counted
 from align.data.bad_rows import check_limit
@@ -54,15 +55,19 @@ class PreferenceData:
         eval: the held-out rows; None where none are held out.
         counts: over both: `rows`, `train_rows`, `eval_rows`, `tokens` (each prompt once), `padded_tokens`
             (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
-            `largest_position`, `cut_rows`, `cut_tokens`, `dropped_rejected` (equal to the chosen answer),
+            `largest_position`, `cut_rows`, `cut_tokens`, `short_cut_rows`, `short_cut_tokens` (out of short contexts),
+            `dropped_rejected` (equal to the chosen answer),
             `dropped_reasoning` (answers without their reasoning, `data.thinking=drop`), `dropped_messages` (behind the
             last answer), `unplaced_rows` (without a context that could be placed), `rendered_prompts` (string prompts
             whose special tokens count), `moved_spaces` (string prompts whose last space begins the answers),
+            `text_prompts` (string prompts that stand as they are), `joined_rows` (messages without a chat template),
             `dropped_rows` (left out, since they cannot be used).
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
         dropped: the rows that were left out, with `data.bad_rows=drop`.
         date: what the chat template writes into prompts; None where it writes none.
         digest: changes with the content and the order of the rows, and with nothing else: not with their place.
+        of_template: settings that are set and change nothing where no chat template is used.
+        has_template: there is a chat template, or `data.chat=never` wants none.
     """
 
     train: Dataset
@@ -72,6 +77,8 @@ class PreferenceData:
     dropped: tuple[RowError, ...] = ()
     digest: str = ""
     date: str | None = None
+    of_template: tuple[str, ...] = ()
+    has_template: bool = True
 
 
 def load_preference_data(
@@ -109,7 +116,7 @@ class Places:
     """The rows of every place that `data` names: to train on, held out (where they are named), mixed in.
 
     `date` is what the chat template writes into prompts; None where it writes none. `placed` says whether contexts are
-    at synthesised positions.
+    at synthesised positions, `has_template` as in `PreferenceData`.
     """
 
     train: Built
@@ -117,6 +124,7 @@ class Places:
     mixed: tuple[Built, ...]
     date: str | None = None
     placed: bool = False
+    has_template: bool = True
 
     @property
     def all(self) -> tuple[Built, ...]:
@@ -138,8 +146,16 @@ def build_places(
     sources = open_sources(settings.path, wanted=renaming.wanted())
     held_out, held_key = sources.held_out, f"data.path={settings.path}"
     if settings.eval_path is not None:
+        named = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted())
+        _tell_unused(held_out, named.train, held_key, "data.eval_path names the held-out rows")
         held_key = f"data.eval_path={settings.eval_path}"
-        held_out = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted()).train
+        _tell_unused(
+            named.held_out,
+            sources.train,
+            held_key,
+            "of what data.eval_path names its training rows are held out",
+        )
+        held_out = named.train
 
     def build(files: Sequence[Source], place: str, renaming: Renaming, number: int) -> Built:
         return build_dataset(
@@ -159,13 +175,28 @@ def build_places(
     mixed = []
     for i, entry in enumerate(settings.mix):
         key, own = f"data.mix[{i}].path", Renaming.of(entry.columns, f"data.mix[{i}].columns")
-        files = open_sources(entry.path, key=key, wanted=own.wanted()).train
-        mixed.append(build(files, f"{key}={entry.path}", own, 2 + i))
+        opened = open_sources(entry.path, key=key, wanted=own.wanted())
+        _tell_unused(opened.held_out, held_out, f"{key}={entry.path}", "only training rows are mixed in")
+        mixed.append(build(opened.train, f"{key}={entry.path}", own, 2 + i))
     template = settings.template_source() or tokenizer.chat_template
     dated = settings.chat != "never" and writes_date(template)
     return Places(
-        train, held, tuple(mixed), settings.date if dated else None, placed=positions.mode != "none"
+        train,
+        held,
+        tuple(mixed),
+        settings.date if dated else None,
+        placed=positions.mode != "none",
+        has_template=settings.chat == "never" or template is not None,
     )
+
+
+def _tell_unused(held_out: Sequence[Source], read: Sequence[Source], place: str, why: str) -> None:
+    """Says which held-out rows of a place nobody reads, not even as `read`: the same ones by another name."""
+    known = [source.identity()[1:] for source in read]
+    names = [source.name for source in held_out if source.identity()[1:] not in known]
+    if names:
+        shown = f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} {'is' if len(names) == 1 else 'are'}"
+        warnings.warn(f"{place}: {shown} in no set, since {why}.", AlignWarning, stacklevel=2)
 
 
 def assemble(places: Places, settings: DataSettings, *, seed: int) -> PreferenceData:
@@ -188,7 +219,17 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
     counts = {**count_rows_of(train, held), "dropped_rows": len(dropped), "unplaced_rows": 0}
     if places.placed:
         counts["unplaced_rows"] = unplaced_rows(train, held)
-    return PreferenceData(train, held, counts, ingredients, dropped, digest_of_rows(train, held), places.date)
+    return PreferenceData(
+        train,
+        held,
+        counts,
+        ingredients,
+        dropped,
+        digest_of_rows(train, held),
+        places.date,
+        settings.of_template(),
+        places.has_template,
+    )
 
 
 def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:

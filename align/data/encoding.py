@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from align.data.spans import Regions
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -70,8 +72,8 @@ class Encoder:
         own = [
             (edges[i], edges[i + 1]) for i, fragment in enumerate(fragments) if fragment.kind == "template"
         ]
-        found = [match.span() for match in self.specials.finditer(text)]
-        if all(_inside(span, own) for span in found):
+        trusted = Regions(own)
+        if all(trusted.holds(*match.span()) for match in self.specials.finditer(text)):
             ids, starts = self._encode_plain(text, anchored=continues, split=False)
         else:
             cuts = [match.span() for region in own for match in self.specials.finditer(text, *region)]
@@ -186,7 +188,3 @@ def _moved(tokens: Tokens, by: int) -> Tokens:
 def _joined(tokens: Sequence[Tokens]) -> Tokens:
     """Tokens one after the other."""
     return np.concatenate([ids for ids, _ in tokens]), np.concatenate([starts for _, starts in tokens])
-
-
-def _inside(span: tuple[int, int], regions: Sequence[tuple[int, int]]) -> bool:
-    return any(start <= span[0] and span[1] <= stop for start, stop in regions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class Example:
             by `data.template` and each turn has its `question`.
         system: optional system message, for `chunks` rows.
         tools: JSON schemas of the functions that the assistant may call.
+        template_kwargs: variables of the chat template for this row alone.
         dropped_messages: messages behind the last answers, which nobody answers; they were left out.
     """
 
@@ -65,6 +66,7 @@ class Example:
     chunks: tuple[str, ...] = ()
     system: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     dropped_messages: int = 0
 
 
@@ -103,6 +105,8 @@ class TokenizedExample:
         dropped_messages: as in `Example`.
         rendered: the prompt was text that held special tokens, which count as such.
         moved_space: the prompt was text that ended in a space, which now begins its answers.
+        as_text: the prompt was text that stands as it is, without a chat template.
+        joined: messages, or a context with its question, without a chat template: nobody's role is told.
     """
 
     source: str
@@ -116,6 +120,8 @@ class TokenizedExample:
     dropped_messages: int = 0
     rendered: bool = False
     moved_space: bool = False
+    as_text: bool = False
+    joined: bool = False
 
     @property
     def longest_answer(self) -> int:

@@ -31,7 +31,14 @@ class RawRow:
 
 
 class Source(Protocol):
-    """A file or a data set that holds rows; small to pickle, so that any process can read its share."""
+    """A file or a data set that holds rows; small to pickle, so that any process can read its share.
+
+    `name` is what messages call it: a file's path in the folder that was given.
+    """
+
+    @property
+    def name(self) -> str:
+        """For messages and places of rows: `train.jsonl`, `2024/train.jsonl`."""
 
     def count(self) -> int:
         """Places for rows, blank lines included; counted once."""
@@ -46,7 +53,7 @@ class Source(Protocol):
         """Bytes of all rows together, about."""
 
     def identity(self) -> list[Any]:
-        """What changes when the rows change; plain JSON values."""
+        """Its name, and what changes when the rows change; plain JSON values."""
 
 
 def suffix_of(path: Path | str) -> str:
@@ -55,13 +62,14 @@ def suffix_of(path: Path | str) -> str:
     return max((suffix for suffix in ROW_SUFFIXES if name.endswith(suffix)), key=len, default="")
 
 
-def file_source(path: Path, key: str, wanted: Wanted = None) -> Source:
+def file_source(path: Path, key: str, wanted: Wanted = None, *, folder: Path | None = None) -> Source:
     """The file as a source of rows.
 
     Args:
         path: an existing file.
         key: the setting that names it, for messages.
         wanted: which columns are read, where a file can be read by columns.
+        folder: the one that was given; messages name the file by its path in it.
 
     Raises:
         UserError: an unknown ending, an empty file, or one that may not be read.
@@ -71,14 +79,15 @@ def file_source(path: Path, key: str, wanted: Wanted = None) -> Source:
         raise UserError(f"{key}={path} has an unknown ending: use {', '.join(ROW_SUFFIXES)}.")
     if path.stat().st_size == 0:
         raise UserError(f"{key}={path} is empty.")
-    kinds: dict[str, Callable[[Path], Source]] = {
-        ".jsonl": JsonLines,
-        ".json": lambda path: JsonLines(path) if holds_lines(path) else JsonList(path),
-        ".parquet": lambda path: Parquet(path, wanted),
-        ".csv": Csv,
-        ".tsv": lambda path: Csv(path, "\t"),
+    name = path.name if folder is None else path.relative_to(folder).as_posix()
+    kinds: dict[str, Callable[[], Source]] = {
+        ".jsonl": lambda: JsonLines(path, name),
+        ".json": lambda: JsonLines(path, name) if holds_lines(path) else JsonList(path, name),
+        ".parquet": lambda: Parquet(path, name, wanted),
+        ".csv": lambda: Csv(path, name),
+        ".tsv": lambda: Csv(path, name, "\t"),
     }
     try:
-        return kinds[suffix.removesuffix(".gz")](path)
+        return kinds[suffix.removesuffix(".gz")]()
     except PermissionError as error:
         raise UserError(f"{key}={path} may not be read: {error.strerror}.") from error

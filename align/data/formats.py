@@ -9,10 +9,12 @@ from itertools import islice
 
 from align.data import faults
 from align.data.columns import AnswerMessages, Columns, common_prefix
+from align.data.contents import strings_of
 from align.data.context_rows import context_row
 from align.data.examples import Example
 from align.data.instruction_rows import instruction_row
 from align.data.sources import RawRow, open_sources, read_rows
+from align.data.stored_columns import read_stored
 from align.data.turns import chat_example, text_example, without_equal
 
 LAYOUTS = (
@@ -67,8 +69,9 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
         RowError: it cannot be used.
     """
     columns = Columns(row.source, row.values)
-    columns.read_stored()
+    read_stored(columns)
     example = _read_layout(columns)
+    example = replace(example, tools=columns.tools(), template_kwargs=columns.template_kwargs())
     _check_text(columns, example)
     kept, dropped = without_equal(example.turns)
     if dropped and not kept[0].rejected:
@@ -77,7 +80,7 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
         _check_label(columns)
         if require_rejected:
             raise columns.no_rejected()
-    return ParsedRow(replace(example, turns=kept, tools=columns.tools()), dropped)
+    return ParsedRow(replace(example, turns=kept), dropped)
 
 
 def _check_label(columns: Columns) -> None:
@@ -102,11 +105,17 @@ def _check_label(columns: Columns) -> None:
 
 def _check_text(columns: Columns, example: Example) -> None:
     """Refuses half of a surrogate pair, which JSON can spell and no text can hold."""
-    texts = [example.text or "", example.system or "", *example.chunks]
-    texts += [message["content"] or "" for message in example.messages]
+    held = [
+        example.text,
+        example.system,
+        example.chunks,
+        example.messages,
+        example.tools,
+        example.template_kwargs,
+    ]
     for turn in example.turns:
-        texts += [turn.question or "", turn.chosen, *turn.rejected, turn.short_prompt or ""]
-    for text in texts:
+        held += [turn.question, turn.chosen, turn.rejected, turn.short_prompt, turn.fields, turn.asked]
+    for text in strings_of(held):
         if text.isascii():
             continue
         try:
@@ -145,6 +154,12 @@ def _conversation_row(columns: Columns, name: str) -> Example:
     if "chosen" in columns:
         answers = [columns.answer("chosen", columns.get("chosen")), *columns.answers("rejected")]
         return chat_example(columns, messages, answers)
+    if columns.values.get("rejected") not in (None, "", []):
+        raise columns.error(
+            f"column rejected stands beside {name} without a column chosen, and is not read: name the better answer "
+            "with data.columns={chosen: …}, or hide it with data.columns={rejected: null}.",
+            reason=faults.MISSING,
+        )
     first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), None)
     if first is None:
         raise columns.error(
@@ -163,6 +178,12 @@ def _prompt_row(columns: Columns) -> Example:
         return chat_example(columns, columns.conversation("prompt"), answers)
     prompt = columns.text("prompt")
     if chosen[0]["role"] != "assistant":  # TRL: a prompt column beside conversations that hold it too
+        if all((message["content"] or "").strip() != prompt.strip() for message in chosen):
+            raise columns.error(
+                "column prompt is no message of the conversation in chosen, which has a prompt of its own: hide the "
+                "column with data.columns={prompt: null}, or give answers alone.",
+                reason=faults.MESSAGES,
+            )
         return _implicit_row(columns)
     if not isinstance(columns.get(column), str):
         return chat_example(columns, [{"role": "user", "content": prompt}], answers)
@@ -187,7 +208,9 @@ def _implicit_row(columns: Columns) -> Example:
 
 def _implicit_text(columns: Columns, conversations: list[AnswerMessages]) -> Example:
     """The same where both are plain texts."""
-    texts = [columns.single("chosen" if i == 0 else "rejected", one) for i, one in enumerate(conversations)]
+    names = ["chosen", *["rejected"] * (len(conversations) - 1)]
+    pairs = zip(names, conversations, strict=True)
+    texts = [str(columns.single(name, one)["content"] or "") for name, one in pairs]
     if len(texts) > 1 and all(text == texts[0] for text in texts[1:]):
         raise columns.error("every rejected answer equals the chosen one.", reason=faults.ALL_EQUAL)
     cut = common_prefix(texts) if len(texts) > 1 else 0

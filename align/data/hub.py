@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.core.config import suggestion
-from align.core.errors import UserError
+from align.core.errors import UserError, first_line
 from align.data.files import Source
 from align.data.folders import HELD_OUT_SPLITS, is_saved
 from align.data.table_files import Saved, Wanted
@@ -28,7 +28,9 @@ def saved_sources(folder: Path, split: str, key: str, wanted: Wanted) -> TrainAn
     try:
         data = load_from_disk(str(folder))
     except Exception as error:  # a damaged folder: each library layer has its own class
-        raise UserError(f"{key}={folder} cannot be read as a saved data set ({_reason(error)}).") from error
+        raise UserError(
+            f"{key}={folder} cannot be read as a saved data set ({first_line(error)})."
+        ) from error
     return _dataset_sources(data, folder.name, split, key, wanted)
 
 
@@ -79,20 +81,17 @@ def _load(name: str, subset: str | None, key: str) -> Dataset | DatasetDict:
 
 def _not_given(name: str, key: str, error: Exception) -> UserError:
     return UserError(
-        f"{key}={name} is no file or folder here, and the Hub did not give it ({_reason(error)})."
+        f"{key}={name} is no file or folder here, and the Hub did not give it ({first_line(error)})."
     )
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def _dataset_sources(
     data: Dataset | DatasetDict, name: str, split: str, key: str, wanted: Wanted
 ) -> TrainAndHeldOut:
-    """The splits of a data set as sources: the one that is asked for, else `train` with a held-out one beside it.
+    """The splits of a data set as sources: the one that is asked for, else `train` with the held-out ones beside it.
 
-    Of the splits train, test and extra: train is trained on and test held out; `NAME:extra` takes extra alone.
+    Of the splits train, test, validation and extra, train is trained on, test and validation are held out, as of a
+    folder's files; `NAME:extra` takes extra alone.
 
     Args:
         data: what `datasets` gave.
@@ -111,7 +110,7 @@ def _dataset_sources(
         return (Saved(name, data, wanted),), ()
     train = split or _train_split(list(splits), name, key)
     others = () if split else [other for other in HELD_OUT_SPLITS if other in splits and other != train]
-    held_out = tuple(Saved(f"{name}/{other}", splits[other], wanted) for other in others[:1])
+    held_out = tuple(Saved(f"{name}/{other}", splits[other], wanted) for other in others)
     return (Saved(f"{name}/{train}", splits[train], wanted),), held_out
 
 

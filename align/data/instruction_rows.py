@@ -31,6 +31,11 @@ def instruction_row(columns: Columns) -> Example:
                 "column input beside an instruction with a chat template's markers is not read: put both into "
                 "prompt, as the model is to see them."
             )
+        if _history(columns):
+            raise columns.error(
+                "column history beside an instruction with a chat template's markers is not read: put both into "
+                "prompt, as the model is to see them."
+            )
         return text_example(columns, instruction, answers)
     question = instruction if given is None else f"{instruction}\n{given}"
     prompt = [*_history(columns), {"role": "user", "content": question}]
@@ -38,11 +43,11 @@ def instruction_row(columns: Columns) -> Example:
 
 
 def _history(columns: Columns) -> list[Message]:
-    """`history`: pairs of earlier questions and answers, `[["Who?", "Ada."]]`."""
+    """`history`: pairs of earlier questions and answers, `[["Who?", "Ada."]]`; a table's field may say `[]`."""
     pairs = columns.values.get("history", [])
     rows = pairs if isinstance(pairs, list) else []
     texts = [[as_text(text) for text in pair] for pair in rows if isinstance(pair, list) and len(pair) == 2]
-    whole = pairs == "" or (isinstance(pairs, list) and len(texts) == len(pairs))
+    whole = pairs in ("", "[]") or (isinstance(pairs, list) and len(texts) == len(pairs))
     if not whole or not all(isinstance(text, str) for pair in texts for text in pair):
         raise columns.error(
             "column history must be a list of pairs, each a question and its answer.",

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 from align.core.errors import UserError
 from align.data import faults
 from align.data.faults import RowError
+from align.data.row_files import RowFile, opened
 
 Values = dict[str, Any] | RowError
 _MARK_EVERY = 4096  # rows between two places in a file that are remembered, to begin there
@@ -23,10 +22,8 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(RowFile):
     """One JSON object a line; blank lines are skipped."""
-
-    path: Path
 
     @cached_property
     def _marks(self) -> tuple[int, list[int]]:
@@ -55,29 +52,19 @@ class JsonLines:
             for place, line in enumerate(islice(file, start - skipped, last), start):
                 text = line.rstrip()
                 if text:
-                    where = f"{self.path.name}:{place + 1}"
-                    yield place, where, _line(text, self.path.name, place, where)
-
-    def size(self) -> int:
-        """See `Source.size`."""
-        return self.path.stat().st_size
-
-    def identity(self) -> list[Any]:
-        """Path, size and time of change."""
-        return file_identity(self.path)
+                    where = f"{self.name}:{place + 1}"
+                    yield place, where, _line(text, self.name, place, where)
 
 
 @dataclass(frozen=True)
-class JsonList:
+class JsonList(RowFile):
     """One JSON list of objects; its text is held whole, its rows are parsed one by one."""
-
-    path: Path
 
     @cached_property
     def _marks(self) -> tuple[int, list[int]]:
         """Entries of the list, and where in its text every 4,096th begins."""
         marks, count = [], 0
-        for at, _ in _entries(self._text(), self.path.name, 0):
+        for at, _ in _entries(self._text(), self.name, 0):
             if count % _MARK_EVERY == 0:
                 marks.append(at)
             count += 1
@@ -89,7 +76,7 @@ class JsonList:
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise _not_utf8(content, error, self.path.name, 0) from error
+            raise _not_utf8(content, error, self.name, 0) from error
 
     def count(self) -> int:
         """Entries of the list."""
@@ -101,18 +88,10 @@ class JsonList:
         if start >= _MARK_EVERY:
             skipped, at = start // _MARK_EVERY * _MARK_EVERY, self._marks[1][start // _MARK_EVERY]
         last = None if stop is None else stop - skipped
-        entries = islice(_entries(self._text(), self.path.name, at), start - skipped, last)
+        entries = islice(_entries(self._text(), self.name, at), start - skipped, last)
         for place, (_, value) in enumerate(entries, start):
-            where = f"{self.path.name}:{place + 1}"
+            where = f"{self.name}:{place + 1}"
             yield place, where, as_object(value, where)
-
-    def size(self) -> int:
-        """See `Source.size`."""
-        return self.path.stat().st_size
-
-    def identity(self) -> list[Any]:
-        """Path, size and time of change."""
-        return file_identity(self.path)
 
 
 def holds_lines(path: Path) -> bool:
@@ -126,62 +105,21 @@ def holds_lines(path: Path) -> bool:
     if len(found) < 2 or not found[0].startswith(b"{"):
         return False
     try:
-        return isinstance(_parsed(found[0].decode("utf-8")), dict)
+        return isinstance(_parsed(found[0].decode("utf-8"))[0], dict | Repeated)
     except (ValueError, RecursionError):
         return False
-
-
-def opened(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed where its name ends in .gz.
-
-    Raises:
-        UserError: while it is read, where it is no whole gzip file.
-    """
-    return _Unpacked(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-class _Unpacked(gzip.GzipFile):
-    """A gzip file that says in one sentence that it is none, or was cut short."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "rb")
-        self._path = path
-
-    def readline(self, size: int | None = -1) -> bytes:  # type: ignore[override]
-        """One line."""
-        try:
-            return super().readline(size)
-        except (OSError, EOFError, zlib.error) as error:
-            raise self._damaged(error) from error
-
-    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
-        """The rest."""
-        try:
-            return super().read(size)
-        except (OSError, EOFError, zlib.error) as error:
-            raise self._damaged(error) from error
-
-    def read1(self, size: int = -1) -> bytes:
-        """What is at hand; a reader of text asks for it."""
-        try:
-            return super().read1(size)
-        except (OSError, EOFError, zlib.error) as error:
-            raise self._damaged(error) from error
-
-    def __next__(self) -> bytes:
-        line = self.readline()
-        if not line:
-            raise StopIteration
-        return line
-
-    def _damaged(self, error: BaseException) -> UserError:
-        return UserError(f"{self._path.name} is no whole gzip file ({str(error).rstrip('.')}).")
 
 
 def as_object(value: Any, where: str) -> Values:
     """A row's columns; what is no object is a row that cannot be used."""
     if isinstance(value, dict):
         return value
+    if isinstance(value, Repeated):
+        return RowError(
+            where,
+            f"the key {value.key} stands twice in one object, and only one can be read: rename one, or leave it out.",
+            reason=faults.UNREADABLE,
+        )
     return RowError(
         where,
         f"a row must be an object with named columns, not a {json_kind(value)}.",
@@ -195,17 +133,11 @@ def json_kind(value: Any) -> str:
     return names.get(type(value), "null" if value is None else type(value).__name__)
 
 
-def file_identity(path: Path) -> list[Any]:
-    """What changes when the file does."""
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
-
-
 def _line(text: bytes, name: str, place: int, where: str) -> Values:
     """One line's row, or why it is none."""
     try:
         decoded = text.decode("utf-8-sig" if place == 0 else "utf-8")
-        return as_object(_parsed(decoded), where)
+        return as_object(_parsed(decoded)[0], where)
     except json.JSONDecodeError as error:
         sentence = f"malformed JSON ({error.msg} at column {error.colno})."
     except UnicodeDecodeError as error:
@@ -241,12 +173,7 @@ def _entries(text: str, name: str, at: int) -> Iterator[tuple[int, Any]]:
 
 def _next_value(text: str, at: int, name: str) -> tuple[Any, int]:
     try:
-        try:
-            return _DECODER.raw_decode(text, at)
-        except json.JSONDecodeError:
-            raise
-        except ValueError:
-            return _LARGE.raw_decode(text, at)
+        return _parsed(text, at)
     except json.JSONDecodeError as error:
         raise _malformed(error, name) from error
     except RecursionError as error:
@@ -282,16 +209,42 @@ def _not_utf8(text: bytes, error: UnicodeDecodeError, name: str, line: int) -> R
     return RowError(f"{name}:{at}", sentence, reason=faults.UNREADABLE)
 
 
+class Repeated(NamedTuple):
+    """A JSON value in which an object has a key twice, of which only the last would be read."""
+
+    key: str
+
+
 # A whole number of more digits than Python reads (4,300) stands in columns that nobody reads, as a rule.
-_LARGE = json.JSONDecoder(parse_int=float)
-_DECODER = json.JSONDecoder()
+def _decoder(repeated: list[str], parse_int: Callable[[str], Any] | None = None) -> json.JSONDecoder:
+    """A decoder that notes keys that an object has twice."""
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            repeated.append(next(name for name in found if names.count(name) > 1))
+        return found
+
+    return json.JSONDecoder(object_pairs_hook=as_dict, parse_int=parse_int)
 
 
-def _parsed(text: str) -> Any:
-    """`text` as JSON; a whole number of thousands of digits is read as infinity."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        return _LARGE.decode(text)
+def _parsed(text: str, at: int | None = None) -> tuple[Any, int]:
+    """`text` as JSON, and where it ends; a whole number of thousands of digits is read as infinity.
+
+    Args:
+        text: one JSON value, or where `at` is given a text in which a value begins there.
+    """
+    for parse_int in (None, float):
+        repeated: list[str] = []
+        decoder = _decoder(repeated, parse_int)
+        try:
+            value, end = (decoder.decode(text), len(text)) if at is None else decoder.raw_decode(text, at)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            if parse_int is float:
+                raise
+            continue
+        return (Repeated(repeated[0]) if repeated else value), end
+    raise AssertionError

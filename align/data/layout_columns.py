@@ -34,6 +34,7 @@ LAYOUT_COLUMNS = (
     "label",
     "kto_tag",
     "tools",
+    "chat_template_kwargs",
     "images",
     "image",
     "videos",

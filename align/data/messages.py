@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from align.core.errors import UserError
+from align.data.template_file import check_template_kwargs
 
 Message = dict[str, Any]  # {"role": …, "content": …} and what else the template is given
 
@@ -15,9 +17,35 @@ KEPT = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "
 CALLING = "function_call"  # ShareGPT's role of a message whose value is a call as JSON
 
 
+# Of an assistant's message that is not to be trained on, why; an answer that has it is refused.
+UNTRAINED = "untrained"
+# Keys by which files say so, with 0 or false: OpenAI's and Mistral's, axolotl's.
+_WEIGHTS = ("weight", "training", "train")
+
+
+def untrained(value: Mapping[str, Any]) -> Message:
+    """`{UNTRAINED: "weight is 0"}` where a raw message has a weight other than 1; else nothing."""
+    for name in _WEIGHTS:
+        if value.get(name) not in (None, 1):
+            return {UNTRAINED: f"{name} is {reprlib.repr(value[name])}"}
+    return {}
+
+
 def kept_fields(value: Mapping[str, Any]) -> Message:
-    """What a raw message has beside role and content and a template may read; null and empty is as absent."""
-    return {name: _without_null(value[name]) for name in KEPT if value.get(name) not in (None, "", [], {})}
+    """What a raw message has beside role and content and a template may read; null and empty is as absent.
+
+    OpenAI's older `function_call` is a tool call.
+
+    Raises:
+        UserError: such a call has no name, or stands beside `tool_calls`.
+    """
+    kept = {name: _without_null(value[name]) for name in KEPT if value.get(name) not in (None, "", [], {})}
+    call = _without_null(value.get(CALLING))
+    if not call:
+        return kept
+    if "tool_calls" in kept:
+        raise UserError(f"a message has both {CALLING} and tool_calls: keep one.")
+    return kept | {"tool_calls": called_function(call if isinstance(call, str) else json.dumps(call))}
 
 
 def called_function(text: str) -> list[dict[str, Any]]:
@@ -53,6 +81,25 @@ def tools_of(value: Any) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise UserError("column tools must be a list of JSON schemas of functions.")
     return tuple(_without_null(tool) for tool in tools)
+
+
+def variables_of(value: Any) -> Mapping[str, Any]:
+    """The column `chat_template_kwargs`: an object, or the JSON text of one; keys that are null are absent.
+
+    Raises:
+        UserError: it is neither, or holds what a rendering is given anyway.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else {}
+        except (ValueError, RecursionError):
+            raise UserError("column chat_template_kwargs is text, and no JSON.") from None
+    value = {} if value is None else value
+    if not isinstance(value, Mapping):
+        raise UserError('column chat_template_kwargs must be an object, like {"enable_thinking": false}.')
+    check_template_kwargs("column chat_template_kwargs", value)
+    variables: Mapping[str, Any] = _without_null(value)
+    return variables
 
 
 def _without_null(value: Any) -> Any:

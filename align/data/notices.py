@@ -25,12 +25,17 @@ def notices(data: PreferenceData, *, window: int | None, limit: str = "data.max_
 def _cuts(counts: dict[str, int], *, window: int | None, limit: str) -> list[str]:
     """What is cut, and where positions lie."""
     said = []
+    why = limit if window is None else f"the model's window of {window} tokens"
     if counts["cut_rows"]:
-        why = limit if window is None else f"the model's window of {window} tokens"
         share = counts["cut_tokens"] / (counts["tokens"] + counts["cut_tokens"])
         said.append(
             f"The contexts of {counts['cut_rows']} of {counted(counts['rows'], 'row')} are cut to {why}: "
             f"{counted(counts['cut_tokens'], 'token')} are gone, {share:.1%} of all."
+        )
+    if counts["short_cut_rows"]:
+        said.append(
+            f"The short contexts of {counts['short_cut_rows']} of {counted(counts['rows'], 'row')} are cut to {why}: "
+            f"{counted(counts['short_cut_tokens'], 'token')} are gone."
         )
     beyond = None if window is None else positions_beyond(counts["largest_position"], window)
     if beyond is not None:
@@ -54,6 +59,24 @@ def _readings(data: PreferenceData) -> list[str]:
         said.append(
             f"{counted(counts['moved_spaces'], 'string prompt')} (the first is {_first(data, 'moved_space')}) end in a "
             "space, which is read as the beginning of the answers, since it makes one token with their first word."
+        )
+    if counts["text_prompts"] and data.of_template:
+        said.append(
+            f"{counted(counts['text_prompts'], 'string prompt')} (the first is {_first(data, 'as_text')}) stand as "
+            f"they are, without the chat template, so that {', '.join(data.of_template)} changes nothing there; "
+            "data.chat=always makes each a user's message."
+        )
+    unread = [key for key in data.of_template if key != "data.system"]
+    if counts["joined_rows"] and unread:
+        said.append(
+            f"The messages of {counted(counts['joined_rows'], 'row')} (the first is {_first(data, 'joined')}) are "
+            f"written without a chat template, so that {', '.join(unread)} changes nothing there."
+        )
+    if counts["joined_rows"] and not data.has_template:
+        said.append(
+            f"The tokenizer has no chat template: the messages of {counted(counts['joined_rows'], 'row')} (the first "
+            f"is {_first(data, 'joined')}) are joined as plain text that does not tell who says what; "
+            "data.chat_template names a template, data.chat=never says that it is meant."
         )
     if data.date is not None:
         said.append(

@@ -83,22 +83,35 @@ def has_context(example: TokenizedExample) -> bool:
     return any(stop > start for start, stop in example.chunk_spans)
 
 
-def cover_windows(n: int, w: int) -> list[range]:
+@dataclass(frozen=True)
+class CoverWindows:
     """Windows of n positions that together cover a slot of w: ⌈w/n⌉ of them, evenly spread.
 
     A chunk of 4 in a slot of 10 has three windows: 0 … 3, 3 … 6 and 6 … 9.
 
-    Window i starts at `i·(w − n) // (⌈w/n⌉ − 1)`, so the first starts at 0 and the last ends at w − 1.
+    Window i starts at `i·(w − n) // (⌈w/n⌉ − 1)`, so the first starts at 0 and the last ends at w − 1. Windows are
+    computed one by one: a slot of 10⁶ positions has half a million for a chunk of two tokens.
 
-    Args:
+    Attributes:
         n: tokens of the chunk, 1 ≤ n ≤ w.
         w: positions in the slot.
     """
-    if not 1 <= n <= w:
-        raise ValueError(f"a chunk of {n} tokens does not fit a slot of {w} positions")
-    count = -(-w // n)
-    starts = [i * (w - n) // max(count - 1, 1) for i in range(count)]
-    return [range(start, start + n) for start in starts]
+
+    n: int
+    w: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= self.w:
+            raise ValueError(f"a chunk of {self.n} tokens does not fit a slot of {self.w} positions")
+
+    def __len__(self) -> int:
+        return -(-self.w // self.n)
+
+    def __getitem__(self, i: int) -> range:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        start = i * (self.w - self.n) // max(len(self) - 1, 1)
+        return range(start, start + self.n)
 
 
 @dataclass(frozen=True)
@@ -168,8 +181,8 @@ def _continuous_slots(lengths: Sequence[int], extent: int, rng: np.random.Genera
     """Each chunk in one of the windows that cover its slot, drawn uniformly."""
     placed = []
     for n, slot in zip(lengths, _slots(lengths, extent), strict=True):
-        windows = cover_windows(n, len(slot))
-        window = windows[rng.integers(len(windows))]
+        windows = CoverWindows(n, len(slot))
+        window = windows[int(rng.integers(len(windows)))]
         placed.append(slot.start + np.arange(window.start, window.stop))
     return np.concatenate(placed)
 

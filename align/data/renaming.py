@@ -15,8 +15,8 @@ from align.data.faults import RowError
 from align.data.files import RawRow
 from align.data.layout_columns import LAYOUT_COLUMNS
 
-# Columns that are read for the checks of `align inspect` or by a chat template.
-_OTHERS = ("asked_of", "chunks", "chosen_chunks", "rejected_chunks", "rejected_kinds", "chat_template_kwargs")
+# Columns that are read for the checks of `align inspect`.
+_OTHERS = ("asked_of", "chunks", "chosen_chunks", "rejected_chunks", "rejected_kinds")
 _READ = frozenset((*LAYOUT_COLUMNS, *_OTHERS))
 _RELEASED = re.compile(r"(ref_)?(chosen|rejected|reject_\d+)_(input_ids|attention_mask|position_ids|labels)")
 PEEKED = 100  # rows in which a column that is named has to be found

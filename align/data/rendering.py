@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import count
@@ -23,6 +23,7 @@ from jinja2.exceptions import TemplateError
 
 from align.core.errors import UserError
 from align.data.calls import filled_chats
+from align.data.contents import strings_of
 from align.data.marks import Chat, Marks, Place, Stretch
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Renderer:
             UserError: the template refuses it, or what it writes depends on every character of a content.
         """
         text = self.text(chat, tools, generation=generation, **variables)
-        strings = list(_strings([*chat, *(tools or ())]))
+        strings = list(strings_of([*chat, *(tools or ())]))
         marked = any(self.specials.search(string) for string in strings)
         for guard in _guards([*strings, text]):
             for disguise in (True, False) if marked else (False,):
@@ -168,15 +169,3 @@ def _guards(strings: Sequence[str]) -> Iterator[str]:
     """What marks begin and end with, and no string holds: a rare character, and letters where a template escapes it."""
     for guards in (map(chr, _RARE), (f"zq{i}qz" for i in count())):
         yield next(guard for guard in guards if not any(guard in string for string in strings))
-
-
-def _strings(values: Iterable[Any]) -> Iterator[str]:
-    """Every string in nested lists and dictionaries."""
-    for value in values:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _strings(value)
-            yield from _strings(value.values())
-        elif isinstance(value, list | tuple):
-            yield from _strings(value)

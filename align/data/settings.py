@@ -18,6 +18,7 @@ THINKING = ("keep", "close", "drop")
 BAD_ROWS = ("stop", "drop")  # of `data.bad_rows`
 MODES = ("none", "logo_continuous", "logo_sparse", "logo")  # of `positions.mode`
 DRAWS = ("slots", "uniform")  # of `positions.draw`
+MAX_POSITIONS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,16 @@ class DataSettings:
         """
         return None if self.chat_template is None else read_template("data.chat_template", self.chat_template)
 
+    def of_template(self) -> tuple[str, ...]:
+        """The keys that are set and change nothing but what the chat template writes."""
+        values = {
+            "data.system": self.system,
+            "data.chat_template": self.chat_template,
+            "data.template_kwargs": self.template_kwargs,
+            "data.thinking": None if self.thinking == "keep" else self.thinking,
+        }
+        return tuple(key for key, value in values.items() if value)
+
 
 @dataclass(frozen=True)
 class PositionSettings:
@@ -127,3 +138,8 @@ class PositionSettings:
                 raise UserError(
                     f"positions.{key}={getattr(self, key)} is too small: give a number from 1 on."
                 )
+        if self.target_length > MAX_POSITIONS:
+            raise UserError(
+                f"positions.target_length={self.target_length} is too large: positions are stored as 32-bit numbers, "
+                f"so that {MAX_POSITIONS} is the most."
+            )

@@ -55,8 +55,8 @@ def open_sources(path: str | None, *, key: str = "data.path", wanted: Wanted = N
             return Sources(*saved_sources(place, "", key, wanted))
         train, held_out = row_files(place, key)
         return Sources(
-            tuple(file_source(file, key, wanted) for file in train),
-            tuple(file_source(file, key, wanted) for file in held_out),
+            tuple(file_source(file, key, wanted, folder=place) for file in train),
+            tuple(file_source(file, key, wanted, folder=place) for file in held_out),
         )
     name, _, split = path.partition(":")
     if split and Path(name).expanduser().is_dir():

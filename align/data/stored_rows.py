@@ -46,6 +46,8 @@ FEATURES = Features(
         "dropped_messages": Value("int32"),
         "rendered": Value("bool"),
         "moved_space": Value("bool"),
+        "as_text": Value("bool"),
+        "joined": Value("bool"),
         "row_hash": Value("int64"),
         "bad_reason": Value("string"),
         "bad_sentence": Value("string"),
@@ -77,6 +79,8 @@ def to_row(example: TokenizedExample, *, dropped_rejected: int = 0) -> dict[str,
         "dropped_messages": example.dropped_messages,
         "rendered": example.rendered,
         "moved_space": example.moved_space,
+        "as_text": example.as_text,
+        "joined": example.joined,
         "row_hash": _hash_row(row),
         "bad_reason": "",
         "bad_sentence": "",
@@ -135,6 +139,8 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         dropped_messages=int(row["dropped_messages"]),
         rendered=bool(row.get("rendered", False)),
         moved_space=bool(row.get("moved_space", False)),
+        as_text=bool(row.get("as_text", False)),
+        joined=bool(row.get("joined", False)),
     )
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError, first_line
 from align.data import faults
+from align.data.contents import Cell
 from align.data.faults import RowError
-from align.data.json_files import Values, file_identity, opened
+from align.data.json_files import Values
+from align.data.row_files import RowFile, opened
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,10 +30,9 @@ Wanted = Callable[[str], bool] | None
 
 
 @dataclass(frozen=True)
-class Csv:
+class Csv(RowFile):
     """A table as text, the first line naming its columns; an empty field counts as absent."""
 
-    path: Path
     delimiter: str = ","
 
     @cached_property
@@ -50,14 +50,15 @@ class Csv:
             table = csv.reader(file, delimiter=self.delimiter, strict=True)
             try:
                 names = next(table, [])
+                _check_names([name for name in names if name], self.name)
                 for place, fields in enumerate(islice(self._lines(table), start, stop), start):
                     where, values = fields
                     yield place, where, self._row(where, names, values)
             except csv.Error as error:
-                raise UserError(f"{self.path.name}:{table.line_num}: malformed table ({error}).") from error
+                raise UserError(f"{self.name}:{table.line_num}: malformed table ({error}).") from error
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{self.path.name}: not UTF-8 text (byte {error.object[error.start]:#04x} behind line "
+                    f"{self.name}: not UTF-8 text (byte {error.object[error.start]:#04x} behind line "
                     f"{table.line_num}): convert it."
                 ) from error
 
@@ -66,7 +67,7 @@ class Csv:
         line = table.line_num + 1
         for fields in table:
             if fields:
-                yield f"{self.path.name}:{line}", fields
+                yield f"{self.name}:{line}", fields
             line = table.line_num + 1
 
     def _row(self, where: str, names: list[str], fields: list[str]) -> Values:
@@ -76,27 +77,21 @@ class Csv:
                 f"it has {len(fields)} fields, and the first line names {len(names)} columns.",
                 reason=faults.UNREADABLE,
             )
-        return {name: field or None for name, field in zip(names, fields, strict=True)}
-
-    def size(self) -> int:
-        """See `Source.size`."""
-        return self.path.stat().st_size
-
-    def identity(self) -> list[Any]:
-        """Path, size and time of change."""
-        return file_identity(self.path)
+        return {
+            name: (Cell(field) if field.startswith("[") else field) or None
+            for name, field in zip(names, fields, strict=True)
+        }
 
 
 @dataclass(frozen=True)
-class Parquet:
+class Parquet(RowFile):
     """A Parquet file.
 
     Attributes:
-        path: the file.
+        path, name: see `RowFile`.
         wanted: which columns are read. What stands in others, such as a date that Python does not know, does no harm.
     """
 
-    path: Path
     wanted: Wanted = None
 
     def _open(self) -> pyarrow.parquet.ParquetFile:
@@ -106,7 +101,7 @@ class Parquet:
         try:
             return pyarrow.parquet.ParquetFile(self.path)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path.name} cannot be read as Parquet: {first_line(error)}.") from error
+            raise UserError(f"{self.name} cannot be read as Parquet: {first_line(error)}.") from error
 
     def count(self) -> int:
         """Rows of the file."""
@@ -119,6 +114,7 @@ class Parquet:
         file = self._open()
         stop = file.metadata.num_rows if stop is None else stop
         names = _chosen_names(file.schema_arrow.names, self.wanted)
+        _check_names(names, self.name)
         place = 0
         for group in range(file.num_row_groups):
             described = file.metadata.row_group(group)
@@ -130,22 +126,16 @@ class Parquet:
                 for batch in file.iter_batches(batch_size=size, row_groups=[group], columns=names):
                     first, last = max(start - place, 0), min(stop - place, batch.num_rows)
                     if first < last:
-                        rows = _as_python(batch.slice(first, last - first), self.path.name)
+                        rows = _as_python(batch.slice(first, last - first), self.name)
                         for at, values in enumerate(rows, place + first):
-                            yield at, f"{self.path.name}:{at + 1}", values
+                            yield at, f"{self.name}:{at + 1}", values
                     place += batch.num_rows
+                    if place >= stop:  # what follows in the group would be decoded for nothing
+                        return
             except (pyarrow.ArrowException, OSError) as error:
                 raise UserError(
-                    f"{self.path.name} cannot be read as Parquet behind row {place}: {first_line(error)}."
+                    f"{self.name} cannot be read as Parquet behind row {place}: {first_line(error)}."
                 ) from error
-
-    def size(self) -> int:
-        """See `Source.size`."""
-        return self.path.stat().st_size
-
-    def identity(self) -> list[Any]:
-        """Path, size and time of change."""
-        return file_identity(self.path)
 
 
 @dataclass(frozen=True)
@@ -178,6 +168,13 @@ class Saved:
     def identity(self) -> list[Any]:
         """Name and the fingerprint that `datasets` keeps."""
         return [self.name, self.dataset._fingerprint, len(self.dataset)]
+
+
+def _check_names(names: Sequence[str], name: str) -> None:
+    """Refuses a table with two columns of one name, of which only the last would be read."""
+    twice = next((one for one in names if names.count(one) > 1), None)
+    if twice is not None:
+        raise UserError(f"{name} has two columns called {twice}, and only one can be read: rename one.")
 
 
 def _chosen_names(names: list[str], wanted: Wanted) -> list[str]:

@@ -143,8 +143,12 @@ def _needs_template(message: Message) -> bool:
 
 
 def without_end(text: str, end: str) -> str:
-    """An answer saved with its end token written out would else get a second one (TRL's rule too)."""
-    return text.removesuffix(end) if end.strip() else text
+    """An answer saved with its end token written out would else get a second one (TRL's rule too).
+
+    With `<|im_end|>` both `yes<|im_end|>` and `yes<|im_end|>⏎` are `yes`; white space behind another end stays.
+    """
+    written, mark = text.rstrip(), end.rstrip()
+    return written.removesuffix(mark) if mark and written.endswith(mark) else text
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from align.core.errors import UserError
 from align.data import faults
 from align.data.chat_template import ChatTemplate
+from align.data.cuts import Prompt, chunks_of, cut_out, removed_of
 from align.data.encoding import Encoder
 from align.data.examples import Answer, Example, TokenizedExample, Turn
 from align.data.faults import RowError, as_row_error
@@ -31,15 +33,7 @@ if TYPE_CHECKING:
 
     from align.data.settings import DataSettings
 
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """Token ids of a prompt and the spans of its context chunks."""
-
-    ids: np.ndarray
-    chunks: tuple[Span, ...]
+ROW_TEMPLATES = 64  # templates that are kept, one for each set of variables that rows bring
 
 
 class ExampleTokenizer:
@@ -66,9 +60,11 @@ class ExampleTokenizer:
         self.settings = settings
         self.chunk_tokens = chunk_tokens
         self.encoder = Encoder(tokenizer)
-        self.chat = None if own and tokenizer.chat_template is None else self._chat_template()
+        self.chat = None if own and tokenizer.chat_template is None else self._chat_template({})
+        self._of_rows: dict[str, ChatTemplate] = {}
 
-    def _chat_template(self) -> ChatTemplate:
+    def _chat_template(self, variables: Mapping[str, Any]) -> ChatTemplate:
+        """The template with variables that go over those of `data.template_kwargs`."""
         source = self.settings.template_source()
         if source is not None:
             check_syntax("data.chat_template", source)
@@ -77,7 +73,7 @@ class ExampleTokenizer:
             self.encoder.specials,
             thinking=self.settings.thinking,
             chat_template=source,
-            template_kwargs=self.settings.template_kwargs,
+            template_kwargs={**(self.settings.template_kwargs or {}), **variables},
             today=self.settings.today(),
         )
 
@@ -117,6 +113,8 @@ class ExampleTokenizer:
             fitted,
             rendered=rendered,
             moved_space=moved,
+            as_text=as_it_stands,
+            joined=plain and example.text is None,
             dropped_reasoning=rendering.dropped_reasoning,
             dropped_messages=example.dropped_messages,
         )
@@ -138,9 +136,27 @@ class ExampleTokenizer:
         chat = self.settings.chat
         wanted = chat == "always" or (chat == "auto" and example.text is None)
         if wanted and self.chat is not None:
-            return self.chat
+            return self._with_variables(self.chat, example)
+        if example.template_kwargs:
+            raise RowError(
+                example.source,
+                "column chat_template_kwargs is not read where no chat template is used: leave it out, or hide it "
+                "with data.columns={chat_template_kwargs: null}.",
+                reason=faults.TEMPLATE,
+            )
         separator = "" if example.text is not None else PLAIN_SEPARATOR
         return PlainTemplate(end_of_text(self.tokenizer), separator)
+
+    def _with_variables(self, chat: ChatTemplate, example: Example) -> ChatTemplate:
+        """The chat template with the row's own variables."""
+        if not example.template_kwargs:
+            return chat
+        key = json.dumps(example.template_kwargs, sort_keys=True, default=repr)
+        if key not in self._of_rows:
+            if len(self._of_rows) >= ROW_TEMPLATES:
+                self._of_rows.clear()
+            self._of_rows[key] = self._chat_template(example.template_kwargs)
+        return self._of_rows[key]
 
     def _messages(self, example: Example) -> list[Message]:
         """The prompt as messages whose contents are fragments.
@@ -179,7 +195,7 @@ class ExampleTokenizer:
             fragments.extend(places.get(text, [Fragment(text, "template")]))
         return tuple(fragments)
 
-    def _encode_prompt(self, rendering: Rendering, *, plain: bool, rendered: bool) -> _Prompt:
+    def _encode_prompt(self, rendering: Rendering, *, plain: bool, rendered: bool) -> Prompt:
         encoded = self.encoder.encode(_trusted(rendering.prompt) if rendered else rendering.prompt)
         # A chat template writes the beginning-of-text token itself (TRL's rule).
         start = self.encoder.start_ids
@@ -191,9 +207,9 @@ class ExampleTokenizer:
             if fragment.kind == "bare":
                 chunks = [(first, max(first, last - self.settings.keep_tail))]
         if len(chunks) == 1:
-            chunks = _chunks_of(chunks[0], self.chunk_tokens)
+            chunks = chunks_of(chunks[0], self.chunk_tokens)
         shifted = tuple((first + len(start), last + len(start)) for first, last in chunks)
-        return _Prompt(np.concatenate([start, encoded.ids]), shifted)
+        return Prompt(np.concatenate([start, encoded.ids]), shifted)
 
     def _encode_answers(self, rendering: Rendering, *, rendered: bool) -> tuple[Answer, ...]:
         """Each answer with its end; of several turns also template and question, unscored, before the next answer."""
@@ -205,7 +221,7 @@ class ExampleTokenizer:
             answers.append(Answer(np.concatenate(ids), np.concatenate(scored)))
         return tuple(answers)
 
-    def _fit(self, source: str, prompt: _Prompt, answers: tuple[Answer, ...]) -> TokenizedExample:
+    def _fit(self, source: str, prompt: Prompt, answers: tuple[Answer, ...]) -> TokenizedExample:
         """Cuts the context so that prompt and longest answer fit `data.max_length`."""
         longest = max(len(answer.input_ids) for answer in answers)
         limit = self.settings.max_length
@@ -220,7 +236,7 @@ class ExampleTokenizer:
                     "raise it or leave the row out.",
                     reason=faults.TOO_LONG,
                 )
-            prompt = _cut(prompt, _removed((first, last), excess, self.settings.cut))
+            prompt = cut_out(prompt, removed_of((first, last), excess, self.settings.cut))
         return TokenizedExample(
             source=source,
             prompt_ids=prompt.ids,
@@ -244,11 +260,9 @@ def _space_to_answers(example: Example) -> tuple[Example, bool]:
     text = example.text or ""
     if not text.endswith(" ") or not text.strip():
         return example, False
-    turns = tuple(
-        replace(turn, chosen=f" {turn.chosen}", rejected=tuple(f" {answer}" for answer in turn.rejected))
-        for turn in example.turns
-    )
-    return replace(example, text=text[:-1], turns=turns), True
+    first = example.turns[0]
+    first = replace(first, chosen=f" {first.chosen}", rejected=tuple(f" {one}" for one in first.rejected))
+    return replace(example, text=text[:-1], turns=(first, *example.turns[1:])), True
 
 
 def _split_places(template: str) -> list[str]:
@@ -261,35 +275,3 @@ def _split_places(template: str) -> list[str]:
     before, rest = template.split(first)
     middle, after = rest.split(second)
     return [before, first, middle, second, after]
-
-
-def _chunks_of(span: Span, size: int) -> list[Span]:
-    """`span` in chunks of `size` tokens, the last one shorter: (5, 12) by 3 is (5, 8), (8, 11), (11, 12)."""
-    first, last = span
-    return [(start, min(start + size, last)) for start in range(first, last, size)]
-
-
-def _removed(context: Span, excess: int, cut: str) -> Span:
-    """Which `excess` tokens of the context go: its middle (both ends stay, as in LongBench), end or start.
-
-    Of the context (10, 20) with an excess of 4: (13, 17) for `middle`, (16, 20) for `end`, (10, 14) for `start`.
-    """
-    first, last = context
-    kept = last - first - excess
-    start = {"middle": first + (kept + 1) // 2, "end": last - excess, "start": first}[cut]
-    return start, start + excess
-
-
-def _cut(prompt: _Prompt, removed: Span) -> _Prompt:
-    """The prompt without the tokens of `removed`; chunks shrink, and those that are empty vanish.
-
-    Without (13, 17) the chunks (10, 15) and (15, 20) are (10, 13) and (13, 16).
-    """
-    start, stop = removed
-
-    def moved(at: int) -> int:
-        return at if at <= start else max(start, at - (stop - start))
-
-    spans: Sequence[Span] = [(moved(first), moved(last)) for first, last in prompt.chunks]
-    ids = np.concatenate([prompt.ids[:start], prompt.ids[stop:]])
-    return _Prompt(ids, tuple(span for span in spans if span[0] < span[1]))

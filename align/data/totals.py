@@ -26,6 +26,8 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "dropped_messages",
         "rendered",
         "moved_space",
+        "as_text",
+        "joined",
     )
     found = {
         name: np.concatenate([column_of(rows, name).to_numpy(zero_copy_only=False) for rows in both]).astype(
@@ -34,6 +36,7 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         for name in names
     }
     cut, longest = found["cut_tokens"], found["longest_sequence"]
+    short_cut = np.concatenate([short_cuts(rows) for rows in both])
     return {
         "rows": sum(len(rows) for rows in both),
         "train_rows": len(train),
@@ -44,12 +47,24 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "largest_position": int(found["largest_position"].max()),
         "cut_rows": int((cut > 0).sum()),
         "cut_tokens": int(cut.sum()),
+        "short_cut_rows": int((short_cut > 0).sum()),
+        "short_cut_tokens": int(short_cut.sum()),
         "dropped_rejected": int(found["dropped_rejected"].sum()),
         "rendered_prompts": int(found["rendered"].sum()),
         "moved_spaces": int(found["moved_space"].sum()),
+        "text_prompts": int(found["as_text"].sum()),
+        "joined_rows": int(found["joined"].sum()),
         "dropped_reasoning": int(found["dropped_reasoning"].sum()),
         "dropped_messages": int(found["dropped_messages"].sum()),
     }
+
+
+def short_cuts(rows: Dataset) -> np.ndarray:
+    """`[n]` tokens that are cut out of the short contexts of each row: 0 where it has none."""
+    cuts = column_of(rows, "short_cut_tokens")
+    row = pc.list_parent_indices(cuts).to_numpy()
+    tokens = pc.list_flatten(cuts).to_numpy().astype(np.int64)
+    return np.bincount(row, weights=tokens, minlength=len(rows)).astype(np.int64)
 
 
 def unplaced_rows(train: Dataset, held: Dataset | None) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from align.data import faults
 from align.data.columns import AnswerMessages, Columns, Message
 from align.data.examples import Example, Turn
-from align.data.messages import Turns, turns_of_answer
+from align.data.messages import UNTRAINED, Turns, turns_of_answer
 
 
 def chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMessages]) -> Example:
@@ -14,11 +17,26 @@ def chat_example(columns: Columns, prompt: list[Message], answers: list[AnswerMe
         raise columns.error("the prompt must end with a user's message.", reason=faults.MESSAGES)
     if prompt[-1]["role"] == "user" and not prompt[-1]["content"].strip():
         raise columns.error("the user's last message is empty.", reason=faults.EMPTY)
-    system = columns.optional_text("system")
-    if system is not None and prompt[0]["role"] != "system":
-        prompt = [{"role": "system", "content": system}, *prompt]
+    prompt = [{name: item for name, item in one.items() if name != UNTRAINED} for one in prompt]
+    prompt = _with_system(columns, prompt)
     turns, dropped = turns_of(columns, answers)
     return Example(columns.source, turns, messages=tuple(prompt), dropped_messages=dropped)
+
+
+def _with_system(columns: Columns, prompt: list[Message]) -> list[Message]:
+    """The prompt after the column system; refuses one that differs from the prompt's own system message."""
+    system = columns.optional_text("system")
+    if system is None:
+        return prompt
+    if prompt[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *prompt]
+    if prompt[0]["content"].strip() != system.strip():
+        raise columns.error(
+            "column system differs from the system message of the prompt, and only one is read: hide the column with "
+            "data.columns={system: null}, or leave out the message.",
+            reason=faults.MESSAGES,
+        )
+    return prompt
 
 
 def text_example(columns: Columns, prompt: str, answers: list[AnswerMessages]) -> Example:
@@ -48,18 +66,16 @@ def turns_of(columns: Columns, answers: list[AnswerMessages]) -> tuple[tuple[Tur
     turns = []
     for place, said in enumerate(zip(*(one.answers for one in parted), strict=True)):
         asked = between[place - 1] if place else []
-        chosen, *rejected = (str(one["content"] or "") for one in said)
-        turns.append(
-            Turn(
-                asked[-1]["content"] if asked else None,
-                chosen,
-                tuple(rejected),
-                short,
-                fields=_fields(said),
-                asked=() if [one["role"] for one in asked] in ([], ["user"]) else tuple(asked),
-            )
-        )
+        turn = turn_of(said, question=asked[-1]["content"] if asked else None, short_prompt=short)
+        alone = [one["role"] for one in asked] in ([], ["user"])
+        turns.append(turn if alone else replace(turn, asked=tuple(asked)))
     return tuple(turns), sum(one.dropped for one in parted)
+
+
+def turn_of(said: Sequence[Message], *, question: str | None, short_prompt: str | None) -> Turn:
+    """A turn of the assistant's messages, the chosen one first, with all that they have beside their text."""
+    chosen, *rejected = (str(one["content"] or "") for one in said)
+    return Turn(question, chosen, tuple(rejected), short_prompt, fields=_fields(said))
 
 
 def _parted(columns: Columns, name: str, answer: AnswerMessages) -> Turns:
@@ -70,12 +86,14 @@ def _parted(columns: Columns, name: str, answer: AnswerMessages) -> Turns:
             f"column {name} must start and end with an assistant's message, in turns.",
             reason=faults.MESSAGES,
         )
+    for one in turns.answers:
+        columns.check_trained(name, one)
     if not all((one["content"] or "").strip() or one.get("tool_calls") for one in turns.answers):
         raise columns.empty(name, "has an empty answer")
     return turns
 
 
-def _fields(said: tuple[Message, ...]) -> tuple[Message, ...]:
+def _fields(said: Sequence[Message]) -> tuple[Message, ...]:
     """See `Turn.fields`."""
     fields = tuple(
         {name: item for name, item in one.items() if name not in ("role", "content")} for one in said

@@ -68,7 +68,8 @@ def native_window(settings: ModelSettings) -> int | None:
     """Tokens that the checkpoint was made to read; None where `model.rope` stretches it on purpose."""
     if any(value is not None for value in (settings.rope.theta, settings.rope.type, settings.rope.factor)):
         return None
-    return getattr(load_config(settings), "max_position_embeddings", None)
+    # Composites of text and images have it in their text part.
+    return getattr(load_config(settings).get_text_config(), "max_position_embeddings", None)
 
 
 def causal_lm_class(settings: ModelSettings, config: PreTrainedConfig) -> type[PreTrainedModel] | None:

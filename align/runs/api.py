@@ -166,7 +166,9 @@ def store(rows: Rows | Documents, *, what: str = "data") -> Path:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()[:32]
             target = folder / digest / f"{what}.parquet"
             target.parent.mkdir(exist_ok=True)
-            return written.rename(target)
+            if not target.is_file():  # rows are cached by the time at which their file was written
+                written.rename(target)
+            return target
     lines = list(_lines(rows, what))
     if not lines:
         raise UserError(f"{what} is empty: give at least one row.")

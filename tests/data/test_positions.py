@@ -17,7 +17,7 @@ from align.core.errors import UserError
 from align.data.dataset import load_preference_data
 from align.data.examples import Answer, TokenizedExample
 from align.data.notices import notices
-from align.data.positions import cover_windows, row_rng, synthesise
+from align.data.positions import CoverWindows, row_rng, synthesise
 from align.data.settings import DataSettings, MixedSettings, PositionSettings
 from align.data.stored_rows import to_example
 from tests.data.helpers import byte_tokenizer, write_lines
@@ -132,20 +132,20 @@ def test_none_changes_nothing() -> None:
 )
 def test_cover_windows_by_value(n: int, w: int, starts: list[int]) -> None:
     """⌈w/n⌉ windows from i·(w − n) // (⌈w/n⌉ − 1): (5, 12) has 3, at 0, 7 // 2 and 7."""
-    assert cover_windows(n, w) == [range(start, start + n) for start in starts]
+    assert list(CoverWindows(n, w)) == [range(start, start + n) for start in starts]
 
 
 @given(n=st.integers(1, 40), more=st.integers(0, 200))
 def test_cover_windows_cover(n: int, more: int) -> None:
     """Every position of the slot lies in a window and no window leaves the slot."""
-    windows = cover_windows(n, n + more)
+    windows = CoverWindows(n, n + more)
     assert set().union(*windows) == set(range(n + more))
     assert len(windows) == -(-(n + more) // n)
 
 
 def test_cover_windows_refuse_a_chunk_wider_than_the_slot() -> None:
     with pytest.raises(ValueError, match="does not fit"):
-        cover_windows(6, 5)
+        CoverWindows(6, 5)
 
 
 def test_slots_by_hand() -> None:
@@ -297,3 +297,27 @@ def test_equal_rows_of_unlike_places_draw_apart(tmp_path, monkeypatch) -> None:
     data = load_preference_data(wanted, byte_tokenizer(), positions=positions, seed=0)
     drawn = [to_example(stored).position_ids.tolist() for rows in (data.train, data.eval) for stored in rows]
     assert len(drawn) == 3 and len(set(map(tuple, drawn))) == 3
+
+
+def test_only_the_window_that_is_drawn_is_computed() -> None:
+    """A chunk of two tokens at the most positions there are: half a billion windows, of which none is listed."""
+    most = 2**31 - 1
+    windows = CoverWindows(2, most)
+    assert len(windows) == 2**30 and windows[0] == range(2) and windows[2**30 - 1] == range(most - 2, most)
+    row = example([2], system=0, question=0, answers=(1,))
+    placed = synthesise(row, mode="logo_continuous", target_length=most, rng=row_rng(0, 0, 0)).position_ids
+    drawn = row_rng(0, 0, 0)
+    drawn.random()  # continuous or sparse
+    extent = most - 1
+    start = int(drawn.integers(2**30 - 1)) * (extent - 2) // (2**30 - 2)
+    assert placed.tolist() == [start, start + 1]
+    with pytest.raises(IndexError):
+        windows[2**30]
+
+
+def test_positions_that_cannot_be_stored_are_refused() -> None:
+    assert PositionSettings(target_length=2**31 - 1).target_length == 2**31 - 1
+    with pytest.raises(
+        UserError, match=r"positions\.target_length=2147483648 is too large: .* 2147483647 is"
+    ):
+        PositionSettings(target_length=2**31)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
@@ -21,7 +21,7 @@ from align.models import loading as model_module
 from align.models import quantization
 from align.models.checks import check_model
 from align.models.identity import parameters_digest
-from align.models.loading import load_causal_lm, load_config, load_tokenizer
+from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.reference.sources import AdapterOff
@@ -470,3 +470,10 @@ def test_weights_in_memory_are_known_by_their_bits():
         weight.view(-1)[0] = torch.nextafter(weight.view(-1)[0], torch.tensor(10.0))
     assert parameters_digest(first) == parameters_digest(same) != parameters_digest(other)
     assert parameters_digest(first.bfloat16()) == parameters_digest(same.bfloat16())
+
+
+def test_the_window_of_a_composite_is_its_text_parts(tmp_path):
+    config = Gemma3Config(text_config={"max_position_embeddings": 300}, vision_config={"hidden_size": 16})
+    config.save_pretrained(tmp_path)
+    assert not hasattr(config, "max_position_embeddings")
+    assert native_window(ModelSettings(path=str(tmp_path))) == 300

@@ -73,7 +73,10 @@ def test_the_same_rows_are_one_file_and_a_run_goes_on(folder, rows):
     first, again, other = store(rows), store([dict(row) for row in rows]), store(rows[1:])
     assert first == again != other
     assert [json.loads(line) for line in first.read_text().splitlines()] == rows
-    assert store(Dataset.from_list(rows)) == store(Dataset.from_list(rows))
+    once = store(Dataset.from_list(rows))
+    written = once.stat().st_mtime_ns
+    assert once == store(Dataset.from_list(rows))
+    assert once.stat().st_mtime_ns == written  # by which tokenised rows are found again
 
 
 def test_inspect_and_evaluate_take_rows(folder, rows):
