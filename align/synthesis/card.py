@@ -57,7 +57,9 @@ def write_card(summary: Summary, config: DictConfig, workspace: Workspace) -> Pa
     samples: list[Mapping[str, Any]] = []
     figures = CardFigures()
     places = _sample_places(summary.rows)
-    for place, (row, example) in enumerate(tokenized(summary.path, workspace) if summary.rows else ()):
+    for place, (row, example) in enumerate(
+        tokenized(summary.path, workspace.tokenizer) if summary.rows else ()
+    ):
         _measure(row.values, example, figures)
         if place in places:
             samples.append(row.values)
