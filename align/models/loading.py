@@ -30,7 +30,7 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; its pad token is never used, since nothing is padded. `key` named the model."""
     _warn_of_remote_code(path, trust_remote_code)
-    folder = resolve_path(path)
+    folder = resolve_path(path, key=key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, revision=revision
@@ -45,7 +45,7 @@ def load_tokenizer(
 def load_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrainedConfig:
     """The model's configuration with the RoPE overrides applied; reads no weights. `key` named the model."""
     _warn_of_remote_code(settings.path, settings.trust_remote_code)
-    folder = resolve_path(settings.path)
+    folder = resolve_path(settings.path, key=key)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=settings.trust_remote_code, revision=settings.revision

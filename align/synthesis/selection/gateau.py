@@ -23,6 +23,7 @@ from align.data.examples import TokenizedExample
 from align.generation.generators import digest_of
 from align.generation.ledger import LinesFile
 from align.generation.stage import WORK, Workspace
+from align.models.paths import check_path
 from align.models.settings import ModelSettings, RopeSettings
 from align.synthesis.selection.gateau_numbers import are_numbers, guidance_scores, misalignment, softmax
 from align.synthesis.selection.select import Score, check_keep, tokenized
@@ -66,6 +67,7 @@ class Gateau:
                     f"select.{key} is not set: GATEAU compares two models of one family, of a short and of a long "
                     "window; name their folders or Hub ids."
                 )
+            check_path(str(getattr(self, key)), key=f"select.{key}")
         for key in ("short_rope", "long_rope"):
             unknown = set(getattr(self, key)) - set(RopeSettings.__dataclass_fields__)
             if unknown:

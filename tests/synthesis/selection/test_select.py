@@ -252,8 +252,8 @@ def test_gateau_refuses_two_tokenizers_before_weights_load(model, tmp_path, monk
     tiny_tokenizer().save_pretrained(short)
     with pytest.raises(UserError, match=r"have different tokenizers \(\d+ tokens differ, '\.' among"):
         selector.scores(source, here)
-    with pytest.raises(UserError, match=r"select\.short_model=.*none: no tokenizer could be loaded"):
-        Gateau(str(tmp_path / "none"), str(long)).scores(source, here)
+    with pytest.raises(UserError, match=r"select\.short_model=.*none is no model folder"):
+        Gateau(str(tmp_path / "none"), str(long)).check()
 
 
 def test_a_row_without_a_number_has_no_rank_and_changes_no_other(tmp_path, model, monkeypatch):
