@@ -144,6 +144,11 @@ class OpenAIGenerator:
         sent = [*own.sent, own.seed_bits] if (*own.sent, own.seed_bits) != (*SAMPLING_KEYS, 63) else []
         return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.body, *sent])
 
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the chat template, as they are sent."""
+        return dict(self.settings.body.get(IN_BODY) or {})
+
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """All dialogues together: servers keep what they have read themselves."""
         return [range(len(openings))] if openings else []
