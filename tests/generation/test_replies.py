@@ -126,6 +126,14 @@ def test_a_ledger_with_an_answer_of_unknown_length_names_its_line(tmp_path):
         Ledger(tmp_path / "s.jsonl")
 
 
+def test_a_ledger_with_bytes_that_are_no_text_names_its_line(tmp_path):
+    whole = json.dumps({"request": "a", "id": "r", "text": "t", "tokens": 1, "finish": "stop"}).encode()
+    for damage in (b"\xff", b"[" * 100_000):
+        (tmp_path / "s.jsonl").write_bytes(whole + b"\n" + damage + b"\n")
+        with pytest.raises(UserError, match=r"s\.jsonl:2 is no stored answer"):
+            Ledger(tmp_path / "s.jsonl")
+
+
 @pytest.mark.parametrize(
     ("reason", "finish"),
     [
