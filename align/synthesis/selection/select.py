@@ -141,6 +141,8 @@ class ByMargin:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         check_keep(self.keep)
+        if math.isnan(self.least):
+            raise UserError(f"select.least={self.least} must be a number.")
 
     def scores(self, path: Path, workspace: Workspace) -> list[Score]:
         """The column `margin`, which pipelines that score answers write.

@@ -100,6 +100,7 @@ def test_margin_reads_the_column_or_names_the_row(model, tmp_path):
         (ByLength(least=5, most=4), r"select\.least=5 and select\.most=4"),
         (ByLength(keep=0), r"select\.keep=0"),
         (ByMargin(keep=2.5), r"select\.keep=2\.5"),
+        (ByMargin(least=math.nan), r"select\.least=nan"),
         (Gateau(), r"select\.short_model is not set"),
         (Gateau("a", "b", alpha=2), r"select\.alpha=2"),
         (
