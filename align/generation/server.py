@@ -232,11 +232,13 @@ class OpenAIGenerator:
             found = read_error(error.body or str(error.message), error.status_code)
             raise problem(request, own, found, retry_after(error.response.headers)) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
-            raise RetryError(f"{own.base_url}: {error.__cause__ or error or 'connection lost'}") from error
+            reason = str(error.__cause__ or error) or "connection lost"
+            raise RetryError(f"{own.base_url}: {reason}") from error
         except ValueError as error:  # half of a surrogate pair, or a number without an end
+            reason = redacted(first_line(error), own.api_key_env)
             raise UserError(
-                f"{request.id}: this call cannot be sent ({first_line(error)}): something in its prompt or in the keys "
-                "of the group generator is no text or no number that JSON has."
+                f"{request.id}: this call cannot be sent ({reason}): something in its prompt or in the keys of the "
+                "group generator is no text or no number that JSON has."
             ) from error
         try:
             return answer.http_response.json()
