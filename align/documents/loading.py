@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
+from align.core.surrogates import whole_text
 from align.data.sources import SUFFIXES, open_sources, read_rows
 from align.documents.archives import Room, read_pdf, unpacked
 from align.documents.left_out import LeftOut, say
@@ -119,7 +121,14 @@ def _read_zip(file: Path, name: str, reading: Reading) -> Iterator[Document]:
 
 
 def _cleaned(text: str) -> str:
-    """Without the mark of its byte order at the beginning, and with lines that end alike, wherever it comes from."""
+    """Without the mark of its byte order at the beginning, with lines that end alike, and all of it text."""
+    text, halves = whole_text(text)
+    if halves:
+        warnings.warn(
+            "a document holds halves of surrogate pairs, which are no text: U+FFFD stands in their place.",
+            AlignWarning,
+            stacklevel=1,
+        )
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
