@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from align.longseq.logps import token_logps
+from align.models.loading import window_of
 
 HEAD_CHUNK = 1024  # tokens whose vocabulary logits exist at once
 
 
 def learned_positions(model: Any) -> int | None:
     """Tokens that the model's table of positions holds; None where positions are computed (RoPE) or there are none."""
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = window_of(model.config)
     if window is None:
         return None
     words = model.get_input_embeddings()

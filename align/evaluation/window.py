@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.core.errors import UserError
 from align.generation.generators import Message, Request, Sampling
-from align.generation.prompts import PromptEncoder
+from align.generation.prompts import encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +27,7 @@ class Window:
 
     def __init__(self, workspace: Workspace) -> None:
         self.tokenizer = workspace.tokenizer
-        generator = getattr(workspace.generator, "inner", workspace.generator)  # within a cache of calls
-        own: PromptEncoder | None = getattr(generator, "encode", None)
-        self.encode = own or PromptEncoder(self.tokenizer)
+        self.encode = encoder_of(workspace.generator, self.tokenizer)
 
     @cached_property
     def template(self) -> int:

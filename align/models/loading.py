@@ -64,8 +64,12 @@ def native_window(settings: ModelSettings) -> int | None:
     """Tokens that the checkpoint was made to read; None where `model.rope` stretches it on purpose."""
     if any(value is not None for value in (settings.rope.theta, settings.rope.type, settings.rope.factor)):
         return None
-    # Composites of text and images have it in their text part.
-    return getattr(load_config(settings).get_text_config(), "max_position_embeddings", None)
+    return window_of(load_config(settings))
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """Positions that a configuration names; composites of text and images have it in their text part."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def causal_lm_class(settings: ModelSettings, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
