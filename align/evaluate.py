@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from align.evaluation.suite import ScoredPairs
 
+PRECISION = ("bf16", "fp16", "tf32")  # of the group `trainer`: what scores of pairs depend on
+
 
 @dataclass(frozen=True)
 class TopSettings:
@@ -128,7 +130,8 @@ def claim(config: DictConfig) -> Path:
     from accelerate import PartialState
 
     output = Path(config.output)
-    claim_output(output, config, ignore=("resume", "trainer", *changes_no_answer(config)))
+    free = (f"trainer.{key}" for key in config.trainer if key not in PRECISION)
+    claim_output(output, config, ignore=("resume", *free, *changes_no_answer(config)))
     if config.resume == "never" and PartialState().is_main_process and (output / WORK).is_dir():
         shutil.rmtree(output / WORK)
     PartialState().wait_for_everyone()

@@ -132,7 +132,8 @@ class SuitesInTraining(TrainerCallback):
         if PartialState().is_main_process:
             write_result(result, folder)
         line = "  ".join(f"{score} {interval.mean:.3f}" for score, interval in result.scores.items())
-        self.console.print(f"{name} at step {step}: {line}", soft_wrap=True, highlight=False, markup=False)
+        for said in (f"{name} at step {step}: {line}", *(f"{name}: {note}" for note in result.notes)):
+            self.console.print(said, soft_wrap=True, highlight=False, markup=False)
         return result.scores
 
     def _forget_others(self, folder: Path, weights: str) -> None:

@@ -215,6 +215,10 @@ def test_how_a_server_is_asked_may_change(run, tmp_path):
         *written, *served, "generator.timeout=1200", "generator.base_url=http://localhost:8/v1"
     )
     assert code == 0, err
+    code, _, err = run(*written, *served, "trainer.per_device_eval_batch_size=3")
+    assert code == 0, err
+    code, _, err = run(*written, *served, "trainer.bf16=true")
+    assert (code, "trainer.bf16" in err) == (2, True), err
     code, _, err = run(*written, *served, "generator.model=other")
     assert (code, "generator.model (m → other)" in err) == (2, True), err
 
