@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,15 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.instantiate import build
 from align.data.sources import check_row_paths
+from align.evaluation.ask import exclusive_of_all, join_processes
 from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
 from align.generation.generators import GeneratorSettings, digest_of
+from align.generation.pace import changes_no_answer
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.exclusive import exclusive
 from align.runs.folder import RESUME, claim_output
 from align.training.settings import read_settings
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from align.evaluation.suite import ScoredPairs
+
+PRECISION = ("bf16", "fp16", "tf32")  # of the group `trainer`: what scores of pairs depend on
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,19 @@ def evaluate(config: DictConfig) -> Result:
     import torch
     from accelerate import PartialState
 
-    from align.models.loading import load_causal_lm, load_tokenizer
+    from align.models.loading import load_causal_lm, load_tokenizer, native_window
 
     # Unless it is told, it takes several processes without an accelerator for one each.
-    PartialState(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
+    join_processes(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
-    output = claim(config)
-    opened = generator.open(model, tokenizer)
-    workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
     load = partial(load_causal_lm, model, device=PartialState().device)
     weights = partial(weights_of_model, model, tokenizer)
-    # Processes of one launch share the folder; its first one keeps other launches out.
-    with exclusive(output) if PartialState().is_main_process else nullcontext():
-        result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights))
+    with exclusive_of_all(config.output):  # before anything there changes
+        output = claim(config)
+        opened = generator.open(model, tokenizer)
+        workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
+        window = partial(native_window, model)
+        result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights, window))
     if PartialState().is_main_process:
         write_result(result, output)
         subject = model.path if getattr(suite, "asks", True) else "answers made elsewhere"
@@ -128,7 +130,8 @@ def claim(config: DictConfig) -> Path:
     from accelerate import PartialState
 
     output = Path(config.output)
-    claim_output(output, config, ignore=("resume", "trainer"))
+    free = (f"trainer.{key}" for key in config.trainer if key not in PRECISION)
+    claim_output(output, config, ignore=("resume", *free, *changes_no_answer(config)))
     if config.resume == "never" and PartialState().is_main_process and (output / WORK).is_dir():
         shutil.rmtree(output / WORK)
     PartialState().wait_for_everyone()

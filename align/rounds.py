@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -150,18 +151,40 @@ def finished(step: Step) -> bool:
     """Whether the step has ended well before, by the same command.
 
     Raises:
-        UserError: it has, by another command.
+        UserError: it has, by another command, or the record says nothing.
     """
     if not step.record.is_file():
         return False
-    known = json.loads(step.record.read_text())["command"]
-    if known[1:] != list(step.command[1:]):  # the first word is Python, which may have moved
-        changed = sorted(set(step.command[1:]) ^ set(known[1:]))
+    known, wanted = (
+        _recorded(step.record)[1:],
+        list(step.command[1:]),
+    )  # the first word, Python, may have moved
+    if known != wanted:
+        old, new = Counter(known), Counter(wanted)
+        changed = sorted(((old - new) + (new - old)).elements()) or ["the same ones in another order"]
         raise UserError(
             f"round {step.round} has made its {step.name} with other settings ({', '.join(changed)}): set them back, "
             f"remove {step.record.parent} and the rounds after it, or name another output folder."
         )
     return True
+
+
+def _recorded(record: Path) -> list[str]:
+    """The command of a step that has ended."""
+    try:
+        words = json.loads(record.read_text(encoding="utf-8"))["command"]
+        if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
+            return words
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(_no_record(record)) from error
+    raise UserError(_no_record(record))
+
+
+def _no_record(record: Path) -> str:
+    return (
+        f"{record} says no command that has ended, as a disk that was full may leave it: remove it, and the step is "
+        "taken up where it stands."
+    )
 
 
 def run(step: Step, console: Console) -> None:

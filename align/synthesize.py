@@ -17,6 +17,7 @@ from align.documents.duplicates import Removed, check_duplicates, copies_by_kind
 from align.documents.lengths import show_documents, token_counts
 from align.documents.loading import Document, fingerprint
 from align.generation.generators import GeneratorSettings
+from align.generation.pace import changes_no_answer
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
 from align.models.settings import ModelSettings
@@ -28,18 +29,6 @@ from align.synthesis.card import write_card
 from align.synthesis.pipeline import ROWS, Pipeline, Summary, reads_documents, report
 from align.synthesis.selection.select import Selector, select_rows
 
-# Keys that change no answer: how fast a server is asked, and where it stands.
-_PACE = (
-    "concurrency",
-    "timeout",
-    "slowest",
-    "retries",
-    "backoff",
-    "patience",
-    "requests_per_minute",
-    "tokens_per_minute",
-)
-MAY_CHANGE = ("resume", *(f"generator.{key}" for key in ("base_url", "api_key_env", "cache", *_PACE)))
 UNSELECTED = "unselected"  # folder of a pipeline's rows and calls where `select` keeps some of them
 
 
@@ -112,7 +101,8 @@ def claim(config: DictConfig, *, documents_sha256: str) -> Path:
     """The output folder as this configuration's own; `resume=never` empties it of earlier calls."""
     output = Path(config.output)
     known = OmegaConf.to_container(config, resolve=True)
-    claim_output(output, {**known, "documents_sha256": documents_sha256}, ignore=MAY_CHANGE)  # type: ignore[dict-item]
+    ignored = ("resume", *sorted(changes_no_answer(config)))
+    claim_output(output, {**known, "documents_sha256": documents_sha256}, ignore=ignored)  # type: ignore[dict-item]
     if config.resume == "never":
         for folder in (WORK, UNSELECTED):
             shutil.rmtree(output / folder, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ from align.evaluation.suite import Suite, build_suites
 from align.runs import exit_codes, jobs
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.exclusive import exclusive
 from align.runs.folder import check_resume
 from align.training.settings import read_settings
 
@@ -55,6 +53,7 @@ def train(config: DictConfig) -> TrainResult:
 
 def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainResult:
     """In this process, one of those that were launched."""
+    from align.evaluation.ask import exclusive_of_all
     from align.planning.fit import fit_memory
     from align.runs import continuation
     from align.training import fill, finish, setup
@@ -76,7 +75,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
         fill.fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
-    with exclusive(run.output) if run.arguments.process_index == 0 else nullcontext():
+    with exclusive_of_all(str(run.output)):
         return _train_in_folder(run, config, suites, data, tokenizer, noted)
 
 
@@ -133,6 +132,7 @@ def ask_suites(
 ) -> None:
     """Has suites run whenever held-out rows are evaluated; `greater_is_better` as in `SuitesInTraining`."""
     from align.evaluation.in_training import SuitesInTraining
+    from align.models.loading import native_window
     from align.training.setup import read_pairs
 
     if suites:
@@ -144,6 +144,7 @@ def ask_suites(
             seed=run.seed,
             read_pairs=partial(read_pairs, run, tokenizer),
             greater_is_better=greater_is_better,
+            window=partial(native_window, run.model),
         )
         trainer.add_callback(asked)
 

@@ -21,6 +21,7 @@ from align.models.loading import load_causal_lm
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.runs import exit_codes
+from align.runs.exclusive import exclusive
 from align.runs.folder import local_paths, note_local_paths
 from align.training.card_words import change
 from align.training.model_card import model_card, public_name
@@ -210,8 +211,17 @@ def test_train_then_export(monkeypatch, capfd, tmp_path, rows):
     assert "is there and not empty" in err
 
     first = tmp_path / "first"
+    half = tmp_path / ".first.unfinished" / "first" / "half.safetensors"  # as a killed export leaves it
+    half.parent.mkdir(parents=True)
+    half.touch()
+    with exclusive(half.parents[1]):
+        code, _, err = run_command(
+            monkeypatch, capfd, "export", f"path={run}/checkpoint-1", f"output={first}"
+        )
+    assert (code, "in use by another run" in err, half.exists()) == (exit_codes.USAGE, True, True)
     code, _, err = run_command(monkeypatch, capfd, "export", f"path={run}/checkpoint-1", f"output={first}")
     assert code == 0, err
+    assert not half.parents[1].exists() and not (first / half.name).exists()
     one, two = (AutoModelForCausalLM.from_pretrained(folder) for folder in (first, output))
     assert not torch.equal(one(input_ids=IDS).logits, two(input_ids=IDS).logits)
     assert "Metrics" not in (first / "README.md").read_text()

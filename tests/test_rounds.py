@@ -143,6 +143,17 @@ def test_a_step_that_has_ended_is_passed_over(tmp_path):
     assert (tmp_path / "ran").read_text() == "xx"
     with pytest.raises(UserError, match=r"round 1 has made its train with other settings \(lr=2\)"):
         finished(replace(step, command=(*step.command, "lr=2")))
+    turned = (step.command[0], *reversed(step.command[1:]))
+    with pytest.raises(UserError, match=r"with other settings \(the same ones in another order\)"):
+        finished(replace(step, command=turned))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "{}", '{"command": []}', '{"command": 3}', "\udcff"])
+def test_a_record_that_says_nothing_is_one_sentence(tmp_path, content):
+    step = Step(1, "train", ("python", "-c", ""), tmp_path / "train.json")
+    step.record.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"train\.json says no command that has ended"):
+        finished(step)
 
 
 def test_the_recipe_composes_and_every_round_is_a_valid_run(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,7 +42,8 @@ def writing_atomically(path: Path) -> Iterator[TextIO]:
 def _staged(path: Path) -> Iterator[Path]:
     """A file beside `path` to fill, which takes its name when the block ends; after an exception it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    # Containers that share a folder may have the same process id.
+    staging = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         yield staging
         os.replace(staging, path)

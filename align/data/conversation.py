@@ -260,7 +260,11 @@ def _check(messages: Sequence[Message], stretch: Stretch, place: Place | None) -
         if place is None:
             raise UserError("it drops the tool calls of an assistant message")
         return
-    whole = stretch.part != "reasoning" and not message.fields.get("tool_calls")
+    whole = stretch.part != "reasoning"
+    if place is None and whole and message.fields.get("tool_calls"):
+        raise UserError(
+            f"it drops what a message of the {message.role} says beside its tool calls: leave that out of the row"
+        )
     if (place is None and whole) or (place is not None and place.count > 1):
         raise UserError(f"it drops or repeats a message, the {message.role}'s")
     if message.holds_context and place is not None and place.span is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,13 +21,18 @@ if TYPE_CHECKING:
 SHINGLE = 5  # words
 PERMUTATIONS = 128
 PORTION = 4096  # shingles hashed at once
-RECENT = 16  # documents whose shingles are kept, for the next that is like them
+MARGIN = 4  # standard errors of a sketch's estimate: below, one document in 30,000 is taken for less like than it is
+KNOWN_BYTES = 64 * 2**20  # of shingles that are kept, for the next document that is like theirs
 # Odd numbers, one a place in a shingle: the golden ratio's multiples of SplitMix64.
 _PLACES = tuple((0x9E3779B97F4A7C15 * (2 * place + 1)) % 2**64 for place in range(SHINGLE))
 
 
 class NearCopies:
-    """Finds which kept document a new one is like; of each kept one it holds a sketch of one kilobyte, and no words."""
+    """Finds which kept document a new one is like; of each kept one it holds a sketch of a kilobyte, and no words.
+
+    Documents that share boilerplate are candidates of each other without being copies. Sketches tell most of these
+    apart; only those whose estimate comes near the threshold are compared truly.
+    """
 
     def __init__(self, threshold: float) -> None:
         from datasketch import MinHashLSH
@@ -33,24 +40,67 @@ class NearCopies:
         self.threshold = threshold
         # A looser index, so that an estimate below the truth hides no candidate; the true index decides.
         self.index = MinHashLSH(threshold=0.7 * threshold, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-        self.kept: dict[str, Document] = {}
-        self._recent = functools.lru_cache(maxsize=RECENT)(self._shingles_of)
+        self.least = threshold - MARGIN * math.sqrt(threshold * (1 - threshold) / PERMUTATIONS)
+        self.kept: list[Document] = []
+        self.sketches = np.empty(
+            (64, PERMUTATIONS), dtype=np.uint32
+        )  # more rows than documents, to grow rarely
+        self._known = Within(KNOWN_BYTES)
 
     def add(self, document: Document, words: Sequence[str]) -> tuple[str, float] | None:
         """The kept document that this one is like, and how much; None keeps it."""
         own = shingles(words)
         sketch = _sketch(own)
-        found = [(_jaccard(own, self._recent(other)), other) for other in self.index.query(sketch)]
+        row = sketch.hashvalues.astype(np.uint32)  # they are below 2³²
+        places = np.asarray(self.index.query(sketch), dtype=np.int64)
+        estimates = np.mean(self.sketches[places] == row, axis=1)
+        near = [int(place) for place in places[estimates >= self.least]]
+        found = [(_jaccard(own, self._shingles_of(place)), self.kept[place].id) for place in near]
         best = max(found, default=(0.0, ""))
         if best[0] >= self.threshold:
             return best[1], best[0]
-        self.index.insert(document.id, sketch)
-        self.kept[document.id] = document
+        self._keep(document, sketch, row)
         return None
 
-    def _shingles_of(self, name: str) -> np.ndarray:
-        """Of a kept document, made again from its text: candidates are few, and shingles take as much as the text."""
-        return shingles(split_words(self.kept[name].text))
+    def _keep(self, document: Document, sketch: MinHash, row: np.ndarray) -> None:
+        place = len(self.kept)
+        if place == len(self.sketches):
+            self.sketches = np.concatenate([self.sketches, np.empty_like(self.sketches)])
+        self.index.insert(place, sketch)
+        self.sketches[place] = row
+        self.kept.append(document)
+
+    def _shingles_of(self, place: int) -> np.ndarray:
+        """Of a kept document, made again from its text where it was not compared lately."""
+        known = self._known.get(place)
+        if known is None:
+            known = shingles(split_words(self.kept[place].text))
+            self._known.put(place, known)
+        return known
+
+
+class Within:
+    """Arrays by number, those that were asked for last, of so many bytes together."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+        self.arrays: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def get(self, place: int) -> np.ndarray | None:
+        """The array; None where it was never put here, or had to go."""
+        if place not in self.arrays:
+            return None
+        self.arrays.move_to_end(place)
+        return self.arrays[place]
+
+    def put(self, place: int, array: np.ndarray) -> None:
+        """Takes an array that is not here; those that were not asked for longest go."""
+        self.arrays[place] = array
+        self.held += array.nbytes
+        while self.held > self.most:
+            _, gone = self.arrays.popitem(last=False)
+            self.held -= gone.nbytes
 
 
 def shingles(words: Sequence[str]) -> np.ndarray:
@@ -88,5 +138,9 @@ def _sketch(own: np.ndarray) -> MinHash:
 
 
 def _jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    common = len(np.intersect1d(first, second, assume_unique=True))
+    """Of two rising arrays; each number of the first is looked for in the second, without sorting both anew."""
+    if not len(second):
+        return 0.0
+    places = np.searchsorted(second, first)
+    common = int(np.count_nonzero(second[np.minimum(places, len(second) - 1)] == first))
     return common / max(1, len(first) + len(second) - common)

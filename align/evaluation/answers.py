@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.core.readable import counted
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -32,6 +35,17 @@ def contains_answer(text: str, answers: Sequence[str]) -> bool:
     """
     said = normalise(text)
     return any(wanted in said for wanted in map(normalise, answers) if wanted)
+
+
+def never_found(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence where nothing is left of all of a record's `answers`, so that none can be found."""
+    lost = sum(not any(map(normalise, record["answers"])) for record in records)
+    if not lost:
+        return []
+    return [
+        f"{lost} of {counted(len(records), 'question')} have no answer that could be found: without articles and "
+        "punctuation nothing is left of theirs."
+    ]
 
 
 def first_line(prediction: str) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import reprlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.core.errors import UserError
-from align.data.faults import RowError
+from align.data.faults import NOT_TEXT, RowError
 from align.data.files import JsonLines
 
 
@@ -21,9 +22,20 @@ def check_file(key: str, path: str) -> None:
         raise UserError(f"{key}={path} does not exist: name a .jsonl or .jsonl.gz file.")
 
 
-def read_rows(path: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Every row of a file, as `read_places` reads them."""
-    return [row for _, row in read_places(path, columns)]
+def read_rows(
+    path: str, columns: Sequence[str], *, check: Callable[[str, Mapping[str, Any]], None] | None = None
+) -> list[dict[str, Any]]:
+    """Every row of a file, as `read_places` reads them.
+
+    Args:
+        path, columns: as there.
+        check: raises UserError for a row that cannot be used, given its place and the row.
+    """
+    rows = read_places(path, columns)
+    for where, row in rows:
+        if check is not None:
+            check(where, row)
+    return [row for _, row in rows]
 
 
 def read_places(path: str, columns: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -34,7 +46,8 @@ def read_places(path: str, columns: Sequence[str]) -> list[tuple[str, dict[str, 
         columns: that every row has to have.
 
     Raises:
-        UserError: no such file, one that cannot be read, no JSON, or a row without a column; names the line.
+        UserError: no such file, one that cannot be read, no JSON, or a row without a column, or with what is no text;
+            names the line.
     """
     place = Path(path).expanduser()
     if not place.is_file():
@@ -44,10 +57,30 @@ def read_places(path: str, columns: Sequence[str]) -> list[tuple[str, dict[str, 
         missing = [column for column in columns if column not in row]
         if missing:
             raise UserError(f"{where} has no `{missing[0]}`.")
+        _check_texts(where, row)
         rows.append((where, row))
     if not rows:
         raise UserError(f"{path} holds no rows.")
     return rows
+
+
+def _check_texts(where: str, row: Mapping[str, Any]) -> None:
+    """Refuses half of a surrogate pair, which JSON can spell, and which can neither be asked nor written down."""
+    pending: list[Any] = [row]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [*value, *value.values()]
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, str):
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:
+                place = f"character {error.start + 1} of {reprlib.repr(value)}"
+                raise RowError(
+                    where, f"{place} is half of a surrogate pair: remove it.", reason=NOT_TEXT
+                ) from error
 
 
 def _rows(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:

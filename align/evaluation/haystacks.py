@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from align.core.errors import UserError
 from align.documents.loading import load_documents
 from align.evaluation.files import read_rows
+from align.evaluation.haystack_rows import PAIR_COLUMNS, PASSAGE_COLUMNS, check_pairs, check_passages
 from align.generation.generators import derive_seed
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ NEEDLE = "The special number of {city} is {number}."
 NEEDLE_QUESTION = "What is the special number of {city}? Answer with the number."
 KEY_VALUE_INTRODUCTION = "The JSON object below holds keys and values.\n\n"
 KEY_VALUE_QUESTION = 'What is the value of the key "{key}"? Answer with the value alone.'
+MOST_PAIRS = 19_999  # that are drawn for a prompt
 PASSAGE = "Document [{number}] (Title: {title}) {text}"
 PASSAGES_INTRODUCTION = "Some of these documents help to answer the question at the end.\n\n"
 PASSAGES_QUESTION = "Answer in a few words, from the documents above: {question}?"
 
+FIRST = 8  # units of hay that are tried first
 
 # Makes the prompt with `size` units of hay (sentences, pairs or passages): larger sizes, longer prompts.
 Build = Callable[[int], "Found"]
@@ -66,12 +69,22 @@ class Hay:
 def fit(
     build: Build, count: Callable[[str], int], *, budget: int, most: int, least: int, where: str
 ) -> Found:
-    """The longest prompt of at most `budget` tokens, by bisection over its size.
+    """The longest prompt of at most `budget` tokens.
+
+    Its size is doubled until it is too large, then bisected: what is read is a few times the prompt, however much hay
+    there is.
 
     Raises:
         UserError: not even the smallest fits; `where` names what was wanted.
     """
     low, high, best = least, most, None
+    size = least + FIRST
+    while size < high:
+        found = build(size)
+        if count(found.content) > budget:
+            high = size - 1
+        else:
+            best, low, size = found, size + 1, least + 2 * (size - least)
     while low <= high:
         middle = (low + high) // 2
         found = build(middle)
@@ -135,25 +148,23 @@ class KeyValue:
     def hay_of(self, length: int, depth: float, sample: int) -> Hay:
         """The prompt by its number of pairs; sample i asks for the same one at every depth and length."""
         rng = random.Random(derive_seed(self.seed, "pairs", str(sample)))
-        pairs = (
-            self._from_file(sample)
-            if self.path
-            else [(_identifier(rng), _identifier(rng)) for _ in range(20_000)]
-        )
+        pairs = self._from_file(sample) if self.path else [(_identifier(rng), _identifier(rng))]
         asked, hay = pairs[0], pairs[1:]
 
         def build(count: int) -> Found:
+            while len(hay) < count:  # none where they come from a file
+                hay.append((_identifier(rng), _identifier(rng)))
             place = round(depth * count)
             chosen = [*hay[:place], asked, *hay[place:count]]
             lines = ",\n".join(f'"{key}": "{value}"' for key, value in chosen)
             question = KEY_VALUE_QUESTION.format(key=asked[0])
             return Found(f"{KEY_VALUE_INTRODUCTION}{{{lines}}}\n\n{question}", (asked[1],))
 
-        return Hay(build, 0, len(hay), asked[0])
+        return Hay(build, 0, len(hay) if self.path else MOST_PAIRS, asked[0])
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
-        return read_rows(str(self.path), ("ordered_kv_records", "key", "value"))
+        return read_rows(str(self.path), PAIR_COLUMNS, check=check_pairs)
 
     def _from_file(self, sample: int) -> list[tuple[str, str]]:
         row = self._rows[sample % len(self._rows)]
@@ -172,7 +183,7 @@ class MultiDocument:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """Questions with their passage first, in an order drawn by the seed."""
-        rows = read_rows(self.path, ("question", "answers", "ctxs"))
+        rows = read_rows(self.path, PASSAGE_COLUMNS, check=check_passages)
         random.Random(derive_seed(self.seed, "questions")).shuffle(rows)
         return rows
 

@@ -60,6 +60,7 @@ class SuitesInTraining(TrainerCallback):
         output: the run's folder.
         seed: of prompts, draws and intervals.
         read_pairs: tokenised preference rows of another path.
+        window: as in `Evaluation`.
         greater_is_better: of the score that `trainer.metric_for_best_model` names; None: as its suite says.
         console: one line a suite goes there.
     """
@@ -74,6 +75,7 @@ class SuitesInTraining(TrainerCallback):
         seed: int,
         read_pairs: Callable[[str], PreferenceData],
         greater_is_better: bool | None = None,
+        window: Callable[[], int | None] = lambda: None,
         console: Console | None = None,
     ) -> None:
         self.suites = dict(suites)
@@ -83,6 +85,7 @@ class SuitesInTraining(TrainerCallback):
         self.seed = seed
         self.read_pairs = read_pairs
         self.greater_is_better = greater_is_better
+        self.window = window
         assert trainer.model is not None
         self.policy: nn.Module = trainer.model
         self.attention: str = find_causal_lm(self.policy).config._attn_implementation
@@ -124,11 +127,13 @@ class SuitesInTraining(TrainerCallback):
             self._forget_others(folder, weights)
             generator = LocalSettings().of_model(model, self.tokenizer)
             workspace = Workspace(folder, self.seed, self.tokenizer, generator, self.console)
-            result = suite.run(Evaluation(lambda: model, workspace, self._score_pairs, lambda: weights))
+            given = Evaluation(lambda: model, workspace, self._score_pairs, lambda: weights, self.window)
+            result = suite.run(given)
         if PartialState().is_main_process:
             write_result(result, folder)
         line = "  ".join(f"{score} {interval.mean:.3f}" for score, interval in result.scores.items())
-        self.console.print(f"{name} at step {step}: {line}", soft_wrap=True, highlight=False, markup=False)
+        for said in (f"{name} at step {step}: {line}", *(f"{name}: {note}" for note in result.notes)):
+            self.console.print(said, soft_wrap=True, highlight=False, markup=False)
         return result.scores
 
     def _forget_others(self, folder: Path, weights: str) -> None:

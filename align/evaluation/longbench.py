@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,17 +10,16 @@ from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+from align.core.readable import counted
 from align.evaluation import longbench_metrics as metrics
-from align.evaluation.ask import answer
-from align.evaluation.files import read_places
+from align.evaluation.ask import answer, cut_note
 from align.evaluation.intervals import Measure, mean_interval, proportion_interval
 from align.evaluation.longbench_asking import ASKING, Asking
+from align.evaluation.longbench_rows import plain_task, rows_to_ask, rows_to_score, task_of
 from align.evaluation.suite import Evaluation, Result, at_least
 from align.evaluation.window import Window
 from align.generation.prompts import check_places
 
-COLUMNS = ("context", "input", "answers")
-PREDICTION_COLUMNS = ("pred", "answers")
 # Shares of words or numbers have bounds; a class that is named or not is right or wrong.
 SHARE = Measure(partial(mean_interval, bounds=(0.0, 1.0)), "higher")
 CLASS = Measure(proportion_interval, "higher")
@@ -55,7 +53,7 @@ class LongBench:
         for path in (*self.paths, *self.predictions):
             if not Path(path).expanduser().is_file():
                 raise UserError(f"{path} does not exist: name a .jsonl file of LongBench's.")
-            if _name(task_of(path)) not in metrics.METRICS:
+            if plain_task(task_of(path)) not in metrics.METRICS:
                 raise UserError(
                     f"{path}: its name is no task of LongBench: use {', '.join(metrics.METRICS)} (.jsonl)."
                 )
@@ -69,7 +67,7 @@ class LongBench:
         at_least({f"max_new_tokens.{name}": value for name, value in self.max_new_tokens.items()}, 1)
         at_least({"max_length": self.max_length}, 2)
         at_least({"limit": self.limit}, 1)
-        self._asking().check([_name(task_of(path)) for path in self.paths])
+        self._asking().check([plain_task(task_of(path)) for path in self.paths])
 
     def _asking(self) -> Asking:
         return ASKING[self.settings](self.prompts, self.prompts_path, self.max_new_tokens, self.max_length)
@@ -89,68 +87,43 @@ class LongBench:
                 "longbench": {task: metrics.task_score(values) for task, values in scores.items()},
                 "longbench_e": _by_bucket(records),
             },
-            notes=[asking.note()] if self.asks else [],
+            notes=self._notes(asking, records),
         )
 
     def _read_predictions(self) -> list[dict[str, Any]]:
-        found = []
-        for path in self.predictions:
-            task = task_of(path)
-            for i, (where, row) in enumerate(read_places(path, PREDICTION_COLUMNS)[: self.limit]):
-                if not isinstance(row["pred"], str):
-                    raise UserError(f"{where}: `pred` has to be a text.")
-                _check_row(task, row, where)
-                found.append(_record(task, f"{task}/{i}", row["pred"], row))
-        return found
+        return [
+            _record(task_of(path), f"{task_of(path)}/{i}", row["pred"], row)
+            for path in self.predictions
+            for i, (_, row) in enumerate(rows_to_score(path, self.limit))
+        ]
 
     def _ask(self, asking: Asking, evaluation: Evaluation) -> list[dict[str, Any]]:
-        rows = [
-            (task_of(path), where, row)
-            for path in self.paths
-            for where, row in read_places(path, COLUMNS)[: self.limit]
-        ]
-        for task, where, row in rows:
-            _check_row(task, row, where)
+        rows = [(task_of(path), row) for path in self.paths for _, row in rows_to_ask(path, self.limit)]
         window = Window(evaluation.workspace)
-        samples = [asking.sample(i, task, row, window) for i, (task, _, row) in enumerate(rows)]
+        samples = [asking.sample(i, task, row, window) for i, (task, row) in enumerate(rows)]
         completions = answer(
             "longbench", samples, evaluation, shorter="lower suite.max_length or suite.max_new_tokens"
         )
         return [
-            _record(task, sample.id, completion.text, row)
-            for (task, _, row), sample, completion in zip(rows, samples, completions, strict=True)
+            _record(task, sample.id, said.text, row)
+            | {"prompt_cut": sample.facts["prompt_cut"], "cut": said.finish == "length"}
+            for (task, row), sample, said in zip(rows, samples, completions, strict=True)
         ]
 
-
-def task_of(path: str) -> str:
-    """A LongBench file is named after its task."""
-    return Path(path).name.split(".")[0]
-
-
-def _name(task: str) -> str:
-    """LongBench-E has the tasks of LongBench."""
-    return task.removesuffix("_e")
+    def _notes(self, asking: Asking, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        """How it was asked, and what was cut; nothing of answers made elsewhere, of which nobody knows."""
+        if not self.asks:
+            return []
+        cut = sum(record["prompt_cut"] for record in records)
+        prompts = (
+            f"{cut} of {counted(len(records), 'prompt')} had their middle cut out, to fit "
+            f"suite.max_length={self.max_length}."
+        )
+        return [asking.note(), *([prompts] if cut else []), *cut_note(records, asking.most_tokens)]
 
 
 def _measure(task: str) -> Measure:
-    return CLASS if _name(task) in metrics.CLASSES else SHARE
-
-
-def _check_row(task: str, row: Mapping[str, Any], where: str) -> None:
-    """Refuses a row that cannot be scored, before anything is asked."""
-    if not isinstance(row["answers"], list) or not all(
-        isinstance(text, str | int) for text in row["answers"]
-    ):
-        raise UserError(f"{where}: `answers` has to be a list of texts.")
-    place = metrics.PLACES.get(_name(task))
-    if place is not None and not all(re.search(place, str(text)) for text in row["answers"]):
-        shape = place.replace(r"(\d+)", "N")
-        raise UserError(f"{where}: an answer has to name `{shape}`.")
-    if _name(task) in metrics.CLASSES and not row.get("all_classes"):
-        raise UserError(
-            f"{where}: `all_classes` is missing, the classes of {task} that a prediction may name; without them "
-            "every score would be 0. They are in LongBench's own files."
-        )
+    return CLASS if plain_task(task) in metrics.CLASSES else SHARE
 
 
 def _record(task: str, name: str, prediction: str, row: Mapping[str, Any]) -> dict[str, Any]:

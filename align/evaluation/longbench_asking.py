@@ -28,13 +28,19 @@ ONE_LINE = frozenset({"samsum"})
 
 
 class Asking(Protocol):
-    """A way to ask."""
+    """A way to ask.
+
+    Attributes:
+        most_tokens: what limits an answer, for a sentence.
+    """
+
+    most_tokens: ClassVar[str]
 
     def check(self, tasks: Iterable[str]) -> None:
         """Raises UserError where `max_length` leaves no prompt beside an answer, or for a bad file of prompts."""
 
     def sample(self, index: int, task: str, row: Mapping[str, Any], window: Window) -> Sample:
-        """A row as a call."""
+        """A row as a call; its facts say whether the prompt was cut."""
 
     def content(self) -> dict[str, Any]:
         """What was set, for the summary."""
@@ -55,7 +61,7 @@ class _Prompts:
     def filled(self, task: str, row: Mapping[str, Any]) -> str:
         """The task's prompt with the row's texts."""
         prompt = self.given.get(task) or self.prompts.get(task, self.prompts["default"])
-        return fill(prompt, {"context": str(row["context"]), "input": str(row["input"])})
+        return fill(prompt, {"context": row["context"], "input": row["input"]})
 
     @cached_property
     def given(self) -> dict[str, str]:
@@ -87,6 +93,7 @@ class Own(_Prompts):
     """Every task through the chat template; prompt, template and answer together have at most `max_length` tokens."""
 
     name: ClassVar[str] = "own"
+    most_tokens: ClassVar[str] = "suite.max_new_tokens"
 
     def check(self, tasks: Iterable[str]) -> None:
         """See `Asking.check`; the template is measured when the tokenizer is there."""
@@ -103,8 +110,8 @@ class Own(_Prompts):
         def make(content: str) -> Request:
             return Request(f"{task}/{index}", (Message("user", content),), sampling, seed=0)
 
-        request = window.fitted(make, self.filled(name, row), self.max_length - self._answer(name))
-        return Sample(request, {"task": task})
+        request, cut = window.fitted(make, self.filled(name, row), self.max_length - self._answer(name))
+        return Sample(request, {"task": task, "prompt_cut": cut})
 
     def _answer(self, task: str) -> int:
         return self.new_tokens.get(task, self.new_tokens["default"])
@@ -145,6 +152,7 @@ class Published(_Prompts):
     """
 
     name: ClassVar[str] = "published"
+    most_tokens: ClassVar[str] = "the published lengths of answers"
 
     def check(self, tasks: Iterable[str]) -> None:
         """See `Asking.check`: nothing is reserved here."""
@@ -153,9 +161,8 @@ class Published(_Prompts):
     def sample(self, index: int, task: str, row: Mapping[str, Any], window: Window) -> Sample:
         """See `Asking.sample`."""
         name = task.removesuffix("_e")
-        content = cut_middle(
-            self.filled(name, row), window.tokenizer, self.max_length, add_special_tokens=True
-        )
+        whole = self.filled(name, row)
+        content = cut_middle(whole, window.tokenizer, self.max_length, add_special_tokens=True)
         stop = ("\n",) if name in ONE_LINE else ()
         request = Request(
             f"{task}/{index}",
@@ -164,7 +171,7 @@ class Published(_Prompts):
             seed=0,
             form="text" if name in WITHOUT_TEMPLATE else "chat",
         )
-        return Sample(request, {"task": task})
+        return Sample(request, {"task": task, "prompt_cut": content != whole})
 
     def content(self) -> dict[str, Any]:
         """See `Asking.content`."""

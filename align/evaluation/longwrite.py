@@ -8,7 +8,16 @@ from functools import partial
 from typing import Any
 
 from align.core.errors import UserError
-from align.evaluation.ask import Sample, answer, first_shows, own_name, user_request
+from align.core.readable import counted
+from align.evaluation.ask import (
+    Sample,
+    adopt_answers,
+    answer,
+    cut_note,
+    first_shows,
+    own_name,
+    user_request,
+)
 from align.evaluation.files import check_file, read_places
 from align.evaluation.intervals import Measure, Score, mean_interval
 from align.evaluation.pictures import curve
@@ -79,6 +88,7 @@ class LongWrite:
                 "by_required_words": plain(grouped(records, "length_score", "bucket", LENGTH)),
                 "written_by_required": plain({str(length): value for length, value in written.items()}),
             },
+            notes=self._notes(records),
             pictures={
                 "ruler.png": curve(
                     written,
@@ -89,6 +99,16 @@ class LongWrite:
                 )
             },
         )
+
+    def _notes(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What was cut, and what could not be judged."""
+        judged = [record for record in records if "quality_by" in record]
+        failed = sum(record["quality_score"] is None for record in judged)
+        unread = f"{failed} of {counted(len(judged), 'judgement')} could not be read and are in no score."
+        return [
+            *cut_note(records, f"suite.max_new_tokens={self.max_new_tokens}"),
+            *([unread] if failed else []),
+        ]
 
     def _written(self, evaluation: Evaluation) -> list[dict[str, Any]]:
         """A record a prompt, of what the model writes."""
@@ -157,6 +177,7 @@ class LongWrite:
         assert self.quality is not None
         of = {item[0]: item for item in items}
         own = [of[name] for name in own_share(lambda: list(of))]
+        adopt_answers("judge-longwrite", evaluation.workspace)
         workspace = first_shows(evaluation.workspace)
         judged = self.quality.score(own_name("longwrite"), own, workspace) if own else []
         found = dict(gather_object([(item[0], quality) for item, quality in zip(own, judged, strict=True)]))
@@ -172,7 +193,7 @@ def _facts(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(row["prompt"], str) or not row["prompt"].strip():
         raise UserError(f"{where}: `prompt` has to be a text.")
     length = row["length"]
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+    if isinstance(length, bool) or not isinstance(length, int) or not 1 <= length < 2**31:
         raise UserError(f"{where}: `length` has to be a number of words from 1 on.")
     return {"prompt": row["prompt"], "type": row.get("type"), "required_words": length}
 

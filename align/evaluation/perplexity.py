@@ -9,6 +9,7 @@ from typing import Any
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
+from align.core.readable import counted
 from align.documents.loading import load_documents
 from align.evaluation.ask import first_shows, wait_for_all
 from align.evaluation.intervals import Measure, Score, mean_interval
@@ -48,13 +49,14 @@ class Perplexity:
 
     def run(self, evaluation: Evaluation) -> Result:
         """Scores every document twice; a document is a sample, its mean negative log-prob the score."""
-        texts = self._documents(evaluation)
+        texts, notes = self._documents(evaluation)
         records = _measure(self, texts, evaluation)
         scores = {name: score_of(records, name, NLL) for name in ("nll", "nll_sliding")}
         by_position = self._by_position(records)
         return Result(
             records=records,
             scores=scores,
+            notes=notes,
             details={
                 "perplexity": {name: _perplexity(value.mean) for name, value in scores.items()},
                 "nll_by_position": plain({str(int(edge)): value for edge, value in by_position.items()}),
@@ -68,8 +70,8 @@ class Perplexity:
             },
         )
 
-    def _documents(self, evaluation: Evaluation) -> list[tuple[str, list[int]]]:
-        """Ids and tokens of the longest documents, cut at `length`."""
+    def _documents(self, evaluation: Evaluation) -> tuple[list[tuple[str, list[int]]], list[str]]:
+        """Ids and tokens of the longest documents, cut at `length`; what has to be said of them."""
         tokenizer = evaluation.workspace.tokenizer
         encoded = [
             (document.id, tokenizer(document.text, split_special_tokens=True, verbose=False)["input_ids"])
@@ -80,7 +82,28 @@ class Perplexity:
         )
         if not encoded:
             raise UserError(f"suite.documents={self.documents}: no document has two tokens.")
-        return [(name, ids[: self.length]) for name, ids in encoded[: self.max_documents]]
+        chosen = encoded[: self.max_documents]
+        texts = [(name, ids[: self.length]) for name, ids in chosen]
+        read = [
+            f"{len(chosen)} of {counted(len(encoded), 'document')} are measured, the longest ones "
+            f"(suite.max_documents={self.max_documents})."
+        ]
+        cut = sum(len(ids) > self.length for _, ids in chosen)
+        ends = [f"{cut} of {counted(len(chosen), 'document')} were cut at suite.length={self.length} tokens."]
+        notes = [*(read if len(chosen) < len(encoded) else []), *(ends if cut else [])]
+        return texts, [*notes, *self._beyond(max(len(ids) for _, ids in texts), evaluation)]
+
+    def _beyond(self, longest: int, evaluation: Evaluation) -> list[str]:
+        """A sentence where texts are longer than what the model was made to read."""
+        window = evaluation.window()
+        if window is None or longest <= window:
+            return []
+        slid = min(self.window, longest)
+        both = f", and windows of suite.window={slid}" if slid > window else ""
+        return [
+            f"Documents of up to {longest} tokens{both} are longer than the {window} tokens that the model was made to "
+            "read: what is beyond counts in every mean but those of lower positions."
+        ]
 
     def _by_position(self, records: Sequence[dict[str, Any]]) -> dict[float, Score]:
         """The mean over documents for each range of positions, by its first position."""
@@ -106,7 +129,7 @@ def _measure(
     import torch
     from accelerate import PartialState
 
-    from align.evaluation.token_logps import score_document
+    from align.evaluation.token_logps import learned_positions, score_document
 
     window, stride, edges = suite.window, suite.stride, list(suite.edges)
     stored = StoredRecords(evaluation.workspace.output / WORK / "perplexity", evaluation.weights())
@@ -114,6 +137,12 @@ def _measure(
     own = own_share(lambda: [digest for digest in documents if stored.get(digest) is None])
     if own:
         model, device = evaluation.load().eval(), PartialState().device
+        most, longest = learned_positions(model), max(map(len, documents.values()))
+        if most is not None and longest > most:
+            raise UserError(
+                f"suite.length={suite.length}: the model has learned {most} positions, and the longest document has "
+                f"{longest} tokens: take suite.length={most}."
+            )
         with progress_bar(first_shows(evaluation.workspace).console) as progress:
             for digest in progress.track(own, description="perplexity"):
                 ids = torch.tensor(documents[digest], device=device)

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from align.core.errors import UserError
+from align.core.readable import counted
 from align.evaluation.intervals import Measure, mean_interval, proportion_interval
 from align.evaluation.pictures import curve
 from align.evaluation.suite import Evaluation, Result, ScoredPairs, check_edges, grouped, plain, score_of
@@ -18,6 +19,15 @@ COMPARED = {
     "rewards/accuracies": Measure(proportion_interval, "higher"),
     "rewards/margins": Measure(mean_interval, "higher"),
 }
+
+
+def single_note(key: str, compared: int, rows: int) -> list[str]:
+    """A sentence where rows of `key` have nothing to compare."""
+    if compared == rows:
+        return []
+    return [
+        f"{rows - compared} of {counted(rows, 'row')} of {key} have no rejected answer and are in no score."
+    ]
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Preference:
         return Result(
             records=records,
             scores={name: score_of(compared, name, measure) for name, measure in COMPARED.items()},
+            notes=single_note("data.path", len(compared), len(records)),
             details={"by_length": {name: plain(groups) for name, groups in by_length.items()}},
             pictures={
                 "lengths.png": curve(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-from align.evaluation.answers import contains_answer, first_line
-from align.evaluation.ask import Sample, answer, user_request
+from align.evaluation.answers import contains_answer, first_line, never_found
+from align.evaluation.ask import Sample, answer, cut_note, user_request
 from align.evaluation.files import check_file, read_places
 from align.evaluation.intervals import Measure, proportion_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, score_of
@@ -42,19 +42,20 @@ class Questions:
         check_choice("suite.counted", self.counted, COUNTED)
 
     def run(self, evaluation: Evaluation) -> Result:
-        """Asks every row greedily; the mean over all rows, and over the rows of each `group`."""
+        """Asks every row greedily; the mean over all rows, and over the rows of each `group`, where they have one."""
         samples = self._samples(evaluation.workspace.seed)
         completions = answer(
             "questions", samples, evaluation, shorter="shorten its prompt or lower suite.max_new_tokens"
         )
         records = [self._record(*pair) for pair in zip(samples, completions, strict=True)]
         scores = {"found": score_of(records, "found", FOUND)}
-        if any(record["group"] is not None for record in records):
-            scores |= {
-                f"found, {name}": interval
-                for name, interval in grouped(records, "found", "group", FOUND).items()
-            }
-        return Result(records=records, scores=scores)
+        of_a_group = [record for record in records if record["group"] is not None]
+        scores |= {
+            f"found, {name}": interval
+            for name, interval in grouped(of_a_group, "found", "group", FOUND).items()
+        }
+        limit = f"suite.max_new_tokens={self.max_new_tokens}"
+        return Result(records, scores, notes=[*cut_note(records, limit), *never_found(records)])
 
     def _samples(self, seed: int) -> list[Sample]:
         rows = read_places(str(self.path), COLUMNS)[: self.limit]
@@ -73,13 +74,19 @@ class Questions:
             **sample.facts,
             "prediction": completion.text,
             "tokens": completion.tokens,
+            # Where the first line counts, what is cut behind it makes no difference.
+            "cut": completion.finish == "length" and said == completion.text,
             "found": float(contains_answer(said, sample.facts["answers"])),
         }
 
 
 def _check_row(row: Mapping[str, Any], where: str) -> None:
-    answers = row["answers"]
     if not isinstance(row["prompt"], str) or not row["prompt"]:
         raise UserError(f"{where}: `prompt` has to be a text.")
+    check_answers(row["answers"], where)
+
+
+def check_answers(answers: Any, where: str) -> None:
+    """Raises UserError for accepted answers that are no list of texts."""
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) for text in answers):
         raise UserError(f"{where}: `answers` has to be a list of texts, one at least.")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.core.readable import counted
-from align.evaluation.answers import contains_answer, first_line
-from align.evaluation.ask import Sample, answer, user_request
+from align.evaluation.answers import contains_answer, first_line, never_found
+from align.evaluation.ask import Sample, answer, cut_note, user_request
 from align.evaluation.files import check_file
 from align.evaluation.haystacks import Found, KeyValue, MultiDocument, Needles, fit, token_counter
 from align.evaluation.intervals import Measure, proportion_interval
@@ -87,7 +87,11 @@ class Retrieval:
             },
             details={f"by_{axis}": self._by(axis, own) for axis in ("length", "depth")},
             pictures={f"{task}.png": self._picture(task, own[task]) for task in self.tasks if own[task]},
-            notes=notes,
+            notes=[
+                *notes,
+                *cut_note(records, f"suite.max_new_tokens={self.max_new_tokens}"),
+                *never_found(records),
+            ],
         )
 
     def _by(self, axis: str, own: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -181,5 +185,10 @@ def too_short(samples: Sequence[Sample]) -> list[str]:
 
 def _record(sample: Sample, completion: Completion) -> dict[str, Any]:
     said = first_line(completion.text) if sample.facts["task"] in FIRST_LINE else completion.text
-    found = contains_answer(said, sample.facts["answers"])
-    return {"id": sample.id, **sample.facts, "prediction": completion.text, "found": float(found)}
+    return {
+        "id": sample.id,
+        **sample.facts,
+        "prediction": completion.text,
+        "cut": completion.finish == "length" and said == completion.text,
+        "found": float(contains_answer(said, sample.facts["answers"])),
+    }

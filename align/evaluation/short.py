@@ -15,7 +15,7 @@ from align.core.errors import UserError
 from align.data.sources import open_sources
 from align.evaluation.ask import wait_for_all
 from align.evaluation.intervals import Measure, mean_interval, proportion_interval
-from align.evaluation.preference import COMPARED
+from align.evaluation.preference import COMPARED, single_note
 from align.evaluation.stored import StoredRecords
 from align.evaluation.suite import Evaluation, Result, at_least, numbers_only
 from align.generation.generators import digest_of
@@ -49,7 +49,7 @@ class Short:
             raise UserError(
                 "suite.tasks is empty: name tasks of lm-eval or of yours (suite.include_path), or rows (suite.pairs)."
             )
-        if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
+        if self._folder is not None and not self._folder.is_dir():
             raise UserError(f"suite.include_path={self.include_path} is no folder of lm-eval task files.")
         at_least({"batch_size": self.batch_size, "limit": self.limit}, 1)
         if self.pairs is not None:
@@ -79,12 +79,18 @@ class Short:
                 f"{task}/{metric}": _measure_of(task, metric, better).of(own)
                 for (task, metric), own in values.items()
             },
+            notes=[note for part in found.values() for note in part.get("notes", ())],
             details={"lm_eval": {task: found[task]["results"] for task in self.tasks}},
         )
 
+    @property
+    def _folder(self) -> Path | None:
+        """Of one's own tasks, `~` resolved."""
+        return None if self.include_path is None else Path(self.include_path).expanduser()
+
     def _content(self, task: str) -> list[Any]:
         """What decides on a task's results beside the model: the settings, and the files of tasks of one's own."""
-        folder = None if self.include_path is None else Path(self.include_path).expanduser()
+        folder = self._folder
         files = [] if folder is None else sorted(path for path in folder.rglob("*") if path.is_file())
         return [
             task,
@@ -122,7 +128,7 @@ class Short:
         ]
         if not records:
             raise UserError(f"suite.pairs={self.pairs}: no row has a rejected answer: nothing to prefer.")
-        return {"records": records}
+        return {"records": records, "notes": single_note("suite.pairs", len(records), len(pairs.rows))}
 
     def _measure(self, task: str, evaluation: Evaluation) -> dict[str, Any]:
         """lm-eval's results and each sample's numbers."""
@@ -130,7 +136,7 @@ class Short:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        manager = TaskManager(include_path=self.include_path)
+        manager = TaskManager(include_path=None if self._folder is None else str(self._folder))
         if task not in manager.all_tasks:
             raise UserError(f"suite.tasks: lm-eval knows no task {task}, and suite.include_path holds none.")
         model = evaluation.load()

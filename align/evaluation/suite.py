@@ -55,12 +55,14 @@ class Evaluation:
             `data.path`, without synthesised positions; None takes the group `data` (in training: what is held out).
         weights: what tells the weights of `load` from any other, see `align.models.identity`; answers of others are not
             taken for theirs.
+        window: tokens that the model was made to read; None where nobody knows, or it is stretched on purpose.
     """
 
     load: Callable[[], PreTrainedModel]
     workspace: Workspace
     score_pairs: Callable[[str | None], ScoredPairs]
     weights: Callable[[], str]
+    window: Callable[[], int | None] = lambda: None
 
 
 @dataclass(frozen=True)

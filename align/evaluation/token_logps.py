@@ -8,11 +8,24 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.longseq.logps import token_logps
+from align.models.loading import window_of
 
 HEAD_CHUNK = 1024  # tokens whose vocabulary logits exist at once
+
+
+def learned_positions(model: Any) -> int | None:
+    """Tokens that the model's table of positions holds; None where positions are computed (RoPE) or there are none."""
+    window = window_of(model.config)
+    if window is None:
+        return None
+    words = model.get_input_embeddings()
+    tables = (part for part in model.get_decoder().modules() if isinstance(part, nn.Embedding))
+    spare = 8  # rows that a table has before its first position (OPT: 2)
+    held = any(table is not words and window <= table.num_embeddings <= window + spare for table in tables)
+    return int(window) if held else None
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.core.errors import UserError
 from align.generation.generators import Message, Request, Sampling
-from align.generation.prompts import PromptEncoder
+from align.generation.prompts import encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,9 +27,7 @@ class Window:
 
     def __init__(self, workspace: Workspace) -> None:
         self.tokenizer = workspace.tokenizer
-        generator = getattr(workspace.generator, "inner", workspace.generator)  # within a cache of calls
-        own: PromptEncoder | None = getattr(generator, "encode", None)
-        self.encode = own or PromptEncoder(self.tokenizer)
+        self.encode = encoder_of(workspace.generator, self.tokenizer)
 
     @cached_property
     def template(self) -> int:
@@ -38,18 +36,19 @@ class Window:
         bare = self.tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
         return max(0, len(self.encode(probe)) - len(bare))
 
-    def fitted(self, make: Callable[[str], Request], text: str, room: int) -> Request:
-        """The request of the text, its middle cut out until the whole prompt has at most `room` tokens.
+    def fitted(self, make: Callable[[str], Request], text: str, room: int) -> tuple[Request, bool]:
+        """The request of the text, its middle cut out until the whole prompt has at most `room` tokens; whether it was.
 
         Raises:
             UserError: not even two tokens of the text fit.
         """
         keep = room - self.template
         while keep >= 2:
-            request = make(cut_middle(text, self.tokenizer, keep))
+            kept = cut_middle(text, self.tokenizer, keep)
+            request = make(kept)
             over = len(self.encode(request)) - room
             if over <= 0:
-                return request
+                return request, kept != text
             keep -= over  # where the parts meet, other tokens may come out than those that were counted
         raise UserError(f"{make(_PROBE).id}: {room} tokens are too few for its chat template and a text.")
 

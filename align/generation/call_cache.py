@@ -40,7 +40,7 @@ class CallCache:
         try:
             stored = json.loads(self._path(request).read_text(encoding="utf-8"))
             completion = stored_completion(stored["completion"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None  # not known, or damaged by something else than us: the call is made again
         return completion if stored.get("key") == json.loads(json.dumps(self._key(request))) else None
 

@@ -59,6 +59,13 @@ class Sampling:
     max_new_tokens: int
     stop_at: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1):
+            raise UserError(
+                f"answers are drawn with a temperature of 0 or more and a top_p in (0, 1], not {self.temperature} and "
+                f"{self.top_p}."
+            )
+
 
 class WindowError(UserError):
     """A prompt and its answer do not fit the model's window.

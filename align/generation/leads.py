@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from align.data.thinking import GENERATED, find_thought
+
 SHORT_LEAD = 20  # words: a longer one is a text to go on with, not a beginning to copy
 
 
@@ -19,3 +23,27 @@ def with_lead(lead: str, text: str) -> str:
         return text
     apart = lead[-1:].isspace() or text[:1].isspace() or text[:1] in ".,;:!?)]}" or not lead.isascii()
     return f"{lead}{'' if apart else ' '}{text}"
+
+
+def continued(lead: str, text: str) -> str:
+    """The lead and what a server says that goes on where the lead ends."""
+    return lead + text
+
+
+def behind_thinking(lead: str, text: str, join: Callable[[str, str], str]) -> str:
+    """An answer with its lead behind the thinking block that a server has left in: `<think>So.</think>What is it?`
+
+    Of nothing nothing is made, nor of an answer that was cut while it still thought.
+
+    Args:
+        lead: how the answer was to begin.
+        text: what the server said.
+        join: puts lead and answer together where there is no block; behind one an answer goes on from nothing.
+    """
+    thought = find_thought(text, GENERATED)
+    if thought is None:
+        return join(lead, text) if text.strip() else ""
+    if thought.answer is None:
+        return text
+    answer = text[thought.answer :].lstrip()
+    return text[: len(text) - len(answer)] + with_lead(lead, answer) if answer else text

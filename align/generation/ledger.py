@@ -84,13 +84,12 @@ class LinesFile(Generic[Value]):
         raise NotImplementedError
 
     def _read(self) -> None:
-        text = self.path.read_bytes().decode("utf-8", "surrogatepass")
-        for number, line in enumerate(text.split("\n")[:-1], start=1):
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
             try:
-                fields = json.loads(line)
+                fields = json.loads(line.decode("utf-8", "surrogatepass"))
                 self.finished[fields["request"]] = self.value(fields)
                 weights = fields.get("weights")
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(
                     f"{self.path}:{number} is no stored answer: remove that line, and its call is made again."
                 ) from error

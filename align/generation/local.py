@@ -92,12 +92,13 @@ class LocalSettings:
     ) -> LocalGenerator:
         from align.generation.local_generator import LocalGenerator
         from align.generation.prefixes import can_share
+        from align.models.loading import window_of
 
         return LocalGenerator(
             load=load,
             tokenizer=tokenizer,
             name=name,
-            window=getattr(config, "max_position_embeddings", None),
+            window=window_of(config),
             batch_tokens=self.batch_tokens,
             batch_size=self.batch_size,
             keep_tokens=self.keep_tokens,

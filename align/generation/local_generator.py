@@ -21,7 +21,7 @@ from align.generation.batches import fixed_batches, pad_rows
 from align.generation.generators import Completion, Request, Sampling, ScoredText, WindowError, digest_of
 from align.generation.prefixes import Family, PrefixReader, find_families
 from align.generation.prompts import PromptEncoder
-from align.generation.sampling import RowSampler
+from align.generation.sampling import FiniteLogits, RowSampler
 from align.generation.spoken import decoded
 from align.models.identity import Identity
 from align.models.precision import Precision
@@ -194,6 +194,7 @@ class LocalGenerator:
         sampler = RowSampler(
             [call.seed for call in calls], temperature=sampling.temperature, top_p=sampling.top_p
         )
+        finite = FiniteLogits([call.id for call in calls], name=self.name)
         shares = any(family.shared for family in batch)
         prefixed = self._prefixes.of_batch(prompts, batch) if shares else None
         with nullcontext() if prefixed is None else prefixed.attended_by(self._model):
@@ -204,7 +205,7 @@ class LocalGenerator:
                 max_new_tokens=sampling.max_new_tokens,
                 min_new_tokens=max(sampling.min_new_tokens, 1 if sampling.stop_at else 0),
                 eos_token_id=self._ends(sampling),
-                logits_processor=LogitsProcessorList([sampler]),
+                logits_processor=LogitsProcessorList([finite, sampler]),
             )
         answers = output[:, ids.shape[1] :].tolist()
         return [self._completion(*pair) for pair in zip(calls, answers, strict=True)]

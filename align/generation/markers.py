@@ -44,7 +44,10 @@ class Escaper:
     """
 
     def __init__(self, markers: Iterable[str] = (), patterns: Sequence[str] = KNOWN) -> None:
-        named = [re.escape(marker) for marker in sorted(set(markers), key=len, reverse=True) if marker]
+        known = re.compile("|".join(patterns) or r"(?!)")
+        # Gemma has 6,242 of one pattern, and each further alternative is tried at each character.
+        others = {marker for marker in markers if marker and known.fullmatch(marker) is None}
+        named = [re.escape(marker) for marker in sorted(others, key=len, reverse=True)]
         self.markers = re.compile("|".join([*named, *patterns]) or r"(?!)")
         # Looking ahead from every character finds markers that overlap too.
         self._starts = re.compile(rf"(?=(?:{self.markers.pattern}))(.)", re.DOTALL)
@@ -56,11 +59,14 @@ class Escaper:
     def restore(self, text: str) -> str:
         """The text with the breaks inside markers taken out; other zero-width spaces stay."""
         parts = text.split(BREAK)
-        whole = parts[-1]
+        whole = [parts[-1]]  # from the end
+        ahead = parts[-1][:_LONGEST]  # how it begins
         for part in reversed(parts[:-1]):
-            inside = part and self.markers.match(part[-1] + whole[:_LONGEST])
-            whole = part + ("" if inside else BREAK) + whole
-        return whole
+            inside = part and self.markers.match(part[-1] + ahead)
+            joint = "" if inside else BREAK
+            whole += [joint, part]
+            ahead = (part[:_LONGEST] + joint + ahead)[:_LONGEST]
+        return "".join(reversed(whole))
 
 
 def plain_markers(chat_template: str, specials: re.Pattern[str]) -> set[str]:

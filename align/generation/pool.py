@@ -201,7 +201,7 @@ class Pool(Generic[Job, Answer]):
                     f"the server asks to wait {error.after:.0f} s, longer than generator.patience "
                     f"({error.reason}): start the same command again then; nothing that it answered is lost."
                 )
-            backoff = min(LONGEST_BACKOFF, self.pace.backoff * 2.0 ** max(0, attempt.failures - 1))
+            backoff = self._doubled(attempt.failures - 1)
             jitter = self._random.uniform(0.5, 1.0)
             now = time.monotonic()
             if error.everybody:
@@ -222,10 +222,14 @@ class Pool(Generic[Job, Answer]):
             return now + after
         if attempt.started >= self._paused_at:
             self._paused_at = now
-            self._pause = min(LONGEST_BACKOFF, self.pace.backoff * 2.0**self._pauses) * jitter
+            self._pause = self._doubled(self._pauses) * jitter
             self._pauses += 1
             self._next_start = max(self._next_start, now + self._pause)
         return 0.0  # as all that have not started: so it is always the first of the jobs that finds out
+
+    def _doubled(self, times: int) -> float:
+        """The backoff, doubled this many times, up to its longest; a number's powers end before a server's failures."""
+        return min(LONGEST_BACKOFF, self.pace.backoff * 2.0 ** min(64, max(0, times)))
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

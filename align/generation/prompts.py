@@ -20,7 +20,7 @@ from align.generation.markers import Escaper, plain_markers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from align.generation.generators import Message, Request, ScoredText
+    from align.generation.generators import Generator, Message, Request, ScoredText
 
 
 class PromptEncoder:
@@ -90,6 +90,19 @@ class PromptEncoder:
 
     def _rendering(self, name: str, messages: Sequence[Message], answer: str) -> Rendering:
         return self.template.render(name, self._messages(messages), [], [[text_message("assistant", answer)]])
+
+
+def encoder_of(generator: Generator, tokenizer: PreTrainedTokenizerBase) -> PromptEncoder:
+    """What counts prompts as a generator reads them: its own encoder, else one with its template's variables.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    inner = getattr(generator, "inner", generator)  # within a cache of calls
+    own = getattr(inner, "encode", None)
+    if isinstance(own, PromptEncoder):
+        return own
+    return PromptEncoder(tokenizer, getattr(inner, "template_kwargs", None))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

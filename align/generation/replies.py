@@ -80,8 +80,15 @@ def read_error(error: Any, status: int | None = None) -> ReplyError:
     kinds = [str(error[key]) for key in ("code", "type") if error.get(key) is not None]
     numbers = [int(kind) for kind in kinds if kind.isdecimal() and len(kind) == 3]
     known = [kind for kind in kinds if kind in OUT_OF_QUOTA]
-    reason = str(error.get("message") or error.get("detail") or json.dumps(error, default=str))
+    reason = str(error.get("message") or error.get("detail") or _written(error))
     return ReplyError(status or next(iter(numbers), None), reason, next(iter(known or kinds), ""))
+
+
+def _written(error: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(error, default=str)
+    except RecursionError:
+        return "a reply that is nested too deeply to be shown"
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -125,5 +132,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         if not math.isnan(seconds):
             return max(0.0, seconds)
-    parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
+    try:
+        parsed = email.utils.parsedate_tz(headers.get("retry-after", ""))
+        return None if parsed is None else max(0.0, email.utils.mktime_tz(parsed) - time.time())
+    except (ValueError, OverflowError):  # a date of the year 99999 names no time to wait for
+        return None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from align.core.errors import UserError
+
 HEAD = 1024  # candidates looked at first; a full sort of a large vocabulary costs as much as a small model
 
 
@@ -38,6 +40,30 @@ class RowSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
 
+class FiniteLogits(LogitsProcessor):
+    """Ends the run where a row has no likeliest token: NaN would be drawn from in vain, or be taken for token 0.
+
+    Args:
+        ids: `[B]` what each row answers, for people.
+        name: of the model.
+    """
+
+    def __init__(self, ids: Sequence[str], *, name: str) -> None:
+        self.ids = ids
+        self.name = name
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The logits as they are."""
+        wrong = ~torch.isfinite(scores.amax(-1))
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
+            raise UserError(
+                f"{self.ids[row]}: the model {self.name} gives no number ({float(scores[row].amax())}) for the next "
+                "token: take model.dtype=float32, or other weights, since these have come apart."
+            )
+        return scores
+
+
 def draw_nucleus(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float) -> Tensor:
     """The token at which the cumulated, renormalised probability of the nucleus passes the uniform number.
 
@@ -53,7 +79,9 @@ def draw_nucleus(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p:
     Returns:
         `[B]` token ids.
     """
-    probabilities = torch.softmax(logits.double() / temperature, dim=-1)
+    logits = logits.double()
+    # Less its maximum a row survives being divided by the smallest temperature.
+    probabilities = torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
     values, tokens = _head(probabilities, top_p)
     before = values.cumsum(-1) - values
     nucleus = before < top_p

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import re
 import threading
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError, first_line
+from align.core.surrogates import whole_text
 from align.data.template_file import check_template_kwargs
 from align.generation.call_cache import cached
 from align.generation.generators import Completion, Generator, Request, digest_of
-from align.generation.leads import ask_for, with_lead
+from align.generation.leads import ask_for, behind_thinking, continued, with_lead
 from align.generation.markers import Escaper
 from align.generation.pool import Pace, Pool, RetryError
-from align.generation.replies import OUT_OF_QUOTA, Reply, ReplyError, read_error, read_reply, retry_after
+from align.generation.refusals import problem, read_key, redacted
+from align.generation.replies import Reply, ReplyError, read_error, read_reply, retry_after
 from align.models.settings import EMBEDDED, ModelSettings
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 DIALECTS = ("openai", "vllm")
 LIMIT_KEYS = ("max_tokens", "max_completion_tokens")
+IN_BODY = "chat_template_kwargs"  # what servers call `template_kwargs`
 SAMPLING_KEYS = ("temperature", "top_p", "seed")
-RETRIED = (408, 409, 425, 429)  # and all from 500 on
+LONGEST_WAIT = 3.15e7  # seconds, a year: clocks take no time without an end
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class OpenAISettings:
             ("backoff", self.backoff, 0),
             ("patience", self.patience, 0),
         ):
-            if value < least:
+            if not value >= least:  # as NaN is not either
                 raise UserError(f"generator.{key}={value} is too small: give {least} or more.")
         unknown = [str(name) for name in self.sent if name not in SAMPLING_KEYS]
         if unknown:
@@ -77,12 +79,14 @@ class OpenAISettings:
             raise UserError(f"generator.seed_bits={self.seed_bits} must lie between 1 and 63.")
         for key in ("timeout", "slowest", "requests_per_minute", "tokens_per_minute"):
             value = getattr(self, key)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise UserError(f"generator.{key}={value} must be greater than 0.")
         for key, choices in (("dialect", DIALECTS), ("limit_key", LIMIT_KEYS)):
             if getattr(self, key) not in choices:
                 raise UserError(f"generator.{key}={getattr(self, key)}: use {' or '.join(choices)}.")
         check_template_kwargs("generator.template_kwargs", self.template_kwargs)
+        if not isinstance(self.extra_body.get(IN_BODY) or {}, Mapping):
+            raise UserError(f"generator.extra_body.{IN_BODY} must be a mapping of names to values.")
         self.api_key()
 
     @property
@@ -90,8 +94,8 @@ class OpenAISettings:
         """What is sent with every call beside the standard's keys; vLLM and SGLang know `chat_template_kwargs`."""
         if not self.template_kwargs:
             return dict(self.extra_body)
-        variables = {**self.template_kwargs, **self.extra_body.get("chat_template_kwargs", {})}
-        return {**self.extra_body, "chat_template_kwargs": variables}
+        variables = {**self.template_kwargs, **(self.extra_body.get(IN_BODY) or {})}
+        return {**self.extra_body, IN_BODY: variables}
 
     def _check_url(self) -> None:
         parts = urlsplit(self.base_url)
@@ -105,15 +109,7 @@ class OpenAISettings:
 
     def api_key(self) -> str:
         """The key, from the environment alone; the word `none` where the server wants no key."""
-        if self.api_key_env is None:
-            return "none"
-        key = os.environ.get(self.api_key_env, "")
-        if not key:
-            raise UserError(
-                f"generator.api_key_env={self.api_key_env}: this environment variable is not set. Set it, or "
-                "set generator.api_key_env=null for a server without keys."
-            )
-        return key
+        return read_key(self.api_key_env)
 
     def open(self, model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -> Generator:
         """The generator; `model.path` gives the tokenizer for budgets, and the name where `model` is null."""
@@ -137,6 +133,7 @@ class OpenAIGenerator:
         self.name = name
         self.tokenizer = tokenizer
         self._one_at_a_time = threading.Lock()
+        self._halves = 0  # of surrogate pairs, in the answers of one `generate`
         special = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self.escaper = Escaper([*special, *tokenizer.all_special_tokens])
 
@@ -146,6 +143,11 @@ class OpenAIGenerator:
         own = self.settings
         sent = [*own.sent, own.seed_bits] if (*own.sent, own.seed_bits) != (*SAMPLING_KEYS, 63) else []
         return digest_of([own.base_url, self.name, own.dialect, own.limit_key, own.body, *sent])
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """Variables of the chat template, as they are sent."""
+        return dict(self.settings.body.get(IN_BODY) or {})
 
     def waves(self, openings: Sequence[Sequence[Request]]) -> list[range]:
         """All dialogues together: servers keep what they have read themselves."""
@@ -171,8 +173,16 @@ class OpenAIGenerator:
             own.requests_per_minute,
             own.tokens_per_minute,
         )
+        self._halves = 0
         for pair in Pool(self._call, self._tokens, pace).run(jobs):
             yield [pair]
+        if self._halves:
+            warnings.warn(
+                f"generator.base_url={own.base_url}: its answers held {self._halves} halves of surrogate "
+                "pairs, which are no text: U+FFFD stands in their place.",
+                AlignWarning,
+                stacklevel=1,
+            )
 
     @functools.cached_property
     def _client(self) -> Any:
@@ -181,7 +191,11 @@ class OpenAIGenerator:
 
         own = self.settings
         return OpenAI(
-            base_url=own.base_url, api_key=own.api_key(), timeout=own.timeout, max_retries=0, organization=""
+            base_url=own.base_url,
+            api_key=own.api_key(),
+            timeout=min(own.timeout, LONGEST_WAIT),
+            max_retries=0,
+            organization="",
         )
 
     def _tokens(self, request: Request) -> int:
@@ -190,10 +204,21 @@ class OpenAIGenerator:
 
     def _count(self, text: str) -> int:
         with self._one_at_a_time:  # a fast tokenizer does not like two threads
-            return len(self.tokenizer(text, verbose=False)["input_ids"])
+            return len(self.tokenizer(whole_text(text)[0], verbose=False)["input_ids"])
 
     def _call(self, request: Request) -> Completion:
-        """One attempt."""
+        """One attempt; whatever the server says in it, no message of ours repeats the key."""
+        own = self.settings
+        try:
+            return self._completion(request, read_reply(self._body(request)))
+        except ReplyError as error:
+            raise problem(request, own, error, None) from error
+        except RetryError as error:
+            reason = redacted(error.reason, own.api_key_env)
+            raise RetryError(reason, after=error.after, everybody=error.everybody) from error
+
+    def _body(self, request: Request) -> Any:
+        """What the server sends, as JSON."""
         import openai
 
         own, limit = self.settings, self._timeout(request)
@@ -201,23 +226,29 @@ class OpenAIGenerator:
             answer = self._client.chat.completions.with_raw_response.create(
                 **self._arguments(request), timeout=limit
             )
-            return self._completion(request, read_reply(answer.http_response.json()))
         except openai.APITimeoutError as error:
             raise RetryError(f"no answer within {limit:g} s, see generator.timeout") from error
         except openai.APIStatusError as error:
             found = read_error(error.body or str(error.message), error.status_code)
-            raise self._problem(request, found, retry_after(error.response.headers)) from error
-        except ReplyError as error:
-            raise self._problem(request, error, None) from error
+            raise problem(request, own, found, retry_after(error.response.headers)) from error
         except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
-            reason = self._redacted(str(error.__cause__ or error)) or "connection lost"
+            reason = str(error.__cause__ or error) or "connection lost"
             raise RetryError(f"{own.base_url}: {reason}") from error
-        except ValueError as error:  # a body that was cut short is no JSON
+        except ValueError as error:  # half of a surrogate pair, or a number without an end
+            reason = redacted(first_line(error), own.api_key_env)
+            raise UserError(
+                f"{request.id}: this call cannot be sent ({reason}): something in its prompt or in the keys of the "
+                "group generator is no text or no number that JSON has."
+            ) from error
+        try:
+            return answer.http_response.json()
+        except (ValueError, RecursionError) as error:  # a body that was cut short is no JSON
             raise RetryError("the answer's body was cut short or is no JSON") from error
 
     def _timeout(self, request: Request) -> float:
         """Seconds of silence to bear: a server says nothing before an answer is whole, so a long one needs longer."""
-        return max(self.settings.timeout, request.sampling.max_new_tokens / self.settings.slowest)
+        own = self.settings
+        return min(LONGEST_WAIT, max(own.timeout, request.sampling.max_new_tokens / own.slowest))
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         """The call's body. What OpenAI's own API lacks is sent to servers that know it (`dialect: vllm`)."""
@@ -248,44 +279,12 @@ class OpenAIGenerator:
 
     def _completion(self, request: Request, reply: Reply) -> Completion:
         """What the server said, its lead before it."""
-        text = self.escaper.restore(reply.text)
+        said, halves = whole_text(reply.text)
+        with self._one_at_a_time:
+            self._halves += halves
+        text = self.escaper.restore(said)
         tokens = self._count(text) if reply.tokens is None else reply.tokens
         if request.lead:
-            text = request.lead + text if self.settings.dialect == "vllm" else with_lead(request.lead, text)
+            join = continued if self.settings.dialect == "vllm" else with_lead
+            text = behind_thinking(request.lead, text, join)
         return Completion(text=text.strip(), tokens=tokens, finish=reply.finish)
-
-    def _problem(self, request: Request, error: ReplyError, after: float | None) -> Exception:
-        """Whether to try again, or the one sentence that ends the run."""
-        own, status, reason = self.settings, error.status, self._redacted(error.reason)
-        says = f"status {status}: {reason}" if status is not None else f"it answered with an error: {reason}"
-        if error.kind in OUT_OF_QUOTA:
-            return UserError(
-                f"generator.base_url={own.base_url} has no quota left for this key ({says}): start the same command "
-                "again when it has; nothing that it answered is lost."
-            )
-        if status is None or status in RETRIED or status >= 500:
-            turned_away = status == 429 or (status == 503 and after is not None)
-            return RetryError(says, after=after, everybody=turned_away)
-        if status in (401, 403):
-            variable = own.api_key_env or "none, since generator.api_key_env=null"
-            return UserError(
-                f"generator.base_url={own.base_url} refuses the key (status {status}; the key is "
-                f"that of the environment variable: {variable}). Nothing that it answered is lost."
-            )
-        refused = [key for key in own.sent if re.search(rf"\b{key}\b", reason)]
-        cure = (
-            f" Where the model takes no {refused[0]}, leave it out of generator.sent"
-            f"{' or set generator.seed_bits=31' if refused[0] == 'seed' else ''}."
-            if refused
-            else ""
-        )
-        return UserError(
-            f"{request.id}: generator.base_url={own.base_url} refuses this call (status {status}: {reason}). "
-            f"Nothing that it answered is lost.{cure}"
-        )
-
-    def _redacted(self, text: str) -> str:
-        """The first line of a message without the key, which servers like to repeat."""
-        line = (text.strip().splitlines() or [""])[0][:300]
-        key = self.settings.api_key()
-        return line if self.settings.api_key_env is None else line.replace(key, "***")

@@ -22,29 +22,41 @@ _TOKENS = frozenset(
 
 
 def spoken(name: str, completions: Sequence[Completion], console: Console) -> list[Completion]:
-    """The completions without the thinking block before an answer; how many had one is said.
+    """The completions as they are read: without the thinking block before an answer, and empty where they are none.
 
-    Of an answer that was cut while it still thought nothing is left. What the model wrote stays whole in the ledgers.
+    Of an answer that was cut while it still thought nothing is left, and what a server broke off, as a content filter
+    does, answers nothing. How many there are of each is said. What the model wrote stays whole in the ledgers.
 
     Args:
         name: of the stage.
         completions: as generated.
         console: for people.
     """
-    answers, thought = [], 0
+    answers, thought, broken = [], 0, 0
     for completion in completions:
         text, thinks = without_thinking(completion.text)
         thought += thinks
+        if completion.finish == "broken":
+            text = ""
+            broken += 1
         answers.append(completion if text == completion.text else replace(completion, text=text))
     if thought:
-        console.print(
+        _say(
+            console,
             f"{name}: {thought} of {counted(len(completions), 'answer')} came with a thinking block, which is left "
             "out; generator.template_kwargs={enable_thinking: false} asks many models for answers without one.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+        )
+    if broken:
+        _say(
+            console,
+            f"{name}: {broken} of {counted(len(completions), 'answer')} were broken off by the server, as content "
+            "filters do, and count as empty; work/ keeps what there is of them.",
         )
     return answers
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

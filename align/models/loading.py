@@ -26,37 +26,33 @@ from align.models.settings import ModelSettings
 
 
 def load_tokenizer(
-    path: str, *, trust_remote_code: bool = False, revision: str | None = None
+    path: str, *, trust_remote_code: bool = False, revision: str | None = None, key: str = "model.path"
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.path`; its pad token is never used, since nothing is padded."""
+    """The tokenizer of a model; its pad token is never used, since nothing is padded. `key` named the model."""
     _warn_of_remote_code(path, trust_remote_code)
-    folder = resolve_path(path)
+    folder = resolve_path(path, key=key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code, revision=revision
         )
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.path={path}: no tokenizer could be loaded ({loading_problem(error)})."
-        ) from error
+        raise UserError(f"{key}={path}: no tokenizer could be loaded ({loading_problem(error)}).") from error
     if not tokenizer.is_fast:
-        raise UserError(
-            f"model.path={path}: its tokenizer has no fast version, which character offsets need."
-        )
+        raise UserError(f"{key}={path}: its tokenizer has no fast version, which character offsets need.")
     return tokenizer
 
 
-def load_config(settings: ModelSettings) -> PreTrainedConfig:
-    """The model's configuration with the RoPE overrides applied; reads no weights."""
+def load_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrainedConfig:
+    """The model's configuration with the RoPE overrides applied; reads no weights. `key` named the model."""
     _warn_of_remote_code(settings.path, settings.trust_remote_code)
-    folder = resolve_path(settings.path)
+    folder = resolve_path(settings.path, key=key)
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path={settings.path}: no model could be loaded ({loading_problem(error)})."
+            f"{key}={settings.path}: no model could be loaded ({loading_problem(error)})."
         ) from error
     override_rope(config, settings.rope)
     if getattr(config, "output_router_logits", False):
@@ -68,8 +64,12 @@ def native_window(settings: ModelSettings) -> int | None:
     """Tokens that the checkpoint was made to read; None where `model.rope` stretches it on purpose."""
     if any(value is not None for value in (settings.rope.theta, settings.rope.type, settings.rope.factor)):
         return None
-    # Composites of text and images have it in their text part.
-    return getattr(load_config(settings).get_text_config(), "max_position_embeddings", None)
+    return window_of(load_config(settings))
+
+
+def window_of(config: PreTrainedConfig) -> int | None:
+    """Positions that a configuration names; composites of text and images have it in their text part."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def causal_lm_class(settings: ModelSettings, config: PreTrainedConfig) -> type[PreTrainedModel] | None:

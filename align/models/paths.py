@@ -9,13 +9,13 @@ from align.models.embedded import embedded_model, require_package
 from align.models.settings import EMBEDDED
 
 
-def resolve_path(path: str) -> str:
-    """The folder or Hub id that transformers can load for `model.path`; converts the embedded model where needed.
+def resolve_path(path: str, *, key: str = "model.path") -> str:
+    """The folder or Hub id that transformers can load for `key`; converts the embedded model where needed.
 
     Raises:
         UserError: as `check_path`.
     """
-    check_path(path)
+    check_path(path, key=key)
     return str(embedded_model()) if path == EMBEDDED else path
 
 

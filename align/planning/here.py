@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -42,19 +43,25 @@ def resident_memory() -> float:
     return float(int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
 
+def machines_here(processes: int) -> int:
+    """Machines of this launch, which may have different numbers of GPUs: as torch's launcher says, else by this one."""
+    told = os.environ.get("GROUP_WORLD_SIZE")
+    if told is not None:
+        return max(1, min(int(told), processes))
+    return math.ceil(processes / int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+
+
 def machine_here(device: torch.device, processes: int, *, products: int) -> Machine:
     """The device that this process runs on, and those beside it; speeds are those of `gpus`' defaults."""
-    environment = os.environ
-    local = int(environment.get("LOCAL_WORLD_SIZE", processes))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     runtime = resident_memory()
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         host = available_memory()
-        settings = GpuSettings(
-            count=processes, nodes=max(1, processes // local), memory_gb=None, host_gb=host / 1e9
-        )
+        settings = GpuSettings(count=processes, memory_gb=None, host_gb=host / 1e9)
         return replace(
             machine_of(settings, memory=0.0, runtime=0.0, products=products),
+            nodes=machines_here(processes),
             memory=float(free),
             runtime=CUDA_RUNTIME,
         )
@@ -108,15 +115,17 @@ def choose_levers(
     Args:
         sizes, job, machine: of the run.
         strategy: its wrapper and degree; its levers are not read.
-        agree: all processes take the least memory that one of them has, so that they choose alike.
+        agree: all processes take the least memory that one of them has, and the most machines that one of them counts,
+            so that they choose alike.
 
     Returns:
         The levers; where none fits those that need the least, and the sentence says so.
     """
     if agree and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        found: list[tuple[float, float]] = [(0.0, 0.0)] * dist.get_world_size()
-        dist.all_gather_object(found, (machine.memory, machine.runtime))
-        machine = replace(machine, memory=min(one[0] for one in found), runtime=max(one[1] for one in found))
+        found: list[tuple[float, float, int]] = [(0.0, 0.0, 1)] * dist.get_world_size()
+        dist.all_gather_object(found, (machine.memory, machine.runtime, machine.nodes))
+        memory, runtime, nodes = zip(*found, strict=True)
+        machine = replace(machine, memory=min(memory), runtime=max(runtime), nodes=max(nodes))
     best = cheapest_levers(sizes, job, strategy, machine)
     room = gigabytes(machine.memory)
     if best is None:

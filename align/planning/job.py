@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 GB = 1e9
@@ -143,7 +144,7 @@ class Machine:
     Attributes:
         device: `cuda` or `cpu`.
         count: GPUs (CPU: processes) in all.
-        nodes: machines; GPUs are spread evenly.
+        nodes: machines; `align plan` takes GPUs that are spread evenly.
         memory: bytes of one GPU that a run may use (CPU: a process's share of the host's).
         flops: peak dense FLOP/s of one GPU in the type of the products.
         mfu: share of the peak that the model's products reach.
@@ -170,8 +171,8 @@ class Machine:
 
     @property
     def per_node(self) -> int:
-        """GPUs of one machine."""
-        return max(1, self.count // self.nodes)
+        """GPUs of one machine, of the largest where they are spread unevenly."""
+        return math.ceil(self.count / self.nodes)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from align.planning.here import available_memory, resident_memory
 from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.plain import all_logits, fused_head
 from align.planning.request import (
+    check_batch,
     data_lengths,
     describe,
     levers_of,
@@ -68,6 +69,7 @@ def make_plan(config: DictConfig) -> Plan:
         UserError: what `align train` would refuse too, and lengths or machines that make no sense.
     """
     method = read_method(config)
+    check_batch(config.trainer)
     model = typed(ModelSettings, config, "model")
     gpus = typed(GpuSettings, config, "gpus")
     check_wrapper_name(config.wrapper, gpus.device)

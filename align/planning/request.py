@@ -56,13 +56,26 @@ def row_lengths(config: DictConfig, method: Method) -> Rows:
     ):
         if value < least:
             raise UserError(f"rows.{key}={value} is too small: give a number from {least} on.")
+    mean = settings.mean_prompt
+    if mean is not None and not 1 <= mean <= prompt:
+        raise UserError(
+            f"rows.mean_prompt={mean} has to lie between 1 and the {prompt} tokens of the longest prompt."
+        )
     return Rows(
         prompt=prompt,
         answers=(settings.answer,) * (1 + rejected),
         short_prompt=settings.short_prompt if method.needs.short else 0,
         prompts=int(config.trainer.per_device_train_batch_size),
-        mean_prompt=settings.mean_prompt,
+        mean_prompt=mean,
     )
+
+
+def check_batch(trainer: Any) -> None:
+    """Raises UserError for a step of no prompts."""
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        value = trainer[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"trainer.{name}={value} has to be a whole number from 1 on.")
 
 
 def data_lengths(data: PreferenceData, needs: Needs, *, prompts: int) -> Rows:

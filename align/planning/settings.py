@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from align.core.config import check_choice
@@ -73,8 +74,12 @@ class GpuSettings:
         check_choice("gpus.device", self.device, ("cuda", "cpu"))
         for name, value in vars(self).items():
             least = 0 if name.startswith(("host", "disk", "runtime")) else 1e-9
-            if isinstance(value, int | float) and value < least:
+            if not isinstance(value, int | float):
+                continue
+            if not value >= least:
                 raise UserError(f"gpus.{name}={value} is too small.")
+            if math.isinf(value):
+                raise UserError(f"gpus.{name}={value} has no end: give what the machine has.")
         if self.count % self.nodes:
             raise UserError(
                 f"gpus.count={self.count} is not divisible by gpus.nodes={self.nodes}: give the GPUs of all machines."

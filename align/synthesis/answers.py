@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from align.generation.generators import Completion, Request
 
-_SENTENCE_END = re.compile(r"[.!?。！？][\"'”’)\]]*(?=\s|$)")
+# White space follows a sentence, except where a script writes none.
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)|[。！？][\"'”’」』）)]*")
 
 
 def trim_cut(completion: Completion) -> str:

@@ -23,6 +23,8 @@ CARD = "README.md"
 LENGTHS, MARGINS = "lengths.png", "margins.png"
 SAMPLES = 3  # rows shown
 CHARACTERS = 600  # of each text shown, half from either end
+FINEST = 1e-9  # of the largest margin, that bars tell apart
+LARGEST_DRAWN = 1e12  # margin that is shown as it is
 PARTS = ("prompt", "chosen", "rejected")
 
 
@@ -57,7 +59,9 @@ def write_card(summary: Summary, config: DictConfig, workspace: Workspace) -> Pa
     samples: list[Mapping[str, Any]] = []
     figures = CardFigures()
     places = _sample_places(summary.rows)
-    for place, (row, example) in enumerate(tokenized(summary.path, workspace) if summary.rows else ()):
+    for place, (row, example) in enumerate(
+        tokenized(summary.path, workspace.tokenizer) if summary.rows else ()
+    ):
         _measure(row.values, example, figures)
         if place in places:
             samples.append(row.values)
@@ -128,12 +132,25 @@ def draw_margins(figures: CardFigures, path: Path) -> None:
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.hist(figures.margins, bins=min(40, max(5, len(set(figures.margins)))), color="#1f5a92")
+    unit = _unit(figures.margins)
+    values = [margin / unit for margin in figures.margins]
+    low, high = min(values), max(values)
+    if high - low < FINEST * max(1.0, -low, high):  # all one, as far as bars can tell them apart
+        low, high = low - 0.5, high + 0.5
+    axes.hist(values, bins=min(40, max(5, len(set(values)))), range=(low, high), color="#1f5a92")
     axes.axvline(0, color="#c8502d", linewidth=1)
     axes.set_title("chosen minus rejected", loc="left", fontsize=11)
-    axes.set_xlabel("score" if figures.of == "score" else "tokens")
+    axes.set_xlabel(
+        ("score" if figures.of == "score" else "tokens") + ("" if unit == 1 else f" / {unit:.3g}")
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def _unit(margins: Sequence[float]) -> float:
+    """What margins are shown in: 1, or the largest of those that are too large for a histogram's sums."""
+    largest = max(map(abs, margins))
+    return 1.0 if largest <= LARGEST_DRAWN else largest
 
 
 def _head(summary: Summary, workspace: Workspace) -> Iterator[str]:
@@ -192,13 +209,18 @@ def _texts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(turns, list):
         for i, question in enumerate(turns):
             yield f"question {i + 1}", str(question)
-            yield f"chosen {i + 1}", str(row["chosens"][i])
-            yield from _rejected(row.get("rejecteds", [[]] * len(turns))[i], f"rejected {i + 1}")
+            yield f"chosen {i + 1}", _plain(_at(row.get("chosens"), i))
+            yield from _rejected(_at(row.get("rejecteds"), i), f"rejected {i + 1}")
         return
     for column in ("prompt", "question", "messages", "chosen", "completion"):
         if row.get(column) is not None:
             yield column, _plain(row[column])
     yield from _rejected(row.get("rejected"), "rejected")
+
+
+def _at(values: Any, place: int) -> Any:
+    """An entry of a list; None where there is no list, or it is shorter."""
+    return values[place] if isinstance(values, list) and place < len(values) else None
 
 
 def _rejected(value: Any, label: str) -> Iterator[tuple[str, str]]:

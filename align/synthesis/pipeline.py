@@ -76,7 +76,7 @@ def write_rows(output: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 def at_least(key: str, value: float, least: float) -> None:
     """Refuses a value of `pipeline.<key>` below `least`."""
-    if value < least:
+    if not value >= least:  # as NaN is not either
         raise UserError(f"pipeline.{key}={value} is too small: give {least} or more.")
 
 

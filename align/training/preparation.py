@@ -27,7 +27,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
 from align.longseq.support import check_config, check_supported
-from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
+from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
 from align.models.precision import cast_parameters, training_dtype, warn_of_low_weights
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
@@ -180,7 +180,7 @@ def prepare_rows(
         return rows
     if tokenizer is None:
         raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
-    window = getattr(config, "max_position_embeddings", None) if max_length is None else None
+    window = window_of(config) if max_length is None else None
     settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length or window)
     with window_words(window):
         data = read_rows_for(method, settings, tokenizer, config=config, positions=PositionSettings(), seed=0)

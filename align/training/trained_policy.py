@@ -21,6 +21,7 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, loading_problem
 from align.models.settings import ModelSettings, RopeSettings
+from align.runs.exclusive import exclusive
 from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
 from align.training.model_card import model_card
 
@@ -125,16 +126,25 @@ def load_policy_tokenizer(policy: TrainedPolicy) -> PreTrainedTokenizerBase:
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, policy: TrainedPolicy, output: Path
 ) -> None:
-    """Writes the folder; it appears by a rename, so that a killed export leaves nothing half-made."""
-    staging = output.with_name(f".{output.name}.{os.getpid()}")
-    staging.mkdir(parents=True)
-    try:
-        with weight_bars_off():
-            model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        chat = tokenizer.chat_template is not None
-        card = model_card(policy.config, policy.results, name=output.name, chat=chat, local=policy.local)
-        (staging / "README.md").write_text(card, encoding="utf-8")
-        os.rename(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    """Writes the folder; it appears by a rename, so that a killed export leaves nothing half-made.
+
+    What a killed one has left beside it is removed by the next one of the same name.
+
+    Raises:
+        UserError: another process is writing a folder of this name.
+    """
+    around = output.with_name(f".{output.name}.unfinished")
+    staging = around / output.name
+    with exclusive(around):
+        try:
+            if staging.is_dir():
+                shutil.rmtree(staging)
+            with weight_bars_off():
+                model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            chat = tokenizer.chat_template is not None
+            card = model_card(policy.config, policy.results, name=output.name, chat=chat, local=policy.local)
+            (staging / "README.md").write_text(card, encoding="utf-8")
+            os.rename(staging, output)
+        finally:
+            shutil.rmtree(around, ignore_errors=True)

@@ -99,6 +99,13 @@ def test_what_a_template_drops_is_refused() -> None:
         reader_of("gemma3")(example_with([*CALLED[:2], *CALLED[:1]]))
     with pytest.raises(UserError, match="no place for the column tools"):
         reader_of("phi3")(example_with([USER], tools=(TOOL,)))
+    said = [
+        {**message, "content": "Let me see."} if message.get("tool_calls") else message for message in CALLED
+    ]
+    with pytest.raises(
+        UserError, match=r"drops what a message of the assistant says .* leave that out of the row"
+    ):
+        reader_of("llama3_1")(example_with(said))
 
 
 JOINING = (  # knows no tools, and joins what every message says

@@ -7,18 +7,21 @@ import io
 import json
 import os
 import random
+import re
 import tracemalloc
 import zipfile
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from align.core.errors import UserError
+from align.documents.archives import Room, unpacked
 from align.documents.duplicates import Removed, check_duplicates, remove_duplicates, split_words
 from align.documents.lengths import histogram, show_documents
 from align.documents.loading import Document, fingerprint, load_documents
-from align.documents.shingles import NearCopies
+from align.documents.shingles import NearCopies, Within, _sketch, shingles
 
 needs_data = pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
 
@@ -149,6 +152,50 @@ def test_a_zip_is_read_like_its_folder_under_its_own_name_and_nothing_leaves_it(
     (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(UserError, match=r"bad\.zip cannot be unpacked"):
         load_documents(str(tmp_path / "bad.zip"))
+
+
+def test_a_zip_within_itself_and_zips_that_are_large_together_are_refused(tmp_path):
+    inner = b"text"
+    for level in range(6):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("next.zip" if level else "end.txt", inner)
+        inner = stream.getvalue()
+    (tmp_path / "a.zip").write_bytes(inner)
+    with pytest.raises(UserError, match=r"a\.zip(/next\.zip){4} lies in 4 archives in each other"):
+        load_documents(str(tmp_path / "a.zip"))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("b.txt", "b" * 60)
+    room = Room(left=100)
+    with unpacked(tmp_path / "b.zip", room):
+        assert (room.left, room.depth) == (40, 1)
+    assert room.depth == 0
+    too_large = pytest.raises(UserError, match=r"b\.zip unpacks to 0\.0 GiB, where 0\.0 of the 8 GiB")
+    with too_large, unpacked(tmp_path / "b.zip", room):
+        pass
+
+
+def test_what_gives_no_document_is_said(tmp_path, capfd):
+    """By kind and number; where nothing is left the refusal says it."""
+    for name in ("a.html", "b.html", "c"):
+        (tmp_path / name).write_text("<p>text</p>")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "scan.pdf").write_bytes(pdf(""))
+    left = (
+        "left out: 3 files with other endings (none 1, .html 2), 2 files without text (empty.txt, scan.pdf; scanned "
+        "pages need text recognition)"
+    )
+    with pytest.raises(UserError, match=re.escape(f"holds no text ({left}).")):
+        load_documents(str(tmp_path))
+    (tmp_path / "d.jsonl").write_text('{"text": "sea"}\n{"text": " "}\n')
+    assert len(load_documents(str(tmp_path), key="suite.documents")) == 1
+    assert f"suite.documents={tmp_path}: {left}, 1 row without text.\n" in capfd.readouterr().err
+    (tmp_path / "f.pdf").write_bytes(pdf("First page.", "", ""))
+    load_documents(str(tmp_path / "f.pdf"))
+    assert f"{tmp_path / 'f.pdf'}: left out: 2 pages of PDFs without text.\n" in capfd.readouterr().err
+    (tmp_path / "e.txt").write_text("whole")
+    load_documents(str(tmp_path / "e.txt"))
+    assert capfd.readouterr().err == ""
 
 
 def test_parquet_and_saved_data_sets_give_a_document_a_row(tmp_path):
@@ -285,6 +332,29 @@ def test_near_copies_hold_no_words_of_what_is_kept():
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert grown < 20 * 14_000
+
+
+def test_boilerplate_makes_no_documents_to_compare():
+    """Half of every document is the same: candidates of each other, which their sketches tell apart."""
+    rng = random.Random(2)
+    shared = " ".join(f"s{i}" for i in range(400))
+    near = NearCopies(0.8)
+    for document in named(
+        *(f"{shared} {' '.join(str(rng.random()) for _ in range(200))}" for _ in range(40))
+    ):
+        assert near.add(document, split_words(document.text)) is None
+    assert len(near.index.query(_sketch(shingles(split_words(near.kept[0].text))))) > 20
+    assert len(near._known.arrays) < 4
+
+
+def test_shingles_are_kept_within_a_budget():
+    """Three arrays of 80 bytes in 200: what was asked for longest ago goes."""
+    known = Within(200)
+    for place in range(2):
+        known.put(place, np.zeros(10))
+    assert known.get(0) is not None
+    known.put(2, np.zeros(10))
+    assert (list(known.arrays), known.held, known.get(1)) == ([0, 2], 160, None)
 
 
 def named(*texts):

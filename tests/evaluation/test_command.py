@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from rich.console import Console
 
 from align import cli
 from align.core.errors import UserError
+from align.evaluation.ask import join_processes
 from align.evaluation.intervals import Measure, mean_interval
 from align.evaluation.preference import Preference
 from align.evaluation.suite import Result, ScoredPairs, show_result, write_result
+from align.runs.exclusive import exclusive
 from tests.rows import make_rows
 from tests.tiny import save_tiny, tiny_model
 
@@ -86,6 +89,7 @@ def test_preference_by_length():
     assert result.scores["rewards/margins"].mean == 3.0
     assert result.details["by_length"]["rewards/accuracies"]["0"]["mean"] == 0.5
     assert result.details["by_length"]["rewards/accuracies"]["512"]["n"] == 1
+    assert result.notes == ["1 of 4 rows of data.path have no rejected answer and are in no score."]
     with pytest.raises(UserError, match="nothing to prefer"):
         Preference().result(ScoredPairs(metrics[3:], rows[3:]))
 
@@ -183,6 +187,47 @@ def test_other_weights_are_not_given_the_old_ones_answers(run, tmp_path):
             assert code == 0, err
             assert json.loads(place.read_text())[key] != found.get(key)
             found[key] = json.loads(place.read_text())[key]
+
+
+def test_a_folder_in_use_loses_nothing(run, tmp_path):
+    """`resume=never` empties no folder that another run works in."""
+    (tmp_path / "q.jsonl").write_text(json.dumps({"prompt": "w8 w9 w10", "answers": ["w20"]}) + "\n")
+    asked = ("suite=questions", f"suite.path={tmp_path / 'q.jsonl'}", "suite.max_new_tokens=2")
+    assert run(*asked)[0] == 0
+    ledger = tmp_path / "out" / "work" / "questions.jsonl"
+    before = ledger.read_text()
+    with exclusive(tmp_path / "out"):
+        code, _, err = run(*asked, "resume=never")
+    assert (code, "is in use by another run" in err) == (2, True), err
+    assert ledger.read_text() == before
+
+
+def test_how_a_server_is_asked_may_change(run, tmp_path):
+    """A limit of time that was too short, of the model's server or the judge's: the folder goes on."""
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps({"prompt": "Write", "length": 5, "response": "one two"}) + "\n"
+    )
+    written = ("suite=longwrite", f"suite.predictions={tmp_path / 'p.jsonl'}")
+    served = ("generator=openai", "generator.model=m", "generator.base_url=http://localhost:9/v1")
+    code, _, err = run(*written, *served)
+    assert code == 0, err
+    code, _, err = run(
+        *written, *served, "generator.timeout=1200", "generator.base_url=http://localhost:8/v1"
+    )
+    assert code == 0, err
+    code, _, err = run(*written, *served, "trainer.per_device_eval_batch_size=3")
+    assert code == 0, err
+    code, _, err = run(*written, *served, "trainer.bf16=true")
+    assert (code, "trainer.bf16" in err) == (2, True), err
+    code, _, err = run(*written, *served, "generator.model=other")
+    assert (code, "generator.model (m → other)" in err) == (2, True), err
+
+
+def test_processes_wait_longer_than_torch_would(monkeypatch):
+    asked = []
+    monkeypatch.setattr("accelerate.PartialState", lambda **given: asked.append(given))
+    join_processes(cpu=True)
+    assert asked == [{"cpu": True, "timeout": timedelta(days=7)}]
 
 
 def test_no_markup_and_no_lost_answers(run, tmp_path):

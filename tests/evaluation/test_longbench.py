@@ -198,3 +198,44 @@ def test_a_paragraph_is_needed(tmp_path):
         UserError, match=r"passage_retrieval_en\.jsonl:1: an answer has to name `Paragraph N`"
     ):
         configured(f"suite.predictions=[{path}]").run(evaluation(tmp_path / "out", Answers(str)))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("qasper", {"length": "3k"}, "`length` has to be a number of words"),
+        ("qasper", {"length": -1}, "`length` has to be a number of words"),
+        ("qasper", {"answers": []}, "`answers` has to be a list of texts, one at least"),
+        ("qasper", {"input": 3}, "`input` has to be a text"),
+        ("qasper", {"context": None}, "`context` has to be a text"),
+        ("trec", {"all_classes": [1, 2]}, "`all_classes` has to be a list of texts"),
+        ("trec", {"all_classes": "abx"}, "`all_classes` has to be a list of texts"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_not_asked(tmp_path, task, changes, message):
+    row = {"context": "c", "input": "i", "answers": ["a"], "all_classes": ["a"], "length": 3}
+    path = write(tmp_path / f"{task}.jsonl", [row, row | changes])
+    model = Answers(str)
+    with pytest.raises(UserError, match=rf"{task}\.jsonl:2: {message}"):
+        configured(f"suite.paths=[{path}]").run(evaluation(tmp_path / "out", model))
+    assert model.asked == 0
+
+
+def test_a_null_input_is_no_word_of_the_prompt(tmp_path):
+    row = {"context": "w8 w9", "input": None, "answers": ["a"]}
+    model = Recorder()
+    path = write(tmp_path / "gov_report.jsonl", [row])
+    configured(f"suite.paths=[{path}]").run(evaluation(tmp_path / "out", model))
+    assert "None" not in model.requests[0].messages[0].content
+
+
+@pytest.mark.parametrize("settings", ["own", "published"])
+def test_what_is_cut_is_said(tmp_path, settings):
+    rows = [{"context": "w8 " * n, "input": "which", "answers": ["a"]} for n in (3, 600, 700)]
+    path = write(tmp_path / "qasper.jsonl", rows)
+    suite = configured(f"suite.paths=[{path}]", f"suite.settings={settings}", "suite.max_length=400")
+    result = suite.run(evaluation(tmp_path / "out", Answers(lambda _: "a", finish="length")))
+    assert [record["prompt_cut"] for record in result.records] == [False, True, True]
+    assert result.notes[1].startswith("2 of 3 prompts had their middle cut out, to fit suite.max_length=400")
+    limit = {"own": "suite.max_new_tokens", "published": "the published lengths of answers"}[settings]
+    assert result.notes[2] == f"3 of 3 answers were cut at {limit}."

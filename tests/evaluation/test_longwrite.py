@@ -31,6 +31,7 @@ def test_scores(prompts, tmp_path):
     assert result.scores["written_words"].mean == 200
     assert result.scores["repetition"].mean == 0
     assert result.details["cut_at_the_limit"] == 3
+    assert result.notes == ["3 of 3 answers were cut at suite.max_new_tokens=32768."]
     assert result.details["written_by_required"]["1000.0"]["mean"] == 200
     assert list(result.details["by_required_words"]) == ["0-500", "500-2k"]
 
@@ -102,6 +103,20 @@ def test_a_judge_is_asked_again_and_its_failures_are_reported(prompts, tmp_path)
     assert [record["quality_score"] for record in result.records] == [50.0, 50.0, None]
     assert result.records[2]["tries"] == 3
     assert model.judgements == 2 + 2 + 3
+    assert result.notes == ["1 of 3 judgements could not be read and are in no score."]
+
+
+def test_another_number_of_processes_asks_no_judge_again(prompts, tmp_path):
+    """Ledgers as two processes leave them, one with a line that was being written; one process goes on from both."""
+    writer = Writer()
+    first = LongWrite(path=prompts, quality=Judge()).run(evaluation(tmp_path, writer))
+    whole = tmp_path / "work" / "judge-longwrite.jsonl"
+    lines = whole.read_text().splitlines(keepends=True)
+    whole.unlink()
+    (tmp_path / "work" / "judge-longwrite.0.jsonl").write_text("".join(lines[:3]))
+    (tmp_path / "work" / "judge-longwrite.1.jsonl").write_text("".join(lines[3:]) + '{"request": "half')
+    again = LongWrite(path=prompts, quality=Judge()).run(evaluation(tmp_path, writer))
+    assert (again.records, writer.judgements, len(lines)) == (first.records, 7, 7)
 
 
 def test_an_empty_answer_has_no_quality(prompts, tmp_path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import log_softmax
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from align.core.errors import UserError
 from align.evaluation.perplexity import Perplexity
-from align.evaluation.token_logps import sequence_logps, sliding_logps
+from align.evaluation.token_logps import learned_positions, sequence_logps, sliding_logps
 from tests.evaluation.helpers import Answers, evaluation
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -70,6 +73,44 @@ def test_suite(model, tmp_path):
         assert record["nll"] == pytest.approx(total / 30, rel=1e-5)
     again = suite.run(evaluation(tmp_path / "out", Answers(str), model="gone"))
     assert again.records == result.records
+    said = [
+        "2 of 3 documents are measured, the longest ones (suite.max_documents=2).",
+        "1 of 2 documents were cut at suite.length=31 tokens.",
+    ]
+    assert again.notes == result.notes == said
+    narrow = replace(evaluation(tmp_path / "out", Answers(str), model="gone"), window=lambda: 30)
+    assert suite.run(narrow).notes[2].startswith("Documents of up to 31 tokens are longer than the 30 tokens")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=128, n_positions=16)),
+        OPTForCausalLM(
+            OPTConfig(
+                **dict.fromkeys(("hidden_size", "word_embed_proj_dim", "ffn_dim"), 8),
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                vocab_size=128,
+                max_position_embeddings=16,
+            )
+        ),
+    ],
+    ids=["gpt2", "opt"],
+)
+def test_learned_positions_end(model, tmp_path):
+    """A table of positions has no row for token 17; RoPE goes on, and is said."""
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in range(8, 28)))
+    suite = Perplexity(documents=str(tmp_path / "text.txt"), length=17, window=8, stride=4, edges=[0])
+    given = replace(evaluation(tmp_path / "out", Answers(str)), load=lambda: model)
+    with pytest.raises(UserError, match=r"suite\.length=17: the model has learned 16 positions.*=16\."):
+        suite.run(given)
+    assert learned_positions(model) == 16
+    assert replace(suite, length=16).run(given).records[0]["tokens"] == 16
+
+
+def test_computed_positions_have_no_end(model):
+    assert learned_positions(model) is None
 
 
 def test_refusals():

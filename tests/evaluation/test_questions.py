@@ -44,9 +44,32 @@ def test_what_is_answered_is_not_asked_again(tmp_path):
     assert (model.asked, list(result.scores)) == (2, ["found"])
 
 
+def test_rows_without_a_group_count_in_the_whole_alone(tmp_path):
+    rows = [{"prompt": "a", "answers": ["x"], "group": "g"}, {"prompt": "b", "answers": ["y"]}]
+    suite = Questions(path=write(tmp_path / "rows.jsonl", rows))
+    result = suite.run(evaluation(tmp_path / "out", Answers(lambda _: "x")))
+    assert {name: score.n for name, score in result.scores.items()} == {"found": 2, "found, g": 1}
+
+
+def test_cut_answers_and_answers_that_cannot_be_found_are_said(tmp_path):
+    """An answer whose first line is whole is not cut where that line counts; of "The!" nothing is left to look for."""
+    rows = [{"prompt": "a", "answers": ["x"]}, {"prompt": "b", "answers": ["The!"]}]
+    suite = Questions(path=write(tmp_path / "rows.jsonl", rows))
+    model = Answers(lambda prompt: "x\ny" if prompt == "a" else "x", finish="length")
+    result = suite.run(evaluation(tmp_path / "out", model))
+    assert result.notes[0] == "1 of 2 answers were cut at suite.max_new_tokens=32."
+    assert result.notes[1].startswith("1 of 2 questions have no answer that could be found")
+    assert [record["cut"] for record in result.records] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        (
+            {"prompt": "who \ud83d", "answers": ["x"]},
+            "rows.jsonl:1: character 5 of .* half of a surrogate pair",
+        ),
+        ({"prompt": "who", "answers": ["x"], "group": {"\ud83d": 1}}, "rows.jsonl:1: character 1 of"),
         ({"prompt": "who"}, "rows.jsonl:1 has no `answers`"),
         ({"prompt": "who", "answers": []}, "rows.jsonl:1: `answers` has to be a list"),
         ({"prompt": 3, "answers": ["x"]}, "rows.jsonl:1: `prompt` has to be a text"),

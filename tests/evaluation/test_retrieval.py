@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import product
 
 import pytest
 
 from align.core.errors import UserError
-from align.evaluation.haystacks import NEEDLE, fit, token_counter
+from align.evaluation.haystacks import NEEDLE, KeyValue, MultiDocument, Needles, fit, token_counter
 from align.evaluation.retrieval import TEMPLATE_MARGIN, Retrieval
 from align.evaluation.suite import write_result
 from tests.evaluation.helpers import Answers, evaluation
@@ -211,3 +212,69 @@ def test_who_repeats_the_passages_finds_nothing(hay, questions, tmp_path):
     assert one.run(evaluation(tmp_path / "a", Answers(said["passage"]))).scores["multi_document"].mean == 0.0
     other = suite(hay, questions, tasks=["needles"])
     assert other.run(evaluation(tmp_path / "b", Answers(said["needle"]))).scores["needles"].mean == 1.0
+
+
+def test_prompts_are_those_of_a_bisection_over_all_the_hay(hay, questions, tmp_path):
+    """What is read to find them is a few times the prompt, where half of the hay was read before."""
+    count = token_counter(tiny_tokenizer())
+    for maker in (Needles(hay, 0), KeyValue(None, 0), MultiDocument(questions, 0)):
+        for length, depth in product((90, 130, 400), (0.0, 0.3, 1.0)):
+            kind = maker.hay_of(length, depth, 1)
+            low, high, wanted = kind.least, min(kind.most, 400), None
+            while low <= high:
+                middle = (low + high) // 2
+                made = kind.build(middle)
+                fits = count(made.content) <= length
+                low, high, wanted = (middle + 1, high, made) if fits else (low, middle - 1, wanted)
+            read = []
+            found = fit(
+                maker.hay_of(length, depth, 1).build,
+                lambda text, read=read: read.append(len(text)) or count(text),
+                budget=length,
+                most=kind.most,
+                least=kind.least,
+                where="",
+            )
+            assert found == wanted
+            assert max(read) < 3 * len(found.content) + 1500
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"ordered_kv_records": {"a": "b"}}, "`ordered_kv_records` has to be a list of"),
+        ({"ordered_kv_records": [["a", 1]]}, "`ordered_kv_records` has to be a list of"),
+        ({"value": 3}, "`value` has to be a text"),
+    ],
+)
+def test_bad_pairs(tmp_path, row, message):
+    path = tmp_path / "pairs.jsonl"
+    whole = {"ordered_kv_records": [["a", "b"]], "key": "a", "value": "b"}
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in (whole, whole | row)))
+    made = Retrieval(tasks=["key_value"], lengths=[300], key_value_path=str(path))
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:2: {message}"):
+        made.run(evaluation(tmp_path, Answers(str)))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"ctxs": []}, "`ctxs` has to be a list whose first entry"),
+        ({"ctxs": [{"text": "t"}]}, "`ctxs` has to be a list whose first entry"),
+        ({"answers": "abc"}, "`answers` has to be a list of texts"),
+        ({"question": None}, "`question` has to be a text"),
+    ],
+)
+def test_bad_passages(tmp_path, row, message):
+    path = tmp_path / "passages.jsonl"
+    whole = {"question": "q", "answers": ["a"], "ctxs": [{"title": "t", "text": "a"}]}
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in (whole, whole | row)))
+    made = Retrieval(tasks=["multi_document"], lengths=[300], multi_document_path=str(path))
+    with pytest.raises(UserError, match=rf"passages\.jsonl:2: {message}"):
+        made.run(evaluation(tmp_path, Answers(str)))
+
+
+def test_cut_answers_are_said(hay, questions, tmp_path):
+    made = suite(hay, questions, tasks=["needles"], lengths=[200], depths=[0.5])
+    result = made.run(evaluation(tmp_path, Answers(lambda _: "so", finish="length")))
+    assert result.notes == ["2 of 2 answers were cut at suite.max_new_tokens=8."]

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from align.evaluation.ask import Sample, answer, user_request
 from align.evaluation.longwrite import LongWrite
 from align.evaluation.perplexity import Perplexity
+from align.runs.exclusive import exclusive
 from align.scores.judgement import DIMENSIONS
 from align.synthesis.longwriter.quality import Judge
 from tests.distributed import run_distributed
@@ -94,3 +95,7 @@ def test_the_command_in_two_processes(folder):
     assert [path.name for path in ledgers] == ["questions.0.jsonl", "questions.1.jsonl"]
     assert sum(len(path.read_text().splitlines()) for path in ledgers) == 5
     assert len((output / "samples.jsonl").read_text().splitlines()) == 5
+    with exclusive(output):
+        assert run_forked([*argv, "resume=never"], 2) == [2, 2]
+    assert "is in use by another run" in Path(f"{output}.log").read_text()
+    assert all(path.is_file() for path in ledgers)

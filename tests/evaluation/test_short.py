@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,3 +41,37 @@ def test_other_rows_are_measured_and_other_weights_refused(tmp_path):
     assert len(asked) == 2
     with pytest.raises(UserError, match="with other weights than the model has now"):
         measured(weights="others")
+
+
+def test_rows_that_compare_nothing_are_said(tmp_path):
+    path = make_rows(tmp_path / "rows.jsonl", count=2)
+    metrics = np.zeros((2, 7))
+    metrics[1, 4] = np.nan
+    pairs = ScoredPairs(metrics, [{"source": f"r:{i}", "longest_sequence": 9} for i in range(2)])
+    for _ in range(2):  # the second time from the disk
+        given = evaluation(tmp_path / "out", Answers(str), score_pairs=lambda _: pairs)
+        result = Short(pairs=str(path)).run(given)
+        assert result.notes == ["1 of 2 rows of suite.pairs have no rejected answer and are in no score."]
+
+
+def test_lm_eval_is_given_the_folder_that_was_checked(tmp_path, monkeypatch):
+    """`~` is the home, for lm-eval as for the check."""
+    given = []
+
+    def manager(include_path):
+        given.append(include_path)
+        return SimpleNamespace(all_tasks=[])
+
+    parts = {
+        "lm_eval": ModuleType("lm_eval"),
+        "lm_eval.models": ModuleType("lm_eval.models"),
+        "lm_eval.models.huggingface": SimpleNamespace(HFLM=None),
+        "lm_eval.tasks": SimpleNamespace(TaskManager=manager),
+    }
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tasks").mkdir()
+    with pytest.raises(UserError, match="knows no task mine"):
+        Short(tasks=["mine"], include_path="~/tasks").run(evaluation(tmp_path / "out", Answers(str)))
+    assert given == [str(tmp_path / "tasks")]

@@ -85,4 +85,4 @@ def test_the_hand_made_pdf_is_one(tmp_path):
     from align.documents.archives import read_pdf
 
     (tmp_path / "a.pdf").write_bytes(plain_pdf("w8 w9", pages=2))
-    assert read_pdf(tmp_path / "a.pdf") == "w8 w9\n\nw8 w9"
+    assert read_pdf(tmp_path / "a.pdf") == ("w8 w9\n\nw8 w9", 0)

@@ -155,3 +155,21 @@ def test_markers_of_further_families_are_known_by_default(marker):
     text = f"a {marker} b"
     assert marker not in escaper.escape(text)
     assert escaper.restore(escaper.escape(text)) == text
+
+
+def test_markers_of_a_known_kind_are_no_alternatives_of_their_own():
+    """Gemma names 6,242; every one of them was tried at every character."""
+    many = [f"<unused{i}>" for i in range(6242)]
+    escaper = Escaper([*many, "<weird!>"])
+    assert len(escaper.markers.pattern) < len(Escaper().markers.pattern) + 20
+    text = "a<unused6241> b<weird!>"
+    assert escaper.escape(text) == f"a<{BREAK}unused6241> b<{BREAK}weird!>"
+    assert escaper.restore(escaper.escape(text)) == text
+    assert Escaper(["<unused1>"], ()).escape("<unused1>") == f"<{BREAK}unused1>"
+
+
+@pytest.mark.parametrize(
+    "text", [BREAK, f"a{BREAK}{BREAK}b", f"<{BREAK}|im_end|>{BREAK}", f"{BREAK}<{BREAK}s>"]
+)
+def test_only_breaks_inside_markers_are_taken_out(text):
+    assert Escaper().restore(text) == text.replace(f"<{BREAK}", "<")

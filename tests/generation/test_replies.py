@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
+import os
 import threading
 import time
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.generation.generators import Message, Request, Sampling
 from align.generation.leads import SHORT_LEAD, with_lead
 from align.generation.ledger import Ledger
 from align.generation.pool import Pace, Pool, RetryError
 from align.generation.replies import ReplyError, read_reply
 from align.generation.server import OpenAISettings, retry_after
+from align.generation.spoken import spoken
+from align.generation.stage import run_dialogues, run_stage
 from align.synthesis.answers import trim_cut
+from align.synthesis.pipeline import at_least
+from tests.generation.helpers import workspace
 from tests.generation.http_server import Reply, serve
 from tests.generation.test_server import SAMPLING, answers, calls, generator
 
@@ -117,6 +126,14 @@ def test_a_ledger_with_an_answer_of_unknown_length_names_its_line(tmp_path):
         Ledger(tmp_path / "s.jsonl")
 
 
+def test_a_ledger_with_bytes_that_are_no_text_names_its_line(tmp_path):
+    whole = json.dumps({"request": "a", "id": "r", "text": "t", "tokens": 1, "finish": "stop"}).encode()
+    for damage in (b"\xff", b"[" * 100_000):
+        (tmp_path / "s.jsonl").write_bytes(whole + b"\n" + damage + b"\n")
+        with pytest.raises(UserError, match=r"s\.jsonl:2 is no stored answer"):
+            Ledger(tmp_path / "s.jsonl")
+
+
 @pytest.mark.parametrize(
     ("reason", "finish"),
     [
@@ -140,6 +157,127 @@ def test_only_what_ends_by_itself_is_whole(reason, finish):
         found = answers(generator(state), calls(1))["r0"]
     assert found.finish == finish
     assert trim_cut(found) == {"stop": "It is. The recipe is", "length": "It is.", "broken": ""}[finish]
+
+
+def test_what_a_filter_has_broken_off_is_empty_wherever_answers_are_read_and_is_counted(tmp_path):
+    """The ledger keeps what there is of it."""
+    with serve(lambda number, body_: Reply(text=f"Part {number}", finish="content_filter")) as state:
+        here = workspace(tmp_path, generator(state))
+        assert {one.text for one in run_stage("s", calls(2), here)} == {""}
+
+        def ask():
+            (first,) = yield calls(1)
+            return first.text
+
+        assert run_dialogues("d", [ask()], here) == [""]
+    told = here.console.file.getvalue()
+    assert "s: 2 of 2 answers were broken off by the server" in told and "d: 1 of 1 answer" in told
+    assert "Part" in (tmp_path / "work" / "s.jsonl").read_text()
+
+
+@pytest.mark.parametrize("usage", [None, USAGE])
+def test_halves_of_surrogate_pairs_are_no_text(usage):
+    odd = body(assistant("What \ud83d is \ude00\ud83d\ude00?"), usage=usage)
+    assert b"\\ud83d" in odd
+    with (
+        serve(lambda number, body_: Reply(body=odd)) as state,
+        pytest.warns(AlignWarning, match="2 halves of surrogate pairs"),
+    ):
+        found = answers(generator(state), calls(1))["r0"]
+    assert found.text == "What \ufffd is \ufffd\U0001f600?"
+
+
+def test_what_cannot_be_sent_is_said_at_once():
+    request = Request("r", (Message("user", "a\ud83d"),), SAMPLING, 1)
+    with serve() as state, pytest.raises(UserError, match=r"r: this call cannot be sent \(.*surrogates"):
+        answers(generator(state, tokens_per_minute=1e9), [request])
+    with serve() as state, pytest.raises(UserError, match=r"r0: this call cannot be sent \(.*JSON compliant"):
+        answers(generator(state, extra_body={"top_k": math.inf}), calls(1))
+    assert not state.calls
+
+
+SECRET = "sk-" + "s3cret'\\" * 6
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Bearer KEY is wrong",
+        "x" * 250 + " KEY",
+        "illegal " + repr(SECRET.encode()),
+        json.dumps({"key": SECRET}),
+        "https://host?key=" + quote(SECRET),
+    ],
+)
+def test_no_part_of_the_key_is_shown_however_it_is_written(said, monkeypatch):
+    monkeypatch.setenv("MY_KEY", f"{SECRET}\n")
+    said = said.replace("KEY", SECRET)
+    for reply in (Reply(status=400, text=said), Reply(body=json.dumps({"message": said}).encode())):
+        with serve(lambda number, body_, reply=reply: reply) as state:
+            with pytest.raises(UserError, match=r"\*\*\*") as caught:
+                answers(generator(state, api_key_env="MY_KEY", retries=0), calls(1))
+            assert "s3cret" not in str(caught.value) and state.keys == {f"Bearer {SECRET}"}
+
+
+@pytest.mark.parametrize("key", ["sk-clé", "sk-a\nb", "sk-a\x00"])
+def test_what_is_no_key_is_refused_before_anything_is_sent(key, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ | {"MY_KEY": key})
+    with pytest.raises(UserError, match=r"api_key_env=MY_KEY: .*printable ASCII") as caught:
+        OpenAISettings(api_key_env="MY_KEY").check()
+    assert key not in str(caught.value)
+
+
+DEEP = b'{"choices": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize("reply", [Reply(body=DEEP), Reply(status=400, body=b'{"error": ' + DEEP + b"}")])
+def test_a_deeply_nested_reply_is_none(reply):
+    with (
+        serve(lambda number, body_: reply) as state,
+        pytest.raises(UserError, match=r"cut short or is no JSON|status 400"),
+    ):
+        answers(generator(state, retries=0), calls(1))
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Fri, 31 Dec 99999 23:59:59 GMT",
+        "Fri, 31 Dec 999999999999 23:59:59 GMT",
+        "Fri, 99 Dec 2026 99:59:59 GMT",
+    ],
+)
+def test_a_date_that_is_none_is_no_time_to_wait_for(date):
+    assert retry_after({"retry-after": date}) is None or retry_after({"retry-after": date}) >= 0
+
+
+@pytest.mark.parametrize("changes", [{"timeout": math.inf}, {"timeout": 1e12}, {"slowest": 1e-300}])
+def test_a_time_without_an_end_is_waited_for_as_long_as_a_clock_can(changes):
+    with serve() as state:
+        assert len(answers(generator(state, **changes), calls(1))) == 1
+
+
+def test_a_server_that_fails_for_days_is_still_asked_each_minute():
+    pool = Pool(lambda job: job, lambda job: 1, Pace(1, 5000, 0.5, 60.0))
+    assert pool._doubled(3) == 4.0 and pool._doubled(5000) == 60.0
+
+
+def test_variables_of_the_template_stand_beside_a_body_without_any():
+    own = OpenAISettings(template_kwargs={"a": 1}, extra_body={"chat_template_kwargs": None})
+    own.check()
+    assert own.body == {"chat_template_kwargs": {"a": 1}}
+    with pytest.raises(UserError, match=r"generator\.extra_body\.chat_template_kwargs must be a mapping"):
+        OpenAISettings(extra_body={"chat_template_kwargs": "a=1"}).check()
+
+
+@pytest.mark.parametrize(
+    "key", ["concurrency", "retries", "backoff", "patience", "timeout", "slowest", "requests_per_minute"]
+)
+def test_nan_is_out_of_every_range(key):
+    with pytest.raises(UserError, match=rf"generator\.{key}=nan"):
+        OpenAISettings(**{key: math.nan}).check()
+    with pytest.raises(UserError, match=r"pipeline\.x=nan"):
+        at_least("x", math.nan, 0)
 
 
 def test_no_quota_is_no_rate_limit():
@@ -231,6 +369,27 @@ def test_bad_settings_are_named(bad, sentence):
 )
 def test_the_lead_stands_once_before_what_follows(lead, text, whole):
     assert with_lead(lead, text) == whole
+
+
+@pytest.mark.parametrize("dialect", ["openai", "vllm"])
+@pytest.mark.parametrize(
+    ("text", "whole", "read"),
+    [
+        ("<think>So.</think>\n\nis a list?", "<think>So.</think>\n\nWhat is a list?", "What is a list?"),
+        ("So.\n</think>\n\nis a list?", "So.\n</think>\n\nWhat is a list?", "What is a list?"),
+        ("<think>They want a question. What", "<think>They want a question. What", ""),
+        ("<think>So.</think>\n", "<think>So.</think>", ""),
+        (" \n", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_a_lead_stands_behind_the_thinking_block_and_before_nothing_it_is_nothing(dialect, text, whole, read):
+    """Before the block it hid the block, so that an unfinished thought was read as the answer."""
+    with serve(lambda number, body_: Reply(text=text)) as state:
+        found = answers(generator(state, dialect=dialect), calls(1, lead="What"))["r0"]
+    assert found.text == whole
+    (answer,) = spoken("questions", [found], Console(file=io.StringIO()))
+    assert answer.text == read
 
 
 def test_a_long_lead_is_given_to_go_on_from():

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from align.generation.sampling import HEAD, RowSampler, draw_nucleus
+from align.core.errors import UserError
+from align.generation.generators import Message, Request, Sampling
+from align.generation.sampling import HEAD, FiniteLogits, RowSampler, draw_nucleus
+from align.generation.stage import run_stage
+from tests.generation.helpers import local_generator, workspace
+from tests.tiny import tiny_model
 
 
 def draw(logits, uniforms, **settings):
@@ -53,3 +60,42 @@ def test_the_sampler_leaves_one_token_and_depends_on_the_rows_seed_alone():
 def test_temperature_0_takes_the_likeliest():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     assert RowSampler([1], temperature=0, top_p=0.9)(None, logits) is logits
+
+
+def test_the_smallest_temperature_takes_the_likeliest():
+    """2 / 1e-310 is beyond all numbers."""
+    logits = torch.tensor([[0.0, 2.0, 1.0, -torch.inf]])
+    assert draw(logits, [0.0, 0.999], temperature=1e-310, top_p=0.9) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"temperature": math.nan}, {"temperature": -1.0}, {"top_p": math.nan}, {"top_p": 0.0}]
+)
+def test_what_nothing_can_be_drawn_with_is_refused(changes):
+    with pytest.raises(UserError, match=r"a temperature of 0 or more and a top_p in \(0, 1\]"):
+        Sampling(**({"temperature": 1.0, "top_p": 1.0, "min_new_tokens": 1, "max_new_tokens": 1} | changes))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_row_without_a_likeliest_token_ends_the_run(number):
+    logits = torch.tensor([[0.0, -torch.inf], [0.0, number]])
+    finite = FiniteLogits(["a", "b"], name="m")
+    assert finite(None, logits[:1].expand(2, -1)).shape == (2, 2)
+    with pytest.raises(UserError, match=r"b: the model m gives no number \((nan|inf)\) for the next token"):
+        finite(None, logits)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_model_that_has_come_apart_writes_nothing(temperature, tmp_path):
+    """Greedily it wrote token 0, and drawing from it ended in a traceback."""
+
+    def broken():
+        model = tiny_model()
+        torch.nn.init.constant_(model.lm_head.weight, torch.nan)
+        return model
+
+    model = local_generator()
+    model._load = broken
+    request = Request("q", (Message("user", "w5"),), Sampling(temperature, 0.9, 1, 4), 1)
+    with pytest.raises(UserError, match=r"q: the model tiny gives no number \(nan\).*model\.dtype=float32"):
+        run_stage("s", [request], workspace(tmp_path, model))

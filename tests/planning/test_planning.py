@@ -22,7 +22,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
 from align.planning.architecture import measure, read_config
-from align.planning.here import choose_levers, warning
+from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict
 from align.planning.planner import Plan
@@ -223,6 +223,17 @@ def test_command_says_what_is_missing_when_nothing_fits(monkeypatch, capfd):
     [
         ([], "rows.prompt is not set"),
         (["rows.prompt=0"], "rows.prompt=0 is too small"),
+        (
+            ["rows.prompt=9", "rows.mean_prompt=-100000"],
+            r"rows.mean_prompt=-100000 has to lie between 1 and the 9",
+        ),
+        (["rows.prompt=9", "rows.mean_prompt=10"], "rows.mean_prompt=10 has to lie between"),
+        (["rows.prompt=9", "gpus.mfu=nan"], "gpus.mfu=nan is too small"),
+        (["rows.prompt=9", "gpus.host_gb=nan"], "gpus.host_gb=nan is too small"),
+        (["rows.prompt=9", "gpus.peak_tflops=inf"], "gpus.peak_tflops=inf has no end"),
+        (["rows.prompt=9", "trainer.per_device_train_batch_size=0"], "batch_size=0 has to be a whole number"),
+        (["rows.prompt=9", "trainer.gradient_accumulation_steps=0"], "steps=0 has to be a whole number"),
+        (["rows.prompt=9", "trainer.gradient_accumulation_steps=two"], "steps=two has to be a whole number"),
         (["rows.prompt=9", "parallel=auto", "parallel.degree=3"], "parallel.degree=3 does not divide"),
         (["rows.prompt=9", "gpus.count=3", "gpus.nodes=2"], "gpus.count=3 is not divisible"),
         (["rows.prompt=9", "wrapper=zero"], "wrapper=zero is not known"),
@@ -304,6 +315,27 @@ def test_warning_names_what_makes_it_fit():
     assert "it fits with" in said
     assert re.search(r"memory.(mlp_chunk=\d|checkpointing=full|offload=disk)", said)
     assert "no levers make it fit" in str(warning(sizes, job, strategy, replace(CPU, memory=1e9)))
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes", "nodes", "each"),
+    [
+        ({}, 4, 1, 4),
+        ({"LOCAL_WORLD_SIZE": "2"}, 4, 2, 2),
+        ({"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}, 5, 2, 3),
+        ({"LOCAL_WORLD_SIZE": "3", "GROUP_WORLD_SIZE": "2"}, 5, 2, 3),
+        ({"LOCAL_WORLD_SIZE": "3"}, 5, 2, 3),
+    ],
+)
+def test_machines_may_have_different_numbers_of_gpus(monkeypatch, environment, processes, nodes, each):
+    """Five GPUs as 3 + 2: nobody has set `gpus.nodes`, and the largest machine decides."""
+    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2))
+    machine = machine_here(torch.device("cuda"), processes, products=2)
+    assert (machine.nodes, machine.per_node, machine.memory) == (nodes, each, 1.0)
 
 
 def test_auto_says_why_and_when_nothing_fits():

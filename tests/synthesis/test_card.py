@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from align.synthesis.card import CardFigures, _measure, write_card
+from align.synthesis.card import CardFigures, _measure, _texts, draw_margins, write_card
 from align.synthesis.pipeline import Summary
 from tests.generation.helpers import local_generator, workspace
 
@@ -44,6 +44,23 @@ def test_scores_and_tokens_do_not_share_a_histogram():
 def test_a_margin_that_cannot_be_drawn_is_left_out(margin):
     assert figures(margin, 2).margins == [2.0]
     assert figures(margin, None).of == "length"
+
+
+@pytest.mark.parametrize(
+    "margins",
+    [(1e17, 1e17), (1e17, 1e17 + 64), (1e308, -1e308), (1.0, 1.0 + 2e-16), (0.0, 0.0), (1e-300, 2e-300)],
+)
+def test_any_margins_can_be_drawn(margins, tmp_path):
+    draw_margins(figures(*margins), tmp_path / "m.png")
+    assert (tmp_path / "m.png").stat().st_size
+
+
+@pytest.mark.parametrize("rejecteds", [None, [], ["w5"]])
+def test_a_sample_is_shown_of_turns_without_rejected_answers(rejecteds):
+    row = {"context": ["w1"], "questions": ["w2", "w3"], "chosens": ["w4", "w6"], "rejecteds": rejecteds}
+    shown = dict(_texts(row))
+    assert (shown["chosen 1"], shown["chosen 2"]) == ("w4", "w6")
+    assert shown.get("rejected 1") == ("w5" if rejecteds else None) and "rejected 2" not in shown
 
 
 def test_a_card_is_written_for_a_margin_beyond_all_numbers(tmp_path):

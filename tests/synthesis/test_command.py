@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_module
 from align import synthesize
 from align.core.errors import UserError
 from align.generation.local import LocalSettings
+from align.generation.pace import PACE, changes_no_answer
 from align.models.embedded import EMBEDDED_PACKAGE
 from align.synthesis.logo.pipeline import LogoPipeline
 from align.synthesis.logo.relevance import Bm25
@@ -91,6 +92,38 @@ def test_another_configuration_or_other_documents_are_refused_in_the_same_folder
     assert (output / "work").is_dir()
     synthesize.claim(config(folder, "resume=never"), documents_sha256="a")
     assert not (output / "work").exists()
+
+
+JUDGE = (
+    "pipeline=longwriter",
+    "pipeline/quality=judge",
+    "pipeline.quality.model=judge",
+    "+pipeline.quality.generator={_target_: align.generation.server.OpenAISettings, TIMES}",
+)
+
+
+def judged(folder, times):
+    return config(folder, "generator=openai", *(text.replace("TIMES", times) for text in JUDGE))
+
+
+def test_a_run_goes_on_at_another_pace_whichever_generator_it_is(tmp_path):
+    """Also with a key that one start sets and the other does not; a key that changes answers is named."""
+    folder = f"output={tmp_path / 'run'}"
+    synthesize.claim(judged(folder, "timeout: 60"), documents_sha256="a")
+    faster = judged(folder, "retries: 3, base_url: http://127.0.0.1:9000/v1, cache: calls")
+    faster.generator.requests_per_minute = 7
+    synthesize.claim(faster, documents_sha256="a")
+    with pytest.raises(UserError, match=r"pipeline\.quality\.generator\.seed_bits"):
+        synthesize.claim(judged(folder, "seed_bits: 31"), documents_sha256="a")
+
+
+def test_every_key_of_pace_is_one_of_a_servers_settings():
+    from align.generation.server import OpenAISettings
+
+    assert set(PACE) <= set(OpenAISettings.__dataclass_fields__)
+    assert changes_no_answer(
+        {"judge": {"generator": None}, "rounds": [{"generator": {}}], "generator_x": {}}
+    ) == {f"judge.generator.{key}" for key in PACE}
 
 
 def test_the_report_says_what_was_dropped_and_what_to_do_next(tmp_path, capsys):

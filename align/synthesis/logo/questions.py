@@ -45,10 +45,10 @@ _ASKING = (
 )
 # A question mark that ends its question: none inside quotes after which words go on.
 _MARK = re.compile(r"[?？](?![\"'”’)\]]+\s*\w)")
-_LABEL = r"(?:question|q|问题|問題)\s*(?:\d+|one)?\s*[.:：)]"
+_LABEL = r"(?:question|q|问题|問題)\s*+(?:\d+|one)?\s*+[.:：)]"
 _DECORATION = re.compile(rf"(?:[\s\"'“‘*#>•_-]+|\(?\d{{1,2}}[.)、]\s*|{_LABEL})+", re.IGNORECASE)
 _OPENING = r"[\"'“‘*_(\[]*"
-_ENDS = re.compile(rf"(?P<before>\S*)(?P<end>[.!?…][\"'”’)\]*_]*\s+)(?={_OPENING}[^\W\d_])")
+_ENDS = re.compile(rf"(?<!\S)(?P<before>\S*)(?P<end>[.!?…][\"'”’)\]*_]*\s+)(?={_OPENING}[^\W\d_])")
 _CHINESE_ENDS = re.compile(r"[。！？…][\"'”’）」』]*")
 _INTRODUCED = re.compile(r"(?:\bquestions?\b|问题|問題)[^:：?？]{0,80}[:：][*_]*\s*", re.IGNORECASE)
 _COLON = re.compile(r"[:：][*_]*\s+")

@@ -62,7 +62,7 @@ class Bm25:
     critical_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.k1 < 0 or not 0 <= self.b <= 1:
+        if not self.k1 >= 0 or not 0 <= self.b <= 1:  # NaN is neither
             raise UserError("pipeline.scorer needs k1 ≥ 0 and b between 0 and 1.")
         if not 0 < self.critical_share <= 1:
             raise UserError(f"pipeline.scorer.critical_share={self.critical_share} must lie in (0, 1].")

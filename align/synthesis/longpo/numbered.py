@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 # What may stand around a number at the start of a line: Markdown's marks and quotes, and a label before it.
-_DECORATION = r"[\s#*>_\-•\"'“‘(\[]*"
+_DECORATION = r"[\s#*>_\-•\"'“‘(\[]*+"
 _LABEL = r"(?:(?:question|q|问题|問題|第)\s*#?)"
 _WORDS = "one|two|three|four|five|six|seven|eight|nine|ten"
 # A number is a marker only where a delimiter and then no digit follow: neither "3.5" nor "2019-04" is one. Behind a
@@ -21,7 +21,7 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"\s*#+\s*[*_]*(?P<number>\d{1,2})[*_]*\s*$")
-_BULLET = re.compile(r"\s*[-*•–·+]\s+(?P<text>.*[?？].*)$")
+_BULLET = re.compile(r"\s*[-*•–·+]\s++(?P<text>.*[?？].*)$")
 # In one line, a marker follows only the question mark of the question before: "…? 2. How …"
 _INLINE = re.compile(r"(?<=[?？])\s+(?=[*_]*\d{1,2}[.):、．）]\s)")
 _EDGES = "*_#>\"“”' \t"

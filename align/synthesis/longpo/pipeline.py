@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align.core.errors import UserError
 from align.documents.loading import Document, load_documents
 from align.generation.generators import Completion, Message, Request, Sampling, derive_seed
-from align.generation.prompts import PromptEncoder, check_places, fill
+from align.generation.prompts import PromptEncoder, check_places, encoder_of, fill
 from align.generation.stage import Dialogue, Workspace, run_dialogues
 from align.synthesis.answers import comparable, describe_call, trim_cut
 from align.synthesis.filters import answer_problem
@@ -109,9 +109,12 @@ class LongPOPipeline:
     def _rows(
         self, windows: Iterator[Window], workspace: Workspace, counts: Counter[str], dropped: Counter[str]
     ) -> Iterator[dict[str, Any]]:
+        # Before any call: a tokenizer without a chat template counts nothing.
+        counts_rows = self.short_window is not None
+        encode = encoder_of(workspace.generator, workspace.tokenizer) if counts_rows else None
         number = 0
         while block := list(islice(windows, self.block_rows)):
-            dialogues = [self._dialogue(window, workspace) for window in block]
+            dialogues = [self._dialogue(window, workspace, encode) for window in block]
             outcomes = run_dialogues(f"contexts-{number:04}", dialogues, workspace)
             for window, (asked, turns, lost) in zip(block, outcomes, strict=True):
                 counts.update({"contexts": 1, "chunks asked about": asked, "turns": len(turns)})
@@ -148,7 +151,9 @@ class LongPOPipeline:
             return documents
         return random.Random(derive_seed(seed, "documents")).sample(documents, len(documents))
 
-    def _dialogue(self, window: Window, workspace: Workspace) -> Dialogue[Outcome]:
+    def _dialogue(
+        self, window: Window, workspace: Workspace, encode: PromptEncoder | None
+    ) -> Dialogue[Outcome]:
         """The calls of one context: its chunks' questions, then all answers; each chunk and the whole are read once."""
         rng = random.Random(derive_seed(workspace.seed, window.id, "turns"))
         drawn = rng.sample(window.chunks, min(self.turns, len(window.chunks)))
@@ -168,11 +173,10 @@ class LongPOPipeline:
             for name, context in (("chosen", chunk.text), ("rejected", whole))
         ]
         answers = yield calls
-        encode = PromptEncoder(workspace.tokenizer)
         kept = []
         for place, (chunk, question) in enumerate(turns):
             pair = slice(2 * place, 2 * place + 2)
-            problem = self._problem(len(encode(calls[pair][0])), *answers[pair])
+            problem = self._problem(len(encode(calls[pair][0])) if encode else 0, *answers[pair])
             if problem is None:
                 kept.append(_describe_turn(chunk, question, calls[pair], answers[pair]))
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from align.core.errors import UserError
+from align.core.surrogates import whole_text
 from align.data.sources import open_sources, read_rows
 from align.documents.loading import EMBEDDED, Document
 from align.scores.length import required_length
@@ -67,6 +68,10 @@ def _instruction(source: str, values: dict[str, object]) -> Instruction:
         prompt = users[-1] if users else None
     if not isinstance(prompt, str) or not prompt.strip():
         raise UserError(f"{source}: an instruction needs a column `prompt` with text.")
+    if whole_text(prompt)[1]:
+        raise UserError(
+            f"{source}: column `prompt` holds half of a surrogate pair, which is no text: mend that row."
+        )
     length = values.get("length")
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise UserError(f"{source}: column `length` must be a number of words from 1 on, not {length!r}.")

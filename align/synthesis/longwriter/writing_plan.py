@@ -11,9 +11,10 @@ from align.scores.stated import leading_length
 
 MOST_WORDS = 20_000  # of a step: a larger count is two numbers, `200,300`, or a slip
 
-_MARKS = r"[\s#*>_\-•\"'“‘(\[]*"
+# Every repetition is possessive or has an end, so that a line of blanks or marks takes no more time than its length.
+_MARKS = r"[\s#*>_\-•\"'“‘(\[]*+"
 _NUMBER_WORDS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
-_BEFORE = rf"^{_MARKS}(?:\d{{1,3}}[.)、]\s*{_MARKS})?"  # a list's own number, as in `1. Paragraph 1`
+_BEFORE = rf"^{_MARKS}(?:\d{{1,3}}[.)、]{_MARKS})?"  # a list's own number, as in `1. Paragraph 1`
 # Heads of steps, one kind a plan, the likeliest first; `number` is the step's.
 _HEADS = tuple(
     re.compile(pattern, re.IGNORECASE)
@@ -30,14 +31,19 @@ _NUMBERED = re.compile(rf"^{_MARKS}(?P<number>\d{{1,3}})\s*[.)、:]\s*")
 _CELLS = re.compile(r"^\s*\|(?P<cells>.+)\|\s*$")
 _RULE = re.compile(r"[\s:|-]+")
 
-_POINT = re.compile(r"(?:main\s+points?|key\s+points?|主要内容|要点)\s*[*_]*\s*[:：]", re.IGNORECASE)
-_ABOUT = r"[\s*_\[(（~≈]*(?:(?:about|around|approximately|approx\.?|roughly|circa|ca\.|约|大约|at least)\s*)?[~≈]?\s*"
+_POINT = re.compile(
+    r"(?:main\s{1,40}+points?|key\s{1,40}+points?|主要内容|要点)[\s*_]{0,40}+[:：]", re.IGNORECASE
+)
+_ABOUT = (
+    r"[\s*_\[(（~≈]{0,40}+"
+    r"(?:(?:about|around|approximately|approx\.?|roughly|circa|ca\.|约|大约|at least)\s{0,40}+)?[~≈]?\s{0,40}+"
+)
 _COUNT_LABEL = re.compile(
-    rf"(?P<edge>[\s\-–—;,.|(\[*_]*)(?P<label>\bword\s+count|\bwords|字[数數])\s*[*_]*\s*[:：]{_ABOUT}",
+    rf"(?P<edge>[\s\-–—;,.|(\[*_]{{0,40}}+)(?P<label>\bword\s{{1,40}}+count|\bwords|字[数數])[\s*_]{{0,40}}+[:：]{_ABOUT}",
     re.IGNORECASE,
 )
 _COUNT_BEHIND = re.compile(
-    rf"(?P<edge>[\s\-–—;,.:：|]*[(（\[]?){_ABOUT}(?=\d|[{CHINESE}]|\b[a-z])", re.IGNORECASE
+    rf"(?P<edge>[\s\-–—;,.:：|]{{0,40}}+[(（\[]?+){_ABOUT}(?=\d|[{CHINESE}]|\b[a-z])", re.IGNORECASE
 )
 _UNIT = re.compile(r"\s*(?:words?\b|个?[字词])", re.IGNORECASE)
 _CLOSED = re.compile(r"[\s.。;；*_)）\]|]*$")

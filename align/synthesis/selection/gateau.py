@@ -18,18 +18,22 @@ from align.core.config import check_choice
 from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.core.files import cache_folder
+from align.core.readable import counted
 from align.data.examples import TokenizedExample
 from align.generation.generators import digest_of
 from align.generation.ledger import LinesFile
 from align.generation.stage import WORK, Workspace
+from align.models.paths import check_path
 from align.models.settings import ModelSettings, RopeSettings
+from align.synthesis.selection.gateau_numbers import are_numbers, guidance_scores, misalignment, softmax
 from align.synthesis.selection.select import Score, check_keep, tokenized
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEVICES = ("auto", "cpu", "cuda")
+WHICH = ("short", "long")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Gateau:
                     f"select.{key} is not set: GATEAU compares two models of one family, of a short and of a long "
                     "window; name their folders or Hub ids."
                 )
+            check_path(str(getattr(self, key)), key=f"select.{key}")
         for key in ("short_rope", "long_rope"):
             unknown = set(getattr(self, key)) - set(RopeSettings.__dataclass_fields__)
             if unknown:
@@ -81,20 +86,37 @@ class Gateau:
         """One model after the other reads all rows; what an earlier start has measured is read from the disk."""
         from align.synthesis.selection.context_use import answer_nll
 
-        examples = [example for _, example in tokenized(path, workspace)]
-        for example in examples:
-            if not example.chunk_spans:
-                raise UserError(f"{example.source}: select=gateau needs rows with a context.")
+        examples = self._examples(path)
         short = self._measure("short", examples, workspace, lambda model, e: {"nll": answer_nll(model, e)})
         long = self._measure("long", examples, workspace, self._read_long)
+        usable = [i for i in range(len(examples)) if are_numbers(short[i], long[i])]
+        if not usable:
+            raise UserError(
+                f"select=gateau: {self.short_model} and {self.long_model} together gave no number for any row: see "
+                "what they answer, or read them with select.dtype=float32."
+            )
+        if len(usable) < len(examples):
+            workspace.console.print(
+                f"gateau: {len(examples) - len(usable)} of {counted(len(examples), 'row')} got no number from one of "
+                "the models (NaN, or beyond all numbers), so that they have no rank and are not kept.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        ranked = self._ranked([short[i] for i in usable], [long[i] for i in usable])
+        found = dict(zip(usable, ranked, strict=True))
+        nothing = Score(None, "no number: one of the models gave NaN, or a perplexity beyond all numbers")
+        return [found.get(i, nothing) for i in range(len(examples))]
+
+    def _ranked(self, short: Sequence[dict[str, Any]], long: Sequence[dict[str, Any]]) -> list[Score]:
+        """The scores of rows of which everything is a number."""
         guidance = guidance_scores(
             np.exp([entry["nll"] for entry in short]), np.exp([entry["nll"] for entry in long])
         )
         misaligned = np.array(
             [misalignment(entry["attention"], entry["segment_nll"]) for entry in long], dtype=np.float64
         )
-        awareness = softmax(misaligned)
-        total = self.alpha * guidance + (1 - self.alpha) * awareness
+        total = self.alpha * guidance + (1 - self.alpha) * softmax(misaligned)
         return [
             Score(
                 float(total[i]),
@@ -107,8 +129,47 @@ class Gateau:
                     "long_nll": float(long[i]["nll"]),
                 },
             )
-            for i in range(len(examples))
+            for i in range(len(total))
         ]
+
+    def _examples(self, path: Path) -> list[TokenizedExample]:
+        """The rows as both models read them: in their own tokens, not those of `model.path`."""
+        from align.data.vocabulary import check_ids, vocabulary_of
+        from align.models.loading import load_config, load_tokenizer
+
+        settings = {f"select.{which}_model": self._settings(which) for which in WHICH}
+        short, long = (load_tokenizer(own.path, key=key) for key, own in settings.items())
+        own_tokens = self._own_tokens(short, long)
+        sizes = [vocabulary_of(load_config(own, key=key)) for key, own in settings.items()]
+        examples = []
+        for _, example in tokenized(path, long):
+            if not example.chunk_spans:
+                raise UserError(f"{example.source}: select=gateau needs rows with a context.")
+            ids = {*example.prompt_ids.tolist(), *example.answers[0].input_ids.tolist()}
+            for token in ids & own_tokens.keys():
+                raise UserError(
+                    f"{example.source}: it holds {own_tokens[token]!r}, a token that only the tokenizer of "
+                    f"select.long_model={self.long_model} has: name two models of one family."
+                )
+            for size in sizes:
+                check_ids(example, size, tokenizer=long)
+            examples.append(example)
+        return examples
+
+    def _own_tokens(self, short: PreTrainedTokenizerBase, long: PreTrainedTokenizerBase) -> dict[int, str]:
+        """Added tokens, such as one for padding, that only the long model has; all else has to be the same in both."""
+        of_short, of_long = short.get_vocab(), long.get_vocab()
+        added = {token.content for own in (short, long) for token in own.added_tokens_decoder.values()} - (
+            of_short.keys() & of_long.keys()
+        )
+        differing = {token for token, _ in of_short.items() ^ of_long.items()} - added
+        if differing:
+            raise UserError(
+                f"select.short_model={self.short_model} and select.long_model={self.long_model} have different "
+                f"tokenizers ({counted(len(differing), 'token')} differ, {min(differing)!r} among them), so that their "
+                "perplexities cannot be compared: name two models of one family."
+            )
+        return {of_long[token]: token for token in added & of_long.keys()}
 
     def _read_long(self, model: PreTrainedModel, example: TokenizedExample) -> dict[str, Any]:
         from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls
@@ -132,14 +193,8 @@ class Gateau:
         from align.models.identity import weights_fingerprint
         from align.models.loading import load_causal_lm, load_config
 
-        settings = ModelSettings(
-            path=str(getattr(self, f"{which}_model")),
-            dtype=self.dtype,
-            rope=RopeSettings(**getattr(self, f"{which}_rope")),
-        )
-        weights = weights_fingerprint(
-            settings, load_config(settings), cache_folder(), key=f"select.{which}_model"
-        )
+        settings, key = self._settings(which), f"select.{which}_model"
+        weights = weights_fingerprint(settings, load_config(settings, key=key), cache_folder(), key=key)
         store = Measurements(workspace.output / WORK / f"gateau-{which}.jsonl", weights=weights)
         calls = [RowToMeasure(example, f"{settings}{self.segment_tokens}") for example in examples]
         missing = [call for call in calls if call.digest not in store.finished]
@@ -153,6 +208,13 @@ class Gateau:
                     store.append([(call, measure(model, call.example))])
                     progress.advance(task)
         return [store.finished[call.digest] for call in calls]
+
+    def _settings(self, which: str) -> ModelSettings:
+        return ModelSettings(
+            path=str(getattr(self, f"{which}_model")),
+            dtype=self.dtype,
+            rope=RopeSettings(**getattr(self, f"{which}_rope")),
+        )
 
     def _device(self) -> torch.device:
         import torch
@@ -190,38 +252,3 @@ class Measurements(LinesFile[dict[str, Any]]):
     def value(self, fields: Any) -> dict[str, Any]:
         """The mapping of a line."""
         return dict(fields["found"])
-
-
-def guidance_scores(short: np.ndarray, long: np.ndarray) -> np.ndarray:
-    """Homologous models' guidance: softmax over the rows of norm(PPL_short) − norm(PPL_long), `[N]`.
-
-    norm is (x − min) / (max − min) over the rows, as in the released code; all 0 where all are equal.
-    """
-    return softmax(_unit(short) - _unit(long))
-
-
-def misalignment(attention: Sequence[float], nlls: Sequence[float]) -> float:
-    """1 − cos(a, s) of two distributions over segments: attention, and what helps; 0 … 1.
-
-    a is the answer's mean attention to a token of each segment, divided by its sum; s is the softmax of the
-    negative log-perplexity of the answer given that segment alone. The paper calls the first normalised scores
-    and the second importance; the last step of its released code is missing, so that norms are ours.
-    """
-    given = np.asarray(attention, dtype=np.float64)
-    if not given.any():
-        return 1.0  # nothing of the context was looked at, as behind a sliding window
-    given = given / given.sum()
-    helps = softmax(-np.asarray(nlls, dtype=np.float64))
-    return float(1 - given @ helps / (np.linalg.norm(given) * np.linalg.norm(helps)))
-
-
-def softmax(values: np.ndarray) -> np.ndarray:
-    """Over all entries, `[N]`."""
-    raised = np.exp(values - values.max())
-    return raised / raised.sum()
-
-
-def _unit(values: np.ndarray) -> np.ndarray:
-    """Scaled to 0 … 1."""
-    spread = values.max() - values.min()
-    return (values - values.min()) / spread if spread > 0 else np.zeros_like(values)

@@ -17,6 +17,8 @@ from align.data.settings import DataSettings
 from align.data.sources import RawRow, open_sources, read_rows
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from align.data.examples import TokenizedExample
     from align.generation.stage import Workspace
 
@@ -105,7 +107,7 @@ class ByLength:
 
     def scores(self, path: Path, workspace: Workspace) -> list[Score]:
         """Tokens, as the model will see them."""
-        return [self._score(self._length(example)) for _, example in tokenized(path, workspace)]
+        return [self._score(self._length(example)) for _, example in tokenized(path, workspace.tokenizer)]
 
     def _length(self, example: TokenizedExample) -> int:
         prompt = len(example.prompt_ids)
@@ -139,6 +141,8 @@ class ByMargin:
     def check(self) -> None:
         """Raises UserError for a value out of range."""
         check_keep(self.keep)
+        if math.isnan(self.least):
+            raise UserError(f"select.least={self.least} must be a number.")
 
     def scores(self, path: Path, workspace: Workspace) -> list[Score]:
         """The column `margin`, which pipelines that score answers write.
@@ -168,8 +172,12 @@ def check_keep(keep: float | None) -> None:
         )
 
 
-def tokenized(path: Path, workspace: Workspace) -> Iterator[tuple[RawRow, TokenizedExample]]:
-    """The rows as the model will see them under the default data settings, with nothing cut.
+def tokenized(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[RawRow, TokenizedExample]]:
+    """The rows as a model will see them under the default data settings, with nothing cut.
+
+    Args:
+        path: of the rows.
+        tokenizer: of the model that will see them.
 
     Raises:
         UserError: a row cannot be used, or is pre-tokenised.
@@ -178,7 +186,7 @@ def tokenized(path: Path, workspace: Workspace) -> Iterator[tuple[RawRow, Tokeni
     from align.data.released import is_released
     from align.data.tokens import ExampleTokenizer
 
-    tokenize = ExampleTokenizer(workspace.tokenizer, DataSettings(), chunk_tokens=512)
+    tokenize = ExampleTokenizer(tokenizer, DataSettings(), chunk_tokens=512)
     for row in read_rows(open_sources(str(path)).train):
         if is_released(row.values):
             raise UserError(f"{row.source}: a pre-tokenised row cannot be selected: give rows of text.")

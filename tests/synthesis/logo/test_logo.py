@@ -210,6 +210,10 @@ def test_the_question_that_has_most_to_do_with_its_chunk_is_kept_and_the_reason_
         ("One. Two. Thr", "stop", "One. Two. Thr"),
         ("no end at 3.12 here", "length", "no end at 3.12 here"),
         ('He said "no." Then', "length", 'He said "no."'),
+        ("他走了。她留下来。然后他又", "length", "他走了。她留下来。"),
+        ("第一段。\n第二句。第三句。第四句没有写", "length", "第一段。\n第二句。第三句。"),
+        ("「行きます。」と彼は", "length", "「行きます。」"),
+        ("Is it 3.5? no", "length", "Is it 3.5?"),
     ],
 )
 def test_a_cut_answer_ends_at_its_last_whole_sentence(text, finish, expected):

@@ -67,7 +67,7 @@ def test_critical_is_a_share_of_the_best_and_never_0():
     assert Bm25().is_critical([]) == []
 
 
-@pytest.mark.parametrize("bad", [{"k1": -1}, {"b": 1.5}, {"critical_share": 0}])
+@pytest.mark.parametrize("bad", [{"k1": -1}, {"k1": float("nan")}, {"b": 1.5}, {"critical_share": 0}])
 def test_bad_parameters_are_refused(bad):
     with pytest.raises(UserError, match=r"pipeline\.scorer"):
         Bm25(**bad)

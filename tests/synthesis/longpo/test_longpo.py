@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 
@@ -11,7 +13,8 @@ from align.core.errors import UserError
 from align.data.formats import parse_row
 from align.data.sources import open_sources, read_rows
 from align.documents.loading import Document, load_documents
-from align.generation.generators import Completion
+from align.generation.generators import Completion, Message, Request, Sampling
+from align.generation.prompts import encoder_of
 from align.synthesis.longpo.pipeline import LongPOPipeline
 from align.synthesis.longpo.windows import WindowSizes, cut_windows
 from tests.generation.helpers import KilledError
@@ -151,6 +154,39 @@ def test_a_short_row_over_the_window_is_left_out(documents):
     answers = [Completion(text, 3, "stop") for text in ("some words here", "other words there")]
     assert pipeline(documents)._problem(196, *answers) is None
     assert pipeline(documents)._problem(197, *answers) == "short row over short_window"
+
+
+class Deaf:
+    """A server by its variables alone, which no call may reach."""
+
+    name = identity = "server"
+    template_kwargs: ClassVar = {"enable_thinking": False}
+
+    def waves(self, openings):
+        return [range(len(openings))]
+
+    def generate(self, requests, *, finished):
+        pytest.fail("a call was made")
+
+
+def test_a_tokenizer_that_counts_no_prompts_is_refused_before_any_call(documents, model, tmp_path):
+    """Only where rows are counted at all."""
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = None
+    here = dataclasses.replace(workspace(tmp_path, model), tokenizer=tokenizer, generator=Deaf())
+    made = pipeline(documents)
+    with pytest.raises(UserError, match=r"model\.path: its tokenizer has no chat template"):
+        made.run(made.read(), here)
+    made = pipeline(documents, short_window=None)
+    with pytest.raises(pytest.fail.Exception, match="a call was made"):
+        made.run(made.read(), here)
+
+
+def test_prompts_are_counted_with_the_variables_that_a_server_is_sent():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template += "{% if enable_thinking is false %}bardel fingor{% endif %}"
+    asked = Request("q", (Message("user", "bardel"),), Sampling(0.0, 1.0, 1, 1), 1)
+    assert len(encoder_of(Deaf(), tokenizer)(asked)) == len(encoder_of(object(), tokenizer)(asked)) + 2
 
 
 def test_windows_keep_to_their_sizes():

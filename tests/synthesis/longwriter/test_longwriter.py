@@ -218,6 +218,7 @@ def test_contradictions_are_named(changes, sentence, instructions):
     [
         ({"text": "a"}, r"rows\.jsonl:1: an instruction needs a column `prompt`"),
         ({"prompt": "a", "length": "200"}, r"rows\.jsonl:1: column `length`"),
+        ({"prompt": "a\ud83d"}, r"rows\.jsonl:1: column `prompt` holds half of a surrogate pair"),
     ],
 )
 def test_rows_that_are_no_instructions(row, sentence, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -12,11 +13,13 @@ import torch
 
 from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
+from align.synthesis.selection import context_use
 from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls, segments
-from align.synthesis.selection.gateau import Gateau, guidance_scores, misalignment
+from align.synthesis.selection.gateau import Gateau
+from align.synthesis.selection.gateau_numbers import are_numbers, guidance_scores, misalignment
 from align.synthesis.selection.select import ByLength, ByMargin, Score, kept_places, select_rows
-from tests.synthesis.scripted import WORDS, save_model, workspace
-from tests.tiny import tiny_model
+from tests.synthesis.scripted import WORDS, save_model, word_tokenizer, workspace
+from tests.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,7 @@ def test_margin_reads_the_column_or_names_the_row(model, tmp_path):
         (ByLength(least=5, most=4), r"select\.least=5 and select\.most=4"),
         (ByLength(keep=0), r"select\.keep=0"),
         (ByMargin(keep=2.5), r"select\.keep=2\.5"),
+        (ByMargin(least=math.nan), r"select\.least=nan"),
         (Gateau(), r"select\.short_model is not set"),
         (Gateau("a", "b", alpha=2), r"select\.alpha=2"),
         (
@@ -212,8 +216,86 @@ def test_gateau_ranks_rows_and_goes_on_where_it_was_killed(model, tmp_path, monk
     assert all("perplexity" in row["selection"]["why"] for row in read(tmp_path / "train.jsonl"))
 
 
-def test_gateau_wants_a_context(model, tmp_path):
+def homologues(folder, **overrides):
+    """A short and a long model of one family on disk."""
+    long, short = save_model(folder / "long"), save_model(folder / "short")
+    tiny_model(seed=3, **overrides).save_pretrained(short)
+    return short, long
+
+
+def test_gateau_reads_rows_in_the_tokens_of_its_own_models(model, tmp_path):
+    """`model.path` has other tokens, and ids that the two models have no embedding for."""
+    short, long = homologues(tmp_path)
+    source = write(tmp_path / "rows.jsonl", context_rows(3))
+    own = dataclasses.replace(workspace(tmp_path / "own", model), tokenizer=word_tokenizer())
+    elsewhere = dataclasses.replace(workspace(tmp_path / "else", model), tokenizer=tiny_tokenizer())
+    selector = Gateau(str(short), str(long), segment_tokens=4)
+    assert selector.scores(source, own) == selector.scores(source, elsewhere)
+
+
+def test_gateau_refuses_two_tokenizers_before_weights_load(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("align.models.loading.load_causal_lm", lambda *_, **__: pytest.fail("loaded"))
+    short, long = homologues(tmp_path, vocab_size=40)
+    source = write(tmp_path / "rows.jsonl", context_rows(6))
+    here = workspace(tmp_path, model)
+    selector = Gateau(str(short), str(long))
+    with pytest.raises(UserError, match=r"rows\.jsonl:\d: .*the model's embedding has 40 rows"):
+        selector.scores(source, here)
+    with_padding = word_tokenizer()
+    with_padding.add_special_tokens({"additional_special_tokens": ["<|more|>"]})
+    with_padding.save_pretrained(short)  # one that the rows do not use
+    tiny_model(seed=3).save_pretrained(short)
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        selector.scores(source, here)
+    marked = write(tmp_path / "marked.jsonl", [{"prompt": "<|more|> " * 2000, "chosen": "barbar"}])
+    with pytest.raises(UserError, match=r"marked\.jsonl:1: it holds '<\|more\|>', a token that only"):
+        Gateau(str(long), str(short)).scores(marked, here)
+    tiny_tokenizer().save_pretrained(short)
+    with pytest.raises(UserError, match=r"have different tokenizers \(\d+ tokens differ, '\.' among"):
+        selector.scores(source, here)
+    with pytest.raises(UserError, match=r"select\.short_model=.*none is no model folder"):
+        Gateau(str(tmp_path / "none"), str(long)).check()
+
+
+def test_a_row_without_a_number_has_no_rank_and_changes_no_other(tmp_path, model, monkeypatch):
+    """One NaN made every score NaN, and one perplexity of NaN took the short model out of all of them."""
+    short, long = homologues(tmp_path)
+    rows = context_rows(5)
+    source = write(tmp_path / "rows.jsonl", rows)
+    fewer = write(tmp_path / "fewer.jsonl", [rows[i] for i in (0, 3, 4)])
+    selector = Gateau(str(short), str(long), segment_tokens=4, keep=2)
+    whole = selector.scores(fewer, workspace(tmp_path / "fewer", model))
+    real_nll, real_attention = context_use.answer_nll, context_use.segment_attention
+
+    def is_row(example, place):
+        return example.source.endswith(f"rows.jsonl:{place + 1}")
+
+    monkeypatch.setattr(context_use, "answer_nll", lambda m, e: math.nan if is_row(e, 1) else real_nll(m, e))
+    monkeypatch.setattr(
+        context_use,
+        "segment_attention",
+        lambda m, e, **k: [math.nan] * 3 if is_row(e, 2) else real_attention(m, e, **k),
+    )
+    here = workspace(tmp_path / "all", model)
+    found = selector.scores(source, here)
+    assert [found[i] for i in (0, 3, 4)] == whole
+    assert found[1].value is None and found[2].value is None and "no number" in found[1].why
+    assert set(kept_places(found, 2)) <= {0, 3, 4}
+    assert "2 of 5 rows got no number" in here.console.file.getvalue()
+    monkeypatch.setattr(context_use, "answer_nll", lambda *_: math.inf)
+    with pytest.raises(UserError, match="gave no number for any row"):
+        selector.scores(fewer, workspace(tmp_path / "none", model))
+
+
+def test_what_is_a_number():
+    whole = {"nll": 700.0, "attention": [0.1], "segment_nll": [800.0]}
+    assert are_numbers({"nll": 1.0}, whole)
+    assert not are_numbers({"nll": 710.0}, whole)  # e^710 is beyond all numbers
+    assert not are_numbers({"nll": 1.0}, whole | {"segment_nll": [math.inf]})
+
+
+def test_gateau_wants_a_context(tmp_path, model):
     source = write(tmp_path / "rows.jsonl", [{"prompt": WORDS[0], "chosen": WORDS[1], "rejected": WORDS[2]}])
     # A bare prompt shorter than data.keep_tail is all question.
     with pytest.raises(UserError, match=r"rows\.jsonl:1: select=gateau needs rows with a context"):
-        Gateau("a", "b").scores(source, workspace(tmp_path, model))
+        Gateau(str(model), str(model)).scores(source, workspace(tmp_path, model))
