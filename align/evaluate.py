@@ -25,6 +25,7 @@ from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.exclusive import exclusive
 from align.runs.folder import RESUME, claim_output
+from align.runs.outputs import check_folder
 from align.training.settings import read_settings
 
 if TYPE_CHECKING:
@@ -61,13 +62,13 @@ def evaluate(config: DictConfig) -> Result:
     # Unless it is told, it takes several processes without an accelerator for one each.
     PartialState(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
-    output = claim(config)
     opened = generator.open(model, tokenizer)
-    workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
     load = partial(load_causal_lm, model, device=PartialState().device)
     weights = partial(weights_of_model, model, tokenizer)
     # Processes of one launch share the folder; its first one keeps other launches out.
-    with exclusive(output) if PartialState().is_main_process else nullcontext():
+    with exclusive(config.output) if PartialState().is_main_process else nullcontext():
+        output = claim(config)
+        workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
         result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights))
     if PartialState().is_main_process:
         write_result(result, output)
@@ -93,6 +94,7 @@ def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
+    check_folder(config.output)
     suite: Suite = build(config, "suite")
     check_pairs(config, suite)
     return suite, build(config, "generator"), model

@@ -157,6 +157,41 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "data.limit"], "data.limit is no setting: write KEY=VALUE"),
     ([*TRAIN, "model.path=adapter"], "holds a LoRA adapter and no model: `align export path=RUN"),
     ([*TRAIN, "model.lora.r=4", "model.lora.target_modules=all-linear"], "takes a list, as in [one]"),
+    (
+        ["inspect", "data.path=rows.jsonl", "findings=rows.jsonl"],
+        "findings=rows.jsonl is a file that this command reads",
+    ),
+    (
+        ["inspect", "data.path=rows.jsonl", "findings=notes.txt"],
+        "findings: notes.txt is there and was not written by this",
+    ),
+    (["inspect", "data.path=rows.jsonl", "findings=mixed"], "findings=mixed is a folder: name a file"),
+    (["inspect", "data.path=rows.jsonl", "findings="], "findings= names no file"),
+    (["plan", "json=notes.txt"], "json: notes.txt is there and was not written by this command"),
+    (["plan", "json=mixed"], "json=mixed is a folder: name a file"),
+    (["plan", "json=notes.txt/plan.json"], "notes.txt is a file, not a folder"),
+    (["report", "path=reported"], "report.html is there and was not written by this command"),
+    ([*TRAIN, "output=mixed"], "output=mixed is there and holds no run of this command, but notes.md"),
+    ([*TRAIN, "output=."], "output=. is there and holds no run of this command, but "),
+    ([*TRAIN, "output=/"], "output=/ is there and holds no run of this command, but "),
+    ([*TRAIN, "output="], "output= names no folder"),
+    (["synthesize", "output=mixed"], "output=mixed is there and holds no run of this command"),
+    (["evaluate", "output=mixed"], "output=mixed is there and holds no run of this command"),
+    (["evaluate", "output="], "output= names no folder"),
+    (["rounds", "lengths=[64]", "output=mixed"], "output=mixed is there and holds no run of this command"),
+    ([*TRAIN, "trainer.learning_rate=-1"], "trainer.learning_rate=-1 cannot be used: give 0 or more."),
+    ([*TRAIN, "trainer.learning_rate=nan"], "trainer.learning_rate=nan cannot be used"),
+    ([*TRAIN, "trainer.per_device_train_batch_size=0"], "give a whole number from 1 on"),
+    ([*TRAIN, "trainer.gradient_accumulation_steps=0"], "give a whole number from 1 on"),
+    ([*TRAIN, "trainer.max_steps=0"], "give steps from 1 on, or -1, which leaves the end to"),
+    ([*TRAIN, "trainer.num_train_epochs=0"], "give a number above 0"),
+    ([*TRAIN, "trainer.num_train_epochs=-1"], "give a number above 0"),
+    ([*TRAIN, "trainer.weight_decay=-1"], "trainer.weight_decay=-1 cannot be used"),
+    ([*TRAIN, "trainer.max_grad_norm=-1"], "or 0, which clips nothing"),
+    ([*TRAIN, "trainer.save_total_limit=0"], "or null, which keeps all"),
+    (["plan", "trainer.per_device_train_batch_size=0"], "give a whole number from 1 on"),
+    (["plan", "trainer.max_steps=ten"], "trainer.max_steps='ten' has the wrong type"),
+    ([*TRAIN, "data.columns={prompt: [promt]}"], "data.columns.prompt=['promt'] is no column's name"),
 ]
 
 RUN = """
@@ -182,6 +217,11 @@ def answered(tmp_path_factory) -> dict:
     (folder / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (folder / "notes.txt").write_text("no rows\n")
     (folder / "adapter").mkdir()
+    (folder / "mixed").mkdir()
+    (folder / "mixed" / "notes.md").write_text("mine\n")
+    (folder / "reported" / "run").mkdir(parents=True)
+    (folder / "reported" / "run" / "failed.txt").write_text("why\n")
+    (folder / "reported" / "report.html").write_text("<html>mine</html>\n")
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     lines = [*ANSWERED, *(words for words, _ in REFUSED)]
     code = RUN.replace("sys.argv_heavy", repr(HEAVY))
@@ -257,8 +297,13 @@ def test_nothing_was_written(answered):
         "rows.jsonl",
         "notes.txt",
         "adapter",
+        "mixed",
+        "reported",
         "outputs",
     }
+    assert [path.name for path in (answered["folder"] / "mixed").iterdir()] == ["notes.md"]
+    assert (answered["folder"] / "rows.jsonl").stat().st_size > 0
+    assert (answered["folder"] / "notes.txt").read_text() == "no rows\n"
     assert not list(answered["folder"].glob("outputs/*"))
 
 

@@ -82,7 +82,7 @@ def test_nine_runs_one_failed_eight_ranked(align, tmp_path):
     code, out, _ = align("report", f"path={sweep}", "metric=eval_rewards/margins")
     assert code == 0
     assert "8 runs by eval_rewards/margins, 1 without it" in out
-    assert re.search(r"^4: failed: .*learning rate", out, flags=re.MULTILINE)
+    assert re.search(r"^4: failed: .*learning_rate=-1 cannot be used", out, flags=re.MULTILINE)
     margins = {
         i: json.loads(p.read_text())["after"]["eval_rewards/margins"]
         for i, p in enumerate(results)
