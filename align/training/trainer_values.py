@@ -1,4 +1,4 @@
-"""Keywords of the group `trainer` with a fixed set of values or a range of them, and the packages that some of them need.
+"""Keywords of the group `trainer` with a fixed set of values or a range, and the packages that some of them need.
 
 `tests/training/test_trainer_keys.py` holds these lists against the installed library.
 """
