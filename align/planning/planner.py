@@ -48,8 +48,8 @@ _HYDRA = ("--config-dir", "-cd")
 @dataclass(frozen=True)
 class Plan(Readable):
     """Everything that is printed: the given settings, the fastest that fit (None where none do), and what the given
-    ones would need without a shared prompt: `fused` and `plain`, see `align.planning.plain`. `cut` is what training would
-    cut of such rows.
+    ones would need without a shared prompt: `fused` and `plain`, see `align.planning.plain`. `cut` is what training
+    would cut of such rows.
     """
 
     sizes: Architecture
