@@ -127,9 +127,7 @@ def _what_is_lost(step: int, output: Path) -> str:
         return f"Interrupted at step {step} with nothing saved: the same command begins anew."
     saved = int(sealed[-1].name.removeprefix(checkpoints.PREFIX))
     lost = counted(step - saved, "step")
-    return (
-        f"Interrupted at step {step}: the same command goes on from {sealed[-1]}, and {lost} of work is lost."
-    )
+    return f"Interrupted at step {step}: the same command goes on from {sealed[-1]}, losing {lost}."
 
 
 def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:

@@ -93,7 +93,7 @@ def test_nine_runs_one_failed_eight_ranked(align, tmp_path):
     assert ranked == best_first
     page = (sweep / "report.html").read_text()
     assert page.count("<tr>") == 10
-    assert "learning rate" in page
+    assert "learning_rate=-1 cannot be used" in page
     assert "data:image/png;base64," in page
     assert (sweep / "report.png").read_bytes().startswith(b"\x89PNG")
 
