@@ -6,8 +6,7 @@ import importlib
 import os
 import sys
 
-from align.runs import exit_codes
-from align.runs.console import tolerate_any_terminal
+from align.runs import exit_codes  # nothing slow: what is imported here, Ctrl-C ends in a traceback
 
 COMMANDS = {
     "train": "preference training: LOGO, LongPO, LongWriter and relatives",
@@ -24,10 +23,14 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script: `align train method=logo …`."""
-    tolerate_any_terminal()
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
+        importlib.import_module("align.runs.console").tolerate_any_terminal()
         _dispatch()
         sys.stdout.flush()
+    except KeyboardInterrupt:  # while libraries are imported; a command's own work says more (command.py)
+        print(f"align{command and ' '}{command}: interrupted.", file=sys.stderr)
+        sys.exit(exit_codes.INTERRUPTED)
     except BrokenPipeError:  # who read the output has stopped, as in `align --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
         sys.exit(exit_codes.PIPE)
@@ -57,3 +60,7 @@ def _usage() -> str:
             "`align COMMAND --help` lists the keys.",
         ]
     )
+
+
+if __name__ == "__main__":
+    main()

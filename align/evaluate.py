@@ -25,6 +25,7 @@ from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.folder import RESUME, claim_output
+from align.runs.outputs import check_folder
 from align.training.settings import read_settings
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ def evaluate(config: DictConfig) -> Result:
     # Unless it is told, it takes several processes without an accelerator for one each.
     join_processes(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
     tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    opened = generator.open(model, tokenizer)
     load = partial(load_causal_lm, model, device=PartialState().device)
     weights = partial(weights_of_model, model, tokenizer)
     with exclusive_of_all(config.output):  # before anything there changes
         output = claim(config)
-        opened = generator.open(model, tokenizer)
         workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
         window = partial(native_window, model)
         result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights, window))
@@ -95,6 +96,7 @@ def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
+    check_folder(config.output)
     suite: Suite = build(config, "suite")
     check_pairs(config, suite)
     return suite, build(config, "generator"), model

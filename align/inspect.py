@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from align.core.config import typed
@@ -18,9 +18,12 @@ from align.models.checks import check_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
+from align.runs.outputs import is_json_lines, output_file
 
 if TYPE_CHECKING:
     from align.data.checks import Finding
+
+FIELDS = ("kind", "reason", "message")  # of a line of the file `findings`: by them an earlier one is known
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def inspect(config: DictConfig) -> Inspection:
             raise UserError(f"{key}={config[key]} must be a whole number from 0 on.")
     check_model(model)
     check_row_paths(settings)
+    listed = findings_file(config)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.data.checks import write_findings
     from align.data.display import print_findings
@@ -59,9 +63,26 @@ def inspect(config: DictConfig) -> Inspection:
     console = Console(soft_wrap=False)
     findings, counts = _look(console, config, model, settings, positions)
     print_findings(console, findings)
-    if config.findings is not None:
-        write_findings(findings, Path(config.findings))
+    if listed is not None:
+        write_findings(findings, listed)
     return Inspection(findings, counts)
+
+
+def findings_file(config: DictConfig) -> Path | None:
+    """The file in which findings are listed, which may be an earlier list and no other file; None where none is asked.
+
+    Raises:
+        UserError: it cannot be written, or holds something else.
+    """
+    if config.findings is None:
+        return None
+    inputs: Any = OmegaConf.to_container(config, resolve=True)
+    return output_file(
+        "findings",
+        config.findings,
+        inputs={name: value for name, value in inputs.items() if name != "findings"},
+        own=lambda path: is_json_lines(path, FIELDS),
+    )
 
 
 def _look(

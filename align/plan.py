@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from align.core.config import typed
 from align.data.settings import DataSettings, PositionSettings
@@ -20,10 +20,23 @@ from align.planning.settings import GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
+from align.runs.outputs import is_json, output_file
 from align.training.method_settings import check_method
+from align.training.trainer_keys import check_trainer_numbers
 
 if TYPE_CHECKING:
     from align.planning.planner import Plan
+
+# Of the file `json`, as planner.to_json makes them: by them an earlier plan is known.
+FIELDS = (
+    "model",
+    "rows",
+    "machine",
+    "given",
+    "cheapest",
+    "row_an_answer_fused_head",
+    "row_an_answer",
+)
 
 
 @hydra_entry("plan")
@@ -40,15 +53,33 @@ def plan(config: DictConfig, *, own: list[str] | None = None) -> Plan:
         own: the user's overrides, which the command repeats.
     """
     check(config)
+    written = json_file(config)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.core.files import write_json
     from align.planning import planner
 
     made = planner.make_plan(config)
     planner.show(made, planner.own_overrides(own or [], rows=config.data.path))
-    if config.json is not None:
-        write_json(Path(config.json), planner.to_json(made))
+    if written is not None:
+        write_json(written, planner.to_json(made))
     return made
+
+
+def json_file(config: DictConfig) -> Path | None:
+    """The file for the whole plan, which may be an earlier plan and no other file; None where none is asked for.
+
+    Raises:
+        UserError: it cannot be written, or holds something else.
+    """
+    if config.json is None:
+        return None
+    inputs: Any = OmegaConf.to_container(config, resolve=True)
+    return output_file(
+        "json",
+        config.json,
+        inputs={name: value for name, value in inputs.items() if name != "json"},
+        own=lambda path: is_json(path, FIELDS),
+    )
 
 
 def check(config: DictConfig) -> None:
@@ -67,6 +98,7 @@ def check(config: DictConfig) -> None:
     check_wrapper_name(config.wrapper, gpus.device)
     if gpus.count > 1:
         check_quantised(model.quantization, config.wrapper)
+    check_trainer_numbers(OmegaConf.to_container(config.trainer, resolve=True))  # type: ignore[arg-type]
     optimizer_slots(str(config.trainer.optim))
     data = typed(DataSettings, config, "data")
     if data.path is not None:

@@ -21,6 +21,7 @@ from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.children import run_child
 from align.runs.command import hydra_entry
+from align.runs.outputs import check_folder
 from align.runs.quoting import override
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def rounds(config: DictConfig) -> Path:
     """Checks everything, then runs the steps that have not ended yet; the folder of the last model."""
     settings = typed(RoundsSettings, config, "")
     steps = plan(settings)
+    check_folder(settings.output)
     for step in steps:
         given = settings.data.paths[step.round - 1 : step.round]
         if step.name == "train" and given and given[0] is not None and not finished(step):

@@ -25,6 +25,7 @@ from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.exclusive import exclusive
 from align.runs.folder import RESUME, claim_output
+from align.runs.outputs import check_folder
 from align.synthesis.card import write_card
 from align.synthesis.pipeline import ROWS, Pipeline, Summary, reads_documents, report
 from align.synthesis.selection.select import Selector, select_rows
@@ -93,6 +94,7 @@ def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSetting
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
+    check_folder(config.output)
     check_duplicates(config.deduplicate, config.near_duplicate)
     return build(config, "pipeline"), build(config, "generator"), model
 

@@ -15,6 +15,7 @@ from align.runs import exit_codes, jobs
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.folder import check_resume
+from align.runs.outputs import check_folder
 from align.training.settings import read_settings
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def train(config: DictConfig) -> TrainResult:
     settings = read_settings(config)
     check_row_paths(settings.data)
     check_resume(settings.resume)
+    check_folder(config.output)
     jobs.read_launch(config)
     suites = build_suites(config)
     # Nothing above imports torch, so that a slip is answered at once.
@@ -56,15 +58,13 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
     from align.evaluation.ask import exclusive_of_all
     from align.planning.fit import fit_memory
     from align.runs import continuation
+    from align.runs.folder import has_saved
     from align.training import fill, finish, setup
 
     setup.check_processes(run, config)
     tokenizer = setup.tokenizer_of(run)
-    noted = (
-        None
-        if run.resume == "never"
-        else continuation.RowsNote.read(continuation.run_of(run.output, run.resume))
-    )
+    earlier = continuation.run_of(run.output, run.resume)
+    noted = continuation.RowsNote.read(earlier) if run.resume != "never" and has_saved(earlier) else None
     if noted is not None and run.data.date is None:
         run = replace(run, data=replace(run.data, date=noted.date))
     data = setup.read_data(run, tokenizer)
@@ -97,6 +97,10 @@ def _train_in_folder(
     claim_output(run.output, config, ignore=continuation.FREE_KEYS)
     note_local_paths(run.output, config)
     setup.list_dropped(data, run)
+    if checkpoints.agreed(run.resume == "auto" and finish.is_finished(run.output)):
+        continuation.check_rows(run.output, noted, continuation.RowsNote(data.digest, data.date))
+        finish.say_finished(run, data)
+        return finish.read_result(run.output, objective=run.objective)
     checkpoint = checkpoints.agree_resume(run.output, run.resume)
     shape = continuation.StepShape.of(run.arguments, run.parallel.degree)
     rows = continuation.RowsNote(data.digest, data.date)
@@ -105,6 +109,8 @@ def _train_in_folder(
     else:
         continuation.check_continuation(checkpoint, shape)
         continuation.check_rows(checkpoint, noted, rows)
+        continuation.say_goes_on(checkpoint)
+        finish.reopen(run)
     rows.write(run.output)
     trainer = setup.build_trainer(run, tokenizer, data)
     trainer.add_callback(shape)
@@ -113,7 +119,7 @@ def _train_in_folder(
     trainer.add_callback(NamedMetrics(run.objective))
     trainer.add_callback(finish.MetricsBefore(run.output / finish.BEFORE))
     trainer.args.eval_on_start = data.eval is not None and checkpoint is None
-    with Preemption() as preemption:
+    with Preemption() as preemption, finish.interruptible(trainer, run.output):
         trainer.add_callback(preemption)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if preemption.stopped:

@@ -122,7 +122,7 @@ def test_the_forward_reads_examples_and_nothing_else_of_the_data():
 
 def test_the_root_is_the_list_of_commands():
     files = {path.stem for path in (ROOT / "align").glob("*.py")}
-    assert files == {"__init__", "cli", *COMMANDS}
+    assert files == {"__init__", "__main__", "cli", *COMMANDS}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

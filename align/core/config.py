@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from align.core.errors import UserError
+from align.core.wrong_types import wrong_type
 
 Settings = TypeVar("Settings")
 
@@ -31,6 +32,7 @@ def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
     """
     node = OmegaConf.structured(schema)
     _set_writable(node)
+    values: Any = None
     try:
         values = config[group] if group else OmegaConf.masked_copy(config, list(node))
         merged = OmegaConf.merge(node, values)
@@ -40,7 +42,9 @@ def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
             raise UserError(f"{key} is not set: give it a value, {key}=….")
         return typing.cast(Settings, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise UserError(_type_sentence(error, group, schema)) from error
+        unknown = isinstance(error, ConfigKeyError)
+        said = None if unknown else reference_sentence(error, group) or wrong_type(values, schema, group)
+        raise UserError(said or _type_sentence(error, group, schema)) from error
 
 
 # Keys beside the groups that several commands have, and their types.
@@ -127,6 +131,8 @@ def _is_checked(hint: Any) -> bool:
 def _type_name(hint: Any) -> str:
     """`int`, `list of float`, `mapping to str`."""
     kind, entries = typing.get_origin(hint), typing.get_args(hint)
+    if hint is types.NoneType:
+        return "null"
     if kind is None:
         return str(hint.__name__)
     entry = " or ".join(map(_type_name, _options(entries[-1])))
@@ -173,8 +179,6 @@ def _type_sentence(error: OmegaConfBaseException, group: str, schema: type) -> s
     if unknown:
         return _unknown_key(unknown[1], unknown[2], group, schema)
     key = getattr(error, "full_key", None) or getattr(error, "key", None)
-    if message.endswith("is not a ListConfig, list or tuple"):
-        message = "this key takes a list, as in [one] or [one, two]"
     entry = getattr(error, "object_type", None)
     for name, hint in typing.get_type_hints(schema).items():
         if entry is not None and entry in typing.get_args(
@@ -182,6 +186,18 @@ def _type_sentence(error: OmegaConfBaseException, group: str, schema: type) -> s
         ):  # in a list, OmegaConf names the entry's key alone
             key = f"{name}[…].{key}"
     return f"{_full_key(group, key)}: {message}."
+
+
+def reference_sentence(error: BaseException, group: str = "") -> str | None:
+    """What is wrong with a value that refers to another key, `${key}`; None for any other error."""
+    if not isinstance(error, InterpolationResolutionError):
+        return None
+    said = str(error).splitlines()[0].rstrip(".")
+    key = getattr(error, "full_key", None) or getattr(error, "key", None)
+    return (
+        f"{_full_key(group, key)} refers to something that cannot be found ({said}): ${{KEY}} stands for the value of "
+        "another key, and a text that has it is written with \\${."
+    )
 
 
 def _unknown_key(name: str, owner: str, group: str, schema: type) -> str:

@@ -51,6 +51,10 @@ def check_columns(columns: Mapping[str, str | None] | None, key: str) -> None:
                 f"{key}.{ours} is no column of a layout{suggestion(ours, LAYOUT_COLUMNS)}: they are "
                 f"{', '.join(LAYOUT_COLUMNS)}."
             )
+        if not isinstance(columns[ours], str | None):
+            raise UserError(
+                f"{key}.{ours}={columns[ours]} is no column's name: give a text, or null, which hides the column."
+            )
     theirs = [name for name in columns.values() if name is not None]
     twice = next((name for name in theirs if theirs.count(name) > 1), None)
     if twice is not None:

@@ -18,6 +18,7 @@ from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.planning import tables
 from align.planning.architecture import Architecture, measure, read_config
+from align.planning.cuts import Cut, cut_of
 from align.planning.here import available_memory, resident_memory
 from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.plain import all_logits, fused_head
@@ -48,7 +49,8 @@ _HYDRA = ("--config-dir", "-cd")
 @dataclass(frozen=True)
 class Plan(Readable):
     """Everything that is printed: the given settings, the fastest that fit (None where none do), and what the given
-    ones would need without a shared prompt: `fused` and `plain`, see `align.planning.plain`.
+    ones would need without a shared prompt: `fused` and `plain`, see `align.planning.plain`. `cut` is what training
+    would cut of such rows.
     """
 
     sizes: Architecture
@@ -60,6 +62,7 @@ class Plan(Readable):
     fused: Priced
     plain: Priced
     prompts: int
+    cut: Cut | None = None
 
 
 def make_plan(config: DictConfig) -> Plan:
@@ -96,7 +99,18 @@ def make_plan(config: DictConfig) -> Plan:
     best = cheapest(sizes, job, machine, prompts=prompts, wrappers=wrappers_on(machine.device))
     fused = price(sizes, *fused_head(job, strategy), machine)
     plain = price(sizes, *all_logits(job, strategy), machine)
-    return Plan(sizes, source, job, machine, given, best, fused, plain, prompts)
+    return Plan(
+        sizes,
+        source,
+        job,
+        machine,
+        given,
+        best,
+        fused,
+        plain,
+        prompts,
+        cut_of(config, model, architecture, rows),
+    )
 
 
 def read_rows(config: DictConfig, model: ModelSettings, method: Method) -> Rows:
@@ -172,10 +186,13 @@ def show(plan: Plan, own: list[str]) -> None:
         ],
         console=console,
     )
+    if plan.cut is not None:
+        tables.show([plan.cut.sentence], console=console)
     if plan.best is None:
         tables.show([nothing_fits(plan)], console=console)
     else:
-        tables.show(["", *tables.commands(plan.best, plan.machine, rest=own)], console=console)
+        more = () if plan.cut is None else plan.cut.overrides
+        tables.show(["", *tables.commands(plan.best, plan.machine, rest=[*own, *more])], console=console)
 
 
 def nothing_fits(plan: Plan) -> str:

@@ -45,6 +45,7 @@ _PLAIN = {
     ),
     *(".yaml", ".yml", ".spm"),
 }
+_FINISHED = ("model", "results.json", "training.png")  # what a run leaves at its end
 _LATEST = "latest"  # DeepSpeed's: the name of the folder that holds its states
 # Classes of DeepSpeed's own that its checkpoints name.
 _DEEPSPEED_STATE = {
@@ -132,12 +133,12 @@ def checkpoints(output: Path) -> list[Path]:
 
 
 def set_aside(output: Path) -> None:
-    """Moves a finished or given-up run's checkpoints out of the way of one that begins anew in its folder.
+    """Moves a finished or given-up run's checkpoints, policy and results out of the way of one that begins anew.
 
-    They would be taken for the newer ones: gone on from, or kept in the place of the new run's. Only the process of
-    rank 0 moves them, to `OUTPUT/earlier-N`, and says so.
+    They would be taken for the new run's: gone on from, exported, or kept in the place of its own. Only the process
+    of rank 0 moves them, to `OUTPUT/earlier-N`, and says so.
     """
-    old = checkpoints(output)
+    old = [*checkpoints(output), *(output / name for name in _FINISHED if (output / name).exists())]
     if not old or int(os.environ.get("RANK", "0")) != 0:
         return
     number = next(n for n in itertools.count(1) if not (output / f"{EARLIER}{n}").exists())
@@ -149,11 +150,20 @@ def set_aside(output: Path) -> None:
     for folder in old:
         folder.rename(place / folder.name)
     Console(stderr=True).print(
-        f"{len(old)} checkpoints of an earlier run in {output} are kept in {place}.",
+        f"What an earlier run left in {output} ({', '.join(folder.name for folder in old)}) is kept in {place}.",
         soft_wrap=True,
         highlight=False,
         markup=False,
     )
+
+
+def agreed(answer: bool) -> bool:
+    """What the process of rank 0 answers, for all processes of a launch."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return answer
+    said = [answer]
+    dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def find_resume(output: Path, resume: str) -> Path | None:

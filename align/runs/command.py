@@ -63,6 +63,7 @@ class _Work:
         """Runs Hydra's application, which composes the configuration and calls `run`."""
         # With this variable Hydra re-raises instead of printing its own several lines.
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+        from align.runs.flags import check_flags
         from align.runs.jobs import JobFailedError, check_no_sweep_inside
         from align.runs.recipes import check_recipe
 
@@ -72,6 +73,7 @@ class _Work:
             if command_help.is_asked(sys.argv[1:]):
                 command_help.show(self.command, sys.argv[1:])
                 return
+            check_flags(sys.argv[1:], self.command)
             check_no_sweep_inside(sys.argv[1:], self.command)
             check_recipe(sys.argv[1:])
             with quiet_libraries():

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -139,6 +140,18 @@ def check_continuation(checkpoint: Path, now: StepShape) -> None:
             f"{checkpoint} holds DeepSpeed's optimizer state cut for {then.processes} processes, and this start "
             f"has {now.processes}: start {then.processes} (parallel.degree may differ), or begin a new run with "
             f"model.path={checkpoint} and another output."
+        )
+
+
+def say_goes_on(checkpoint: Path) -> None:
+    """Says from which checkpoint and step a run goes on; only the process of rank 0 does."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        Console(stderr=True).print(
+            f"The run goes on from {checkpoint}, at step {state['global_step']} of {state['max_steps']}.",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
         )
 
 

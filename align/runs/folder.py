@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from align.core.errors import UserError
 from align.core.files import write_atomically, write_json
@@ -20,6 +22,13 @@ ADAPTER = "adapter_config.json"  # in a folder of weights: they are a LoRA adapt
 SUMMARY = "summary.json"  # in a folder of `align evaluate`: scores with their intervals
 LOCAL = "local_paths.json"  # in a run's folder: which values of its configuration are files or folders
 RESUME = ("auto", "never")  # of `resume`, where no checkpoint can be named
+SUITES = "suites"  # in a run's folder: answers of the suites that are asked in training
+# What a run saves: of training, of `align evaluate` and of `align synthesize`.
+_SAVED = (
+    *("checkpoint-*", "earlier-*", "model", "results.json"),
+    *("summary.json", "samples.jsonl", "train.jsonl", "work", "unselected"),
+)
+_BEGUN = ("before.json", "rows.json", "dropped_rows.jsonl")  # what a run of training leaves when it begins
 _ABSENT = "(absent)"
 
 
@@ -27,6 +36,8 @@ def claim_output(
     output: str | Path, config: DictConfig | Mapping[str, Any], *, ignore: Sequence[str] = ()
 ) -> None:
     """Saves the resolved configuration in an unclaimed folder, or compares it with the one saved there.
+
+    A folder whose run ended before it had saved anything is free for another configuration, and that is said.
 
     The comparison leaves out `output` itself, so that a moved or differently spelled folder goes on. In a
     distributed run only the process of rank 0 writes.
@@ -44,12 +55,14 @@ def claim_output(
     # What YAML gives back is compared with what YAML gives back: tuples and lists are the same there.
     wanted = yaml.safe_load(_as_yaml(config))
     if not path.is_file():
-        if int(os.environ.get("RANK", "0")) == 0:
+        if _is_first():
             write_atomically(path, _as_yaml(config))
         return
-    saved = _read(path)
+    saved = read_config(path)
     differing = [key for key in _differing(saved, wanted) if not _covered(key, ("output", *ignore))]
-    if differing:
+    if differing and not has_saved(path.parent):
+        _begin_anew(path, _as_yaml(config), output)
+    elif differing:
         changes = ", ".join(f"{key} ({_value(saved, key)} → {_value(wanted, key)})" for key in differing)
         raise UserError(
             f"output={output} belongs to a run with another configuration: {changes}; "
@@ -57,12 +70,42 @@ def claim_output(
         )
 
 
+def has_saved(folder: Path) -> bool:
+    """Whether a run has left something in its folder that is worth keeping: checkpoints, a policy, results, answers."""
+    return any(
+        not path.is_dir() or any(each.is_file() and each.stat().st_size for each in path.rglob("*"))
+        for pattern in _SAVED
+        for path in folder.glob(pattern)
+    )
+
+
+def _begin_anew(path: Path, text: str, output: str | Path) -> None:
+    """Claims a folder whose run has saved nothing; what that run noted or measured at its start goes."""
+    if not _is_first():
+        return
+    for name in _BEGUN:
+        (path.parent / name).unlink(missing_ok=True)
+    shutil.rmtree(path.parent / SUITES, ignore_errors=True)
+    write_atomically(path, text)
+    Console(stderr=True).print(
+        f"output={output} held a run with another configuration that had saved nothing: it is begun anew.",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+
+
+def _is_first() -> bool:
+    """Whether this process is the one of a launch that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def note_local_paths(output: Path, config: DictConfig) -> None:
     """Writes down which values of the configuration are files or folders here: elsewhere nothing would tell.
 
     `folder/model` may be a Hub id as well. Only the process of rank 0 writes.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_first():
         texts = _texts(OmegaConf.to_container(config, resolve=True))
         write_json(output / LOCAL, {"paths": sorted({text for text in texts if _exists(text)})})
 
@@ -134,7 +177,12 @@ def _as_yaml(config: DictConfig | Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(node, resolve=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration that a run has left in its folder.
+
+    Raises:
+        UserError: the file is no YAML, or holds no mapping.
+    """
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -19,13 +19,21 @@ def literal(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def quoted(text: str) -> str:
+def quoted(text: str, *, mark: str = "'") -> str:
     """A text as Hydra takes it as it is, whatever characters it has: `it's` is `'it\\'s'`.
 
     Backslashes mean themselves to Hydra too, but before a quote and at the end, where they are doubled.
+
+    Args:
+        text: what is to be read.
+        mark: the quotes around it, `'` or `"`.
     """
-    whole = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), literal(text))
-    return f"'{whole}'"
+
+    def escaped(found: re.Match[str]) -> str:
+        return found[1] * 2 + (f"\\{mark}" if found[2] else "")
+
+    whole = re.sub(rf"(\\*)({mark}|$)", escaped, literal(text))
+    return f"{mark}{whole}{mark}"
 
 
 def override(key: str, value: str | Path) -> str:

@@ -17,6 +17,9 @@ from align.runs.ranking import RunResult, suite_scores
 LABELLED = 3  # settings that stand beside a bar; the table has more
 COLUMNS = 6  # settings that the table in a terminal has; the page has them all
 WIDTH = 60  # characters of a value or a name that are shown
+HEAD = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><title>align report</title>'  # by it ours is known
+)
 COSTS = {"train_runtime": "seconds", "tokens_per_second": "tokens/s", "memory/peak_gb": "peak GB"}
 
 
@@ -106,7 +109,7 @@ def page(
     style = "body{font:14px sans-serif;margin:2em} td,th{padding:.3em .8em;text-align:right}"
     image = base64.b64encode(picture).decode()
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>align report</title><style>{style}</style>'
+        f"{HEAD}<style>{style}</style>"
         f"<h1>{counted(len(ranked), 'run')} by {html.escape(metric)}</h1><table><tr>{head}</tr>{''.join(rows)}</table>"
         f'<p><img alt="{html.escape(metric)} of each run" src="data:image/png;base64,{image}"></p></html>\n'
     )

@@ -11,10 +11,13 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from align.core.config import suggestion
+from omegaconf import OmegaConf
+
+from align.core.config import reference_sentence, suggestion
 from align.core.errors import UserError, shortage
-from align.runs.composition import known_keys
+from align.runs.composition import compose_command, known_keys
 from align.runs.quoting import quoted
 
 # Groups that take keywords beside those that are listed.
@@ -66,6 +69,12 @@ def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) ->
     word = misread_word(error, overrides) if ours else None
     if word is not None:
         return word
+    reference = reference_sentence(error)
+    if reference is not None:
+        return reference
+    merging = re.match(r"Error merging override (\S+?)=(.*)", str(error), flags=re.DOTALL)
+    if merging:
+        return _misfit(merging[1], merging[2], command)
     override = re.match(r"Could not override '([^']+)'", str(error))
     if override:
         return _unknown_key(override[1], command, overrides)
@@ -139,8 +148,14 @@ def _several(word: str) -> str:
 
 def _quoted(key: str, value: str) -> str:
     """A word as a shell passes it on to Hydra, which then takes the value as it is."""
-    word = f"{key}={quoted(value)}"
-    return _short(shlex.quote(word) if re.search(r'["$`!\\]', word) else f'"{word}"')
+    special = re.search(r'["$`!\\]', value)
+    if "'" not in value:
+        word = f"'{key}={quoted(value, mark=chr(34))}'" if special else f'"{key}={quoted(value)}"'
+    elif not special:
+        word = f'{key}="\\"{value}\\""'
+    else:
+        word = shlex.quote(f"{key}={quoted(value)}")
+    return _short(word)
 
 
 def _short(word: str) -> str:
@@ -165,6 +180,8 @@ def early_sentence(error: BaseException, *, overrides: Sequence[str]) -> str | N
     if isinstance(error, OSError) and error.filename is not None:
         reason = _PLACES.get(error.errno or 0, error.strerror)
         return f"output: {error.filename} cannot be made ({reason}): name another folder, output=…."
+    if "full_key: hydra.run.dir" in str(error):  # which follows `output`
+        return "output has the wrong type: it takes a folder's name, as in output=outputs/NAME."
     if isinstance(error, ValueError | TypeError):
         return misread_word(error, overrides) or (_one_line(error) if isinstance(error, ValueError) else None)
     return None
@@ -177,6 +194,21 @@ def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     meant = suggestion(name, [last for group, _, last in parts if group == parent], group=parent)
     added = f", and +{key}=VALUE gives a keyword that is not listed" if key.startswith(_OPEN) else ""
     return f"{key} is no key of this command{meant}: `align {command} --help` lists the keys{added}."
+
+
+def _misfit(key: str, value: str, command: str) -> str:
+    """What a key takes whose value is of another form: one mapping in the place of a list of them, say."""
+    name = key.lstrip("+~")
+    there: Any = OmegaConf.select(compose_command(command, []), name)
+    if OmegaConf.is_list(there):
+        listed = shlex.quote(f"{key}=[{value}]")
+        return f"{_short(f'{key}={value}')}: {name} takes a list, as in {_short(listed)}."
+    if OmegaConf.is_dict(there):
+        keys = ", ".join(map(str, there))
+        return f"{_short(f'{key}={value}')}: {name} takes a mapping with the keys {keys}, each set as {name}.KEY=VALUE."
+    return (
+        f"{_short(f'{key}={value}')} does not fit its key: `align {command} --help` shows what stands there."
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.core.errors import UserError
 from align.core.files import jsonable, write_json
-from align.core.readable import Readable
+from align.core.readable import Readable, counted
 from align.data.dataset import PreferenceData
+from align.runs import checkpoints
 from align.runs.objective import resolved
 from align.training import results
+from align.training.progress import ProgressDisplay
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
 
@@ -72,6 +76,60 @@ def say_stopped(trainer: PreferenceTrainer) -> None:
         )
 
 
+def is_finished(output: Path) -> bool:
+    """Whether the run in a folder has ended: its policy is saved and its results are written."""
+    return (output / RESULTS).is_file() and (output / MODEL).is_dir()
+
+
+def reopen(run: Run) -> None:
+    """Takes the results of a finished run away that goes on from one of its checkpoints: it is finished no more."""
+    if run.arguments.process_index == 0:
+        (run.output / RESULTS).unlink(missing_ok=True)
+
+
+def say_finished(run: Run, data: PreferenceData) -> None:
+    """Says that a run is over, and shows its results once more."""
+    if run.arguments.process_index != 0:
+        return
+    Console(stderr=True).print(
+        f"The run in {run.output} is finished and nothing is trained: resume=never begins it anew, another output= "
+        "begins another.",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    _show(json.loads((run.output / RESULTS).read_text()), run, data)
+
+
+@contextmanager
+def interruptible(trainer: PreferenceTrainer, output: Path) -> Iterator[None]:
+    """Around the training: Ctrl-C says from where the same command goes on and what is lost, and ends it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        shown = trainer.pop_callback(ProgressDisplay)
+        if isinstance(shown, ProgressDisplay):
+            shown.close()
+        if trainer.is_world_process_zero():
+            Console(stderr=True).print(
+                _what_is_lost(trainer.state.global_step, output),
+                soft_wrap=True,
+                highlight=False,
+                markup=False,
+            )
+        raise
+
+
+def _what_is_lost(step: int, output: Path) -> str:
+    """One sentence on a run that was interrupted at a step."""
+    sealed = [folder for folder in checkpoints.checkpoints(output) if (folder / checkpoints.SEAL).is_file()]
+    if not sealed:
+        return f"Interrupted at step {step} with nothing saved: the same command begins anew."
+    saved = int(sealed[-1].name.removeprefix(checkpoints.PREFIX))
+    lost = counted(step - saved, "step")
+    return f"Interrupted at step {step}: the same command goes on from {sealed[-1]}, losing {lost}."
+
+
 def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     """Saves the policy; shows and writes before/after as table, JSON and picture."""
     trainer.save_model(
@@ -89,6 +147,11 @@ def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
         summary["mixture"] = {one.path: one.rows for one in data.ingredients}
     write_json(run.output / RESULTS, summary)
     results.draw_training(history, before, after, run.output / "training.png")
+    _show(summary, run, data)
+
+
+def _show(summary: Mapping[str, Any], run: Run, data: PreferenceData) -> None:
+    """The table of a run's results, and where everything lies."""
     console = Console()
     rows = 0 if data.eval is None else len(data.eval)
     console.print(results.summary_table(summary, rows=rows, kind=run.method.name))

@@ -86,6 +86,10 @@ class ProgressDisplay(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Closes the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back, also where training ended in its middle."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

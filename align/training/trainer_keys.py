@@ -12,7 +12,7 @@ from typing import Any
 
 from align.core.config import check_arguments
 from align.core.errors import UserError
-from align.training.trainer_values import check_trainer_values
+from align.training.trainer_values import check_ranges, check_trainer_values
 
 # Keywords of TrainingArguments that this toolkit sets itself → the key to use instead.
 RESERVED = {
@@ -146,7 +146,20 @@ class TrainerKeys:
 
 
 def check_trainer_keys(values: Mapping[str, Any]) -> None:
-    """Refuses a keyword that is unknown, set elsewhere or without effect, and plain values of the wrong type.
+    """Refuses a keyword that is unknown, set elsewhere or without effect, and values that it does not take here.
+
+    Args:
+        values: the group `trainer`, in plain values.
+
+    Raises:
+        UserError: names the key and what to do.
+    """
+    check_trainer_numbers(values)
+    check_trainer_values(values)
+
+
+def check_trainer_numbers(values: Mapping[str, Any]) -> None:
+    """The same but for what depends on the packages and files of this machine: a run may be planned elsewhere.
 
     Args:
         values: the group `trainer`, in plain values.
@@ -160,4 +173,4 @@ def check_trainer_keys(values: Mapping[str, Any]) -> None:
     check_arguments(
         values, TrainerKeys, group="trainer", reserved=RESERVED, library="transformers' TrainingArguments"
     )
-    check_trainer_values(values)
+    check_ranges(values)

@@ -1,4 +1,4 @@
-"""Keywords of the group `trainer` with a fixed set of values, and the packages that some of them need.
+"""Keywords of the group `trainer` with a fixed set of values or a range, and the packages that some of them need.
 
 `tests/training/test_trainer_keys.py` holds these lists against the installed library.
 """
@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,70 @@ VALUES = {
     ),
     "optim": tuple(name for names in OPTIMIZERS.values() for name in names),
 }
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a keyword takes.
+
+    Attributes:
+        words: what they are, for a sentence that begins with "give".
+        least: the least of them.
+        most: the greatest.
+        beyond: whether `least` and `most` themselves are none of them.
+        also: a number beside them.
+    """
+
+    words: str
+    least: float
+    most: float = sys.float_info.max
+    beyond: bool = False
+    also: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        """Whether it is one of them; NaN never is."""
+        if value == self.also:
+            return True
+        return self.least < value < self.most if self.beyond else self.least <= value <= self.most
+
+
+_FROM_ONE = Range("a whole number from 1 on", 1)
+_FROM_ZERO = Range("0 or more", 0)
+_ABOVE_ZERO = Range("a number above 0", 0, math.inf, beyond=True)
+_DECAY = Range("a number from 0 on and below 1", 0, 1 - sys.float_info.epsilon)
+# Every keyword that is a number → which; null, where a keyword takes it, is none.
+RANGES = {
+    "per_device_train_batch_size": _FROM_ONE,
+    "per_device_eval_batch_size": _FROM_ONE,
+    "gradient_accumulation_steps": _FROM_ONE,
+    "num_train_epochs": _ABOVE_ZERO,
+    "max_steps": Range(
+        "steps from 1 on, or -1, which leaves the end to trainer.num_train_epochs", 1, also=-1
+    ),
+    "learning_rate": _FROM_ZERO,
+    "warmup_steps": Range("steps from 0 on, or a share of the run below 1", 0),
+    "weight_decay": _FROM_ZERO,
+    "adam_beta1": _DECAY,
+    "adam_beta2": _DECAY,
+    "adam_epsilon": _ABOVE_ZERO,
+    "max_grad_norm": Range("a number above 0, or 0, which clips nothing", 0, math.inf),
+    "neftune_noise_alpha": _FROM_ZERO,
+    "torch_empty_cache_steps": _FROM_ONE,
+    "logging_steps": Range("steps from 1 on, or a share of the run above 0", 0, math.inf, beyond=True),
+    "eval_steps": Range("steps from 1 on, or a share of the run above 0", 0, math.inf, beyond=True),
+    "eval_delay": _FROM_ZERO,
+    "save_steps": Range(
+        "steps from 1 on, or a share of the run above 0 (trainer.save_strategy=no saves none)",
+        0,
+        math.inf,
+        beyond=True,
+    ),
+    "save_total_limit": Range("a number of checkpoints from 1 on, or null, which keeps all", 1),
+    "dataloader_num_workers": Range("a whole number from 0 on", 0),
+    "dataloader_prefetch_factor": _FROM_ONE,
+    "ddp_bucket_cap_mb": _FROM_ONE,
+    "ddp_timeout": Range("seconds from 1 on", 1),
+}
 # Keywords that take settings, or the path of a JSON file of them.
 FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
@@ -94,6 +161,21 @@ def check_trainer_values(values: Mapping[str, Any]) -> None:
         file = values.get(name)
         if isinstance(file, str) and not file.startswith("{") and not Path(file).is_file():
             raise UserError(f"trainer.{name}={file} is no file.")
+
+
+def check_ranges(values: Mapping[str, Any]) -> None:
+    """Refuses a number that no training can be done with, or that the library would take for something else.
+
+    Args:
+        values: the group `trainer`, in plain values of the right types.
+
+    Raises:
+        UserError: names the key and what it takes.
+    """
+    for name, numbers in RANGES.items():
+        value = values.get(name)
+        if value is not None and value not in numbers:
+            raise UserError(f"trainer.{name}={value} cannot be used: give {numbers.words}.")
 
 
 def _check_optimizer(name: str) -> None:
@@ -121,7 +203,7 @@ def _listed(value: Any) -> list[str]:
     """A name, several or none as a list."""
     if value is None:
         return []
-    return [value] if isinstance(value, str) else [str(each) for each in value]
+    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _installed(module: str) -> bool:

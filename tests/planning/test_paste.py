@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 import pytest
 
+from align.planning import planner
 from align.planning.planner import own_overrides
 from align.planning.tables import commands, overrides
 from tests.planning.plans import plan
@@ -86,3 +87,29 @@ def test_cheapest_fits_and_its_overrides_compose():
         config = hydra.compose("train", ["method=dpo", *overrides(made.best)])
     assert config.memory.checkpointing == made.best.strategy.levers.checkpointing
     assert any("launchers/accelerate/" in line for line in commands(made.best, made.machine, rest=[]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "added"),
+    [
+        (["rows.prompt=7680"], None, False),  # with an answer of 512 the window of 8192
+        (["rows.prompt=7681"], "cut these rows of 8193 tokens to the model's window of 8192", True),
+        (["rows.prompt=84000"], "model.rope.type=yarn model.rope.factor=11", True),
+        (["rows.prompt=84000", "model.rope.theta=2e8"], None, False),  # stretched on purpose: nothing is cut
+        (["rows.prompt=84000", "data.max_length=84512"], None, False),
+        (["rows.prompt=84000", "data.max_length=9000"], "data.max_length=9000 would cut these rows", False),
+        (["data.max_length=9000"], None, False),
+    ],
+)
+def test_a_plan_says_what_training_would_cut(capsys, words, said, added):
+    """The command that was pasted trained on the model's window, and the plan was of other rows."""
+    made = plan("model=llama3_8b", "method=dpo", "model.lora.r=16", *words)
+    assert (made.cut is None) == (said is None)
+    planner.show(made, own_overrides(words, rows=None))
+    shown = capsys.readouterr().out
+    assert said is None or said in shown
+    command = shown.strip().splitlines()[-1]
+    given = any(word.startswith("data.max_length=") for word in words)
+    assert ("data.max_length=" in command) == (added or given)
+    if added:
+        assert f"data.max_length={made.job.rows.prompt + 512}" in command

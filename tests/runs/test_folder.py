@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
-from align.runs.folder import claim_output
+from align.runs.folder import claim_output, has_saved
 
 
 def config(**changes):
@@ -20,6 +20,12 @@ def config(**changes):
     return OmegaConf.merge(OmegaConf.create(base), OmegaConf.create(changes))
 
 
+def save(folder):
+    """What makes a folder worth keeping: without it another configuration may claim it."""
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "seal.json").write_text("{}")
+
+
 def test_the_same_configuration_continues_and_interpolations_are_resolved(tmp_path):
     claim_output(tmp_path / "run", config(twin="${seed}"))
     claim_output(tmp_path / "run", config(twin=1))
@@ -28,6 +34,7 @@ def test_the_same_configuration_continues_and_interpolations_are_resolved(tmp_pa
 
 def test_differing_keys_are_named_with_both_values_and_no_others(tmp_path):
     claim_output(tmp_path, config())
+    save(tmp_path)
     with pytest.raises(UserError) as error:
         claim_output(tmp_path, config(seed=2, trainer={"learning_rate": 1e-6, "extra": None}))
     message = str(error.value)
@@ -42,6 +49,7 @@ def test_differing_keys_are_named_with_both_values_and_no_others(tmp_path):
 
 def test_ignored_keys_and_the_folder_itself_may_change(tmp_path):
     claim_output(tmp_path, config())
+    save(tmp_path)
     changed = config(output="b", resume="never", trainer={"learning_rate": 1.0})
     claim_output(tmp_path, changed, ignore=("resume", "trainer"))
     with pytest.raises(UserError, match="resume"):
@@ -79,6 +87,41 @@ def test_a_target_that_has_moved_is_the_same_target(tmp_path):
     new = {"pipeline": {"scorer": {"_target_": "align.synthesis.logo.relevance.Bm25"}}}
     other = {"pipeline": {"scorer": {"_target_": "align.synthesis.logo.relevance.TfIdf"}}}
     claim_output(tmp_path, old)
+    save(tmp_path)
     claim_output(tmp_path, new)
     with pytest.raises(UserError, match=r"pipeline\.scorer\._target_ \(align\.synthesis\.scorers\.Bm25 → "):
         claim_output(tmp_path, other)
+
+
+def test_a_folder_whose_run_has_saved_nothing_is_free(tmp_path, capsys):
+    """A crash in the first seconds used to refuse every later command with other settings."""
+    claim_output(tmp_path, config())
+    for name in ("before.json", "rows.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "suites" / "needles").mkdir(parents=True)
+    (tmp_path / "train.log").write_text("said\n")
+    claim_output(tmp_path, config(seed=2))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.endswith("held a run with another configuration that had saved nothing: it is begun anew.")
+    assert OmegaConf.load(tmp_path / "config.yaml").seed == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "work", "train.log"}
+    claim_output(tmp_path, config(seed=2))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoint-3/seal.json", "earlier-1/config.yaml", "model/config.json", "results.json"),
+        *("summary.json", "train.jsonl", "work/calls.jsonl", "unselected/train.jsonl"),
+    ],
+)
+def test_what_a_run_has_saved_keeps_its_folder(tmp_path, name):
+    claim_output(tmp_path, config())
+    assert not has_saved(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    assert has_saved(tmp_path)
+    with pytest.raises(UserError, match=r"seed \(1 → 2\)"):
+        claim_output(tmp_path, config(seed=2))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from align.core.errors import UserError
-from align.report import report
+from align.report import notes, report
 from align.runs.ranking import RunResult, differing, rank, read_runs
 from tests.evaluation.helpers import top
 
@@ -153,3 +153,15 @@ def test_folders_of_before_are_still_read(tmp_path):
         {"retrieval/needles": 0.5},
         {"retrieval/needles": (0.4, 0.6)},
     )
+
+
+def test_a_finished_run_without_the_metric_is_said_to_lack_it():
+    """`b12: finished` explained nothing."""
+    runs = [
+        RunResult("a", {}, "finished", after={"eval_loss": 1.0}),
+        RunResult("b", {}, "finished", after={}),
+        RunResult("c", {}, "failed", "no memory"),
+        RunResult("d", {}, "unfinished"),
+    ]
+    lines = list(notes(runs, runs[1:], {"training"}, [], "eval_loss"))
+    assert lines == ["b: has no eval_loss", "c: failed: no memory", "d: unfinished"]

@@ -68,9 +68,10 @@ def test_a_run_begun_anew_is_not_mixed_with_the_earlier_one(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(text.splitlines(keepends=True)[:9]))
     assert run([*words, output, "resume=never"]) == [0]
     kept = tmp_path / "run" / "earlier-1"
-    assert f"{len(old)} checkpoints of an earlier run in {tmp_path / 'run'} are kept in {kept}" in (
-        tmp_path / "run.log"
-    ).read_text().replace("\n", " ")
+    said = (tmp_path / "run.log").read_text().replace("\n", " ")
+    assert f"What an earlier run left in {tmp_path / 'run'} (checkpoint-1, " in said
+    assert f"model, results.json, training.png) is kept in {kept}." in said
+    assert (kept / "results.json").is_file() and (kept / "model").is_dir()
     assert {path.name for path in kept.glob("checkpoint-*")} == old
     new = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
     assert new and new < old  # of fewer rows there are fewer steps

@@ -118,7 +118,7 @@ REFUSED: list[tuple[list[str], str]] = [
     ),
     ([*TRAIN, "output=notes.txt"], "output: notes.txt cannot be made (a file of that name is in the way)"),
     ([*TRAIN, "=3"], "=3 is no setting: write KEY=VALUE"),
-    (["rounds", "lengths=long"], "lengths: this key takes a list"),
+    (["rounds", "lengths=long"], "it takes a list of whole numbers, as in 'lengths=[1]'."),
     (["evaluate", "data.path=rows.jsonl"], "Retrieval measures no rows of data.path"),
     (["evaluate", "suite=preference", "data.path=rows.jsonl"], "name it, reference.model="),
     (["evaluate", "suite=short", "suite.pairs=rows.jsonl"], "name it, reference.model="),
@@ -140,7 +140,7 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "data.template=你好（x）"], """around the word: "data.template='你好（x）'"."""),
     ([*TRAIN, "data.template=a#b"], """around the word: "data.template='a#b'"."""),
     (["train", "data.path=my rows(1).jsonl"], """around the word: "data.path='my rows(1).jsonl'"."""),
-    ([*TRAIN, 'data.system=say "hi" (x)'], """'data.system='"'"'say "hi" (x)'"'"''."""),
+    ([*TRAIN, 'data.system=say "hi" (x)'], r"""'data.system="say \"hi\" (x)"'."""),
     ([*TRAIN, "data.mix=[{path: a(1).jsonl, ratio: 1}]"], "data.mix='[{path: a(1).jsonl, ratio: 1}]'"),
     (["plan", "model.lora.r=9223372036854775808"], "model.lora.r=9223372036854775808 is no rank"),
     (
@@ -156,7 +156,67 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "model.lora.r=4", "model.lora.alpha=0"], "model.lora.alpha=0 would switch the adapter off"),
     ([*TRAIN, "data.limit"], "data.limit is no setting: write KEY=VALUE"),
     ([*TRAIN, "model.path=adapter"], "holds a LoRA adapter and no model: `align export path=RUN"),
-    ([*TRAIN, "model.lora.r=4", "model.lora.target_modules=all-linear"], "takes a list, as in [one]"),
+    ([*TRAIN, "model.lora.r=4", "model.lora.target_modules=all-linear"], "it takes a list of texts"),
+    (
+        ["inspect", "data.path=rows.jsonl", "findings=rows.jsonl"],
+        "findings=rows.jsonl is a file that this command reads",
+    ),
+    (
+        ["inspect", "data.path=rows.jsonl", "findings=notes.txt"],
+        "findings: notes.txt is there and was not written by this",
+    ),
+    (["inspect", "data.path=rows.jsonl", "findings=mixed"], "findings=mixed is a folder: name a file"),
+    (["inspect", "data.path=rows.jsonl", "findings="], "findings= names no file"),
+    (["plan", "json=notes.txt"], "json: notes.txt is there and was not written by this command"),
+    (["plan", "json=mixed"], "json=mixed is a folder: name a file"),
+    (["plan", "json=notes.txt/plan.json"], "notes.txt is a file, not a folder"),
+    (["report", "path=reported"], "report.html is there and was not written by this command"),
+    ([*TRAIN, "output=mixed"], "output=mixed is there and holds no run of this command, but notes.md"),
+    ([*TRAIN, "output=."], "output=. is there and holds no run of this command, but "),
+    ([*TRAIN, "output=/"], "output=/ is there and holds no run of this command, but "),
+    ([*TRAIN, "output="], "output= names no folder"),
+    (["synthesize", "output=mixed"], "output=mixed is there and holds no run of this command"),
+    (["evaluate", "output=mixed"], "output=mixed is there and holds no run of this command"),
+    (["evaluate", "output="], "output= names no folder"),
+    (["rounds", "lengths=[64]", "output=mixed"], "output=mixed is there and holds no run of this command"),
+    ([*TRAIN, "trainer.learning_rate=-1"], "trainer.learning_rate=-1 cannot be used: give 0 or more."),
+    ([*TRAIN, "trainer.learning_rate=nan"], "trainer.learning_rate=nan cannot be used"),
+    ([*TRAIN, "trainer.per_device_train_batch_size=0"], "give a whole number from 1 on"),
+    ([*TRAIN, "trainer.gradient_accumulation_steps=0"], "give a whole number from 1 on"),
+    ([*TRAIN, "trainer.max_steps=0"], "give steps from 1 on, or -1, which leaves the end to"),
+    ([*TRAIN, "trainer.num_train_epochs=0"], "give a number above 0"),
+    ([*TRAIN, "trainer.num_train_epochs=-1"], "give a number above 0"),
+    ([*TRAIN, "trainer.weight_decay=-1"], "trainer.weight_decay=-1 cannot be used"),
+    ([*TRAIN, "trainer.max_grad_norm=-1"], "or 0, which clips nothing"),
+    ([*TRAIN, "trainer.save_total_limit=0"], "or null, which keeps all"),
+    (["plan", "trainer.per_device_train_batch_size=0"], "give a whole number from 1 on"),
+    (["plan", "trainer.max_steps=ten"], "trainer.max_steps='ten' has the wrong type"),
+    ([*TRAIN, "--max-steps", "1"], "--max-steps is no flag of this command: write trainer.max_steps=1;"),
+    ([*TRAIN, "--lr=1e-5"], "write trainer.learning_rate=1e-5;"),
+    (["plan", "--fancy"], "--fancy is no flag of this command: keys are set as KEY=VALUE;"),
+    (
+        [*TRAIN, "data.mix={path: dup.jsonl, ratio: 1}"],
+        "data.mix takes a list, as in 'data.mix=[{path: dup.jsonl, ratio: 1}]'.",
+    ),
+    (
+        [*TRAIN, "data.mix=rows.jsonl"],
+        "a list of mappings with the keys path, ratio, columns, as in 'data.mix=[{path:",
+    ),
+    ([*TRAIN, "data.mix=[rows.jsonl]"], "as in 'data.mix=[{path: rows.jsonl, ratio: 1}]'."),
+    ([*TRAIN, "data.columns=prompt"], "it takes a mapping of names to texts or null"),
+    ([*TRAIN, "data.max_length=8k"], "it takes a whole number or null, as in data.max_length=8192."),
+    ([*TRAIN, "model.lora=[3]"], "model.lora takes a mapping with the keys r, alpha, "),
+    (
+        [*TRAIN, "model.trust_remote_code=maybe"],
+        "it takes true or false, as in model.trust_remote_code=false.",
+    ),
+    ([*TRAIN, "data.cut=null"], "data.cut=null has the wrong type: it takes a text, as in data.cut=middle."),
+    ([*TRAIN, "data.path=${nothing}"], "data.path refers to something that cannot be found"),
+    ([*TRAIN, "trainer.max_steps=${nothing}"], "trainer.max_steps refers to something that cannot be found"),
+    ([*TRAIN, "output=null"], "output has the wrong type: it takes a folder's name"),
+    (["rounds", "lengths=[8k]"], "it takes a list of whole numbers, as in 'lengths=[8192]'."),
+    ([*TRAIN, "data.system=Don't"], r"""the word: data.system="\"Don't\""."""),
+    ([*TRAIN, "data.columns={prompt: [promt]}"], "data.columns.prompt=['promt'] is no column's name"),
 ]
 
 RUN = """
@@ -182,6 +242,11 @@ def answered(tmp_path_factory) -> dict:
     (folder / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (folder / "notes.txt").write_text("no rows\n")
     (folder / "adapter").mkdir()
+    (folder / "mixed").mkdir()
+    (folder / "mixed" / "notes.md").write_text("mine\n")
+    (folder / "reported" / "run").mkdir(parents=True)
+    (folder / "reported" / "run" / "failed.txt").write_text("why\n")
+    (folder / "reported" / "report.html").write_text("<html>mine</html>\n")
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     lines = [*ANSWERED, *(words for words, _ in REFUSED)]
     code = RUN.replace("sys.argv_heavy", repr(HEAVY))
@@ -257,8 +322,13 @@ def test_nothing_was_written(answered):
         "rows.jsonl",
         "notes.txt",
         "adapter",
+        "mixed",
+        "reported",
         "outputs",
     }
+    assert [path.name for path in (answered["folder"] / "mixed").iterdir()] == ["notes.md"]
+    assert (answered["folder"] / "rows.jsonl").stat().st_size > 0
+    assert (answered["folder"] / "notes.txt").read_text() == "no rows\n"
     assert not list(answered["folder"].glob("outputs/*"))
 
 

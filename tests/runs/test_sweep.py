@@ -82,7 +82,7 @@ def test_nine_runs_one_failed_eight_ranked(align, tmp_path):
     code, out, _ = align("report", f"path={sweep}", "metric=eval_rewards/margins")
     assert code == 0
     assert "8 runs by eval_rewards/margins, 1 without it" in out
-    assert re.search(r"^4: failed: .*learning rate", out, flags=re.MULTILINE)
+    assert re.search(r"^4: failed: .*learning_rate=-1 cannot be used", out, flags=re.MULTILINE)
     margins = {
         i: json.loads(p.read_text())["after"]["eval_rewards/margins"]
         for i, p in enumerate(results)
@@ -93,7 +93,7 @@ def test_nine_runs_one_failed_eight_ranked(align, tmp_path):
     assert ranked == best_first
     page = (sweep / "report.html").read_text()
     assert page.count("<tr>") == 10
-    assert "learning rate" in page
+    assert "learning_rate=-1 cannot be used" in page
     assert "data:image/png;base64," in page
     assert (sweep / "report.png").read_bytes().startswith(b"\x89PNG")
 

@@ -84,6 +84,7 @@ def test_another_configuration_or_other_documents_are_refused_in_the_same_folder
     folder = f"output={tmp_path / 'run'}"
     output = synthesize.claim(config(folder), documents_sha256="a")
     (output / "work").mkdir()
+    (output / "work" / "calls.jsonl").write_text("{}\n")
     assert synthesize.claim(config(folder), documents_sha256="a") == output
     with pytest.raises(UserError, match=r"pipeline\.rejected \(2 → 3\)"):
         synthesize.claim(config(folder, "pipeline.rejected=3"), documents_sha256="a")

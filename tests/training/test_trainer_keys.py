@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 from align.core.errors import UserError
 from align.training import trainer_values
 from align.training.trainer_keys import RESERVED, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
-from align.training.trainer_values import OPTIMIZERS, REPORTERS, VALUES
+from align.training.trainer_values import OPTIMIZERS, RANGES, REPORTERS, VALUES
 
 HINTS = typing.get_type_hints(TrainingArguments)
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -90,3 +90,54 @@ def test_a_keyword_without_effect_is_refused(name):
 def test_a_keyword_that_is_set_elsewhere_names_the_place(name):
     with pytest.raises(UserError, match=rf"trainer\.{name} is set by this toolkit: use "):
         check_trainer_keys({name: None})
+
+
+NUMBERS = {
+    name
+    for name, hint in typing.get_type_hints(TrainerKeys).items()
+    if {int, float} & ({hint} | set(typing.get_args(hint)))
+}
+
+
+def test_every_number_has_a_range():
+    """A new keyword that is a number has to be looked at."""
+    assert set(RANGES) == NUMBERS
+
+
+@pytest.mark.parametrize("name", sorted(NUMBERS))
+def test_what_no_training_can_be_done_with_is_refused(name):
+    kind = typing.get_type_hints(TrainerKeys)[name]
+    wrong = [-2] if int in (kind, *typing.get_args(kind)) else [-2, -1, float("nan"), float("-inf")]
+    for value in wrong:
+        with pytest.raises(UserError, match=rf"trainer\.{name}={value} cannot be used: give "):
+            check_trainer_keys({name: value})
+
+
+@pytest.mark.parametrize("name", sorted(NUMBERS))
+def test_the_librarys_own_defaults_are_taken(name):
+    default = next(field.default for field in dataclasses.fields(TrainingArguments) if field.name == name)
+    check_trainer_keys({name: default})
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("max_steps", (-1, 1, 10), (0, -2)),
+        ("num_train_epochs", (0.01, 3), (0, float("inf"))),
+        ("gradient_accumulation_steps", (1,), (0,)),
+        ("per_device_eval_batch_size", (1,), (0,)),
+        ("learning_rate", (0, 1e-6), (float("inf"),)),
+        ("adam_beta1", (0, 0.9, 0.999999), (1, 1.5)),
+        ("adam_epsilon", (1e-12,), (0,)),
+        ("max_grad_norm", (0, 1.0, float("inf")), (-1, float("nan"))),
+        ("save_steps", (0.1, 1, 500), (0,)),
+        ("save_total_limit", (None, 1), (0,)),
+        ("warmup_steps", (0, 0.1, 100), (-0.1,)),
+    ],
+)
+def test_the_bounds_of_a_range(name, good, bad):
+    for value in good:
+        check_trainer_keys({name: value})
+    for value in bad:
+        with pytest.raises(UserError, match=rf"trainer\.{name}={value} cannot be used"):
+            check_trainer_keys({name: value})
