@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
-from align.core.errors import UserError
+from align.core.errors import UserError, first_line
+from align.core.wrong_types import shown
 from align.distributed.build_locks import warn_of_left_locks
 from align.longseq.flash import check_flash
 from align.longseq.probe import check_architecture
@@ -38,6 +39,7 @@ def check(config: DictConfig) -> Run:
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
     arguments = training_arguments(config, settings.model)
+    check_scheduler(arguments)
     settings = replace(settings, model=training_dtype(settings.model))
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
@@ -53,6 +55,30 @@ def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
         weights = resolve_dtype(model.dtype)
         lowered = torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else weights
         check_flash(model.attention, dtype=lowered, weights=weights, width=head_width(load_config(model)))
+
+
+def check_scheduler(arguments: TrainingArguments) -> None:
+    """Refuses settings that the learning rate's schedule does not take, by making one of ten steps.
+
+    Raises:
+        UserError: what the schedule says.
+    """
+    kind = getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+    settings: Any = arguments.lr_scheduler_kwargs or {}
+    try:
+        get_scheduler(
+            kind,
+            optimizer,
+            num_warmup_steps=0,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(settings),
+        )
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise UserError(
+            f"trainer.lr_scheduler_kwargs={shown(settings)} does not go with trainer.lr_scheduler_type={kind}: "
+            f"{first_line(error)}."
+        ) from error
 
 
 def head_width(config: PreTrainedConfig) -> int | None:

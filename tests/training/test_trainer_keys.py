@@ -15,6 +15,7 @@ from transformers.training_args import OptimizerNames
 
 from align.core.errors import UserError
 from align.training import trainer_values
+from align.training.run import check_scheduler
 from align.training.trainer_keys import RESERVED, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
 from align.training.trainer_values import OPTIMIZERS, RANGES, REPORTERS, VALUES
 
@@ -141,3 +142,44 @@ def test_the_bounds_of_a_range(name, good, bad):
     for value in bad:
         with pytest.raises(UserError, match=rf"trainer\.{name}={value} cannot be used"):
             check_trainer_keys({name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        (
+            "cosine",
+            {"bogus": 1},
+            r"lr_scheduler_kwargs=\{bogus: 1\} does not go with trainer.lr_scheduler_type=cosine",
+        ),
+        ("cosine_with_min_lr", {}, "lr_scheduler_type=cosine_with_min_lr"),
+        ("warmup_stable_decay", {}, "num_decay_steps"),
+        ("cosine", {"num_cycles": "many"}, "num_cycles: many"),
+    ],
+)
+def test_a_schedule_that_does_not_take_its_settings_is_refused(tmp_path, kind, given, said):
+    """It ended in a traceback, behind the model's load."""
+    with pytest.raises(UserError, match=said):
+        check_scheduler(
+            TrainingArguments(str(tmp_path), lr_scheduler_type=kind, lr_scheduler_kwargs=given, use_cpu=True)
+        )
+
+
+@pytest.mark.parametrize("kind", sorted(VALUES["lr_scheduler_type"]))
+def test_every_schedule_goes_with_what_it_needs(tmp_path, kind):
+    needed = {
+        "cosine_with_min_lr": {"min_lr_rate": 0.1},
+        "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+        "warmup_stable_decay": {"num_decay_steps": 3},
+    }
+    given = needed.get(kind)
+    check_scheduler(
+        TrainingArguments(
+            str(tmp_path),
+            lr_scheduler_type=kind,
+            lr_scheduler_kwargs=given,
+            use_cpu=True,
+            eval_strategy="steps",
+            eval_steps=1,
+        )
+    )
