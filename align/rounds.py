@@ -157,10 +157,8 @@ def finished(step: Step) -> bool:
     """
     if not step.record.is_file():
         return False
-    known, wanted = (
-        _recorded(step.record)[1:],
-        list(step.command[1:]),
-    )  # the first word, Python, may have moved
+    # The first word, Python, may have moved.
+    known, wanted = _recorded(step.record)[1:], list(step.command[1:])
     if known != wanted:
         old, new = Counter(known), Counter(wanted)
         changed = sorted(((old - new) + (new - old)).elements()) or ["the same ones in another order"]

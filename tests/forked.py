@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -68,6 +69,9 @@ def forked(
 
 def _exit_with(argv: list[str], log: Path | None, file_limit: int | None) -> None:
     torch.set_num_threads(1)
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # where tests run behind a shell's &, it is ignored
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     sys.exit(command(0, 1, argv, log))

@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
 def test_every_line_is_ours(trained):
     """On stderr the run's own progress, on stdout its table and files; nothing of a library on either."""
     _, done = trained
-    assert {line.split()[0] for line in done.stderr.splitlines()} == {"held-out", "step"}
+    assert {line.split()[0] for line in done.stderr.splitlines()} == {"This", "held-out", "step"}
     table, *files = done.stdout.partition("\npolicy")[::2]
     assert table.startswith("logo: ")
     assert [line.split()[0] for line in ("policy" + files[0]).splitlines()] == [

@@ -113,7 +113,9 @@ def test_a_run_goes_on_at_another_pace_whichever_generator_it_is(tmp_path):
     synthesize.claim(judged(folder, "timeout: 60"), documents_sha256="a")
     faster = judged(folder, "retries: 3, base_url: http://127.0.0.1:9000/v1, cache: calls")
     faster.generator.requests_per_minute = 7
-    synthesize.claim(faster, documents_sha256="a")
+    output = synthesize.claim(faster, documents_sha256="a")
+    (output / "work").mkdir()
+    (output / "work" / "calls.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"pipeline\.quality\.generator\.seed_bits"):
         synthesize.claim(judged(folder, "seed_bits: 31"), documents_sha256="a")
 
