@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.miniature.analysis import Comparison, ablations, compare, comparisons, mean_of
+from benchmarks.miniature.analysis import Comparison, Difference, ablations, compare, comparisons, mean_of
 from docs.miniature import results
 from docs.tables import RESULTS, ROOT, read, scaling_cell
 
@@ -96,6 +96,24 @@ def readme() -> Iterator[str]:
     speeds, memory = ([cell[key] for cell in trl] for key in ("speed", "memory"))
     yield f"{min(speeds):.2f} to {max(speeds):.2f} × as fast, in {min(memory):.2f} to {max(memory):.2f} × the memory"
     yield f"({g['host']} s a step in the place of {g['full']})"
+    led = lead_over_sft()
+    assert led.interval.low is not None and led.interval.high is not None
+    low, high = 100 * led.interval.low, 100 * led.interval.high
+    seeds = "{:.1f} with one seed and {:.1f} with the other".format(*lead_by_seed(led))
+    yield f"({100 * led.interval.mean:.1f} points over SFT, 95 % interval {low:.1f} to {high:.1f}; {seeds})"
+
+
+def lead_over_sft() -> Difference:
+    """LOGO with synthesised positions against SFT in part `find`, beyond the trained lengths."""
+    (led,) = (c for c in comparisons() if (c.first, c.second, c.part) == ("logo_positions", "sft", "find"))
+    outcome = compare(results(), led)
+    assert outcome is not None
+    return outcome
+
+
+def lead_by_seed(outcome: Difference) -> list[float]:
+    """Each seed's difference in points."""
+    return [100 * outcome.by_seed[seed] for seed in sorted(outcome.by_seed)]
 
 
 def performance() -> Iterator[str]:
@@ -185,10 +203,7 @@ def replication() -> Iterator[str]:
     yield f"In `find` it loses {-points('longpo', 'base', 'find', long['find']):.1f} points"
     yield f"it gains {points('longpo_answer', 'base', 'find', long['find']):.1f} points on long contexts"
     yield f"takes it up by {points('longpo_answer', 'longpo', 'qa', long['qa']):.1f} points"
-    (led,) = (c for c in comparisons() if (c.first, c.second, c.part) == ("logo_positions", "sft", "find"))
-    outcome = compare(results(), led)
-    assert outcome is not None
-    most, least = (100 * outcome.by_seed[seed] for seed in sorted(outcome.by_seed))
+    most, least = lead_by_seed(lead_over_sft())
     yield f"in `find` one seed leads SFT by {most:.1f} points and the other by {least:.1f}"
     (dpo,) = (c for c in comparisons() if (c.first, c.part) == ("dpo", "write"))
     outcome = compare(results(), dpo)
