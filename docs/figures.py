@@ -97,7 +97,8 @@ def readme() -> Iterator[str]:
     yield f"{min(speeds):.2f} to {max(speeds):.2f} × as fast, in {min(memory):.2f} to {max(memory):.2f} × the memory"
     yield f"({g['host']} s a step in the place of {g['full']})"
     led = lead_over_sft()
-    assert led.interval.low is not None and led.interval.high is not None
+    assert led.interval.low is not None
+    assert led.interval.high is not None
     low, high = 100 * led.interval.low, 100 * led.interval.high
     seeds = "{:.1f} with one seed and {:.1f} with the other".format(*lead_by_seed(led))
     yield f"({100 * led.interval.mean:.1f} points over SFT, 95 % interval {low:.1f} to {high:.1f}; {seeds})"
