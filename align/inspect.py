@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from align.core.config import typed
@@ -18,7 +18,7 @@ from align.models.checks import check_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.outputs import is_json_lines, output_file
+from align.runs.outputs import asked_file, is_json_lines
 
 if TYPE_CHECKING:
     from align.data.checks import Finding
@@ -69,20 +69,12 @@ def inspect(config: DictConfig) -> Inspection:
 
 
 def findings_file(config: DictConfig) -> Path | None:
-    """The file in which findings are listed, which may be an earlier list and no other file; None where none is asked.
+    """The file that lists the findings, which may be an earlier list and no other file; None where none is asked for.
 
     Raises:
         UserError: it cannot be written, or holds something else.
     """
-    if config.findings is None:
-        return None
-    inputs: Any = OmegaConf.to_container(config, resolve=True)
-    return output_file(
-        "findings",
-        config.findings,
-        inputs={name: value for name, value in inputs.items() if name != "findings"},
-        own=lambda path: is_json_lines(path, FIELDS),
-    )
+    return asked_file(config, "findings", lambda path: is_json_lines(path, FIELDS))
 
 
 def _look(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,7 +20,7 @@ from align.planning.settings import GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
-from align.runs.outputs import is_json, output_file
+from align.runs.outputs import asked_file, is_json
 from align.training.method_settings import check_method
 from align.training.trainer_keys import check_trainer_numbers
 
@@ -71,15 +71,7 @@ def json_file(config: DictConfig) -> Path | None:
     Raises:
         UserError: it cannot be written, or holds something else.
     """
-    if config.json is None:
-        return None
-    inputs: Any = OmegaConf.to_container(config, resolve=True)
-    return output_file(
-        "json",
-        config.json,
-        inputs={name: value for name, value in inputs.items() if name != "json"},
-        own=lambda path: is_json(path, FIELDS),
-    )
+    return asked_file(config, "json", lambda path: is_json(path, FIELDS))
 
 
 def check(config: DictConfig) -> None:

@@ -24,6 +24,7 @@ from align.core.bars import dataset_bars_off
 from align.core.display import Tally, watched
 from align.core.errors import AlignWarning, UserError
 from align.core.files import cache_folder
+from align.core.telling import is_first
 from align.data.bad_rows import stopped
 from align.data.faults import RowError
 from align.data.renaming import NO_RENAMING, Renaming
@@ -126,7 +127,7 @@ def _build(sources: Sequence[Source], settings: DataSettings, builder: RowBuilde
     count = count if settings.limit is None else min(count, settings.limit)
     shards = _shards(count, settings.num_proc)
     with tempfile.TemporaryDirectory() as folder:
-        console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0)
+        console = Console(stderr=True, quiet=not is_first())
         arguments = {
             "shards": shards,
             "sources": tuple(sources),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
 from align.core.readable import counted
+from align.core.telling import tell
 
 NAMED = 3  # files that are named
 
@@ -52,8 +50,7 @@ def say(key: str, path: str, left_out: LeftOut) -> None:
     """Prints the line, in the first process of a launch alone."""
     sentence = left_out.sentence()
     if sentence is not None:
-        console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0)
-        console.print(f"{key}={path}: {sentence}.", soft_wrap=True, highlight=False, markup=False)
+        tell(f"{key}={path}: {sentence}.")
 
 
 def _is_pdf(name: str) -> bool:

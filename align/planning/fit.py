@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from transformers import TrainingArguments
 
 from align.core.config import check_choice
+from align.core.telling import tell
 from align.data.dataset import PreferenceData
 from align.distributed.wrappers import launched_wrapper
 from align.longseq.parallel import choose_exchange
@@ -45,7 +45,7 @@ def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:
         if run.memory.choose == "auto":
             raise
         if arguments.process_index == 0:
-            _say(f"align train: whether it fits this machine is not looked at: {error}")
+            tell(f"align train: whether it fits this machine is not looked at: {error}")
         return run.memory
     machine = machine_here(arguments.device, arguments.world_size, products=job.precision.products)
     strategy = _strategy(sizes, rows, run.parallel, run.memory, arguments)
@@ -53,7 +53,7 @@ def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:
         return _chosen(sizes, job, strategy, machine, run.memory, say=arguments.process_index == 0)
     sentence = warning(sizes, job, strategy, machine)
     if sentence is not None and arguments.process_index == 0:
-        _say(f"align train: warning: {sentence}")
+        tell(f"align train: warning: {sentence}")
     return run.memory
 
 
@@ -119,7 +119,7 @@ def _chosen(
 ) -> MemorySettings:
     levers, reason = choose_levers(sizes, job, strategy, machine)
     if say:
-        _say(reason)
+        tell(reason)
     return replace(
         memory,
         choose="given",
@@ -128,7 +128,3 @@ def _chosen(
         offload=levers.offload,
         mlp_chunk=levers.mlp_chunk,
     )
-
-
-def _say(sentence: str) -> None:
-    Console(stderr=True).print(sentence, soft_wrap=True, highlight=False, markup=False)

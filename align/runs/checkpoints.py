@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from transformers.trainer_pt_utils import safe_globals
 
 from align.core.errors import UserError
 from align.core.files import write_json
+from align.core.telling import is_first, tell
 from align.runs.continuation import ROWS
 from align.runs.folder import CONFIG_NAME, LOCAL, check_resume
 
@@ -139,7 +139,7 @@ def set_aside(output: Path) -> None:
     of rank 0 moves them, to `OUTPUT/earlier-N`, and says so.
     """
     old = [*checkpoints(output), *(output / name for name in _FINISHED if (output / name).exists())]
-    if not old or int(os.environ.get("RANK", "0")) != 0:
+    if not old or not is_first():
         return
     number = next(n for n in itertools.count(1) if not (output / f"{EARLIER}{n}").exists())
     place = output / f"{EARLIER}{number}"
@@ -149,11 +149,8 @@ def set_aside(output: Path) -> None:
             shutil.copy2(output / name, place / name)
     for folder in old:
         folder.rename(place / folder.name)
-    Console(stderr=True).print(
-        f"What an earlier run left in {output} ({', '.join(folder.name for folder in old)}) is kept in {place}.",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
+    tell(
+        f"What an earlier run left in {output} ({', '.join(folder.name for folder in old)}) is kept in {place}."
     )
 
 

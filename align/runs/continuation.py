@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from align.core.errors import UserError
 from align.core.files import write_json
+from align.core.telling import is_first, tell
 from align.distributed.wrappers import expected_wrapper
 from align.runs.folder import RESUME
 
@@ -90,7 +89,7 @@ class RowsNote:
 
     def write(self, run: Path) -> None:
         """Notes them; only the process of rank 0 writes."""
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first():
             write_json(run / ROWS, asdict(self))
 
 
@@ -145,14 +144,9 @@ def check_continuation(checkpoint: Path, now: StepShape) -> None:
 
 def say_goes_on(checkpoint: Path) -> None:
     """Says from which checkpoint and step a run goes on; only the process of rank 0 does."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first():
         state = json.loads((checkpoint / "trainer_state.json").read_text())
-        Console(stderr=True).print(
-            f"The run goes on from {checkpoint}, at step {state['global_step']} of {state['max_steps']}.",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
+        tell(f"The run goes on from {checkpoint}, at step {state['global_step']} of {state['max_steps']}.")
 
 
 def _family(wrapper: str) -> str:

@@ -8,9 +8,8 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-
 from align.core.errors import UserError
+from align.core.telling import tell
 
 LOCK = ".lock"  # in the output folder; an empty file, which may stay
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -41,10 +40,7 @@ def exclusive(output: str | Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            Console(stderr=True).print(
-                f"{output} is on a file system without locks: a second run in this folder would not be noticed.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
+            tell(
+                f"{output} is on a file system without locks: a second run in this folder would not be noticed."
             )
         yield

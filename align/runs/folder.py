@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from align.core.errors import UserError
 from align.core.files import write_atomically, write_json
 from align.core.moved import current_names
+from align.core.telling import is_first, tell
 
 CONFIG_NAME = "config.yaml"
 ADAPTER = "adapter_config.json"  # in a folder of weights: they are a LoRA adapter's
@@ -55,7 +54,7 @@ def claim_output(
     # What YAML gives back is compared with what YAML gives back: tuples and lists are the same there.
     wanted = yaml.safe_load(_as_yaml(config))
     if not path.is_file():
-        if _is_first():
+        if is_first():
             write_atomically(path, _as_yaml(config))
         return
     saved = read_config(path)
@@ -81,23 +80,13 @@ def has_saved(folder: Path) -> bool:
 
 def _begin_anew(path: Path, text: str, output: str | Path) -> None:
     """Claims a folder whose run has saved nothing; what that run noted or measured at its start goes."""
-    if not _is_first():
+    if not is_first():
         return
     for name in _BEGUN:
         (path.parent / name).unlink(missing_ok=True)
     shutil.rmtree(path.parent / SUITES, ignore_errors=True)
     write_atomically(path, text)
-    Console(stderr=True).print(
-        f"output={output} held a run with another configuration that had saved nothing: it is begun anew.",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-
-
-def _is_first() -> bool:
-    """Whether this process is the one of a launch that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    tell(f"output={output} held a run with another configuration that had saved nothing: it is begun anew.")
 
 
 def note_local_paths(output: Path, config: DictConfig) -> None:
@@ -105,7 +94,7 @@ def note_local_paths(output: Path, config: DictConfig) -> None:
 
     `folder/model` may be a Hub id as well. Only the process of rank 0 writes.
     """
-    if _is_first():
+    if is_first():
         texts = _texts(OmegaConf.to_container(config, resolve=True))
         write_json(output / LOCAL, {"paths": sorted({text for text in texts if _exists(text)})})
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from align.core.errors import UserError
 from align.runs.folder import CONFIG_NAME, read_config
 
@@ -21,6 +23,19 @@ _LOGS = (".log", ".out", ".err")
 _BESIDE = ("failed.txt", "launch.yaml", "multirun.yaml", "lost+found")
 _FOLDERS = ("path", "eval_path", "paths", "documents")  # last words of keys whose folders are read whole
 _SMALL = 16 * 2**20  # bytes; a file that a command has written to be read by people is not larger
+
+
+def asked_file(config: DictConfig, key: str, own: Callable[[Path], bool]) -> Path | None:
+    """The file that a key of a command names, see `output_file`; None where it is null.
+
+    Args:
+        config: the command's, whose other keys may name files that it reads.
+        key: of the top level.
+        own: as in `output_file`.
+    """
+    inputs: Any = OmegaConf.to_container(config, resolve=True)
+    value = inputs.pop(key)
+    return None if value is None else output_file(key, value, inputs=inputs, own=own)
 
 
 def output_file(key: str, value: Any, *, inputs: Any, own: Callable[[Path], bool]) -> Path:

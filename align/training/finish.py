@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from align.core.errors import UserError
 from align.core.files import jsonable, write_json
 from align.core.readable import Readable, counted
+from align.core.telling import tell
 from align.data.dataset import PreferenceData
 from align.runs import checkpoints
 from align.runs.objective import resolved
@@ -69,10 +70,8 @@ class TrainResult(Readable):
 def say_stopped(trainer: PreferenceTrainer) -> None:
     """Says where a run that SIGTERM ended goes on from."""
     if trainer.is_world_process_zero():
-        Console(stderr=True).print(
-            f"stopped by SIGTERM; step {trainer.state.global_step} is saved, and the same command goes on from it",
-            soft_wrap=True,
-            highlight=False,
+        tell(
+            f"stopped by SIGTERM; step {trainer.state.global_step} is saved, and the same command goes on from it"
         )
 
 
@@ -91,12 +90,9 @@ def say_finished(run: Run, data: PreferenceData) -> None:
     """Says that a run is over, and shows its results once more."""
     if run.arguments.process_index != 0:
         return
-    Console(stderr=True).print(
+    tell(
         f"The run in {run.output} is finished and nothing is trained: resume=never begins it anew, another output= "
-        "begins another.",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
+        "begins another."
     )
     _show(json.loads((run.output / RESULTS).read_text()), run, data)
 
@@ -111,12 +107,7 @@ def interruptible(trainer: PreferenceTrainer, output: Path) -> Iterator[None]:
         if isinstance(shown, ProgressDisplay):
             shown.close()
         if trainer.is_world_process_zero():
-            Console(stderr=True).print(
-                _what_is_lost(trainer.state.global_step, output),
-                soft_wrap=True,
-                highlight=False,
-                markup=False,
-            )
+            tell(_what_is_lost(trainer.state.global_step, output))
         raise
 
 

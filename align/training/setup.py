@@ -7,7 +7,6 @@ from typing import Any
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -18,6 +17,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 import align
 from align.core.errors import UserError
+from align.core.telling import tell
 from align.data.bad_rows import write_dropped
 from align.data.dataset import PreferenceData
 from align.data.notices import notices
@@ -101,7 +101,7 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         window = native_window(run.model) if run.data.max_length is None else None
         unused = [] if run.method.needs.short else unused_short(data)
         for sentence in [*notices(data, window=window), *unused]:
-            Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
+            tell(sentence)
 
 
 def list_dropped(data: PreferenceData, run: Run) -> None:
@@ -110,7 +110,7 @@ def list_dropped(data: PreferenceData, run: Run) -> None:
         path = write_dropped(data.dropped, run.output)
         if path is not None:
             sentence = f"The rows that are left out are listed in {path}."
-            Console(stderr=True).print(sentence, markup=False, highlight=False, soft_wrap=True)
+            tell(sentence)
 
 
 def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> PreferenceData:
@@ -175,5 +175,5 @@ def start_sequence_parallel(
             length=data.counts["longest_sequence"],
         )
         if run.arguments.process_index == 0:
-            Console(stderr=True).print(reason, highlight=False, markup=False)
+            tell(reason)
     return start_parallel("none" if run.parallel.degree == 1 else kind, run.parallel.degree)

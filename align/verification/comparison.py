@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig
 
 from align.core.errors import UserError
+from align.core.telling import tell
 from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
@@ -91,7 +92,7 @@ def form_groups(
             length=config.prompt_tokens + 2 * config.answer_tokens,
         )
         if accelerator.is_main_process:
-            Console(stderr=True).print(reason, highlight=False, markup=False)
+            tell(reason)
     return start_parallel("none" if settings.degree == 1 else kind, settings.degree)
 
 
