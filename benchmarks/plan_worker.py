@@ -12,6 +12,7 @@ import hydra
 import torch.distributed as dist
 
 from align.models.loading import load_tokenizer
+from align.runs.leaving import leaves_process_group
 from align.training.peak_memory import peak_memory
 from align.training.run import check
 from align.training.setup import build_trainer, read_data
@@ -27,10 +28,10 @@ def main() -> None:
     peaks = [peak_memory()] * run.arguments.world_size
     if len(peaks) > 1:
         dist.all_gather_object(peaks, peak_memory())
-        dist.destroy_process_group()
     if run.arguments.process_index == 0:
         print(json.dumps({"peak_bytes": max(peaks), "steps": trainer.state.global_step}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with leaves_process_group():
+        main()

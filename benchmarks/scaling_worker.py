@@ -25,6 +25,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import start_parallel
 from align.models.loading import load_tokenizer
 from align.models.structure import find_causal_lm
+from align.runs.leaving import leaves_process_group
 from align.training.peak_memory import peak_memory
 
 SHORT = 64  # tokens of the prompt that comes first
@@ -52,8 +53,6 @@ def main() -> None:
     layers = cell["layers"] or config.num_hidden_layers
     found["checkpoint_bytes_per_token"] = layers * config.hidden_size * 4
     (folder / f"{rank}.json").write_text(json.dumps(found))
-    if cell["degree"] > 1:
-        dist.destroy_process_group()
 
 
 def shared(setting: Setting, cell: dict[str, Any]) -> tuple[nn.Module, Step]:
@@ -112,4 +111,5 @@ def forget_peak() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with leaves_process_group():
+        main()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from align.runs import command_help, exit_codes
 from align.runs.console import quiet_libraries, tolerate_any_terminal
+from align.runs.leaving import leaves_process_group
 
 
 def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | None]], Callable[[], None]]:
@@ -40,7 +41,8 @@ def hydra_entry(config_name: str) -> Callable[[Callable[[Any], int | float | Non
 
         @functools.wraps(function)
         def entry() -> None:
-            work.enter(application)
+            with leaves_process_group():
+                work.enter(application)
 
         return entry
 
@@ -104,16 +106,7 @@ class _Work:
             result = self.function(config)
         except Exception as error:
             _end(self.command, error)
-        _leave_process_group()
         return _exit_or_value(result)
-
-
-def _leave_process_group() -> None:
-    """After what succeeded on every rank: a process that ends with the group's threads running may abort
-    (pytorch/pytorch#190489), and the launcher would report a finished run as failed."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _exit_or_value(result: int | float | None) -> float | None:
