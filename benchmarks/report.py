@@ -193,14 +193,19 @@ def draw(results: Results, path: Path) -> None:
 
 def _bars(axis: Any, cells: list[tuple[str, Mapping[str, Any]]], *, key: str, ratio: str) -> None:
     """One group of bars a cell."""
-    contestants = list(cells[0][1]["contestants"])
+    # Of cells that were measured at different times some may lack a contestant.
+    contestants = [each for each in LABELS if any(each in cell["contestants"] for _, cell in cells)]
     width = 0.8 / len(contestants)
     for place, contestant in enumerate(contestants):
-        rows = [summarise(name, cell)[contestant] for name, cell in cells]
-        where = [index + (place - (len(contestants) - 1) / 2) * width for index in range(len(rows))]
-        bars = axis.bar(where, [row[key] for row in rows], width, label=LABELS[contestant])
-        labels = [f"{row[ratio]:.2f}×" if ratio in row else "" for row in rows]
-        axis.bar_label(bars, labels, fontsize=7, padding=1)
+        shift = (place - (len(contestants) - 1) / 2) * width
+        rows = {
+            index + shift: summarise(name, cell)[contestant]
+            for index, (name, cell) in enumerate(cells)
+            if contestant in cell["contestants"]
+        }
+        bars = axis.bar(list(rows), [row[key] for row in rows.values()], width, label=LABELS[contestant])
+        labels = [f"{row[ratio]:.2f}×" if ratio in row else "" for row in rows.values()]
+        axis.bar_label(bars, labels, fontsize=7, padding=2, rotation=90)
     axis.set_xticks(range(len(cells)))
     axis.set_xticklabels([f"{name.split('/')[2]}\n{name.split('/')[3]}" for name, _ in cells], fontsize=8)
     axis.set_xlabel("prompt, tokens; answers of equal or unequal length", fontsize=8)
