@@ -14,19 +14,22 @@ from collections.abc import Iterator
 def leaves_process_group() -> Iterator[None]:
     """What runs inside may join a process group; the process then ends here, with the exit code that it has earned.
 
+    A group that was joined before is the caller's, and so is the end of the process.
+
     A gloo thread that drops a tensor takes the interpreter's lock, and the process aborts where that happens while
     the interpreter finalises (pytorch/pytorch#190489): the launcher would report a finished run as failed, and other
     machines would wait for this one. `destroy_process_group` alone does not end these threads, as DDP and DeepSpeed
     keep references to the group. So threads and exit functions get their turn, and then the process ends.
     """
     code: object = None
+    joined_before = _in_group()
     try:
         yield
     except SystemExit as ended:
         code = ended.code
-        if not _in_group() or not isinstance(code, int | None):
+        if joined_before or not _in_group() or not isinstance(code, int | None):
             raise
-    if _in_group():
+    if _in_group() and not joined_before:
         _end_process(code if isinstance(code, int) else 0)
 
 
