@@ -56,7 +56,7 @@ BAD_OVERRIDES = [
     (["method=xyz"], "method=xyz is not known: use cpo, dpo"),
     (["seed=abc"], "seed=abc is no seed: give a whole number from 0 to 4294967295."),
     (["model.lora.r=x"], "model.lora.r=x has the wrong type: it takes a whole number"),
-    (["trainer.max_steps=ten"], "trainer.max_steps='ten' has the wrong type"),
+    (["trainer.max_steps=ten"], "trainer.max_steps=ten has the wrong type: it takes a whole number"),
     (["+trainer.learning_rat=1"], "did you mean learning_rate"),
     (["memory.checkpointing=ful"], "did you mean full"),
     (["memory.offload=host"], "memory.offload=host moves activations off an accelerator"),

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from align.core.errors import UserError
-from align.core.wrong_types import wrong_type
+from align.core.wrong_types import misfit, wrong_type
 
 Settings = TypeVar("Settings")
 
@@ -47,8 +47,11 @@ def typed(schema: type[Settings], config: DictConfig, group: str) -> Settings:
         raise UserError(said or _type_sentence(error, group, schema)) from error
 
 
-# Keys beside the groups that several commands have, and their types.
-_SHARED: Mapping[str, type] = {"output": str, "near_duplicate": float}
+# Keys beside the groups that several commands have: their types, and a value for an example.
+_SHARED: Mapping[str, tuple[type, Any]] = {
+    "output": (str, "outputs/mine"),
+    "near_duplicate": (float, 0.8),
+}
 
 
 def check_shared(config: DictConfig) -> None:
@@ -59,10 +62,10 @@ def check_shared(config: DictConfig) -> None:
     """
     if "seed" in config:
         check_seed(config.seed)
-    for key, kind in _SHARED.items():
+    for key, (kind, example) in _SHARED.items():
         value = None if OmegaConf.is_missing(config, key) else config.get(key)
         if value is not None and not _fits(value, kind):
-            raise UserError(f"{key}={value!r} has the wrong type: it takes {kind.__name__}.")
+            raise UserError(misfit(key, value, kind, example))
 
 
 def check_choice(key: str, value: str, choices: Iterable[str]) -> None:
@@ -99,7 +102,7 @@ def check_arguments(
         UserError: unknown or reserved keyword, or a plain value of the wrong type.
     """
     hints = typing.get_type_hints(schema)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(schema) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
     for name, value in values.items():
         if name in reserved:
             raise UserError(f"{group}.{name} is set by this toolkit: use {reserved[name]} instead.")
@@ -107,9 +110,8 @@ def check_arguments(
             raise UserError(
                 f"{group}.{name} is not known to {library or schema.__name__}{suggestion(name, fields)}."
             )
-        if not _fits(value, fields[name]):
-            wanted = " or ".join(map(_type_name, _options(fields[name])))
-            raise UserError(f"{group}.{name}={value!r} has the wrong type: it takes {wanted}.")
+        if not _fits(value, hints[name]):
+            raise UserError(misfit(f"{group}.{name}", value, hints[name], fields[name].default))
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -126,17 +128,6 @@ def _is_checked(hint: Any) -> bool:
     if typing.get_origin(hint) in (list, dict):
         return all(_options(entry) for entry in typing.get_args(hint))
     return hint in (int, float, bool, str, types.NoneType)
-
-
-def _type_name(hint: Any) -> str:
-    """`int`, `list of float`, `mapping to str`."""
-    kind, entries = typing.get_origin(hint), typing.get_args(hint)
-    if hint is types.NoneType:
-        return "null"
-    if kind is None:
-        return str(hint.__name__)
-    entry = " or ".join(map(_type_name, _options(entries[-1])))
-    return f"a list of {entry}, [first, second]" if kind is list else f"a mapping of names to {entry}"
 
 
 def _fits(value: Any, hint: Any) -> bool:

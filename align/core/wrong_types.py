@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 _WORDS = {int: "whole number", float: "number", str: "text"}
 _PLAIN = re.compile(r"[\w./-]+")  # a text that needs no quotes
 _LENGTH = re.compile(r"(\d+)[kK]")
+_NO_TEXT = re.compile(r"[+-]?[\d.]+(?:e[+-]?\d+)?|true|false|null", re.IGNORECASE)  # unless it is quoted
 
 
 def wrong_type(values: Any, schema: type, group: str) -> str | None:
@@ -45,7 +46,8 @@ def misfit(key: str, value: Any, hint: Any, default: Any = dataclasses.MISSING) 
     else:
         example = f"{whole}=[{example}]" if entry else f"{key}={example}"
     typed = f"'{example}'" if re.search(r"[\s{\[]", example) else example
-    return f"{key}={shown(value)} has the wrong type: it takes {_taken(hint)}, as in {typed}."
+    given = f"'{value}'" if isinstance(value, str) and _NO_TEXT.fullmatch(value) else shown(value)
+    return f"{key}={given} has the wrong type: it takes {_taken(hint)}, as in {typed}."
 
 
 def shown(value: Any) -> str:

@@ -29,6 +29,8 @@ _SAVED = (
 )
 _BEGUN = ("before.json", "rows.json", "dropped_rows.jsonl")  # what a run of training leaves when it begins
 _ABSENT = "(absent)"
+# A key that one command's configuration has and the others' have not → the command.
+_COMMANDS = {"pipeline": "synthesize", "suite": "evaluate", "objective": "train"}
 
 
 def claim_output(
@@ -61,12 +63,21 @@ def claim_output(
     differing = [key for key in _differing(saved, wanted) if not _covered(key, ("output", *ignore))]
     if differing and not has_saved(path.parent):
         _begin_anew(path, _as_yaml(config), output)
+    elif differing and _command(saved) != _command(wanted):
+        raise UserError(
+            f"output={output} holds what `align {_command(saved)}` has made: name another output folder."
+        )
     elif differing:
         changes = ", ".join(f"{key} ({_value(saved, key)} → {_value(wanted, key)})" for key in differing)
         raise UserError(
             f"output={output} belongs to a run with another configuration: {changes}; "
             "set these keys back to continue it, or name another output folder."
         )
+
+
+def _command(config: Mapping[str, Any]) -> str | None:
+    """The command that a configuration is of; None where it does not tell."""
+    return next((name for key, name in _COMMANDS.items() if key in config), None)
 
 
 def has_saved(folder: Path) -> bool:

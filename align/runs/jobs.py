@@ -16,6 +16,7 @@ from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.runs import exit_codes
 from align.runs.children import run_child
+from align.runs.outputs import holds_others
 from align.runs.quoting import literal
 
 FAILURE = "failed.txt"  # in a job's folder: why it failed
@@ -76,7 +77,12 @@ def own_folder(config: DictConfig) -> Path:
 
 
 def record_failure(output: str | Path, sentence: str | None) -> None:
-    """Leaves the reason in a job's folder, where `align report` finds it; None takes an earlier one away."""
+    """Leaves the reason in a job's folder, where `align report` finds it; None takes an earlier one away.
+
+    A folder that is somebody else's is left as it is.
+    """
+    if holds_others(Path(output)):
+        return
     path = Path(output) / FAILURE
     if sentence is None:
         path.unlink(missing_ok=True)

@@ -117,13 +117,27 @@ def check_folder(output: Any) -> None:
     if not str(output).strip():
         raise UserError("output= names no folder: give one, output=outputs/NAME, or leave it out.")
     folder = Path(str(output))
-    if folder.is_dir() and not _is_ours(folder):
-        foreign = sorted(path.name for path in folder.iterdir() if _is_foreign(path))
-        if foreign:
-            raise UserError(
-                f"output={output} is there and holds no run of this command, but {_some(foreign)}: name a new folder."
-            )
+    foreign = _foreign(folder)
+    if foreign:
+        raise UserError(
+            f"output={output} is there and holds no run of this command, but {_some(foreign)}: name a new folder."
+        )
     _check_place(f"output={output}", folder)
+
+
+def holds_others(folder: Path) -> bool:
+    """Whether a folder holds something that no run of ours has written, so that nothing may be put beside it."""
+    try:
+        return bool(_foreign(folder))
+    except UserError:  # a record that cannot be read: whose it is cannot be told
+        return True
+
+
+def _foreign(folder: Path) -> list[str]:
+    """The names of what a folder holds beside logs and hidden files where no run has claimed it; as `_is_ours`."""
+    if not folder.is_dir() or _is_ours(folder):
+        return []
+    return sorted(path.name for path in folder.iterdir() if _is_foreign(path))
 
 
 def _is_ours(folder: Path) -> bool:

@@ -70,8 +70,9 @@ def test_choice_suggests():
     ("values", "sentence"),
     [
         ({"learning_rat": 1e-4}, "did you mean learning_rate"),
-        ({"max_steps": "ten"}, r"trainer\.max_steps='ten' has the wrong type: it takes int"),
-        ({"learning_rate": "fast"}, r"trainer\.learning_rate='fast' has the wrong type: it takes float"),
+        ({"max_steps": "10"}, r"trainer\.max_steps='10' has the wrong type: it takes a whole number"),
+        ({"max_steps": "ten"}, r"trainer\.max_steps=ten has the wrong type: it takes a whole number"),
+        ({"learning_rate": "fast"}, r"trainer\.learning_rate=fast has the wrong type: it takes a number"),
         ({"gradient_checkpointing": True}, r"use memory\.checkpointing instead"),
         ({"output_dir": "x"}, "use output instead"),
     ],

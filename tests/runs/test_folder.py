@@ -47,6 +47,14 @@ def test_differing_keys_are_named_with_both_values_and_no_others(tmp_path):
     assert "betas" not in message and "resume" not in message
 
 
+def test_the_folder_of_another_command_is_named_by_the_command(tmp_path):
+    """Not by the keys that the two commands do not share, which are most of them."""
+    claim_output(tmp_path, config(pipeline={"name": "logo"}))
+    save(tmp_path)
+    with pytest.raises(UserError, match=r"holds what `align synthesize` has made: name another output folder"):
+        claim_output(tmp_path, config(objective="auto", method={"name": "dpo"}))
+
+
 def test_ignored_keys_and_the_folder_itself_may_change(tmp_path):
     claim_output(tmp_path, config())
     save(tmp_path)

@@ -194,6 +194,21 @@ def test_joblib_runs_jobs_side_by_side(align, tmp_path):
     assert all((tmp_path / "pair" / str(i) / "results.json").is_file() for i in range(2))
 
 
+def test_a_job_leaves_nothing_in_a_folder_of_others(align, tmp_path):
+    """Neither does its start take a file away that is called as ours is."""
+    theirs = tmp_path / "sweep" / "0"
+    theirs.mkdir(parents=True)
+    for name in ("thesis.txt", "failed.txt"):
+        (theirs / name).write_text(f"my {name}")
+    code, _, err = align("train", "-m", "method=dpo", f"output={tmp_path / 'sweep'}")
+    assert code == 1
+    assert "is there and holds no run of this command, but thesis.txt" in err
+    assert {path.name: path.read_text() for path in theirs.iterdir()} == {
+        "thesis.txt": "my thesis.txt",
+        "failed.txt": "my failed.txt",
+    }
+
+
 # ---- processes of a job
 
 
