@@ -51,7 +51,9 @@ def test_the_folder_of_another_command_is_named_by_the_command(tmp_path):
     """Not by the keys that the two commands do not share, which are most of them."""
     claim_output(tmp_path, config(pipeline={"name": "logo"}))
     save(tmp_path)
-    with pytest.raises(UserError, match=r"holds what `align synthesize` has made: name another output folder"):
+    with pytest.raises(
+        UserError, match=r"holds what `align synthesize` has made: name another output folder"
+    ):
         claim_output(tmp_path, config(objective="auto", method={"name": "dpo"}))
 
 
