@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +63,7 @@ def remove_duplicates(
     """
     if kind == "none":
         return list(documents), []
-    from align.documents.shingles import NearCopies  # numpy
+    from align.documents.shingles import NearCopies, split_words  # numpy
 
     kept: list[Document] = []
     removed: list[Removed] = []
@@ -83,8 +82,3 @@ def remove_duplicates(
             continue
         kept.append(document)
     return kept, removed
-
-
-def split_words(text: str) -> list[str]:
-    """What stands between white space, in small letters."""
-    return re.findall(r"\S+", text.casefold())

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from align.documents.duplicates import split_words
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -101,6 +100,11 @@ class Within:
         while self.held > self.most:
             _, gone = self.arrays.popitem(last=False)
             self.held -= gone.nbytes
+
+
+def split_words(text: str) -> list[str]:
+    """What stands between white space, in small letters."""
+    return re.findall(r"\S+", text.casefold())
 
 
 def shingles(words: Sequence[str]) -> np.ndarray:

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from align.core.errors import UserError
 from align.documents.archives import Room, unpacked
-from align.documents.duplicates import Removed, check_duplicates, remove_duplicates, split_words
+from align.documents.duplicates import Removed, check_duplicates, remove_duplicates
 from align.documents.lengths import histogram, show_documents
 from align.documents.loading import Document, fingerprint, load_documents
-from align.documents.shingles import NearCopies, Within, _sketch, shingles
+from align.documents.shingles import NearCopies, Within, _sketch, shingles, split_words
 
 needs_data = pytest.mark.skipif("ALIGN_DATA" not in os.environ, reason="ALIGN_DATA is not set")
 
