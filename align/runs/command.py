@@ -82,7 +82,7 @@ class _Work:
                 application()
         except JobFailedError:  # each has been told
             print(
-                f"align {self.command}: some jobs of the sweep failed; their folders say why.",
+                f"align {self.command}: some jobs of the sweep failed: why stands above, and in their folders.",
                 file=sys.stderr,
             )
             sys.exit(1)

@@ -63,7 +63,7 @@ def claim_output(
     differing = [key for key in _differing(saved, wanted) if not _covered(key, ("output", *ignore))]
     if differing and not has_saved(path.parent):
         _begin_anew(path, _as_yaml(config), output)
-    elif differing and _command(saved) != _command(wanted):
+    elif differing and _command(saved) not in (None, _command(wanted)):
         raise UserError(
             f"output={output} holds what `align {_command(saved)}` has made: name another output folder."
         )

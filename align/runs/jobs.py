@@ -25,7 +25,7 @@ _RUN_FOLDER_SETTINGS = {"job": {"chdir": False}, "run": {"dir": "${output}"}, "o
 
 
 class JobFailedError(Exception):
-    """A job of a sweep failed; the sweep goes on. The message has been shown and lies in the job's folder."""
+    """A job of a sweep failed; the sweep goes on. The message was shown, and lies in the folder if that is ours."""
 
 
 @dataclass(frozen=True)
