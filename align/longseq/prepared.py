@@ -54,6 +54,8 @@ class PreparedLayout:
     """What attention needs to know of the row: made once a forward, used by every layer.
 
     Attributes:
+        row: where the whole row's prompts and answers lie.
+        own: ascending, disjoint spans of the row, whose queries are attended from here.
         branches: of the queries that are attended from here, in their order, for `attend_plain`.
         parts: the same as calls without masks, flattened (parts.py), for `attend`.
         longest_sequence: the most tokens that one answer sees, in the whole row.
@@ -63,6 +65,8 @@ class PreparedLayout:
         callers: the layers that asked for attention, so that a model that goes its own way is found.
     """
 
+    row: Layout
+    own: tuple[Span, ...]
     branches: tuple[Branch, ...]
     parts: list[int]
     longest_sequence: int
@@ -89,7 +93,7 @@ def prepare(
         if pieces:
             branches.append(Branch(keys, pieces))
     parts = flatten(parts_of(layout.prompts, own))
-    return PreparedLayout(tuple(branches), parts, layout.longest_sequence, exchange)
+    return PreparedLayout(layout, own, tuple(branches), parts, layout.longest_sequence, exchange)
 
 
 def _spans(prompts: tuple[PackedPrompt, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:
