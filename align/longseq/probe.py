@@ -1,31 +1,35 @@
-"""Whether the shared-prefix forward computes what a model would, found out before its weights are read."""
+"""Whether the shared-prefix forward computes what a model would, found out before its weights are read.
+
+A small random copy of the architecture (longseq/small_model.py), with one layer of every kind that the configuration has
+and the user's adapter, computes a step both ways (longseq/numeric.py). Its verdict is kept for the next start.
+"""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from peft import PeftConfig, get_peft_model
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import AlignWarning, UserError, first_line
-from align.data.examples import Answer, TokenizedExample
-from align.longseq.attention import ATTENTION
-from align.longseq.forward import pair_logps
-from align.longseq.head_probe import HeadWatch, check_parts
-from align.longseq.parallel import place_row
-from align.longseq.shared_prefix import SharedPrefixBatch, pack
+from align.core.telling import tell
+from align.longseq.fake_run import cannot_run, check_structure
+from align.longseq.numeric import NotProven, measure
+from align.longseq.small_model import build_small, draw_adapter
 from align.longseq.support import check_config, check_supported
+from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
+from align.models.lora import add_lora
 from align.models.settings import ModelSettings
-from align.models.structure import experts
+from align.models.structure import experts, find_causal_lm
+
+Adapt = Callable[[PreTrainedModel], nn.Module]
 
 
 def check_architecture(model: ModelSettings) -> None:
@@ -40,82 +44,169 @@ def check_architecture(model: ModelSettings) -> None:
             stacklevel=1,
         )
     kind = causal_lm_class(model, config)
-    if kind is not None:
+    if kind is None:
+        return
+    if model.lora.r > 0:
+        _check(kind, config, adapter=asdict(model.lora), adapt=lambda base: add_lora(base, model.lora))
+    else:
         check_computed(kind, config)
 
 
 def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
-    """Runs all layers once on fake tensors, which have shapes and no values, and take no memory.
-
-    A model whose code needs values there (by printing, or branching on them) is not refused for that: the first
-    real forward holds every model to the same.
+    """Refuses a class that the shared-prefix forward does not compute exactly.
 
     Args:
         model_class: the model's class.
         config: its configuration.
 
     Returns:
-        Whether the forward ran to its end.
+        Whether values were compared; where no small model of the class runs on a CPU, its structure alone is checked,
+        and a line says so.
 
     Raises:
-        UserError: layers attend by code of their own, or do not hand the row's layout on; something stands between
-            the last hidden states and the logits beside the head; or the class cannot be run at all.
+        UserError: what differs from padded rows, or why the class cannot be run.
     """
-    # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
-    build: Any = model_class
-    batch = _smallest_batch()
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            with _bfloat16():
-                model = build(copy.deepcopy(config)).eval()
+    return _check(model_class, config, adapter=None, adapt=None)
+
+
+def check_adapter(model_class: type[PreTrainedModel], config: PreTrainedConfig, adapter: PeftConfig) -> bool:
+    """The same with an adapter of PEFT: one that lets tokens see each other beside attention is refused.
+
+    Prompt tuning puts virtual tokens before the row, where the row's layout does not have them; LILY's router averages
+    over all tokens of a row; both trained without a word, to other values.
+
+    Args:
+        model_class: the model's class.
+        config: its configuration.
+        adapter: any configuration of PEFT; it is not changed.
+
+    Returns:
+        Whether values were compared.
+
+    Raises:
+        UserError: names the adapter's type and what differs.
+    """
+    kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+    if adapter.is_prompt_learning:
+        raise UserError(
+            f"Adapters of type {kind} put virtual tokens before the row, which a shared row's prompts and answers would "
+            "not see as their own: use LoRA, or another adapter that changes weights."
+        )
+    return _check(
+        model_class,
+        config,
+        adapter={name: str(value) for name, value in adapter.to_dict().items()},
+        adapt=lambda base: get_peft_model(base, _small_adapter(adapter)),
+        named=f" with adapters of type {kind}",
+    )
+
+
+def check_model(model: nn.Module) -> None:
+    """The same for a model in memory, inside PEFT or not.
+
+    Raises:
+        UserError: what differs from padded rows, or why the model cannot be run.
+    """
+    lm = find_causal_lm(model)
+    adapters = getattr(model, "peft_config", None)
+    if not isinstance(adapters, dict):
+        check_computed(type(lm), lm.config)
+        return
+    for adapter in adapters.values():
+        check_adapter(type(lm), lm.config, adapter)
+
+
+def prove(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    *,
+    adapt: Adapt | None = None,
+    named: str = "",
+) -> Verdict:
+    """Builds the small model and computes a step both ways; in float32 where the class does not run in float64.
+
+    Args:
+        model_class: the model's class.
+        config: its configuration.
+        adapt: puts an adapter on the small model.
+        named: what it is, for sentences: ` with adapters of type LORA`.
+    """
+    for dtype in (torch.float64, torch.float32):
+        try:
+            model: nn.Module = build_small(model_class, config, dtype=dtype)
+        except Exception as error:  # its own code says so, whatever it is
+            return Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
+        try:
             check_supported(model)
-            check_parts(model)
-            model.set_attn_implementation(ATTENTION)
-            _check_forward(model, _fake(batch, mode))
-    except (NotImplementedError, RuntimeError):
-        return False  # as torch says that an operation has no version for fake tensors, or that a value is not there
+            if adapt is not None:
+                model = _with_adapter(model, adapt)
+            found = measure(model)
+        except NotProven as error:
+            reason = first_line(error)
+            continue
+        except UserError as error:
+            return Verdict(REFUSED, str(error))
+        except Exception as error:
+            return Verdict(REFUSED, cannot_run(model_class, error, named))
+        numbers = {"loss": found.loss, "gradient": found.gradient, "dtype": str(dtype).removeprefix("torch.")}
+        if found.exact:
+            return Verdict(EXACT, **numbers)
+        sentence = (
+            f"{model_class.__name__}{named} computes something else on a shared prefix than on padded rows: "
+            f"{found.what} differs (the loss by {found.loss:.0e}, gradients by up to {found.gradient:.0e}), "
+            f"so it would train wrongly: {'use LoRA, or another adapter' if named else 'use another model'}."
+        )
+        return Verdict(DIFFERS, sentence, **numbers)
+    return Verdict(UNPROVEN, _not_proven(model_class, reason, named))
+
+
+def _check(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    *,
+    adapter: Any,
+    adapt: Adapt | None,
+    named: str = "",
+) -> bool:
+    """The verdict, remembered or found out now; raises it, or says that values were not proven."""
+    key = key_of(model_class, config, adapter)
+    verdict = recall(key)
+    if verdict is None:
+        verdict = prove(model_class, config, adapt=adapt, named=named)
+        if verdict.kind == UNPROVEN:
+            check_structure(model_class, config)
+        remember(key, verdict)
+    verdict.check()
+    if verdict.kind == UNPROVEN:
+        tell(verdict.sentence)
+    return verdict.kind == EXACT
+
+
+def _with_adapter(model: Any, adapt: Adapt) -> nn.Module:
+    """The small model with an adapter that changes it; one that does not fit the small widths proves nothing."""
+    try:
+        adapted = adapt(model)
     except UserError:
         raise
-    except Exception as error:  # a class that takes no such input, or whose attention the library refuses
-        said = first_line(error).split(". ")[0]
-        raise UserError(
-            f"{model_class.__name__} cannot be run by the shared-prefix forward ({said}): use another model."
-        ) from error
-    return True
+    except Exception as error:
+        raise NotProven(first_line(error)) from error
+    draw_adapter(adapted)
+    return adapted
 
 
-@contextmanager
-def _bfloat16() -> Iterator[None]:
-    """Within it weights are made in bfloat16, which is all that the kernel for mixtures of experts takes."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def _small_adapter(adapter: PeftConfig) -> PeftConfig:
+    """The same adapter on every layer of the small model."""
+    small = copy.deepcopy(adapter)
+    for name in ("layers_to_transform", "layers_pattern"):
+        if hasattr(small, name):
+            setattr(small, name, None)
+    small.inference_mode = False
+    return small
 
 
-def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
-    """Attention of every layer is reached, and logits are the head of the last hidden states."""
-    row, layout = place_row(batch.rows[0], None)
-    with HeadWatch(model) as watch:
-        model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
-    watch.check()
-    pair_logps(model, batch)
-
-
-def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:
-    """The same shapes without values."""
-    rows = []
-    for row in batch.rows:
-        tensors: dict[str, Any] = {
-            name: mode.from_tensor(value) for name, value in vars(row).items() if isinstance(value, Tensor)
-        }
-        rows.append(replace(row, **tensors))
-    return SharedPrefixBatch(tuple(rows))
-
-
-def _smallest_batch() -> SharedPrefixBatch:
-    """Two tokens of prompt and two answers of one."""
-    answer = Answer(np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool))
-    return pack([TokenizedExample("probe:1", np.zeros(2, dtype=np.int64), np.arange(2), (answer, answer))])
+def _not_proven(model_class: type[PreTrainedModel], reason: str, named: str) -> str:
+    """The line for a class, or an adapter on it, of which no small model could be compared."""
+    return (
+        f"No small {model_class.__name__}{named} runs on a CPU ({reason.split('. ')[0]}): its layers were looked at, but that "
+        "its values equal those of padded rows was not proven: `align verify` compares them at the model's own widths."
+    )

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import UserError
 from align.models.rope import rope_types
 from align.models.structure import find_causal_lm
-
-# Configuration keys that change attention or logits in a way that is not computed here.
-_REFUSED_KEYS = {
-    "attn_logit_softcapping": "soft-capped attention scores",
-    "final_logit_softcapping": "soft-capped logits",
-    "kv_lora_rank": "multi-head latent attention (MLA)",
-    "logit_scale": "scaled logits",
-    "logits_scaling": "scaled logits",
-    "attention_chunk_size": "chunked attention",
-    "alibi": "ALiBi position biases",
-}
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
-
 
 def check_supported(model: nn.Module) -> None:
     """Refuses a model whose attention or head is not what the shared-prefix forward computes.
@@ -72,11 +57,6 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             f"{family} models are composites of a text model and others, of which the shared-prefix forward trains "
             "none yet: use a text model's checkpoint."
         )
-    for key, what in _REFUSED_KEYS.items():
-        if _value(config, key) not in (None, False, 1.0):
-            raise UserError(
-                f"{family} models use {what} ({key}), which the shared-prefix forward does not support."
-            )
     if "dynamic" in rope_types(config):
         raise UserError(
             f"This {family} model has dynamic RoPE, which scales by the longest position read so far, so that a "
@@ -87,10 +67,6 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing: override it with model.rope.type (yarn, linear, default)."
         )
-    layer_types = getattr(config, "layer_types", None)
-    others = sorted(set(layer_types or ()) - _LAYER_TYPES)
-    if others:
-        raise UserError(f"{family} models have layers of type {', '.join(others)}, which are not supported.")
     window = effective_window(config)
     if window is not None and longest_sequence is not None and window < longest_sequence:
         raise UserError(
@@ -105,14 +81,6 @@ def _is_plain_text(config: PreTrainedConfig) -> bool:
         return config.get_text_config() is config
     except ValueError:  # it holds several
         return False
-
-
-def _value(config: PreTrainedConfig, key: str) -> Any:
-    """A key's value; None where there is none, and a word where layers have values of their own."""
-    try:
-        return getattr(config, key, None)
-    except RuntimeError:  # as the library says that it differs
-        return "another in each layer"
 
 
 def effective_window(config: PreTrainedConfig) -> int | None:

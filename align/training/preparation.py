@@ -25,6 +25,7 @@ from align.data.vocabulary import vocabulary_of
 from align.longseq.attention import ATTENTION, ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
+from align.longseq.probe import check_architecture, check_model
 from align.longseq.settings import MemorySettings
 from align.longseq.support import check_config, check_supported
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
@@ -141,9 +142,13 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
         UserError: a model that the shared-prefix forward does not compute.
     """
     if isinstance(model, str):
-        model = load_causal_lm(training_dtype(ModelSettings(path=model)), attention=ATTENTION)
-    elif find_causal_lm(model).config._attn_implementation in ATTENTIONS.values():
-        return model
+        settings = training_dtype(ModelSettings(path=model))
+        check_architecture(settings)
+        model = load_causal_lm(settings, attention=ATTENTION)
+    else:
+        check_model(model)
+        if find_causal_lm(model).config._attn_implementation in ATTENTIONS.values():
+            return model
     check_supported(model)
     find_causal_lm(model).set_attn_implementation(ATTENTION)
     apply_checkpointing(model, memory.checkpointing, **memory.levers())

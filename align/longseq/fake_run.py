@@ -1,0 +1,92 @@
+"""A forward of the whole architecture on fake tensors: what can be seen of it where its values cannot be computed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from align.core.errors import UserError, first_line
+from align.data.examples import Answer, TokenizedExample
+from align.longseq.attention import ATTENTION
+from align.longseq.forward import pair_logps
+from align.longseq.head_probe import HeadWatch, check_parts
+from align.longseq.parallel import place_row
+from align.longseq.shared_prefix import SharedPrefixBatch, pack
+from align.longseq.small_model import default_dtype
+from align.longseq.support import check_supported
+
+
+def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+    """Runs all layers once on fake tensors, which have shapes and no values, and take no memory.
+
+    A model whose code needs values there (by printing, or branching on them) is not refused for that: the first
+    real forward holds every model to the same.
+
+    Args:
+        model_class: the model's class.
+        config: its configuration.
+
+    Returns:
+        Whether the forward ran to its end.
+
+    Raises:
+        UserError: layers attend by code of their own, or do not hand the row's layout on; something stands between
+            the last hidden states and the logits beside the head; or the class cannot be run at all.
+    """
+    # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
+    build: Any = model_class
+    batch = _smallest_batch()
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+            with default_dtype(torch.bfloat16):  # all that the kernel for mixtures of experts takes
+                model = build(copy.deepcopy(config)).eval()
+            check_supported(model)
+            check_parts(model)
+            model.set_attn_implementation(ATTENTION)
+            _check_forward(model, _fake(batch, mode))
+    except (NotImplementedError, RuntimeError):
+        return False  # as torch says that an operation has no version for fake tensors, or that a value is not there
+    except UserError:
+        raise
+    except Exception as error:  # a class that takes no such input, or whose attention the library refuses
+        raise UserError(cannot_run(model_class, error)) from error
+    return True
+
+
+def cannot_run(model_class: type[PreTrainedModel], error: BaseException, named: str = "") -> str:
+    """The sentence for a class that ends in somebody else's error."""
+    said = first_line(error).split(". ")[0]
+    return f"{model_class.__name__}{named} cannot be run by the shared-prefix forward ({said}): use another model."
+
+
+def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
+    """Attention of every layer is reached, and logits are the head of the last hidden states."""
+    row, layout = place_row(batch.rows[0], None)
+    with HeadWatch(model) as watch:
+        model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
+    watch.check()
+    pair_logps(model, batch)
+
+
+def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:
+    """The same shapes without values."""
+    rows = []
+    for row in batch.rows:
+        tensors: dict[str, Any] = {
+            name: mode.from_tensor(value) for name, value in vars(row).items() if isinstance(value, Tensor)
+        }
+        rows.append(replace(row, **tensors))
+    return SharedPrefixBatch(tuple(rows))
+
+
+def _smallest_batch() -> SharedPrefixBatch:
+    """Two tokens of prompt and two answers of one."""
+    answer = Answer(np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool))
+    return pack([TokenizedExample("probe:1", np.zeros(2, dtype=np.int64), np.arange(2), (answer, answer))])

@@ -1,0 +1,225 @@
+"""One class of the table of architectures: a small model of it, both ways to compute a step, and what it is made of."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from align.core.errors import UserError, first_line
+from align.longseq import numeric
+from align.longseq.attention import ATTENTION
+from align.longseq.float64 import Float64
+from align.longseq.forward import pair_logps
+from align.longseq.parallel import start_parallel
+from align.longseq.probe import prove
+from align.longseq.shared_prefix import pack
+from align.longseq.small_model import build_small
+from align.longseq.support import check_config
+from align.longseq.verdicts import EXACT, UNPROVEN, Verdict
+from align.models.small import small
+from align.models.structure import experts, find_causal_lm
+from benchmarks.architecture_defaults import DEFAULTS
+
+MEMORY = 6 << 30  # bytes of address space
+SECONDS = 60
+VERDICTS = {"exact": "shared", "differs": "refused", "refused": "refused", "unproven": "unproven"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class that generates text, and the configuration that it is built from."""
+
+    model_class: type[PreTrainedModel]
+    config_class: type[PreTrainedConfig]
+    composite: bool
+
+    @property
+    def name(self) -> str:
+        """Key of the results: the configuration's type, and `composite` where the model reads images too."""
+        return f"{self.config_class.model_type}{' (composite)' if self.composite else ''}"
+
+    def config(self) -> PreTrainedConfig:
+        """The class's own defaults, filled up; the text part of one that is no text model's."""
+        config = self.config_class(**DEFAULTS.get(self.config_class.model_type, {}))
+        if not self.composite and not isinstance(config, self.model_class.config_class):
+            config = config.get_text_config()
+        if "is_decoder" in config.to_dict():
+            config.is_decoder = True
+        return config
+
+
+def architectures() -> Iterator[Architecture]:
+    """Every causal class of the installed transformers, and those of images and text whose text part decodes."""
+    seen: set[type[PreTrainedModel]] = set()
+    for mapping, composite in (
+        (MODEL_FOR_CAUSAL_LM_MAPPING, False),
+        (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, True),
+    ):
+        for config_class in mapping:
+            model_class = mapping[config_class]
+            if model_class not in seen:
+                seen.add(model_class)
+                yield Architecture(model_class, config_class, composite)
+
+
+def examine(architecture: Architecture) -> dict[str, Any]:
+    """The row of one class: verdict, errors, marks, sequence parallelism."""
+    row: dict[str, Any] = {"class": architecture.model_class.__name__, "verdict": "not built"}
+    try:
+        config = architecture.config()
+        model = build_small(architecture.model_class, config)
+    except Exception as error:  # a class that no rule makes small: the row says why
+        return row | {"sentence": f"{type(error).__name__}: {first_line(error)}"[:300]}
+    row |= {"decoder": is_decoder(config), "marks": marks(config, model)}
+    verdict = verdict_of(architecture.model_class, config)
+    row |= asdict(verdict) | {"verdict": VERDICTS[verdict.kind]}
+    del row["kind"]
+    if verdict.kind == EXACT:
+        row["parallel"] = parallel_error(architecture.model_class, config)
+    return row
+
+
+def verdict_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Verdict:
+    """What a start of training would say of the class."""
+    try:
+        check_config(small(config))
+    except UserError as error:
+        return Verdict("refused", str(error))
+    return prove(model_class, config)
+
+
+def is_decoder(config: PreTrainedConfig) -> bool:
+    """Whether the class is a decoder by birth, and not an encoder's or an encoder-decoder's second use."""
+    values = config.to_dict()
+    return not values.get("is_encoder_decoder") and "is_decoder" not in values
+
+
+def marks(config: PreTrainedConfig, model: torch.nn.Module) -> list[str]:
+    """What makes a class other than Llama: window, sinks, state, MLA, MoE, cap."""
+    text = small(config.get_text_config()) if hasattr(config, "get_text_config") else config
+    values = text.to_dict()
+    types = {
+        str(kind)
+        for value in values.values()
+        if isinstance(value, list)
+        for kind in value
+        if isinstance(kind, str)
+    }
+    names = [name for name, _ in model.named_parameters()]
+    modules = {type(module).__name__ for module in model.modules()}
+    state = ("Mamba", "DeltaNet", "ShortConv", "Rwkv", "xLSTM", "KimiDelta", "RgLru", "Lightning", "Recurrent")
+    kinds = " ".join(types)
+    found = {
+        "window": "sliding" in kinds or "chunked" in kinds or "local" in kinds or bool(_window(values)),
+        "sinks": any("sink" in name for name in names),
+        "state": any(word in kinds for word in ("linear_attention", "conv", "mamba", "recurrent"))
+        or any(word in name for name in modules for word in state),
+        "MLA": bool(values.get("kv_lora_rank")),
+        "MoE": experts(text) > 1,
+        "cap": bool(values.get("attn_logit_softcapping")) or bool(values.get("final_logit_softcapping")),
+    }
+    return [name for name, there in found.items() if there]
+
+
+def _window(values: dict[str, Any]) -> Any:
+    """A window that all layers have."""
+    used = values.get("use_sliding_window", True) is not False and not values.get("layer_types")
+    return values.get("sliding_window") if used else None
+
+
+# ---- sequence parallelism
+
+
+def parallel_error(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Any]:
+    """Two processes share the rows by the exchange `gather`: the worst error against one process, or the refusal."""
+    model = build_small(model_class, config)
+    rows = numeric.examples()
+    find_causal_lm(model).set_attn_implementation(ATTENTION)
+    with Float64():
+        expected = numeric.outcome(model, lambda: pair_logps(model, pack(rows)))
+    with tempfile.TemporaryDirectory() as folder:
+        pids = [os.fork() for _ in range(0)]
+        for rank in range(2):
+            pid = os.fork()
+            if pid == 0:
+                _share(model, rank, folder, expected)
+            pids.append(pid)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        try:
+            with open(os.path.join(folder, "result")) as file:
+                return json.load(file)  # type: ignore[no-any-return]
+        except OSError:
+            return {"exact": False, "sentence": "the processes died"}
+
+
+def _share(model: torch.nn.Module, rank: int, folder: str, expected: Any) -> None:
+    """One of the two processes; the first one writes what came out."""
+    try:
+        dist.init_process_group(
+            "gloo", store=dist.FileStore(os.path.join(folder, "store"), 2), rank=rank, world_size=2
+        )
+        over = start_parallel("gather", 2)
+        batch = pack(numeric.examples())
+        with Float64():
+            loss, own = numeric.outcome(model, lambda: pair_logps(model, batch, parallel=over))
+        summed = {}
+        for name, value in own.items():
+            total = torch.zeros(dict(model.named_parameters())[name].shape) if value is None else value.clone()
+            total = total.double()
+            dist.all_reduce(total)
+            summed[name] = total / 2
+        found = numeric.compare((loss, summed), expected, numeric.TOLERANCE[torch.float64])
+        said: dict[str, Any] = {"exact": found.exact, "gradient": found.gradient}
+    except Exception as error:  # the class's, ours or torch's: the row says which
+        said = {"exact": False, "sentence": first_line(error)[:300]}
+    if rank == 0 or "sentence" in said:
+        with open(os.path.join(folder, "result"), "w") as file:
+            json.dump(said, file)
+    os._exit(0)
+
+
+# ---- a process a class
+
+
+def in_a_process(architecture: Architecture) -> dict[str, Any]:
+    """`examine` in a child with limits of memory and time, so that no class ends the sweep."""
+    reading, writing = os.pipe()
+    begun = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        signal.alarm(SECONDS)
+        try:
+            row = examine(architecture)
+        except BaseException as error:
+            row = {"verdict": "traceback", "sentence": f"{type(error).__name__}: {first_line(error)}"[:300]}
+        with os.fdopen(writing, "w") as pipe:
+            json.dump(row, pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    row = json.loads(said) if said else {"verdict": "traceback", "sentence": f"ended by signal {status & 127}"}
+    return row | {"seconds": round(time.monotonic() - begun, 1)}  # type: ignore[no-any-return]
+
+
+__all__ = ["UNPROVEN", "Architecture", "architectures", "in_a_process"]
