@@ -8,20 +8,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import UserError
+from align.longseq.layer_pattern import ATTENTION_TYPES
 from align.models.rope import rope_types
 from align.models.structure import find_causal_lm
 
 # Configuration keys that change attention or logits in a way that is not computed here.
 _REFUSED_KEYS = {
     "attn_logit_softcapping": "soft-capped attention scores",
-    "final_logit_softcapping": "soft-capped logits",
-    "kv_lora_rank": "multi-head latent attention (MLA)",
-    "logit_scale": "scaled logits",
-    "logits_scaling": "scaled logits",
-    "attention_chunk_size": "chunked attention",
     "alibi": "ALiBi position biases",
 }
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def check_supported(model: nn.Module) -> None:
@@ -59,13 +54,8 @@ def check_every_layer_called(model: PreTrainedModel, callers: int) -> None:
         )
 
 
-def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = None) -> None:
-    """The same from a configuration alone, before any weights are read.
-
-    Args:
-        config: the model's configuration.
-        longest_sequence: the longest prompt + answer in the data, in tokens, to hold against a window.
-    """
+def check_config(config: PreTrainedConfig) -> None:
+    """The same from a configuration alone, before any weights are read."""
     family = config.model_type
     if not _is_plain_text(config):
         raise UserError(
@@ -88,15 +78,9 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             "log-prob would depend on packing: override it with model.rope.type (yarn, linear, default)."
         )
     layer_types = getattr(config, "layer_types", None)
-    others = sorted(set(layer_types or ()) - _LAYER_TYPES)
+    others = sorted(set(layer_types or ()) - ATTENTION_TYPES)
     if others:
         raise UserError(f"{family} models have layers of type {', '.join(others)}, which are not supported.")
-    window = effective_window(config)
-    if window is not None and longest_sequence is not None and window < longest_sequence:
-        raise UserError(
-            f"The model's sliding window of {window} tokens is shorter than the longest prompt with its answer "
-            f"({longest_sequence} tokens): set data.max_length={window} or use a model without a window."
-        )
 
 
 def _is_plain_text(config: PreTrainedConfig) -> bool:
@@ -113,13 +97,3 @@ def _value(config: PreTrainedConfig, key: str) -> Any:
         return getattr(config, key, None)
     except RuntimeError:  # as the library says that it differs
         return "another in each layer"
-
-
-def effective_window(config: PreTrainedConfig) -> int | None:
-    """The sliding window that some layer uses, in tokens; None where attention is full."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    return getattr(config, "sliding_window", None)

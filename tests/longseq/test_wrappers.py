@@ -96,5 +96,5 @@ def double(rank: int, size: int, start: int) -> int:
 
 
 def test_cases_are_what_the_docstrings_say():
-    assert ATTENTION == "align_sdpa"
+    assert ATTENTION == "align_shared"
     assert len(CASES["full"].batch().rows) == 2
