@@ -157,13 +157,17 @@ def shared_prefix_attention(
     width = value.shape[3]
     query, key, value = _alike(query, key, value)
     kernel = None if dropout else flash or sdpa_kernel(query, value)
+    here = _attend_by(kernel, softcap, dropout, asked)
+    return layout.exchange(query, key, value, here)[..., :width].transpose(1, 2), None
+
+
+def _attend_by(kernel: str | None, softcap: float | None, dropout: float, asked: dict[str, Any]) -> Attend:
+    """Attention by a kernel, or the plain way where there is none, with all that a layer asks for."""
     if softcap is not None:
         kernel = with_softcap(kernel, softcap)
     if kernel is None:
-        here: Attend = partial(attend_plain, **asked, dropout=dropout)
-    else:
-        here = partial(attend, **asked, kernel=kernel)
-    return layout.exchange(query, key, value, here)[..., :width].transpose(1, 2), None
+        return partial(attend_plain, **asked, dropout=dropout)
+    return partial(attend, **asked, kernel=kernel)
 
 
 def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
