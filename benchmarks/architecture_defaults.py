@@ -7,14 +7,23 @@ from typing import Any
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 8},
-    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 8,
+        "num_hidden_layers": 32,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        },
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 8, "rope_theta": 1e4}},
+    "dots1": {"n_shared_experts": 2, "n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention"] * 8, "num_hidden_layers": 24},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention"] * 8, "num_hidden_layers": 24},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
-    "reformer": {"is_decoder": True},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
 }
 # A model of qwen4_exp with its sparse attention, whose sizes the class leaves open all together.

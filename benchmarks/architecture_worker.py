@@ -56,9 +56,10 @@ class Architecture:
 
     def config(self) -> PreTrainedConfig:
         """The class's own defaults, filled up; the text part of one that is no text model's."""
-        config = self.config_class(**DEFAULTS.get(self.config_class.model_type, {}))
-        if not self.composite and not isinstance(config, self.model_class.config_class):
-            config = config.get_text_config()
+        config_class = self.config_class
+        if not self.composite and not issubclass(config_class, self.model_class.config_class):
+            config_class = type(config_class().get_text_config())
+        config = config_class(**DEFAULTS.get(config_class.model_type, {}))
         if "is_decoder" in config.to_dict():
             config.is_decoder = True
         return config

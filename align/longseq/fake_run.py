@@ -16,8 +16,7 @@ from align.core.errors import UserError, first_line
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
-from align.longseq.head_probe import HeadWatch, check_parts
-from align.longseq.parallel import place_row
+from align.longseq.head_probe import check_parts
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.small_model import default_dtype
 from align.longseq.support import check_supported
@@ -50,7 +49,7 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
             check_supported(model)
             check_parts(model)
             model.set_attn_implementation(ATTENTION)
-            _check_forward(model, _fake(batch, mode))
+            pair_logps(model, _fake(batch, mode))
     except (NotImplementedError, RuntimeError):
         return False  # as torch says that an operation has no version for fake tensors, or that a value is not there
     except UserError:
@@ -64,15 +63,6 @@ def cannot_run(model_class: type[PreTrainedModel], error: BaseException, named: 
     """The sentence for a class that ends in somebody else's error."""
     said = first_line(error).split(". ")[0]
     return f"{model_class.__name__}{named} cannot be run by the shared-prefix forward ({said}): use another model."
-
-
-def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
-    """Attention of every layer is reached, and logits are the head of the last hidden states."""
-    row, layout = place_row(batch.rows[0], None)
-    with HeadWatch(model) as watch:
-        model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
-    watch.check()
-    pair_logps(model, batch)
 
 
 def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:

@@ -21,7 +21,8 @@ from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
 from align.longseq.support import check_every_layer_called
-from align.models.structure import find_causal_lm
+from align.longseq.tail import TailWatch
+from align.models.structure import decoder_of, find_causal_lm
 from losses.types import PairLogps
 
 
@@ -143,9 +144,9 @@ def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor
 
 def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
     """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
-    head, row = lm.get_output_embeddings(), call.row
+    row = call.row
 
-    def score(hidden: Tensor) -> Tensor:
+    def score(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         return token_logps(head, hidden[0, call.predictor], call.target, slices=call.head_calls)
 
     with _scoring(lm, score):
@@ -167,31 +168,39 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
 
 
 @contextmanager
-def _scoring(lm: PreTrainedModel, score: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block the model returns `score(last hidden state)` as its `logits`.
+def _scoring(
+    lm: PreTrainedModel, score: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+) -> Iterator[None]:
+    """Within the block the model returns `score(last hidden states, head)` as its `logits`.
 
-    Two temporary forward hooks do it, so the head runs inside the wrapped module's own forward, where FSDP
-    and ZeRO-3 hold its weights gathered, and the result leaves through the wrapper's output, where they
-    attach their backward hooks. `prepend` puts ours before a wrapper's hook on the same module.
+    `head` is the output embedding with the steps that the model puts before and behind it (tail.py), which its own
+    forward shows on no position at all. Two temporary forward hooks do it, so the head runs inside the wrapped
+    module's own forward, where FSDP and ZeRO-3 hold its weights gathered, and the result leaves through the
+    wrapper's output, where they attach their backward hooks. `prepend` puts ours before a wrapper's hook on the
+    same module.
     """
-    scored: list[Tensor] = []
+    hidden: list[Tensor] = []
+    watch = TailWatch(lm)
 
     def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
         check_last_hidden_state(lm, output)
-        scored.append(score(output.last_hidden_state))
+        hidden.append(output.last_hidden_state)
+        watch.begin(output.last_hidden_state)
 
     def after_model(module: nn.Module, args: Any, output: Any) -> Any:
+        head = watch.end(output.logits).of(lm.get_output_embeddings())
         # Adding the head's empty output keeps its parameters in the graph when nothing is scored.
-        output.logits = scored.pop() + output.logits.sum()
+        output.logits = score(hidden.pop(), head) + output.logits.sum()
         return output
 
     handles = [
-        lm.get_decoder().register_forward_hook(after_decoder),
+        decoder_of(lm).register_forward_hook(after_decoder),
         lm.register_forward_hook(after_model, prepend=True),
     ]
     try:
         yield
     finally:
+        watch.stop()
         for handle in handles:
             handle.remove()
 

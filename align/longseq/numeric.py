@@ -20,11 +20,11 @@ from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.float64 import Float64
 from align.longseq.forward import pair_logps
-from align.longseq.head_probe import HeadWatch, check_parts
+from align.longseq.head_probe import check_parts
 from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.models.small import FIRST_TOKEN, VOCABULARY
-from align.models.structure import decoder_layers, find_causal_lm
+from align.models.structure import decoder_layers, decoder_of, find_causal_lm
 from losses.types import PairLogps
 
 # Largest relative errors that count as exact, by the dtype that a class runs in on a CPU.
@@ -181,13 +181,13 @@ def _layer_outputs(lm: Any) -> Iterator[list[tuple[str, Tensor]]]:
 
         return hook
 
-    layers = decoder_layers(lm.get_decoder())
+    layers = decoder_layers(decoder_of(lm))
     types = getattr(lm.config.get_text_config(), "layer_types", None) or [""] * len(layers)
     handles = [
         layer.register_forward_hook(note(f"layer {i} ({_kind(layer, types, i)})"))
         for i, layer in enumerate(layers)
     ]
-    handles.append(lm.get_decoder().register_forward_hook(note("the decoder's last norm")))
+    handles.append(decoder_of(lm).register_forward_hook(note("the decoder's last norm")))
     try:
         yield noted
     finally:
@@ -223,19 +223,21 @@ def _tokens_differ(
 
 
 def _logits_difference(model: nn.Module, rows: Sequence[TokenizedExample]) -> str:
-    """In words what stands between the output embedding and the logits: a factor, or other operations."""
+    """In words what stands between the output embedding and the logits: a factor, or something else."""
     lm = find_causal_lm(model)
     lm.set_attn_implementation(LIBRARY)
     hidden: list[Tensor] = []
-    handle = lm.get_decoder().register_forward_hook(lambda *all: hidden.append(all[2][0]))
+    handle = decoder_of(lm).register_forward_hook(lambda *all: hidden.append(all[2][0]))
     ids = torch.as_tensor(rows[0].prompt_ids)[None]
     try:
-        with torch.no_grad(), HeadWatch(lm) as watch:
+        with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits
-        plain = lm.get_output_embeddings()(hidden[-1])
+            plain = lm.get_output_embeddings()(hidden[-1])
     finally:
         handle.remove()
-    ratio = (logits * plain).sum() / (plain * plain).sum()
+    if plain.shape != logits.shape:
+        return "the number of logits"
+    ratio = float((logits * plain).sum() / (plain * plain).sum())
     if float((logits - ratio * plain).norm()) < 1e-6 * float(logits.norm()):
-        return f"the logits by a factor of {float(ratio):.4g}"
-    return f"the logits ({', '.join(dict.fromkeys(watch.changes)) or 'before the output embedding'})"
+        return f"the logits, by a factor of {ratio:.4g},"
+    return "what stands between the output embedding and the logits"

@@ -21,6 +21,7 @@ from align.core.errors import AlignWarning, UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import NotProven, measure
+from align.longseq.settings import FLASH_MODULES
 from align.longseq.small_model import build_small, draw_adapter
 from align.longseq.support import check_config, check_supported
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
@@ -46,6 +47,10 @@ def check_architecture(model: ModelSettings) -> None:
     kind = causal_lm_class(model, config)
     if kind is None:
         return
+    if model.attention in FLASH_MODULES and getattr(config, "attn_logit_softcapping", None):
+        # Its kernels cap scores; there are none on a CPU, so that the rest is held without.
+        config = copy.deepcopy(config)
+        config.attn_logit_softcapping = None
     if model.lora.r > 0:
         _check(kind, config, adapter=asdict(model.lora), adapt=lambda base: add_lora(base, model.lora))
     else:

@@ -44,13 +44,8 @@ def check_every_layer_called(model: PreTrainedModel, callers: int) -> None:
         )
 
 
-def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = None) -> None:
-    """The same from a configuration alone, before any weights are read.
-
-    Args:
-        config: the model's configuration.
-        longest_sequence: the longest prompt + answer in the data, in tokens, to hold against a window.
-    """
+def check_config(config: PreTrainedConfig) -> None:
+    """The same from a configuration alone, before any weights are read."""
     family = config.model_type
     if not _is_plain_text(config):
         raise UserError(
@@ -67,12 +62,6 @@ def check_config(config: PreTrainedConfig, *, longest_sequence: int | None = Non
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing: override it with model.rope.type (yarn, linear, default)."
         )
-    window = effective_window(config)
-    if window is not None and longest_sequence is not None and window < longest_sequence:
-        raise UserError(
-            f"The model's sliding window of {window} tokens is shorter than the longest prompt with its answer "
-            f"({longest_sequence} tokens): set data.max_length={window} or use a model without a window."
-        )
 
 
 def _is_plain_text(config: PreTrainedConfig) -> bool:
@@ -81,13 +70,3 @@ def _is_plain_text(config: PreTrainedConfig) -> bool:
         return config.get_text_config() is config
     except ValueError:  # it holds several
         return False
-
-
-def effective_window(config: PreTrainedConfig) -> int | None:
-    """The sliding window that some layer uses, in tokens; None where attention is full."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    return getattr(config, "sliding_window", None)

@@ -214,7 +214,7 @@ def _own_sizes(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
     """What one layer has of its own, made small as the others' values are: `head_dim` 512 beside 256 is 32 beside 16."""
     found = {name: _size(name, value, values) for name, value in own.items()}
     if {"head_dim", "qk_nope_head_dim"} <= own.keys():
-        found["head_dim"] = 24
+        found |= {"head_dim": 24, "num_key_value_heads": HEADS, "v_head_dim": 16}
     elif "head_dim" in own:
         found["head_dim"] = 32
     return found

@@ -17,6 +17,23 @@ def find_causal_lm(model: nn.Module) -> PreTrainedModel:
     raise ValueError(f"{type(model).__name__} holds no transformers model with a language-model head")
 
 
+def decoder_of(lm: PreTrainedModel) -> nn.Module:
+    """What gives a causal language model's last hidden states: all of it but the output embedding.
+
+    Some classes name themselves as their decoder (Llama-4); of these it is the child that holds the layers.
+
+    Raises:
+        ValueError: no module within the model does.
+    """
+    named = lm.get_decoder()
+    if isinstance(named, nn.Module) and named is not lm:
+        return named
+    for child in lm.children():
+        if isinstance(child, PreTrainedModel):
+            return child
+    raise ValueError(f"{type(lm).__name__} has no decoder of its own")
+
+
 def experts(config: PreTrainedConfig) -> int:
     """How many experts a layer chooses from; 0 for a model that is no mixture of experts."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")

@@ -175,13 +175,11 @@ def prepare_rows(
         what: their name, for messages.
 
     Raises:
-        UserError: no tokenizer, a row that cannot be used, or one that a sliding window does not hold.
+        UserError: no tokenizer, a row that cannot be used, or a model that is not computed here.
     """
     if rows is None:
         return None
     if isinstance(rows, Dataset) and "prompt_ids" in rows.column_names:
-        if "longest_sequence" in rows.column_names:
-            check_config(config, longest_sequence=max(rows["longest_sequence"][:], default=0))
         return rows
     if tokenizer is None:
         raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
@@ -222,7 +220,7 @@ def read_rows_for(
     positions: PositionSettings,
     seed: int,
 ) -> PreferenceData:
-    """Tokenised rows with all that a method asks for, none longer than a sliding window of the model.
+    """Tokenised rows with all that a method asks for.
 
     Args:
         method: whether it needs rejected answers and short contexts.
@@ -233,9 +231,10 @@ def read_rows_for(
         seed: of the split and the positions.
 
     Raises:
-        UserError: a row that cannot be used, or one that a sliding window does not hold.
+        UserError: a row that cannot be used, or a model that is not computed here.
     """
-    data = load_preference_data(
+    check_config(config)
+    return load_preference_data(
         settings,
         tokenizer,
         positions=positions,
@@ -244,8 +243,6 @@ def read_rows_for(
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
     )
-    check_config(config, longest_sequence=data.counts["longest_sequence"])
-    return data
 
 
 def make_reference(
