@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 from align.distributed.agreement import agree_on_calls
 from align.longseq.attention import ATTENTIONS, PreparedLayout
 from align.longseq.collectives import all_reduce_sum
-from align.longseq.head_probe import check_last_hidden_state
+from align.longseq.head_probe import check_last_hidden_state, check_no_logits
 from align.longseq.logps import sum_by_index, token_logps
 from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
 from align.longseq.support import check_every_layer_called
 from align.models.structure import find_causal_lm
+from align.models.text_part import attention_name
 from losses.types import PairLogps
 
 
@@ -129,7 +130,7 @@ def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: st
 
 def _check_attention(lm: PreTrainedModel) -> None:
     """A programmer's mistake, not a user's: commands load the model with the right name."""
-    name, known = lm.config._attn_implementation, ATTENTIONS.values()
+    name, known = attention_name(lm), ATTENTIONS.values()
     if name not in known:
         raise ValueError(f"pair_logps needs attn_implementation {' or '.join(known)}, not '{name}'")
 
@@ -181,6 +182,7 @@ def _scoring(lm: PreTrainedModel, score: Callable[[Tensor], Tensor]) -> Iterator
         scored.append(score(output.last_hidden_state))
 
     def after_model(module: nn.Module, args: Any, output: Any) -> Any:
+        check_no_logits(lm, output)
         # Adding the head's empty output keeps its parameters in the graph when nothing is scored.
         output.logits = scored.pop() + output.logits.sum()
         return output

@@ -126,3 +126,16 @@ def check_last_hidden_state(model: PreTrainedModel, output: Any) -> None:
             f"{type(model).__name__} has a decoder that returns no last_hidden_state, which the shared-prefix forward "
             "scores: use a model class that does."
         )
+
+
+def check_no_logits(model: PreTrainedModel, output: Any) -> None:
+    """Refuses a model that makes logits of tokens though it was asked for none (`logits_to_keep`).
+
+    Raises:
+        UserError: names the model's class.
+    """
+    if output.logits.numel():
+        raise UserError(
+            f"{type(model).__name__} makes the logits of all tokens whatever its logits_to_keep says, which the "
+            "shared-prefix forward scores a slice at a time: use a model class that heeds it."
+        )
