@@ -24,6 +24,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
 from align.models.paths import resolve_path
+from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
@@ -33,7 +34,10 @@ from align.models.text_part import attention_by_part, is_composite, text_config
 def load_tokenizer(
     path: str, *, trust_remote_code: bool = False, revision: str | None = None, key: str = "model.path"
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; its pad token is never used, since nothing is padded. `key` named the model."""
+    """The tokenizer of a model; its pad token is never used, since nothing is padded. `key` named the model.
+
+    A chat template that its processor alone has becomes the tokenizer's.
+    """
     _warn_of_remote_code(path, trust_remote_code)
     folder = resolve_path(path, key=key)
     try:
@@ -44,6 +48,8 @@ def load_tokenizer(
         raise UserError(f"{key}={path}: no tokenizer could be loaded ({loading_problem(error)}).") from error
     if not tokenizer.is_fast:
         raise UserError(f"{key}={path}: its tokenizer has no fast version, which character offsets need.")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor_template(folder, revision=revision)
     return tokenizer
 
 
