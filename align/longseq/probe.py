@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from align.core.errors import AlignWarning, UserError, first_line
 from align.data.examples import Answer, TokenizedExample
@@ -25,6 +26,7 @@ from align.longseq.support import check_config, check_supported
 from align.models.loading import causal_lm_class, load_config
 from align.models.settings import ModelSettings
 from align.models.structure import experts
+from align.models.text_part import set_attention
 
 
 def check_architecture(model: ModelSettings) -> None:
@@ -65,11 +67,11 @@ def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig)
     batch = _smallest_batch()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            with _bfloat16():
+            with _bfloat16(), no_init_weights():  # drawing them needs values in some (SigLIP's tower)
                 model = build(copy.deepcopy(config)).eval()
             check_supported(model)
             check_parts(model)
-            model.set_attn_implementation(ATTENTION)
+            set_attention(model, ATTENTION)
             pair_logps(model, _fake(batch, mode))
     except (NotImplementedError, RuntimeError):
         return False  # as torch says that an operation has no version for fake tensors, or that a value is not there

@@ -31,6 +31,7 @@ from align.models.loading import load_causal_lm, load_config, load_tokenizer, na
 from align.models.precision import cast_parameters, training_dtype, warn_of_low_weights
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
+from align.models.text_part import attention_name, freeze_other_parts, set_attention
 from align.reference.sources import (
     AdapterOff,
     Frozen,
@@ -142,10 +143,11 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
     """
     if isinstance(model, str):
         model = load_causal_lm(training_dtype(ModelSettings(path=model)), attention=ATTENTION)
-    elif find_causal_lm(model).config._attn_implementation in ATTENTIONS.values():
+        freeze_other_parts(model)
+    elif attention_name(find_causal_lm(model)) in ATTENTIONS.values():
         return model
     check_supported(model)
-    find_causal_lm(model).set_attn_implementation(ATTENTION)
+    set_attention(find_causal_lm(model), ATTENTION)
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
     return model
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.support import check_supported
-from align.models.loading import load_config
+from align.models.loading import auto_class, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
+from align.models.text_part import attention_by_part, text_config
 
 LAYERS = 2
 VOCABULARY = 512
@@ -25,10 +26,10 @@ def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> A
     config = shrink(load_config(settings))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_config(
+        base = auto_class(config).from_config(
             config,
             dtype=torch.float32,
-            attn_implementation=attention,
+            attn_implementation=attention_by_part(config, attention),
             trust_remote_code=settings.trust_remote_code,
         )
         check_supported(base)
@@ -43,9 +44,29 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     """The same heads and widths with few layers and a small vocabulary, and no dropout.
 
     Weights are drawn wider than a fresh checkpoint's, so that attention is far from uniform and an error in
-    a mask or a position shows.
+    a mask or a position shows. Of a composite that is done to the text part; the others keep one layer, not run.
     """
     small = copy.deepcopy(config)
+    text = text_config(small)
+    for name in small.sub_configs:
+        other = getattr(small, name, None)
+        if other is not None and other is not text:
+            _shrink_other(other)
+    _shrink_text(text)
+    return small
+
+
+def _shrink_other(config: PreTrainedConfig) -> None:
+    """One layer of a part that sees or hears, in place."""
+    for name in ("num_hidden_layers", "depth", "num_layers", "encoder_layers"):
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, 1)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+
+
+def _shrink_text(config: PreTrainedConfig) -> None:
+    """Few layers and a small vocabulary, in place."""
     changes: dict[str, Any] = {
         "num_hidden_layers": LAYERS,
         "vocab_size": VOCABULARY,
@@ -61,8 +82,7 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         name: 0.0 for name in ("attention_dropout", "resid_pdrop", "embd_pdrop") if hasattr(config, name)
     }
     for name, value in changes.items():
-        setattr(small, name, value)
-    return small
+        setattr(config, name, value)
 
 
 def random_examples(
