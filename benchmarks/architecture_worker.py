@@ -32,8 +32,10 @@ from align.longseq.shared_prefix import pack
 from align.longseq.small_model import build_small
 from align.longseq.support import check_config
 from align.longseq.verdicts import EXACT, UNPROVEN, Verdict
+from align.models.loading import library_class
 from align.models.small import small
 from align.models.structure import experts, find_causal_lm
+from align.models.text_part import is_composite, set_attention, text_config
 from benchmarks.architecture_defaults import DEFAULTS
 
 MEMORY = 6 << 30  # bytes of address space
@@ -45,54 +47,47 @@ VERDICTS = {"exact": "shared", "differs": "refused", "refused": "refused", "unpr
 class Architecture:
     """A class that generates text, and the configuration that it is built from."""
 
-    model_class: type[PreTrainedModel]
     config_class: type[PreTrainedConfig]
-    composite: bool
 
     @property
     def name(self) -> str:
-        """Key of the results: the configuration's type, and `composite` where the model reads images too."""
-        return f"{self.config_class.model_type}{' (composite)' if self.composite else ''}"
+        """Key of the results: the configuration's type."""
+        return str(self.config_class.model_type)
 
     def config(self) -> PreTrainedConfig:
-        """The class's own defaults, filled up; the text part of one that is no text model's."""
-        config_class = self.config_class
-        if not self.composite and not issubclass(config_class, self.model_class.config_class):
-            config_class = type(config_class().get_text_config())
-        config = config_class(**DEFAULTS.get(config_class.model_type, {}))
+        """The class's own defaults, filled up, that of a text part inside it too."""
+        config = self.config_class(**DEFAULTS.get(self.config_class.model_type, {}))
+        for name in config.sub_configs:
+            part = getattr(config, name, None)
+            if isinstance(part, PreTrainedConfig) and part.model_type in DEFAULTS:
+                setattr(config, name, type(part)(**DEFAULTS[part.model_type]))
         if "is_decoder" in config.to_dict():
             config.is_decoder = True
         return config
 
 
 def architectures() -> Iterator[Architecture]:
-    """Every causal class of the installed transformers, and those of images and text whose text part decodes."""
-    seen: set[type[PreTrainedModel]] = set()
-    for mapping, composite in (
-        (MODEL_FOR_CAUSAL_LM_MAPPING, False),
-        (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, True),
-    ):
-        for config_class in mapping:
-            model_class = mapping[config_class]
-            if model_class not in seen:
-                seen.add(model_class)
-                yield Architecture(model_class, config_class, composite)
+    """Every class of the installed transformers for a causal language model, alone or behind images."""
+    for config_class in dict.fromkeys([*MODEL_FOR_CAUSAL_LM_MAPPING, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING]):
+        yield Architecture(config_class)
 
 
 def examine(architecture: Architecture) -> dict[str, Any]:
     """The row of one class: verdict, errors, marks, sequence parallelism."""
-    row: dict[str, Any] = {"class": architecture.model_class.__name__, "verdict": "not built"}
+    row: dict[str, Any] = {"verdict": "not built"}
     try:
         config = architecture.config()
-        model = build_small(architecture.model_class, config)
+        model_class: Any = library_class(config)
+        row["class"] = model_class.__name__
+        model = build_small(model_class, config)
     except Exception as error:  # a class that no rule makes small: the row says why
         return row | {"sentence": f"{type(error).__name__}: {first_line(error)}"[:300]}
     row |= {"decoder": is_decoder(config), "marks": marks(config, model)}
-    verdict = verdict_of(architecture.model_class, config)
+    verdict = verdict_of(model_class, config)
     row |= asdict(verdict) | {"verdict": VERDICTS[verdict.kind]}
     del row["kind"]
     if verdict.kind == EXACT:
-        row["parallel"] = parallel_error(architecture.model_class, config)
+        row["parallel"] = parallel_error(model_class, config)
     return row
 
 
@@ -113,7 +108,10 @@ def is_decoder(config: PreTrainedConfig) -> bool:
 
 def marks(config: PreTrainedConfig, model: torch.nn.Module) -> list[str]:
     """What makes a class other than Llama: window, sinks, state, MLA, MoE, cap."""
-    text = small(config.get_text_config()) if hasattr(config, "get_text_config") else config
+    try:
+        text, composite = small(text_config(config)), is_composite(config)
+    except UserError:  # no text part can be told
+        text, composite = config, True
     values = text.to_dict()
     types = {
         str(kind)
@@ -124,7 +122,17 @@ def marks(config: PreTrainedConfig, model: torch.nn.Module) -> list[str]:
     }
     names = [name for name, _ in model.named_parameters()]
     modules = {type(module).__name__ for module in model.modules()}
-    state = ("Mamba", "DeltaNet", "ShortConv", "Rwkv", "xLSTM", "KimiDelta", "RgLru", "Lightning", "Recurrent")
+    state = (
+        "Mamba",
+        "DeltaNet",
+        "ShortConv",
+        "Rwkv",
+        "xLSTM",
+        "KimiDelta",
+        "RgLru",
+        "Lightning",
+        "Recurrent",
+    )
     kinds = " ".join(types)
     found = {
         "window": "sliding" in kinds or "chunked" in kinds or "local" in kinds or bool(_window(values)),
@@ -133,6 +141,7 @@ def marks(config: PreTrainedConfig, model: torch.nn.Module) -> list[str]:
         or any(word in name for name in modules for word in state),
         "MLA": bool(values.get("kv_lora_rank")),
         "MoE": experts(text) > 1,
+        "images": composite,
         "cap": bool(values.get("attn_logit_softcapping")) or bool(values.get("final_logit_softcapping")),
     }
     return [name for name, there in found.items() if there]
@@ -151,7 +160,7 @@ def parallel_error(model_class: type[PreTrainedModel], config: PreTrainedConfig)
     """Two processes share the rows by the exchange `gather`: the worst error against one process, or the refusal."""
     model = build_small(model_class, config)
     rows = numeric.examples()
-    find_causal_lm(model).set_attn_implementation(ATTENTION)
+    set_attention(find_causal_lm(model), ATTENTION)
     with Float64():
         expected = numeric.outcome(model, lambda: pair_logps(model, pack(rows)))
     with tempfile.TemporaryDirectory() as folder:
@@ -182,7 +191,9 @@ def _share(model: torch.nn.Module, rank: int, folder: str, expected: Any) -> Non
             loss, own = numeric.outcome(model, lambda: pair_logps(model, batch, parallel=over))
         summed = {}
         for name, value in own.items():
-            total = torch.zeros(dict(model.named_parameters())[name].shape) if value is None else value.clone()
+            total = (
+                torch.zeros(dict(model.named_parameters())[name].shape) if value is None else value.clone()
+            )
             total = total.double()
             dist.all_reduce(total)
             summed[name] = total / 2
@@ -219,7 +230,9 @@ def in_a_process(architecture: Architecture) -> dict[str, Any]:
     with os.fdopen(reading) as pipe:
         said = pipe.read()
     _, status = os.waitpid(pid, 0)
-    row = json.loads(said) if said else {"verdict": "traceback", "sentence": f"ended by signal {status & 127}"}
+    row = (
+        json.loads(said) if said else {"verdict": "traceback", "sentence": f"ended by signal {status & 127}"}
+    )
     return row | {"seconds": round(time.monotonic() - begun, 1)}  # type: ignore[no-any-return]
 
 

@@ -4,9 +4,9 @@
     python -m benchmarks.architectures --again         # all, anew; some minutes on one core
     python -m benchmarks.architectures --only qwen3    # those whose name contains it, anew
 
-A class is built small in everything from its own default configuration, with one layer of every kind and windows shorter
-than its rows, and computes a step on padded rows and on a shared prefix, each in a process of its own with limits of
-memory and time. `results/architectures.json` is written as each ends; `docs/architectures.md` shows it.
+A class is built small in everything from its own default configuration, with one layer of every kind and windows
+shorter than its rows, and computes a step on padded rows and on a shared prefix, each in a process of its own with
+limits of memory and time. `results/architectures.json` is written as each ends; `docs/architectures.md` shows it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def main() -> None:
     if asked.again:
         rows = {}
     wanted = [
-        each
-        for each in architectures()
-        if (asked.only in each.name if asked.only else each.name not in rows)
+        each for each in architectures() if (asked.only in each.name if asked.only else each.name not in rows)
     ]
     begun = time.monotonic()
     for i, architecture in enumerate(wanted):

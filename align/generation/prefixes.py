@@ -116,7 +116,9 @@ def can_share(config: Any) -> bool:
     except UserError:
         return False
     values = config.get_text_config().to_dict()
-    if any(values.get(key) for key in _OTHER_ATTENTION) or set(values.get("layer_types") or ()) - {"full_attention"}:
+    if any(values.get(key) for key in _OTHER_ATTENTION) or set(values.get("layer_types") or ()) - {
+        "full_attention"
+    }:
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 

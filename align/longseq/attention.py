@@ -53,6 +53,7 @@ _HARMLESS = {
     "use_cache",
     "is_causal",
     "cache_position",
+    "logits_to_keep",  # some composites hand it down to their text part
 }
 
 

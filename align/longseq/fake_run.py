@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from align.core.errors import UserError, first_line
 from align.data.examples import Answer, TokenizedExample
@@ -20,6 +21,7 @@ from align.longseq.head_probe import check_parts
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.small_model import default_dtype
 from align.longseq.support import check_supported
+from align.models.text_part import set_attention
 
 
 def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
@@ -44,11 +46,13 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     batch = _smallest_batch()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            with default_dtype(torch.bfloat16):  # all that the kernel for mixtures of experts takes
+            # bfloat16 is all that the kernel for mixtures of experts takes; drawing weights needs values in some
+            # (SigLIP's tower).
+            with default_dtype(torch.bfloat16), no_init_weights():
                 model = build(copy.deepcopy(config)).eval()
             check_supported(model)
             check_parts(model)
-            model.set_attn_implementation(ATTENTION)
+            set_attention(model, ATTENTION)
             pair_logps(model, _fake(batch, mode))
     except (NotImplementedError, RuntimeError):
         return False  # as torch says that an operation has no version for fake tensors, or that a value is not there

@@ -22,7 +22,8 @@ from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
 from align.longseq.support import check_every_layer_called
 from align.longseq.tail import TailWatch
-from align.models.structure import decoder_of, find_causal_lm
+from align.models.structure import find_causal_lm
+from align.models.text_part import attention_name, text_decoder
 from losses.types import PairLogps
 
 
@@ -130,7 +131,7 @@ def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: st
 
 def _check_attention(lm: PreTrainedModel) -> None:
     """A programmer's mistake, not a user's: commands load the model with the right name."""
-    name, known = lm.config._attn_implementation, ATTENTIONS.values()
+    name, known = attention_name(lm), ATTENTIONS.values()
     if name not in known:
         raise ValueError(f"pair_logps needs attn_implementation {' or '.join(known)}, not '{name}'")
 
@@ -189,12 +190,12 @@ def _scoring(
 
     def after_model(module: nn.Module, args: Any, output: Any) -> Any:
         head = watch.end(output.logits).of(lm.get_output_embeddings())
-        # Adding the head's empty output keeps its parameters in the graph when nothing is scored.
-        output.logits = score(hidden.pop(), head) + output.logits.sum()
+        # Adding nothing of the head's own output keeps its parameters in the graph when nothing is scored.
+        output.logits = score(hidden.pop(), head) + output.logits[..., :0].sum()
         return output
 
     handles = [
-        decoder_of(lm).register_forward_hook(after_decoder),
+        text_decoder(lm).register_forward_hook(after_decoder),
         lm.register_forward_hook(after_model, prepend=True),
     ]
     try:

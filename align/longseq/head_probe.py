@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from align.core.errors import UserError
-from align.models.structure import decoder_of
+from align.models.text_part import text_decoder
 
 
 def check_parts(model: PreTrainedModel) -> None:
@@ -18,15 +18,11 @@ def check_parts(model: PreTrainedModel) -> None:
     Raises:
         UserError: names the model's class.
     """
-    try:
-        decoder_of(model)
-        found = isinstance(model.get_output_embeddings(), nn.Module)
-    except ValueError:
-        found = False
-    if not found:
+    text_decoder(model)
+    if not isinstance(model.get_output_embeddings(), nn.Module):
         raise UserError(
-            f"{type(model).__name__} gives no decoder and output embedding of its own, which the shared-prefix forward "
-            "puts itself between: use a model class that does."
+            f"{type(model).__name__} gives no output embedding of its own, which the shared-prefix forward puts itself "
+            "before: use a model class that does."
         )
 
 

@@ -1,7 +1,8 @@
-"""The shared-prefix forward against padded rows on a small random model: the same values and gradients, or what differs.
+"""The shared-prefix forward against padded rows on a small random model: the same values and gradients, or what
+differs.
 
-One prompt has two answers, a second one follows in the same row. Both ways run in float64, where what is exact agrees to
-1e-12 or so and what is not is off by a thousandth at least, so that a verdict is never a matter of rounding.
+Two prompts with two answers each lie in one row. Both ways run in float64, where what is exact agrees to 1e-12 or so
+and what is not is off by a thousandth at least, so that a verdict is never a matter of rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from align.longseq.head_probe import check_parts
 from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.models.small import FIRST_TOKEN, VOCABULARY
-from align.models.structure import decoder_layers, decoder_of, find_causal_lm
+from align.models.structure import decoder_layers, find_causal_lm
+from align.models.text_part import set_attention, text_config, text_decoder
 from losses.types import PairLogps
 
 # Largest relative errors that count as exact, by the dtype that a class runs in on a CPU.
@@ -33,7 +35,7 @@ LIBRARY = "eager"  # the library's attention that knows every pattern, cap and s
 PROMPTS, ANSWERS = (13, 9), (7, 5)  # tokens; longer than the windows of small copies
 
 
-class NotProven(Exception):
+class NotProvenError(Exception):
     """The small model does not run on padded rows, so that there is nothing to compare with."""
 
 
@@ -81,7 +83,7 @@ def measure(model: nn.Module) -> Measured:
         model: a small causal language model on the CPU, inside PEFT or not, with random weights in float64 or float32.
 
     Raises:
-        NotProven: the model does not run on padded rows, or to numbers that are none.
+        NotProvenError: the model does not run on padded rows, or to numbers that are none.
         UserError: attention or a head that the shared-prefix forward does not take.
     """
     rows, lm = examples(), find_causal_lm(model)
@@ -90,7 +92,7 @@ def measure(model: nn.Module) -> Measured:
     with Float64() if dtype == torch.float64 else nullcontext():
         expected = _expected(model, rows)
         check_parts(lm)
-        lm.set_attn_implementation(ATTENTION)
+        set_attention(lm, ATTENTION)
         actual = outcome(model, lambda: pair_logps(model, batch))
         found = compare(actual, expected, TOLERANCE[dtype])
         if found.exact:
@@ -106,12 +108,12 @@ Outcome = tuple[Tensor, dict[str, Tensor | None]]
 def _expected(model: nn.Module, rows: Sequence[TokenizedExample]) -> Outcome:
     """The step of padded rows through the library's own attention."""
     try:
-        find_causal_lm(model).set_attn_implementation(LIBRARY)
+        set_attention(find_causal_lm(model), LIBRARY)
         found = outcome(model, lambda: plain_pair_logps(model, rows))
     except Exception as error:  # whatever the class's own code says
-        raise NotProven(first_line(error)) from error
+        raise NotProvenError(first_line(error)) from error
     if not bool(torch.isfinite(found[0])):
-        raise NotProven("its loss on random weights is no number")
+        raise NotProvenError("its loss on random weights is no number")
     return found
 
 
@@ -155,10 +157,10 @@ def _first_difference(
     lm = find_causal_lm(model)
     tolerance = TOLERANCE[next(model.parameters()).dtype]
     with torch.no_grad():
-        lm.set_attn_implementation(LIBRARY)
+        set_attention(lm, LIBRARY)
         with _layer_outputs(lm) as plain:
             plain_pair_logps(model, rows)
-        lm.set_attn_implementation(ATTENTION)
+        set_attention(lm, ATTENTION)
         with _layer_outputs(lm) as shared:
             pair_logps(model, batch)
     for (name, own), (_, other) in zip(shared, plain, strict=False):
@@ -181,13 +183,13 @@ def _layer_outputs(lm: Any) -> Iterator[list[tuple[str, Tensor]]]:
 
         return hook
 
-    layers = decoder_layers(decoder_of(lm))
-    types = getattr(lm.config.get_text_config(), "layer_types", None) or [""] * len(layers)
+    layers = decoder_layers(lm)
+    types = getattr(text_config(lm.config), "layer_types", None) or [""] * len(layers)
     handles = [
         layer.register_forward_hook(note(f"layer {i} ({_kind(layer, types, i)})"))
         for i, layer in enumerate(layers)
     ]
-    handles.append(decoder_of(lm).register_forward_hook(note("the decoder's last norm")))
+    handles.append(text_decoder(lm).register_forward_hook(note("the decoder's last norm")))
     try:
         yield noted
     finally:
@@ -225,9 +227,9 @@ def _tokens_differ(
 def _logits_difference(model: nn.Module, rows: Sequence[TokenizedExample]) -> str:
     """In words what stands between the output embedding and the logits: a factor, or something else."""
     lm = find_causal_lm(model)
-    lm.set_attn_implementation(LIBRARY)
+    set_attention(lm, LIBRARY)
     hidden: list[Tensor] = []
-    handle = decoder_of(lm).register_forward_hook(lambda *all: hidden.append(all[2][0]))
+    handle = text_decoder(lm).register_forward_hook(lambda *all: hidden.append(all[2][0]))
     ids = torch.as_tensor(rows[0].prompt_ids)[None]
     try:
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """Whether the shared-prefix forward computes what a model would, found out before its weights are read.
 
-A small random copy of the architecture (longseq/small_model.py), with one layer of every kind that the configuration has
-and the user's adapter, computes a step both ways (longseq/numeric.py). Its verdict is kept for the next start.
+A small random copy of the architecture (longseq/small_model.py), with one layer of every kind that the configuration
+has and the user's adapter, computes a step both ways (longseq/numeric.py). Its verdict is kept for the next start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from align.core.errors import AlignWarning, UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
-from align.longseq.numeric import NotProven, measure
+from align.longseq.numeric import Measured, NotProvenError, measure
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.small_model import build_small, draw_adapter
 from align.longseq.support import check_config, check_supported
@@ -29,6 +29,7 @@ from align.models.loading import causal_lm_class, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.models.structure import experts, find_causal_lm
+from align.models.text_part import text_config
 
 Adapt = Callable[[PreTrainedModel], nn.Module]
 
@@ -47,10 +48,10 @@ def check_architecture(model: ModelSettings) -> None:
     kind = causal_lm_class(model, config)
     if kind is None:
         return
-    if model.attention in FLASH_MODULES and getattr(config, "attn_logit_softcapping", None):
+    if model.attention in FLASH_MODULES and getattr(text_config(config), "attn_logit_softcapping", None):
         # Its kernels cap scores; there are none on a CPU, so that the rest is held without.
         config = copy.deepcopy(config)
-        config.attn_logit_softcapping = None
+        text_config(config).attn_logit_softcapping = None
     if model.lora.r > 0:
         _check(kind, config, adapter=asdict(model.lora), adapt=lambda base: add_lora(base, model.lora))
     else:
@@ -94,8 +95,8 @@ def check_adapter(model_class: type[PreTrainedModel], config: PreTrainedConfig, 
     kind = getattr(adapter.peft_type, "value", adapter.peft_type)
     if adapter.is_prompt_learning:
         raise UserError(
-            f"Adapters of type {kind} put virtual tokens before the row, which a shared row's prompts and answers would "
-            "not see as their own: use LoRA, or another adapter that changes weights."
+            f"Adapters of type {kind} put virtual tokens before the row, which its prompts and answers would not see "
+            "as their own: use LoRA, or another adapter that changes weights."
         )
     return _check(
         model_class,
@@ -146,22 +147,15 @@ def prove(
             if adapt is not None:
                 model = _with_adapter(model, adapt)
             found = measure(model)
-        except NotProven as error:
+        except NotProvenError as error:
             reason = first_line(error)
             continue
         except UserError as error:
             return Verdict(REFUSED, str(error))
         except Exception as error:
             return Verdict(REFUSED, cannot_run(model_class, error, named))
-        numbers = {"loss": found.loss, "gradient": found.gradient, "dtype": str(dtype).removeprefix("torch.")}
-        if found.exact:
-            return Verdict(EXACT, **numbers)
-        sentence = (
-            f"{model_class.__name__}{named} computes something else on a shared prefix than on padded rows: "
-            f"{found.what} differs (the loss by {found.loss:.0e}, gradients by up to {found.gradient:.0e}), "
-            f"so it would train wrongly: {'use LoRA, or another adapter' if named else 'use another model'}."
-        )
-        return Verdict(DIFFERS, sentence, **numbers)
+        kind, sentence = (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named))
+        return Verdict(kind, sentence, found.loss, found.gradient, str(dtype).removeprefix("torch."))
     return Verdict(UNPROVEN, _not_proven(model_class, reason, named))
 
 
@@ -194,7 +188,7 @@ def _with_adapter(model: Any, adapt: Adapt) -> nn.Module:
     except UserError:
         raise
     except Exception as error:
-        raise NotProven(first_line(error)) from error
+        raise NotProvenError(first_line(error)) from error
     draw_adapter(adapted)
     return adapted
 
@@ -209,9 +203,18 @@ def _small_adapter(adapter: PeftConfig) -> PeftConfig:
     return small
 
 
+def _differs(model_class: type[PreTrainedModel], found: Measured, named: str) -> str:
+    """The sentence for a class, or an adapter on it, that would train to other values."""
+    return (
+        f"{model_class.__name__}{named} computes something else on a shared prefix than on padded rows: {found.what} "
+        f"differs (the loss by {found.loss:.0e}, gradients by up to {found.gradient:.0e}), so it would train wrongly: "
+        f"use {'LoRA, or another adapter' if named else 'another model'}."
+    )
+
+
 def _not_proven(model_class: type[PreTrainedModel], reason: str, named: str) -> str:
     """The line for a class, or an adapter on it, of which no small model could be compared."""
     return (
-        f"No small {model_class.__name__}{named} runs on a CPU ({reason.split('. ')[0]}): its layers were looked at, but that "
-        "its values equal those of padded rows was not proven: `align verify` compares them at the model's own widths."
+        f"No small {model_class.__name__}{named} runs on a CPU ({reason.split('. ')[0]}): its layers were looked at, "
+        "but that its values equal those of padded rows was not proven; `align verify` compares them at its own widths."
     )

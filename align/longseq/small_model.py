@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.models.small import small
+from align.models.text_part import freeze_other_parts
 
 
 def build_small(
@@ -23,12 +24,15 @@ def build_small(
         config: the user's configuration, or the class's own.
         dtype: of all weights.
     """
-    build: Any = model_class  # the class itself: under ZeRO-3 the library's `from_config` would scatter the weights
+    build: Any = (
+        model_class  # the class itself: under ZeRO-3 the library's `from_config` would scatter the weights
+    )
     with torch.random.fork_rng(devices=[]), default_dtype(dtype):
         torch.manual_seed(0)
         model = build(small(config))
         draw_wide(model)
     model.to(dtype)
+    freeze_other_parts(model)
     return model.train()  # type: ignore[no-any-return]
 
 

@@ -8,6 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from align.core.errors import UserError
 from align.models.rope import rope_types
 from align.models.structure import find_causal_lm
+from align.models.text_part import is_composite, text_config, text_decoder
+
 
 def check_supported(model: nn.Module) -> None:
     """Refuses a model whose attention or head is not what the shared-prefix forward computes.
@@ -16,7 +18,8 @@ def check_supported(model: nn.Module) -> None:
         UserError: names the model's class and the reason.
     """
     lm = find_causal_lm(model)
-    if not getattr(lm, "_supports_attention_backend", False):
+    attends = text_decoder(lm) if is_composite(lm.config) else lm
+    if not getattr(attends, "_supports_attention_backend", False):
         raise UserError(
             f"{type(lm).__name__} does not take its attention from transformers' AttentionInterface, "
             "so the shared-prefix forward cannot reach it: use a model class that does."
@@ -36,7 +39,7 @@ def check_every_layer_called(model: PreTrainedModel, callers: int) -> None:
     Raises:
         UserError: not every layer asked.
     """
-    layers = model.config.get_text_config().num_hidden_layers
+    layers = text_config(model.config).num_hidden_layers
     if callers != layers:
         raise UserError(
             f"{type(model).__name__} computes attention by code of its own in {layers - callers} of its {layers} "
@@ -45,13 +48,9 @@ def check_every_layer_called(model: PreTrainedModel, callers: int) -> None:
 
 
 def check_config(config: PreTrainedConfig) -> None:
-    """The same from a configuration alone, before any weights are read."""
+    """The same from a configuration alone, before any weights are read; of a composite its text part's."""
     family = config.model_type
-    if not _is_plain_text(config):
-        raise UserError(
-            f"{family} models are composites of a text model and others, of which the shared-prefix forward trains "
-            "none yet: use a text model's checkpoint."
-        )
+    config = text_config(config)
     if "dynamic" in rope_types(config):
         raise UserError(
             f"This {family} model has dynamic RoPE, which scales by the longest position read so far, so that a "
@@ -62,11 +61,3 @@ def check_config(config: PreTrainedConfig) -> None:
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing: override it with model.rope.type (yarn, linear, default)."
         )
-
-
-def _is_plain_text(config: PreTrainedConfig) -> bool:
-    """Whether the configuration is a text model's own, not one that holds another's."""
-    try:
-        return config.get_text_config() is config
-    except ValueError:  # it holds several
-        return False

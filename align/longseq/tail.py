@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from align.core.errors import UserError
-from align.models.structure import decoder_of
+from align.models.text_part import text_decoder
 
 # Operations that pick, copy or convert numbers and leave their values alone, by the names that torch gives them.
 _HARMLESS = frozenset(
@@ -177,7 +177,7 @@ def tail_of(model: PreTrainedModel) -> Tail:
     def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
         watch.begin(output.last_hidden_state)
 
-    handle = decoder_of(model).register_forward_hook(after_decoder)
+    handle = text_decoder(model).register_forward_hook(after_decoder)
     try:
         with torch.no_grad():
             token = torch.zeros(1, 1, dtype=torch.long, device=model.device)

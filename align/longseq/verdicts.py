@@ -98,7 +98,9 @@ def _code_of(model_class: type[PreTrainedModel]) -> str | None:
     root = model_class.__module__.partition(".")[0]
     if root == "transformers":
         return ""
-    return _files_digest(Path(inspect.getfile(model_class)).parent) if root == "transformers_modules" else None
+    return (
+        _files_digest(Path(inspect.getfile(model_class)).parent) if root == "transformers_modules" else None
+    )
 
 
 def _files_digest(folder: Path) -> str:

@@ -24,7 +24,7 @@ MOST_LAYERS = 8
 WINDOW = 6  # tokens; a row of the check is longer, so that a window hides something
 LAYER_COUNTS = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"),
-    *("num_decoder_layers", "num_encoder_layers", "num_blocks"),
+    *("num_decoder_layers", "num_encoder_layers", "num_blocks", "num_layers_per_stack", "depth"),
 )
 
 # Size by name, the first pattern that fits; what there is one of stays one.
@@ -38,19 +38,26 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"qk_rope_head_dim|index_head_dim|rotary_dim", 8),
     (r"q_lora_rank|o_lora_rank", 24),
     (r"kv_lora_rank|ssm_state_size|state_size|mamba_d_state|(mamba_)?chunk_size|adapter_rank", 16),
-    (r"mamba_dt_rank|time_step_rank|laurel_rank|hidden_size_per_layer_input|hc_lowrank|router_hidden_size", 8),
+    (
+        r"mamba_dt_rank|time_step_rank|laurel_rank|hidden_size_per_layer_input|hc_lowrank|router_hidden_size",
+        8,
+    ),
     (r"gated_norm_rank|d_rel", 8),
     (r"mamba_d_ssm", 2 * WIDTH),
     (r"hidden_size|n_embd|d_model|(emb|embedding)_dim|lru_width|attention_hidden_size", WIDTH),
-    (r"(input_|output_)?embedding_size|word_embed_proj_dim", WIDTH),
+    (r"(input_|output_)?embedding_size|word_embed_proj_dim|projection_dim|embed_dim", WIDTH),
     (r"(moe_|expert_ffn_|shared_experts?_|moe_shared_expert_)(intermediate|hidden)_size", 32),
     (r"intermediate_size(_mlp)?|\w*_intermediate_size|(\w+_)?ffn_dim|ffn_hidden_size|dff|dim_ff|n_inner", 96),
     (r"feed_forward_size|d_inner", 96),
+    (r"\w+_hidden_size", WIDTH),
     (r"(\w*_)?vocab(_size)?(_per_layer_input)?|ngram_vocab_size_base", VOCABULARY),
     (r"(n_routed|num_local|num|moe_num)_experts", 4),
     (r"zero_expert_num|(n_shared|num_shared|moe_num_shared)_experts", 2),
     (r"num_experts_per_tok(en)?|(moe_)?top_?k|moe_k|n_group|num_expert_group", 2),
-    (r"sliding_window(_size)?|window_size|attention_window_size|local_attention|attention_chunk_size", WINDOW),
+    (
+        r"sliding_window(_size)?|window_size|attention_window_size|local_attention|attention_chunk_size",
+        WINDOW,
+    ),
     (r"index_topk|index_block_size|index_topk_blocks|index_local_blocks", 2),
 )
 # Tokens with a meaning of their own, which rows of the check leave out: they are drawn from FIRST_TOKEN on.
@@ -140,9 +147,7 @@ def _with_ratios(before: Mapping[str, Any], after: dict[str, Any]) -> dict[str, 
     for name in ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups"):
         heads = before.get(name.replace("key_value", "attention")) or before.get("num_attention_heads")
         if before.get(name) and heads:
-            after[name] = (
-                HEADS if before[name] >= heads else 1 if before[name] == 1 else max(1, HEADS // 2)
-            )
+            after[name] = HEADS if before[name] >= heads else 1 if before[name] == 1 else max(1, HEADS // 2)
     hidden = before.get("hidden_size") or 0
     if before.get("head_dim") and before.get("kv_lora_rank"):
         after["head_dim"] = 8 if before["head_dim"] == before.get("qk_rope_head_dim") else after["head_dim"]
@@ -211,7 +216,7 @@ def _with_layers(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_sizes(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What one layer has of its own, made small as the others' values are: `head_dim` 512 beside 256 is 32 beside 16."""
+    """What one layer has of its own, made small as the others' values are: `head_dim` 512 beside 256: 32 beside 16."""
     found = {name: _size(name, value, values) for name, value in own.items()}
     if {"head_dim", "qk_nope_head_dim"} <= own.keys():
         found |= {"head_dim": 24, "num_key_value_heads": HEADS, "v_head_dim": 16}

@@ -32,6 +32,7 @@ from align.models.loading import load_causal_lm, load_config, load_tokenizer, na
 from align.models.precision import cast_parameters, training_dtype, warn_of_low_weights
 from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
+from align.models.text_part import attention_name, freeze_other_parts, set_attention
 from align.reference.sources import (
     AdapterOff,
     Frozen,
@@ -145,12 +146,13 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
         settings = training_dtype(ModelSettings(path=model))
         check_architecture(settings)
         model = load_causal_lm(settings, attention=ATTENTION)
+        freeze_other_parts(model)
     else:
         check_model(model)
-        if find_causal_lm(model).config._attn_implementation in ATTENTIONS.values():
+        if attention_name(find_causal_lm(model)) in ATTENTIONS.values():
             return model
     check_supported(model)
-    find_causal_lm(model).set_attn_implementation(ATTENTION)
+    set_attention(find_causal_lm(model), ATTENTION)
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
     return model
 

@@ -32,6 +32,7 @@ from align.longseq.parallel import SequenceParallel, choose_exchange, start_para
 from align.longseq.support import check_supported
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
+from align.models.text_part import frozen_words, text_config
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.preparation import read_rows_of_model
@@ -124,6 +125,9 @@ def load_policy(run: Run) -> Any:
     base = load_causal_lm(run.model, attention=ATTENTIONS[run.model.attention])
     check_supported(base)
     policy = add_lora(base, run.model.lora)
+    said = frozen_words(base)
+    if said is not None:
+        tell(said)
     apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
     return policy
 
@@ -135,7 +139,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     policy = (
         frozen_model(run.reference, run.model, run.arguments) if run.reference.fill_only else load_policy(run)
     )
-    parallel = start_sequence_parallel(run, policy.config, data)
+    parallel = start_sequence_parallel(run, text_config(policy.config), data)
     trainer = PreferenceTrainer(
         model=policy,
         args=run.arguments,

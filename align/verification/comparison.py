@@ -25,8 +25,8 @@ from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
-from align.longseq.settings import MemorySettings, ParallelSettings
 from align.longseq.plain_rows import plain_pair_logps, relative_error
+from align.longseq.settings import MemorySettings, ParallelSettings
 from align.verification.small_copy import random_examples
 from losses import logo_loss
 from losses.types import PairLogps

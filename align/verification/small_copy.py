@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.support import check_supported
-from align.models.loading import load_config
+from align.models.loading import auto_class, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.models.small import few_layers
+from align.models.text_part import attention_by_part
 
 VOCABULARY = 512
 
@@ -22,16 +22,16 @@ VOCABULARY = 512
 def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> Any:
     """A random layer of every kind that the user's architecture has, two at least, in fp32, adapters included.
 
-    The weights are the same every time, and drawn wider than a fresh checkpoint's, so that attention is far from uniform
-    and an error in a mask or a position shows.
+    The weights are the same every time, and drawn wider than a fresh checkpoint's, so that attention is far from
+    uniform and an error in a mask or a position shows.
     """
     config = few_layers(load_config(settings), vocabulary=VOCABULARY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_config(
+        base = auto_class(config).from_config(
             config,
             dtype=torch.float32,
-            attn_implementation=attention,
+            attn_implementation=attention_by_part(config, attention),
             trust_remote_code=settings.trust_remote_code,
         )
         check_supported(base)
