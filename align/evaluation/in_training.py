@@ -38,7 +38,7 @@ from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
 from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
 from align.models.identity import parameters_digest
-from align.models.structure import attention_of, find_causal_lm
+from align.models.structure import attention_of, find_causal_lm, library_attention
 from align.training.named_metrics import full_name
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 FOLDER = "suites"  # in the output folder
 WEIGHTS = "weights.txt"  # beside the answers of a step: what tells the weights that gave them
-PLAIN_ATTENTION = "sdpa"  # of prompts and answers: the shared-prefix attention has no key-value cache
 
 
 class SuitesInTraining(TrainerCallback):
@@ -189,7 +188,8 @@ def answering(policy: nn.Module) -> Iterator[PreTrainedModel]:
     python, numpy = random.getstate(), np.random.get_state()
     policy.eval()
     try:
-        with torch.random.fork_rng(), attention_of(model, PLAIN_ATTENTION):
+        # The shared-prefix attention has no key-value cache.
+        with torch.random.fork_rng(), attention_of(model, library_attention(model)):
             yield model
     finally:
         policy.train(training)

@@ -28,7 +28,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from align.core.errors import UserError
 from align.longseq.kernels import sdpa_kernel
 from align.longseq.merge import MergedAttention
 from align.longseq.prepared import Attend as Attend
@@ -36,6 +35,7 @@ from align.longseq.prepared import PreparedLayout as PreparedLayout
 from align.longseq.prepared import prepare as prepare
 from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
+from align.longseq.settings import cannot_share
 
 # Keywords that models hand to every attention function and that change nothing here.
 _HARMLESS = {
@@ -178,9 +178,9 @@ def shared_prefix_attention(
         UserError: the model asks for attention that this function does not compute.
     """
     if layout is None:
-        raise UserError(
+        raise cannot_share(
             f"{type(module).__name__} was not handed the row's layout: either the model does not pass forward "
-            "keywords on to its attention, and is not supported, or it was called other than through pair_logps."
+            "keywords on to its attention, and cannot share a prompt, or it was called other than through pair_logps"
         )
     _refuse_unsupported(layout, sliding_window, {"attention_mask": attention_mask, **kwargs})
     layout.callers.add(module)
@@ -196,14 +196,15 @@ def shared_prefix_attention(
 def _refuse_unsupported(layout: PreparedLayout, sliding_window: int | None, extras: dict[str, Any]) -> None:
     """Refuses by name what would otherwise be silently ignored."""
     if sliding_window is not None and sliding_window < layout.longest_sequence:
-        raise UserError(
+        raise cannot_share(
             f"The model's sliding window of {sliding_window} tokens is shorter than a prompt with its answer "
-            f"({layout.longest_sequence} tokens): set data.max_length={sliding_window} or use a model without it."
+            f"({layout.longest_sequence} tokens)",
+            instead=f"set data.max_length={sliding_window}",
         )
     for name, value in extras.items():
         if value is not None and value is not False and name not in _HARMLESS:
-            raise UserError(
-                f"The model's attention asks for `{name}`, which the shared-prefix forward does not support."
+            raise cannot_share(
+                f"The model's attention asks for `{name}`, which the shared-prefix forward does not support"
             )
 
 

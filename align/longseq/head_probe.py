@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from align.core.errors import UserError
+from align.longseq.settings import cannot_share
 
 # Operations that pick, copy or convert numbers and leave their values alone, by the names that torch gives them.
 _HARMLESS = {
@@ -94,10 +94,10 @@ class HeadWatch(TorchDispatchMode):
             UserError: names the model's class and the operations.
         """
         if self.changes:
-            raise UserError(
+            raise cannot_share(
                 f"{type(self.model).__name__} does more between its last hidden states and its logits than its output "
                 f"embedding ({', '.join(dict.fromkeys(self.changes))}), which the shared-prefix forward does not "
-                "compute: use a model class without it."
+                "compute"
             )
 
 
@@ -109,9 +109,9 @@ def check_parts(model: PreTrainedModel) -> None:
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     if not isinstance(decoder, nn.Module) or decoder is model or not isinstance(head, nn.Module):
-        raise UserError(
+        raise cannot_share(
             f"{type(model).__name__} gives no decoder and output embedding of its own, which the shared-prefix forward "
-            "puts itself between: use a model class that does."
+            "puts itself between"
         )
 
 
@@ -122,7 +122,7 @@ def check_last_hidden_state(model: PreTrainedModel, output: Any) -> None:
         UserError: names the model's class.
     """
     if not isinstance(output, Mapping) or "last_hidden_state" not in output:
-        raise UserError(
+        raise cannot_share(
             f"{type(model).__name__} has a decoder that returns no last_hidden_state, which the shared-prefix forward "
-            "scores: use a model class that does."
+            "scores"
         )

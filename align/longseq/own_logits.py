@@ -1,7 +1,7 @@
 """A model's own log-probs of one row: its body over the row, then its own way from hidden states to logits, in slices.
 
-The shared-prefix forward scores by the output embedding alone. Here whatever a model does behind its body counts: factors,
-soft caps, norms, heads of its own.
+The shared-prefix forward scores by the output embedding alone. Here whatever a model does behind its body counts:
+factors, soft caps, norms, heads of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class OwnRow:
     Attributes:
         input_ids: `[1, t]`.
         position_ids: `[1, t]`.
-        predictor: `[s + c]` places in the row of the hidden states that predict: of the scored tokens, then of the context.
+        predictor: `[s + c]` places in the row of the hidden states that predict the scored tokens, then the context's.
         target: `[s + c]` the ids that they predict.
         scored: s.
         slot: flat index `prompt · A + answer` in the batch; B · A for a row that scores nothing.
@@ -114,7 +114,7 @@ def check_positions(lm: PreTrainedModel, rows: list[OwnRow]) -> None:
 
 
 def _bodies(lm: PreTrainedModel) -> dict[str, nn.Module]:
-    """The modules that hold the token embedding, outermost first: `model` of a Llama, `model` and `model.decoder` of OPT.
+    """Modules that hold the token embedding, outermost first: `model` of a Llama, `model` and `model.decoder` of OPT.
 
     The outermost one that the model calls is its body: Llama calls `model`, OPT calls `model.decoder` itself.
     """
@@ -126,8 +126,8 @@ def _bodies(lm: PreTrainedModel) -> dict[str, nn.Module]:
     }
     if not found:
         raise UserError(
-            f"{type(lm).__name__} has no part that reads the tokens and returns hidden states, of which log-probs could "
-            "be scored: use another model class."
+            f"{type(lm).__name__} has no part that reads the tokens and returns hidden states, of which log-probs "
+            "could be scored: use another model class."
         )
     return found
 
@@ -184,7 +184,7 @@ def _logits_behind(lm: PreTrainedModel, name: str, output: Any, row: OwnRow) -> 
 
 
 def _with_part(module: Any, name: str, part: nn.Module) -> Any:
-    """A shallow copy of `module` with `part` in the place of the submodule called `name`: `decoder`, `model.decoder`."""
+    """A shallow copy of `module` with `part` in the place of its submodule `name`: of `decoder`, of `model.decoder`."""
     first, _, rest = name.partition(".")
     changed = copy.copy(module)
     changed._modules = dict(module._modules)

@@ -1,8 +1,9 @@
-"""Rows of their own: each answer behind its whole prompt, through the library's own attention (`model.attention=library`).
+"""Rows of their own: each answer behind its whole prompt, through the library's attention (`model.attention=library`).
 
-For models that cannot share a prompt: attention code of their own, soft caps, biases, layers that keep a state. A prompt
-of 1,000 tokens with answers of 100 and 50 is read as two rows, of 1,100 and 1,050 tokens, where the shared prefix reads
-one of 1,150. The model is called for one row at a time: nothing is padded, and no layer sees two rows at once.
+For models that cannot share a prompt: attention code of their own, soft caps, biases, layers that keep a state. A
+prompt of 1,000 tokens with answers of 100 and 50 is read as two rows, of 1,100 and 1,050 tokens, where the shared
+prefix reads one of 1,150. The model is called for one row at a time: nothing is padded, and no layer sees two rows at
+once.
 
 Log-probs are of the model's own logits. Its body runs over the row; what it does behind its body (the output embedding,
 factors, soft caps) then runs on the hidden states that predict a scored token, a slice of them at a time.

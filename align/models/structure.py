@@ -28,6 +28,11 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
+def library_attention(model: PreTrainedModel) -> str:
+    """The name of the library's own attention that the model's class supports: torch's kernels, or plain products."""
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Within it the model's attention is the implementation that transformers knows as `name`."""
