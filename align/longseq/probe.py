@@ -21,18 +21,20 @@ from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
 from align.longseq.head_probe import check_parts
+from align.longseq.own_logits import check_own_rows
+from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.support import check_config, check_supported
 from align.models.loading import causal_lm_class, load_config
-from align.models.settings import ModelSettings
+from align.models.settings import LIBRARY, ModelSettings
 from align.models.structure import experts
 from align.models.text_part import set_attention
 
 
 def check_architecture(model: ModelSettings) -> None:
-    """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
+    """Refuses an architecture whose rows `model.attention` cannot read, before its weights load."""
     config = load_config(model)
-    check_config(config)
+    check_config(config, attention=model.attention)
     if experts(config) > 1:
         warnings.warn(
             f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
@@ -41,8 +43,31 @@ def check_architecture(model: ModelSettings) -> None:
             stacklevel=1,
         )
     kind = causal_lm_class(model, config)
-    if kind is not None:
+    if kind is None:
+        return
+    if model.attention == LIBRARY:
+        check_own_rows_of(kind, config)
+    else:
         check_computed(kind, config)
+
+
+def check_own_rows_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Refuses a class that cannot read rows of their own; tensors of the meta device have shapes and no values.
+
+    Args:
+        model_class: the model's class.
+        config: its configuration.
+
+    Raises:
+        UserError: as `check_own_rows`.
+    """
+    build: Any = model_class
+    try:
+        with torch.device("meta"):
+            model = build(copy.deepcopy(config))
+    except (NotImplementedError, RuntimeError):
+        return  # a class that needs values to be made is looked at when it is loaded
+    check_own_rows(model)
 
 
 def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
@@ -79,8 +104,8 @@ def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig)
         raise
     except Exception as error:  # a class that takes no such input, or whose attention the library refuses
         said = first_line(error).split(". ")[0]
-        raise UserError(
-            f"{model_class.__name__} cannot be run by the shared-prefix forward ({said}): use another model."
+        raise cannot_share(
+            f"{model_class.__name__} cannot be run by the shared-prefix forward ({said})"
         ) from error
     return True
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from align.data.examples import Answer, TokenizedExample
-from align.longseq.support import check_supported
+from align.longseq.support import check_readable
 from align.models.loading import auto_class, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
@@ -21,8 +21,14 @@ LAYERS = 2
 VOCABULARY = 512
 
 
-def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> Any:
-    """Two random layers of the user's architecture in fp32, adapters included; the same weights every time."""
+def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: int) -> Any:
+    """Two random layers of the user's architecture in fp32, adapters included; the same weights every time.
+
+    Args:
+        settings: group `model`.
+        attention: as transformers knows it; None is the library's own that the class supports.
+        seed: of the weights.
+    """
     config = shrink(load_config(settings))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -32,7 +38,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> A
             attn_implementation=attention_by_part(config, attention),
             trust_remote_code=settings.trust_remote_code,
         )
-        check_supported(base)
+        check_readable(base, settings.attention)
         model = add_lora(base, settings.lora)
         for name, weight in model.named_parameters():
             if "lora_B" in name:  # 0 at the start, which would make A's gradient 0
