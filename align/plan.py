@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.core.config import typed
+from align.core.config import check_choice, typed
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
 from align.distributed.names import check_quantised, check_wrapper_name
-from align.longseq.settings import MemorySettings, ParallelSettings
+from align.longseq.settings import (
+    ATTENTION_CHOICES,
+    MemorySettings,
+    ParallelSettings,
+    check_own_rows_settings,
+)
 from align.models.checks import check_lora
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
@@ -84,8 +89,11 @@ def check(config: DictConfig) -> None:
     typed(RowSettings, config, "rows")
     gpus = typed(GpuSettings, config, "gpus")
     gpus.check()
-    typed(MemorySettings, config, "memory").check(accelerator=True)
-    typed(ParallelSettings, config, "parallel").check()
+    memory, parallel = typed(MemorySettings, config, "memory"), typed(ParallelSettings, config, "parallel")
+    memory.check(accelerator=True)
+    parallel.check()
+    check_choice("model.attention", model.attention, ATTENTION_CHOICES)
+    check_own_rows_settings(model.attention, memory, parallel)
     typed(PositionSettings, config, "positions")
     check_wrapper_name(config.wrapper, gpus.device)
     if gpus.count > 1:

@@ -1,4 +1,7 @@
-"""`align verify`, and `align.verify(…)` from Python: padded rows against the shared prefix against shards."""
+"""`align verify`, and `align.verify(…)` from Python: padded rows against the shared prefix against shards.
+
+With `model.attention=library` it is rows of their own that are held against padded ones.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,14 @@ from omegaconf import DictConfig
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.readable import Readable
-from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
+from align.longseq.settings import (
+    ATTENTION_CHOICES,
+    MemorySettings,
+    ParallelSettings,
+    check_own_rows_settings,
+)
 from align.models.checks import check_model
-from align.models.settings import ModelSettings
+from align.models.settings import LIBRARY, ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 
@@ -51,9 +59,9 @@ def verify(config: DictConfig) -> Verification:
     import torch
 
     from align.distributed.agreement import check_same_settings
-    from align.longseq.attention import ATTENTION
     from align.longseq.checkpointing import apply_checkpointing
     from align.longseq.probe import check_architecture
+    from align.longseq.settings import attention_name
     from align.planning.fit import fit_verify
     from align.planning.job import Rows
     from align.verification import comparison
@@ -64,7 +72,7 @@ def verify(config: DictConfig) -> Verification:
     # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
     plain, shared, launched = (
         build_small_copy(model, attention=attention, seed=config.seed)
-        for attention in ("sdpa", ATTENTION, ATTENTION)
+        for attention in (None, attention_name(model.attention), attention_name(model.attention))
     )
     answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
     accelerator = comparison.start_accelerator()
@@ -103,8 +111,8 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
         raise UserError(f"tolerance={config.tolerance} must be a positive number.")
     model = typed(ModelSettings, config, "model")
     check_model(model)
-    check_choice("model.attention", model.attention, ATTENTIONS)
-    if model.attention != "sdpa":
+    check_choice("model.attention", model.attention, ATTENTION_CHOICES)
+    if model.attention not in ("sdpa", LIBRARY):
         raise UserError(
             f"align verify compares gradients in float32, which model.attention={model.attention} does not take: "
             "set model.attention=sdpa here; the tests of the kernels are `pytest -m gpu`."
@@ -113,6 +121,7 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     memory.check(accelerator=True)
     parallel = typed(ParallelSettings, config, "parallel")
     parallel.check()
+    check_own_rows_settings(model.attention, memory, parallel)
     return model, memory, parallel
 
 

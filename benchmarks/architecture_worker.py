@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from align.longseq.small_model import build_small
 from align.longseq.support import check_config
 from align.longseq.verdicts import EXACT, UNPROVEN, Verdict
 from align.models.loading import library_class
+from align.models.settings import LIBRARY
 from align.models.small import small
 from align.models.structure import experts, find_causal_lm
 from align.models.text_part import is_composite, set_attention, text_config
@@ -78,26 +80,37 @@ def examine(architecture: Architecture) -> dict[str, Any]:
     try:
         config = architecture.config()
         model_class: Any = library_class(config)
+        if model_class is None:
+            return row | {
+                "verdict": "refused",
+                "sentence": "transformers has no causal language model of this type",
+            }
         row["class"] = model_class.__name__
         model = build_small(model_class, config)
     except Exception as error:  # a class that no rule makes small: the row says why
-        return row | {"sentence": f"{type(error).__name__}: {first_line(error)}"[:300]}
+        said = " ".join(str(error).split())
+        if isinstance(error, UserError):
+            return row | {"verdict": "refused", "sentence": said}
+        return row | {"sentence": f"{type(error).__name__}: {said}"[:300]}
     row |= {"decoder": is_decoder(config), "marks": marks(config, model)}
-    verdict = verdict_of(model_class, config)
-    row |= asdict(verdict) | {"verdict": VERDICTS[verdict.kind]}
-    del row["kind"]
+    verdict = verdict_of(model_class, config, "sdpa")
+    row |= {name: value for name, value in asdict(verdict).items() if name != "kind"}
+    row["verdict"] = VERDICTS[verdict.kind]
     if verdict.kind == EXACT:
-        row["parallel"] = parallel_error(model_class, config)
-    return row
+        return row | {"parallel": parallel_error(model_class, config)}
+    own = verdict_of(model_class, config, LIBRARY)
+    if own.kind == EXACT:
+        return row | {"verdict": "own rows", "loss": own.loss, "gradient": own.gradient, "dtype": own.dtype}
+    return row | {"own rows": own.sentence}
 
 
-def verdict_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Verdict:
-    """What a start of training would say of the class."""
+def verdict_of(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> Verdict:
+    """What a start of training with `model.attention` would say of the class."""
     try:
-        check_config(small(config))
+        check_config(small(config), attention=attention)
     except UserError as error:
         return Verdict("refused", str(error))
-    return prove(model_class, config)
+    return prove(model_class, config, attention=attention)
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:
@@ -164,7 +177,7 @@ def parallel_error(model_class: type[PreTrainedModel], config: PreTrainedConfig)
     with Float64():
         expected = numeric.outcome(model, lambda: pair_logps(model, pack(rows)))
     with tempfile.TemporaryDirectory() as folder:
-        pids = [os.fork() for _ in range(0)]
+        pids = []
         for rank in range(2):
             pid = os.fork()
             if pid == 0:
@@ -173,8 +186,7 @@ def parallel_error(model_class: type[PreTrainedModel], config: PreTrainedConfig)
         for pid in pids:
             os.waitpid(pid, 0)
         try:
-            with open(os.path.join(folder, "result")) as file:
-                return json.load(file)  # type: ignore[no-any-return]
+            return dict(json.loads((Path(folder) / "result").read_text()))
         except OSError:
             return {"exact": False, "sentence": "the processes died"}
 
@@ -189,7 +201,7 @@ def _share(model: torch.nn.Module, rank: int, folder: str, expected: Any) -> Non
         batch = pack(numeric.examples())
         with Float64():
             loss, own = numeric.outcome(model, lambda: pair_logps(model, batch, parallel=over))
-        summed = {}
+        summed: dict[str, torch.Tensor | None] = {}
         for name, value in own.items():
             total = (
                 torch.zeros(dict(model.named_parameters())[name].shape) if value is None else value.clone()
@@ -202,8 +214,7 @@ def _share(model: torch.nn.Module, rank: int, folder: str, expected: Any) -> Non
     except Exception as error:  # the class's, ours or torch's: the row says which
         said = {"exact": False, "sentence": first_line(error)[:300]}
     if rank == 0 or "sentence" in said:
-        with open(os.path.join(folder, "result"), "w") as file:
-            json.dump(said, file)
+        (Path(folder) / "result").write_text(json.dumps(said))
     os._exit(0)
 
 

@@ -38,8 +38,8 @@ from align.evaluation.suite import Evaluation, ScoredPairs, Suite, write_result
 from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
 from align.models.identity import parameters_digest
-from align.models.structure import attention_of, find_causal_lm
-from align.models.text_part import attention_name
+from align.models.structure import attention_of, find_causal_lm, library_attention
+from align.models.text_part import current_attention
 from align.training.named_metrics import full_name
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 FOLDER = "suites"  # in the output folder
 WEIGHTS = "weights.txt"  # beside the answers of a step: what tells the weights that gave them
-PLAIN_ATTENTION = "sdpa"  # of prompts and answers: the shared-prefix attention has no key-value cache
 
 
 class SuitesInTraining(TrainerCallback):
@@ -89,7 +88,7 @@ class SuitesInTraining(TrainerCallback):
         self.window = window
         assert trainer.model is not None
         self.policy: nn.Module = trainer.model
-        self.attention: str = attention_name(find_causal_lm(self.policy))
+        self.attention: str = current_attention(find_causal_lm(self.policy))
         self.console = console or Console(stderr=True, quiet=not trainer.is_world_process_zero())
 
     def on_train_begin(
@@ -190,7 +189,8 @@ def answering(policy: nn.Module) -> Iterator[PreTrainedModel]:
     python, numpy = random.getstate(), np.random.get_state()
     policy.eval()
     try:
-        with torch.random.fork_rng(), attention_of(model, PLAIN_ATTENTION):
+        # The shared-prefix attention has no key-value cache.
+        with torch.random.fork_rng(), attention_of(model, library_attention(model)):
             yield model
     finally:
         policy.train(training)

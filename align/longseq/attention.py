@@ -30,7 +30,6 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from align.core.errors import UserError
 from align.longseq.flash import with_softcap
 from align.longseq.kernels import sdpa_kernel
 from align.longseq.layer_pattern import UNSAID, Unsaid, layer_pattern
@@ -43,6 +42,7 @@ from align.longseq.prepared import PreparedLayout as PreparedLayout
 from align.longseq.prepared import prepare as prepare
 from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
+from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import Span
 
 # Keywords that models hand to every attention function and that change nothing here.
@@ -142,9 +142,9 @@ def shared_prefix_attention(
         UserError: the model asks for attention that this function does not compute.
     """
     if layout is None:
-        raise UserError(
+        raise cannot_share(
             f"{type(module).__name__} was not handed the row's layout: either the model does not pass forward "
-            "keywords on to its attention, and is not supported, or it was called other than through pair_logps."
+            "keywords on to its attention, and cannot share a prompt, or it was called other than through pair_logps"
         )
     _refuse_unsupported({"attention_mask": attention_mask, **kwargs})
     layout.callers.add(module)
@@ -159,7 +159,8 @@ def shared_prefix_attention(
     query, key, value = _alike(query, key, value)
     kernel = None if dropout else flash or sdpa_kernel(query, value)
     here = _attend_by(kernel, softcap, dropout, asked)
-    return layout.exchange(query, key, value, here)[..., :width].transpose(1, 2), None
+    attended = layout.exchange(query, key, value, here)[..., :width]
+    return attended.transpose(1, 2).contiguous(), None  # some models view it (JetMoe)
 
 
 def _attend_by(kernel: str | None, softcap: float | None, dropout: float, asked: dict[str, Any]) -> Attend:
@@ -185,8 +186,8 @@ def _refuse_unsupported(extras: dict[str, Any]) -> None:
     """Refuses by name what would otherwise be silently ignored."""
     for name, value in extras.items():
         if value is not None and value is not False and name not in _HARMLESS:
-            raise UserError(
-                f"The model's attention asks for `{name}`, which the shared-prefix forward does not support."
+            raise cannot_share(
+                f"The model's attention asks for `{name}`, which the shared-prefix forward does not support"
             )
 
 

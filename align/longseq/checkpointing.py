@@ -89,13 +89,17 @@ def apply_checkpointing(
         offload_folder: where that file lies; None is the temporary folder.
 
     Raises:
-        UserError: as `check_memory`, or the folder cannot be written.
+        UserError: as `check_memory`, the folder cannot be written, or the class has no checkpointing.
     """
     check_memory(mode, mlp_chunk=mlp_chunk, offload=offload, offload_folder=offload_folder)
     contexts = CHECKPOINTING[mode]
     if contexts is None:
         return
     lm = find_causal_lm(model)
+    if not lm.supports_gradient_checkpointing:
+        raise UserError(
+            f"{type(lm).__name__} has no layers that could be checkpointed: set memory.checkpointing=none."
+        )
     enable: Callable[..., None] = lm.activation_checkpointing_enable
     enable()
     # The library's own checkpointing takes keywords of torch's function only; its layers take any function.

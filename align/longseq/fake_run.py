@@ -18,13 +18,16 @@ from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
 from align.longseq.head_probe import check_parts
+from align.longseq.own_logits import check_own_rows
+from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.small_model import default_dtype
 from align.longseq.support import check_supported
+from align.models.settings import LIBRARY
 from align.models.text_part import set_attention
 
 
-def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
+def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> bool:
     """Runs all layers once on fake tensors, which have shapes and no values, and take no memory.
 
     A model whose code needs values there (by printing, or branching on them) is not refused for that: the first
@@ -33,6 +36,7 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     Args:
         model_class: the model's class.
         config: its configuration.
+        attention: as `model.attention`; rows of their own ask for a body and a head alone.
 
     Returns:
         Whether the forward ran to its end.
@@ -43,6 +47,8 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     """
     # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
     build: Any = model_class
+    if attention == LIBRARY:
+        return _check_own_rows(build, config)
     batch = _smallest_batch()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
@@ -63,10 +69,29 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     return True
 
 
-def cannot_run(model_class: type[PreTrainedModel], error: BaseException, named: str = "") -> str:
+def _check_own_rows(build: Any, config: PreTrainedConfig) -> bool:
+    """Refuses a class that cannot read rows of their own; tensors of the meta device have shapes and no values."""
+    try:
+        with torch.device("meta"):
+            model = build(copy.deepcopy(config))
+    except (NotImplementedError, RuntimeError):
+        return False  # a class that needs values to be made is looked at when it is loaded
+    check_own_rows(model)
+    return True
+
+
+def cannot_run(
+    model_class: type[PreTrainedModel], error: BaseException, named: str = "", attention: str = "sdpa"
+) -> str:
     """The sentence for a class that ends in somebody else's error."""
     said = first_line(error).split(". ")[0]
-    return f"{model_class.__name__}{named} cannot be run by the shared-prefix forward ({said}): use another model."
+    if "NoneType" in said and attention != LIBRARY:
+        said = "its layers read an attention mask by themselves, which a shared prefix does without"
+    if attention == LIBRARY:
+        return f"{model_class.__name__}{named} cannot read rows of their own ({said}): use another model."
+    other = "use LoRA, or another adapter that changes weights" if named else None
+    problem = f"{model_class.__name__}{named} cannot be run by the shared-prefix forward ({said})"
+    return str(cannot_share(problem, instead=other))
 
 
 def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:

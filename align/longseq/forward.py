@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,13 +18,14 @@ from align.longseq.attention import ATTENTIONS, PreparedLayout
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.head_probe import check_last_hidden_state
 from align.longseq.logps import sum_by_index, token_logps
+from align.longseq.own_rows import own_row_tokens, own_totals
 from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
 from align.longseq.support import check_every_layer_called
 from align.longseq.tail import TailWatch
 from align.models.structure import find_causal_lm
-from align.models.text_part import attention_name, text_decoder
+from align.models.text_part import current_attention, text_decoder
 from losses.types import PairLogps
 
 
@@ -40,8 +42,9 @@ def pair_logps(
     Equal to a padded row for each answer through the library's own attention: same sums, same gradients.
 
     Args:
-        model: a causal language model loaded with one of `attention.ATTENTIONS`, bare or inside PEFT, DDP,
-            FSDP or DeepSpeed. Its mode (`training`) only decides about dropout and checkpointing.
+        model: a causal language model, bare or inside PEFT, DDP, FSDP or DeepSpeed. Loaded with one of
+            `attention.ATTENTIONS` it reads the packed rows; with an attention of the library's a row for each answer
+            (own_rows.py), slower. Its mode (`training`) only decides about dropout and checkpointing.
         batch: B prompts with at most A = 1 + M answers each, packed in rows.
         parallel: this process's place in the group that shares every row; None runs whole rows here. All
             ranks of the group get the same result, and gradients whose mean over the world is the true one.
@@ -57,13 +60,7 @@ def pair_logps(
             its own.
     """
     lm = find_causal_lm(model)
-    _check_attention(lm)
-    if parallel is not None:
-        check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
-    calls = _calls(model, batch, parallel, nll_scope=nll_scope, chunk_size=chunk_size)
-    totals = torch.cat([_row_logps(model, lm, call) for call in calls])
-    if parallel is not None:
-        totals = all_reduce_sum(totals, parallel.group)
+    totals = _way(lm).totals(model, lm, batch, parallel=parallel, nll_scope=nll_scope, chunk_size=chunk_size)
     sums, context = totals[:, :-1], totals[:, -1]
     lengths = torch.cat([row.lengths for row in batch.rows])
     return PairLogps(
@@ -73,6 +70,50 @@ def pair_logps(
         rejected_length=lengths[:, 1:],
         nll=_NLL[nll_scope](sums, lengths, context, batch),
     )
+
+
+def tokens_read(model: nn.Module, batch: SharedPrefixBatch) -> int:
+    """Tokens that the model reads of a batch: packed rows, or each answer behind its prompt."""
+    return _way(find_causal_lm(model)).tokens(batch)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a batch is read.
+
+    Attributes:
+        totals: `[B, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
+        tokens: that the model reads.
+    """
+
+    totals: Callable[..., Tensor]
+    tokens: Callable[[SharedPrefixBatch], int]
+
+
+def _way(lm: PreTrainedModel) -> _Way:
+    """As the model's attention is ours or the library's."""
+    return _SHARED if current_attention(lm) in ATTENTIONS.values() else _OWN
+
+
+def _shared_totals(
+    model: nn.Module,
+    lm: PreTrainedModel,
+    batch: SharedPrefixBatch,
+    *,
+    parallel: SequenceParallel | None,
+    nll_scope: str,
+    chunk_size: int,
+) -> Tensor:
+    """Packed rows through our attention, whole or sharded."""
+    if parallel is not None:
+        check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
+    calls = _calls(model, batch, parallel, nll_scope=nll_scope, chunk_size=chunk_size)
+    totals = torch.cat([_row_logps(model, lm, call) for call in calls])
+    return totals if parallel is None else all_reduce_sum(totals, parallel.group)
+
+
+_SHARED = _Way(_shared_totals, attrgetter("num_tokens"))
+_OWN = _Way(own_totals, own_row_tokens)
 
 
 @dataclass(frozen=True)
@@ -127,13 +168,6 @@ def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: st
     own, layout = place_row(row, parallel)
     predictor, target = _scored_tokens(own, nll_scope)
     return _Call(own, layout, predictor, target, max(1, math.ceil(len(target) / chunk_size)))
-
-
-def _check_attention(lm: PreTrainedModel) -> None:
-    """A programmer's mistake, not a user's: commands load the model with the right name."""
-    name, known = attention_name(lm), ATTENTIONS.values()
-    if name not in known:
-        raise ValueError(f"pair_logps needs attn_implementation {' or '.join(known)}, not '{name}'")
 
 
 def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from align.core.errors import UserError
+from align.longseq.settings import cannot_share
 from align.models.text_part import text_decoder
 
 
@@ -20,9 +20,9 @@ def check_parts(model: PreTrainedModel) -> None:
     """
     text_decoder(model)
     if not isinstance(model.get_output_embeddings(), nn.Module):
-        raise UserError(
+        raise cannot_share(
             f"{type(model).__name__} gives no output embedding of its own, which the shared-prefix forward puts itself "
-            "before: use a model class that does."
+            "before"
         )
 
 
@@ -33,7 +33,7 @@ def check_last_hidden_state(model: PreTrainedModel, output: Any) -> None:
         UserError: names the model's class.
     """
     if not isinstance(output, Mapping) or "last_hidden_state" not in output:
-        raise UserError(
+        raise cannot_share(
             f"{type(model).__name__} has a decoder that returns no last_hidden_state, which the shared-prefix forward "
-            "scores: use a model class that does."
+            "scores"
         )

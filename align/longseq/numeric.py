@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,11 +76,12 @@ def examples() -> list[TokenizedExample]:
     ]
 
 
-def measure(model: nn.Module) -> Measured:
+def measure(model: nn.Module, *, shared: bool = True) -> Measured:
     """Both ways on one model: the loss, every gradient and, where they differ, where it begins.
 
     Args:
         model: a small causal language model on the CPU, inside PEFT or not, with random weights in float64 or float32.
+        shared: the shared prefix is held against padded rows; else it is rows of their own.
 
     Raises:
         NotProvenError: the model does not run on padded rows, or to numbers that are none.
@@ -91,15 +92,15 @@ def measure(model: nn.Module) -> Measured:
     batch = pack(rows)
     with Float64() if dtype == torch.float64 else nullcontext():
         expected = _expected(model, rows)
-        check_parts(lm)
-        set_attention(lm, ATTENTION)
+        if shared:
+            check_parts(lm)
+            set_attention(lm, ATTENTION)
         actual = outcome(model, lambda: pair_logps(model, batch))
         found = compare(actual, expected, TOLERANCE[dtype])
         if found.exact:
             return found
-        return Measured(
-            found.loss, found.gradient, found.parameter, False, _first_difference(model, rows, batch, found)
-        )
+        what = _first_difference(model, rows, batch, found) if shared else _other(found, TOLERANCE[dtype])
+        return replace(found, what=what)
 
 
 Outcome = tuple[Tensor, dict[str, Tensor | None]]
@@ -166,9 +167,12 @@ def _first_difference(
     for (name, own), (_, other) in zip(shared, plain, strict=False):
         if _tokens_differ(own, other, rows, batch, tolerance):
             return f"the output of {name}"
-    if found.loss > tolerance:
-        return _logits_difference(model, rows)
-    return f"the gradient of {found.parameter}"
+    return _logits_difference(model, rows) if found.loss > tolerance else _other(found, tolerance)
+
+
+def _other(found: Measured, tolerance: float) -> str:
+    """In words what differs where no layer tells."""
+    return "the loss" if found.loss > tolerance else f"the gradient of {found.parameter}"
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import transformers
 from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,23 +22,36 @@ from align.core.errors import AlignWarning, UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import Measured, NotProvenError, measure
-from align.longseq.settings import FLASH_MODULES
+from align.longseq.settings import FLASH_MODULES, cannot_share
 from align.longseq.small_model import build_small, draw_adapter
-from align.longseq.support import check_config, check_supported
+from align.longseq.support import check_config, check_readable
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
 from align.models.lora import add_lora
-from align.models.settings import ModelSettings
+from align.models.settings import LIBRARY, ModelSettings
 from align.models.structure import experts, find_causal_lm
 from align.models.text_part import text_config
 
-Adapt = Callable[[PreTrainedModel], nn.Module]
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as the check takes it.
+
+    Attributes:
+        settings: all that decides on what it does, in plain values.
+        put_on: the small model with it.
+        named: what it is, for sentences: ` with adapters of type LILY`.
+    """
+
+    settings: Any
+    put_on: Callable[[PreTrainedModel], nn.Module]
+    named: str = ""
 
 
 def check_architecture(model: ModelSettings) -> None:
-    """Refuses an architecture that the shared-prefix forward does not compute, before its weights load."""
+    """Refuses an architecture whose rows `model.attention` cannot read, before its weights load."""
     config = load_config(model)
-    check_config(config)
+    check_config(config, attention=model.attention)
     if experts(config) > 1:
         warnings.warn(
             f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
@@ -47,23 +61,30 @@ def check_architecture(model: ModelSettings) -> None:
         )
     kind = causal_lm_class(model, config)
     if kind is None:
-        return
+        raise UserError(
+            f"model.path={model.path}: transformers {transformers.__version__} has no causal language model of type "
+            f"{config.model_type}: use another model, or one whose own code trust_remote_code=true runs."
+        )
     if model.attention in FLASH_MODULES and getattr(text_config(config), "attn_logit_softcapping", None):
         # Its kernels cap scores; there are none on a CPU, so that the rest is held without.
         config = copy.deepcopy(config)
         text_config(config).attn_logit_softcapping = None
     if model.lora.r > 0:
-        _check(kind, config, adapter=asdict(model.lora), adapt=lambda base: add_lora(base, model.lora))
+        adapter = Adapter(asdict(model.lora), lambda base: add_lora(base, model.lora))
+        _check(kind, config, model.attention, adapter)
     else:
-        check_computed(kind, config)
+        check_computed(kind, config, attention=model.attention)
 
 
-def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
-    """Refuses a class that the shared-prefix forward does not compute exactly.
+def check_computed(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, *, attention: str = "sdpa"
+) -> bool:
+    """Refuses a class that the shared-prefix forward, or rows of their own, do not compute exactly.
 
     Args:
         model_class: the model's class.
         config: its configuration.
+        attention: as `model.attention`; with `library` it is rows of their own that are held against padded ones.
 
     Returns:
         Whether values were compared; where no small model of the class runs on a CPU, its structure alone is checked,
@@ -72,10 +93,16 @@ def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig)
     Raises:
         UserError: what differs from padded rows, or why the class cannot be run.
     """
-    return _check(model_class, config, adapter=None, adapt=None)
+    return _check(model_class, config, attention, None)
 
 
-def check_adapter(model_class: type[PreTrainedModel], config: PreTrainedConfig, adapter: PeftConfig) -> bool:
+def check_adapter(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    adapter: PeftConfig,
+    *,
+    attention: str = "sdpa",
+) -> bool:
     """The same with an adapter of PEFT: one that lets tokens see each other beside attention is refused.
 
     Prompt tuning puts virtual tokens before the row, where the row's layout does not have them; LILY's router averages
@@ -85,6 +112,7 @@ def check_adapter(model_class: type[PreTrainedModel], config: PreTrainedConfig, 
         model_class: the model's class.
         config: its configuration.
         adapter: any configuration of PEFT; it is not changed.
+        attention: as `model.attention`.
 
     Returns:
         Whether values were compared.
@@ -93,22 +121,26 @@ def check_adapter(model_class: type[PreTrainedModel], config: PreTrainedConfig, 
         UserError: names the adapter's type and what differs.
     """
     kind = getattr(adapter.peft_type, "value", adapter.peft_type)
-    if adapter.is_prompt_learning:
+    if (
+        adapter.is_prompt_learning
+    ):  # with rows of their own its tokens' positions are not those of the row either
         raise UserError(
             f"Adapters of type {kind} put virtual tokens before the row, which its prompts and answers would not see "
             "as their own: use LoRA, or another adapter that changes weights."
         )
-    return _check(
-        model_class,
-        config,
-        adapter={name: str(value) for name, value in adapter.to_dict().items()},
-        adapt=lambda base: get_peft_model(base, _small_adapter(adapter)),
-        named=f" with adapters of type {kind}",
+    settings = {name: str(value) for name, value in adapter.to_dict().items()}
+    own = Adapter(
+        settings, lambda base: get_peft_model(base, _small_adapter(adapter)), f" with adapters of type {kind}"
     )
+    return _check(model_class, config, attention, own)
 
 
-def check_model(model: nn.Module) -> None:
+def check_model_in_memory(model: nn.Module, attention: str = "sdpa") -> None:
     """The same for a model in memory, inside PEFT or not.
+
+    Args:
+        model: with its weights, which are not looked at.
+        attention: as `model.attention`.
 
     Raises:
         UserError: what differs from padded rows, or why the model cannot be run.
@@ -116,45 +148,49 @@ def check_model(model: nn.Module) -> None:
     lm = find_causal_lm(model)
     adapters = getattr(model, "peft_config", None)
     if not isinstance(adapters, dict):
-        check_computed(type(lm), lm.config)
+        check_computed(type(lm), lm.config, attention=attention)
         return
     for adapter in adapters.values():
-        check_adapter(type(lm), lm.config, adapter)
+        check_adapter(type(lm), lm.config, adapter, attention=attention)
 
 
 def prove(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
     *,
-    adapt: Adapt | None = None,
-    named: str = "",
+    adapter: Adapter | None = None,
+    attention: str = "sdpa",
 ) -> Verdict:
     """Builds the small model and computes a step both ways; in float32 where the class does not run in float64.
 
     Args:
         model_class: the model's class.
         config: its configuration.
-        adapt: puts an adapter on the small model.
-        named: what it is, for sentences: ` with adapters of type LORA`.
+        adapter: what is put on the small model; None is nothing.
+        attention: as `model.attention`.
     """
+    named = "" if adapter is None else adapter.named
+    reason = ""
     for dtype in (torch.float64, torch.float32):
         try:
             model: nn.Module = build_small(model_class, config, dtype=dtype)
         except Exception as error:  # its own code says so, whatever it is
             return Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
         try:
-            check_supported(model)
-            if adapt is not None:
-                model = _with_adapter(model, adapt)
-            found = measure(model)
+            check_readable(model, attention)
+            if adapter is not None:
+                model = _with_adapter(model, adapter)
+            found = measure(model, shared=attention != LIBRARY)
         except NotProvenError as error:
             reason = first_line(error)
             continue
         except UserError as error:
             return Verdict(REFUSED, str(error))
         except Exception as error:
-            return Verdict(REFUSED, cannot_run(model_class, error, named))
-        kind, sentence = (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named))
+            return Verdict(REFUSED, cannot_run(model_class, error, named, attention))
+        kind, sentence = (
+            (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named, attention))
+        )
         return Verdict(kind, sentence, found.loss, found.gradient, str(dtype).removeprefix("torch."))
     return Verdict(UNPROVEN, _not_proven(model_class, reason, named))
 
@@ -162,18 +198,17 @@ def prove(
 def _check(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
-    *,
-    adapter: Any,
-    adapt: Adapt | None,
-    named: str = "",
+    attention: str,
+    adapter: Adapter | None,
 ) -> bool:
     """The verdict, remembered or found out now; raises it, or says that values were not proven."""
-    key = key_of(model_class, config, adapter)
+    way = LIBRARY if attention == LIBRARY else "shared"
+    key = key_of(model_class, config, [way, None if adapter is None else adapter.settings])
     verdict = recall(key)
     if verdict is None:
-        verdict = prove(model_class, config, adapt=adapt, named=named)
+        verdict = prove(model_class, config, adapter=adapter, attention=attention)
         if verdict.kind == UNPROVEN:
-            check_structure(model_class, config)
+            check_structure(model_class, config, attention)
         remember(key, verdict)
     verdict.check()
     if verdict.kind == UNPROVEN:
@@ -181,10 +216,10 @@ def _check(
     return verdict.kind == EXACT
 
 
-def _with_adapter(model: Any, adapt: Adapt) -> nn.Module:
+def _with_adapter(model: Any, adapter: Adapter) -> nn.Module:
     """The small model with an adapter that changes it; one that does not fit the small widths proves nothing."""
     try:
-        adapted = adapt(model)
+        adapted = adapter.put_on(model)
     except UserError:
         raise
     except Exception as error:
@@ -203,13 +238,17 @@ def _small_adapter(adapter: PeftConfig) -> PeftConfig:
     return small
 
 
-def _differs(model_class: type[PreTrainedModel], found: Measured, named: str) -> str:
+def _differs(model_class: type[PreTrainedModel], found: Measured, named: str, attention: str) -> str:
     """The sentence for a class, or an adapter on it, that would train to other values."""
-    return (
-        f"{model_class.__name__}{named} computes something else on a shared prefix than on padded rows: {found.what} "
-        f"differs (the loss by {found.loss:.0e}, gradients by up to {found.gradient:.0e}), so it would train wrongly: "
-        f"use {'LoRA, or another adapter' if named else 'another model'}."
+    way = "in rows of their own" if attention == LIBRARY else "on a shared prefix"
+    problem = (
+        f"{model_class.__name__}{named} computes something else {way} than on padded rows: {found.what} differs (the "
+        f"loss by {found.loss:.0e}, gradients by up to {found.gradient:.0e}), so that it would train wrongly"
     )
+    other = "use LoRA, or another adapter that changes weights" if named else None
+    if attention == LIBRARY:
+        return f"{problem}: {other or 'use another model'}."
+    return str(cannot_share(problem, instead=other))
 
 
 def _not_proven(model_class: type[PreTrainedModel], reason: str, named: str) -> str:

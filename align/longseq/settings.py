@@ -8,6 +8,7 @@ from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+from align.models.settings import LIBRARY
 
 ATTENTION = "align_shared"
 # `model.attention` → the name that transformers knows it by. A name with "flash" or "sdpa" in it would make
@@ -21,6 +22,7 @@ FLASH_MODULES = {
         "FlashAttention 3, which the extra `flash` does not bring: build it in the folder hopper of flash-attn",
     ),
 }
+ATTENTION_CHOICES = (*ATTENTIONS, LIBRARY)  # of `model.attention`
 CHECKPOINTING_MODES = ("none", "full", "keep_attention")  # of `memory.checkpointing`, see checkpointing.py
 OFFLOAD = ("none", "host", "disk")
 CHOICES = ("given", "auto")  # of `memory.choose`
@@ -67,6 +69,47 @@ class ParallelSettings:
         check_choice("parallel.kind", self.kind, EXCHANGES)
         if self.degree < 1:
             raise UserError(f"parallel.degree={self.degree} must be a number of processes, from 1 on.")
+
+
+def attention_name(attention: str) -> str | None:
+    """What transformers knows `model.attention` by; None for `library`, where each class takes what it supports."""
+    return ATTENTIONS.get(attention)
+
+
+def cannot_share(problem: str, *, instead: str | None = None) -> UserError:
+    """The refusal of what the shared-prefix forward does not compute, with the way out that rows of their own are.
+
+    Args:
+        problem: the model and what of it is not computed, without a full stop.
+        instead: another way out, as in `set data.max_length=4096`.
+    """
+    other = "" if instead is None else f"{instead}, or "
+    return UserError(f"{problem}: {other}set model.attention=library to read a row for each answer.")
+
+
+def check_own_rows_settings(attention: str, memory: MemorySettings, parallel: ParallelSettings) -> None:
+    """Refuses what rows of their own do without.
+
+    Args:
+        attention: `model.attention`, like the groups one that is known.
+        memory: group `memory`.
+        parallel: group `parallel`.
+
+    Raises:
+        UserError: names the key and what to set.
+    """
+    if attention != LIBRARY:
+        return
+    if parallel.degree > 1:
+        raise UserError(
+            f"parallel.degree={parallel.degree} shares a row between processes, which model.attention=library cannot: "
+            "set parallel=none."
+        )
+    if memory.mlp_chunk is not None:
+        raise UserError(
+            f"memory.mlp_chunk={memory.mlp_chunk} cuts layers at our attention, which model.attention=library does "
+            "without: set memory.mlp_chunk=null."
+        )
 
 
 def check_memory(

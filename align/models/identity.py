@@ -19,6 +19,7 @@ from align.models.loading import load_config
 from align.models.paths import resolve_path
 from align.models.precision import Precision
 from align.models.rope import rope_types
+from align.models.settings import LIBRARY
 
 if TYPE_CHECKING:
     from align.models.settings import ModelSettings
@@ -80,7 +81,7 @@ class Identity:
         }
         return cls(
             content,
-            row_length_matters="longrope" in rope_types(config),
+            row_length_matters="longrope" in rope_types(config) and settings.attention != LIBRARY,
         )
 
     @property

@@ -122,13 +122,14 @@ def causal_lm_class(settings: ModelSettings, config: PreTrainedConfig) -> type[P
 
 
 def load_causal_lm(
-    settings: ModelSettings, *, attention: str = "sdpa", device: str | torch.device | None = None
+    settings: ModelSettings, *, attention: str | None = None, device: str | torch.device | None = None
 ) -> PreTrainedModel:
     """The causal language model in `settings.dtype`; of a composite all parts, of which text goes through one.
 
     Args:
         settings: group `model`; its `lora` part is not applied here.
-        attention: an attention implementation of transformers, or one registered by `align.longseq`; the text part's.
+        attention: an attention implementation of transformers, or one registered by `align.longseq`, for the text part;
+            None is the library's that the class supports: `sdpa`, or `eager`.
         device: where to put it; None leaves it on the CPU (the Trainer moves it), four-bit weights on the
             process's GPU.
     """

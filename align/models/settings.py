@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 EMBEDDED = "embedded"  # `model.path` of the model that a PyPI package brings
 DTYPES = ("auto", "float32", "bfloat16")  # of `model.dtype`
+LIBRARY = "library"  # `model.attention` that reads a row for each answer, through transformers' own attention
 
 
 @dataclass(frozen=True)

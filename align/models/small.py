@@ -58,7 +58,9 @@ _SIZES: tuple[tuple[str, int], ...] = (
         r"sliding_window(_size)?|window_size|attention_window_size|local_attention|attention_chunk_size",
         WINDOW,
     ),
-    (r"index_topk|index_block_size|index_topk_blocks|index_local_blocks", 2),
+    (r"indexer_head_dim", 16),
+    (r"indexer_budget|index_topk", 4),
+    (r"indexer_compress_ratio|index_block_size|index_topk_blocks|index_local_blocks|index_kpool", 2),
 )
 # Tokens with a meaning of their own, which rows of the check leave out: they are drawn from FIRST_TOKEN on.
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "mask_token_id": 3}
@@ -218,8 +220,8 @@ def _with_layers(values: dict[str, Any]) -> dict[str, Any]:
 def _own_sizes(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """What one layer has of its own, made small as the others' values are: `head_dim` 512 beside 256: 32 beside 16."""
     found = {name: _size(name, value, values) for name, value in own.items()}
-    if {"head_dim", "qk_nope_head_dim"} <= own.keys():
-        found |= {"head_dim": 24, "num_key_value_heads": HEADS, "v_head_dim": 16}
+    if "qk_nope_head_dim" in own:
+        found |= {"head_dim": 24, "num_key_value_heads": HEADS}
     elif "head_dim" in own:
         found["head_dim"] = 32
     return found

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from align.models.text_part import attention_name, set_attention, text_config, text_decoder
+from align.models.text_part import current_attention, set_attention, text_config, text_decoder
 
 
 def find_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -31,10 +31,15 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return max((m for m in decoder.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
+def library_attention(model: PreTrainedModel) -> str:
+    """The name of the library's own attention that the model's class supports: torch's kernels, or plain products."""
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Within it the attention of the model's text part is the implementation that transformers knows as `name`."""
-    before = attention_name(model)
+    before = current_attention(model)
     set_attention(model, name)
     try:
         yield

@@ -8,7 +8,7 @@ run and trained; the rest is kept, and saved as it came. A text model is its own
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 
@@ -48,23 +48,26 @@ def is_composite(config: PreTrainedConfig) -> bool:
     return text_config(config) is not config
 
 
-def attention_by_part(config: PreTrainedConfig, name: str) -> str | dict[str, str]:
+def attention_by_part(config: PreTrainedConfig, name: str | None) -> str | dict[str, str] | None:
     """The attention `name` for the text part alone, as transformers takes it; other parts keep the library's.
+
+    None is the library's that each class supports.
 
     The composite itself gets the name too: some make the text decoder's mask, which goes by it.
     """
     text = text_config(config)
-    if text is config:
+    if text is config or name is None:
         return name
     return {"": name} | {key: name for key in config.sub_configs if getattr(config, key, None) is text}
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
     """Switches the text part's attention to the implementation that transformers knows as `name`."""
-    model.set_attn_implementation(attention_by_part(model.config, name))
+    by_part: Any = attention_by_part(model.config, name)
+    model.set_attn_implementation(by_part)
 
 
-def attention_name(model: PreTrainedModel) -> str:
+def current_attention(model: PreTrainedModel) -> str:
     """The name of the text part's attention."""
     name: str = text_config(model.config)._attn_implementation
     return name

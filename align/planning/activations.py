@@ -85,10 +85,10 @@ class _Widths:
 
 def activations(model: Architecture, job: Job, strategy: Strategy) -> Activations:
     """What one micro-batch needs; with `policy_short` the graph of the short context stays alive beside it."""
-    long = _of_rows(model, job, strategy, job.rows, scored=_scored(job))
+    long = _of_rows(model, job, strategy, job.rows, scored=job.rows.head_at_once(job.nll_scope))
     if not job.policy_short:
         return long
-    short = _of_rows(model, job, strategy, job.rows.short(), scored=job.rows.scored)
+    short = _of_rows(model, job, strategy, job.rows.short(), scored=job.rows.short().head_at_once("none"))
     return Activations(
         checkpoints=long.checkpoints + short.checkpoints,
         last_checkpoint=long.last_checkpoint,
@@ -105,35 +105,31 @@ def own_tokens(tokens: int, degree: int) -> int:
     return tokens if degree == 1 else math.ceil(tokens / degree) + 1
 
 
-def _scored(job: Job) -> int:
-    """Tokens that the head scores in the whole row: the answers', and the prompt's too in LongPO's NLL."""
-    return job.rows.scored + (job.rows.rows * job.rows.prompt if job.nll_scope == "sequence" else 0)
-
-
 def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, scored: int) -> Activations:
     levers, precision = strategy.levers, job.precision.under(strategy.wrapper)
-    tokens = own_tokens(rows.tokens, strategy.degree)
+    tokens, once = (own_tokens(count, strategy.degree) for count in (rows.tokens, rows.at_once))
     width = _widths(model, precision, strategy)
     saved = _saved(model, width, strategy.degree)
     kept_output = width.query + model.heads * 4
     layer = {"full": width.stream, "keep_attention": width.stream + kept_output}
     unchecked = width.stream + saved + width.inner * (3 + (not model.lora or model.lora_mlp))
-    each = layer.get(levers.checkpointing, unchecked) * tokens
+    each = layer.get(levers.checkpointing, unchecked)
     layers, offloaded = model.layers * each, 0.0
     if levers.offload != "none":
         # On its way out or in: the layer's own input and the one that is fetched meanwhile.
-        offloaded = max(0, model.layers - 2) * width.stream * tokens
+        offloaded = max(0, model.layers - 2) * width.stream
         layers -= offloaded
     # What is kept is not made again, and without checkpointing nothing is.
     again = {"full": saved, "keep_attention": saved - width.query, "none": 0.0}[levers.checkpointing]
-    mlp, attention = _layer_peaks(model, width, strategy, levers, tokens, again)
+    mlp, attention = _layer_peaks(model, width, strategy, levers, once, again)
     return Activations(
-        checkpoints=layers,
-        last_checkpoint=each,
-        offloaded=offloaded,
+        checkpoints=layers * tokens,
+        # Of rows that are read one after the other the first goes backward while the others' are still kept.
+        last_checkpoint=each * once + layers * (tokens - once),
+        offloaded=offloaded * tokens,
         mlp=mlp,
         attention=attention,
-        head=_head(model, precision, levers, width, tokens, math.ceil(_on_rank(scored, tokens, strategy))),
+        head=_head(model, precision, levers, width, once, math.ceil(_on_rank(scored, once, strategy))),
         reference=_reference(model, job, strategy, width),
     )
 
@@ -245,8 +241,8 @@ def _reference(model: Architecture, job: Job, strategy: Strategy, width: _Widths
         return 0.0
     both = job.policy_short or not job.reference_short
     rows = job.rows if both else job.rows.short()
-    tokens = own_tokens(rows.tokens, strategy.degree)
+    tokens = own_tokens(rows.at_once, strategy.degree)
     layer = 3 * width.inner + 3 * width.stream + 2 * width.query + 2 * width.keys + width.norm_copy
-    scored = math.ceil(_on_rank(rows.scored, tokens, strategy))
+    scored = math.ceil(_on_rank(rows.head_at_once("none"), tokens, strategy))
     at_once = min(scored, strategy.levers.logits_chunk)
     return max(layer * tokens, at_once * model.vocabulary * 12 + 2 * width.stream * tokens)

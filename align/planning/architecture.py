@@ -159,7 +159,11 @@ def _widths(config: PreTrainedConfig) -> dict[str, int]:
     Args:
         config: of the text model, where the whole one has others beside it.
     """
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise UnknownModelError(
+            f"{config.model_type} models are not made of attention and MLPs: align plan cannot count them."
+        )
     return {
         "hidden": config.hidden_size,
         "intermediate": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,

@@ -145,6 +145,7 @@ def choose_levers(
 
 def _least(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced:
     sets = [
-        price(sizes, job, replace(strategy, levers=levers), machine) for levers in lever_sets(machine.device)
+        price(sizes, job, replace(strategy, levers=levers), machine)
+        for levers in lever_sets(machine.device, job.rows)
     ]
     return min(sets, key=lambda one: (one.memory.total, one.time.total))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from align.models.settings import LIBRARY
 
 GB = 1e9
 
@@ -22,8 +25,10 @@ class Rows:
         prompts: how many such prompts a micro-batch has.
         copies: rows that one of them takes: 1, or as many as it has answers where each is behind a copy of its own.
         mean_prompt: tokens of the average prompt, for time; None is `prompt`.
+        shared: whether they go through our attention, which can be tiled and sharded.
     """
 
+    shared: ClassVar[bool] = True
     prompt: int
     answers: tuple[int, ...]
     short_prompt: int = 0
@@ -47,6 +52,19 @@ class Rows:
         return self.rows * sum(self.answers)
 
     @property
+    def at_once(self) -> int:
+        """Tokens of one call of the model: all."""
+        return self.tokens
+
+    def head_at_once(self, nll_scope: str) -> int:
+        """Tokens that the head scores in one call: the answers', and with `sequence` (LongPO's NLL) the prompt's."""
+        return self.head(nll_scope)
+
+    def head(self, nll_scope: str) -> int:
+        """Tokens that the head scores."""
+        return self.scored + (self.rows * self.prompt if nll_scope == "sequence" else 0)
+
+    @property
     def pairs(self) -> float:
         """(query, key) pairs that attention works on: P²/2 + Σ a·(P + a/2) a row."""
         answers = sum(a * (self.prompt + a / 2) for a in self.answers)
@@ -54,11 +72,46 @@ class Rows:
 
     def short(self) -> Rows:
         """The same answers on the short context."""
-        return Rows(self.short_prompt, self.answers, prompts=self.prompts, copies=self.copies)
+        return type(self)(self.short_prompt, self.answers, prompts=self.prompts, copies=self.copies)
 
     def average(self) -> Rows:
         """The average prompt in the longest one's place."""
         return replace(self, prompt=self.mean_prompt or self.prompt, mean_prompt=None)
+
+
+@dataclass(frozen=True)
+class OwnRows(Rows):
+    """The same where each answer is read behind its whole prompt, one after the other (`model.attention=library`).
+
+    `OwnRows(prompt=1000, answers=(100, 50), prompts=2)`: four rows, 4,300 tokens, of which the model reads 1,100
+    at once.
+    """
+
+    shared: ClassVar[bool] = False
+
+    @property
+    def tokens(self) -> int:
+        """rows · Σ (P + a)."""
+        return self.rows * (len(self.answers) * self.prompt + sum(self.answers))
+
+    @property
+    def at_once(self) -> int:
+        """P + max a: the longest row."""
+        return self.prompt + max(self.answers)
+
+    def head_at_once(self, nll_scope: str) -> int:
+        """The longest answer, and with `sequence` the prompt, which the chosen answer's row scores."""
+        return max(self.answers) + (self.prompt if nll_scope == "sequence" else 0)
+
+    @property
+    def pairs(self) -> float:
+        """Σ (P + a)²/2 a row."""
+        return self.rows * sum((self.prompt + a) ** 2 / 2 for a in self.answers)
+
+
+def as_read(rows: Rows, attention: str) -> Rows:
+    """The rows as `model.attention` has them read: packed, or with `library` each answer behind its whole prompt."""
+    return OwnRows(**vars(rows)) if attention == LIBRARY else rows
 
 
 @dataclass(frozen=True)

@@ -28,4 +28,4 @@ def all_logits(job: Job, strategy: Strategy) -> tuple[Job, Strategy]:
 
 
 def _copied(rows: Rows) -> Rows:
-    return replace(rows, answers=(max(rows.answers),), copies=len(rows.answers))
+    return Rows(**{**vars(rows), "answers": (max(rows.answers),), "copies": len(rows.answers)})

@@ -18,7 +18,7 @@ from align.models.precision import trains_checkpoint_weights
 from align.models.quantization import QUANTIZATIONS
 from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture
-from align.planning.job import GB, Job, Levers, Machine, Precision, Rows
+from align.planning.job import GB, Job, Levers, Machine, Precision, Rows, as_read
 from align.planning.settings import GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings, resolve_source
 from align.training.method_settings import Needs
@@ -131,7 +131,7 @@ def make_job(
     )
     slots, each = optimizer_slots(str(getattr(trainer.optim, "value", trainer.optim)))
     return Job(
-        rows=rows,
+        rows=as_read(rows, model.attention),
         precision=precision_of(model, trainer, device=device),
         optimizer_slots=slots,
         slot_bytes=each,

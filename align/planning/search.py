@@ -9,7 +9,7 @@ from itertools import product
 from align.distributed.names import WRAPPERS
 from align.longseq.parallel import choose_exchange
 from align.planning.architecture import Architecture
-from align.planning.job import Job, Levers, Machine, Strategy
+from align.planning.job import Job, Levers, Machine, Rows, Strategy
 from align.planning.memory import Memory, predict
 from align.planning.time import Time, step_time
 
@@ -46,10 +46,16 @@ def price(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -
     )
 
 
-def lever_sets(device: str) -> Iterator[Levers]:
-    """Every combination of the group `memory`, fewest levers first; a CPU has no host to offload to."""
+def lever_sets(device: str, rows: Rows | None = None) -> Iterator[Levers]:
+    """Every combination of the group `memory`, fewest levers first.
+
+    Args:
+        device: a CPU has no host to offload to.
+        rows: what is read; rows of their own are not tiled. None is rows that share their prompts.
+    """
     offloads = ("none", "host", "disk") if device == "cuda" else ("none", "disk")
-    for logits, offload, mlp in product(LOGITS_CHUNKS, offloads, MLP_CHUNKS):
+    chunks = MLP_CHUNKS if rows is None or rows.shared else (None,)
+    for logits, offload, mlp in product(LOGITS_CHUNKS, offloads, chunks):
         for mode in ("none", "keep_attention", "full"):
             if mode == "none" and (mlp is not None or offload != "none"):
                 continue
@@ -69,13 +75,15 @@ def strategies(
                 heads=model.heads, kv_heads=model.kv_heads, degree=degree, length=job.rows.tokens
             )
         accumulation = -(-prompts // (machine.count // degree * job.rows.prompts))
-        for levers in lever_sets(machine.device):
+        for levers in lever_sets(machine.device, job.rows):
             yield Strategy(wrapper, exchange, degree, levers), replace(job, accumulation=accumulation)
 
 
 def _runs(wrapper: str, degree: int, job: Job, machine: Machine, prompts: int) -> bool:
-    """One process has no wrapper, four-bit weights are not sharded, and a step has no more prompts than asked."""
+    """One process has no wrapper, what cannot be sharded is not, and a step has no more prompts than asked."""
     if (wrapper == "none") != (machine.count == 1):
+        return False
+    if degree > 1 and not job.rows.shared:
         return False
     if job.precision.quantised and wrapper not in ("none", "ddp"):
         return False
@@ -124,7 +132,8 @@ def smallest(
 def cheapest_levers(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced | None:
     """`memory=auto`: wrapper and degree are given, the levers chosen; None where no set fits."""
     priced = [
-        price(model, job, replace(strategy, levers=levers), machine) for levers in lever_sets(machine.device)
+        price(model, job, replace(strategy, levers=levers), machine)
+        for levers in lever_sets(machine.device, job.rows)
     ]
     fitting = [one for one in priced if one.fits(machine)]
     best = min((one.time.total for one in fitting), default=0.0)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainingArguments
 
-from align.longseq.attention import ATTENTIONS
 from align.longseq.parallel import SequenceParallel
-from align.longseq.support import check_supported
+from align.longseq.settings import attention_name
+from align.longseq.support import check_readable
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm
 from align.models.precision import cast_parameters
@@ -77,7 +77,7 @@ def frozen_model(
     weights = computing_precision(arguments).weights
 
     def load(device: torch.device | None) -> PreTrainedModel:
-        loaded = load_causal_lm(own, attention=ATTENTIONS[own.attention], device=device)
+        loaded = load_causal_lm(own, attention=attention_name(own.attention), device=device)
         cast_parameters(loaded, weights)
         return loaded
 
@@ -87,5 +87,5 @@ def frozen_model(
         arguments=arguments,
         quantised=own.quantization != "none",
     )
-    check_supported(model)
+    check_readable(model, own.attention)
     return model

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from align.distributed.wrappers import expected_wrapper
-from align.longseq.forward import pair_logps
+from align.longseq.forward import pair_logps, tokens_read
 from align.longseq.logps import sum_by_index
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
@@ -58,7 +58,7 @@ class AdapterOff:
 
     def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
         """Reference log-probs of the batch, without a graph."""
-        self.usage.tokens += batch.num_tokens
+        self.usage.tokens += tokens_read(policy, batch)
         with torch.no_grad(), _evaluating(policy), self.adapter.disable_adapter():
             return self.forward(policy, batch)
 
@@ -84,7 +84,7 @@ class Frozen:
 
     def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
         """Reference log-probs of the batch, without a graph."""
-        self.usage.tokens += batch.num_tokens
+        self.usage.tokens += tokens_read(self.model, batch)
         with torch.no_grad():
             return self.forward(self.model, batch)
 

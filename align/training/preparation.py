@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
+from align.core.config import check_choice
 from align.core.errors import AlignWarning, UserError
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.length_words import rows_in_window_words, window_words
@@ -22,29 +21,26 @@ from align.data.notices import notices
 from align.data.settings import DataSettings, PositionSettings
 from align.data.unread import unused_short
 from align.data.vocabulary import vocabulary_of
-from align.longseq.attention import ATTENTION, ATTENTIONS
+from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
-from align.longseq.probe import check_architecture, check_model
-from align.longseq.settings import MemorySettings
-from align.longseq.support import check_config, check_supported
+from align.longseq.probe import check_architecture, check_model_in_memory
+from align.longseq.settings import ATTENTION_CHOICES, MemorySettings, attention_name
+from align.longseq.support import check_config, check_readable
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
-from align.models.precision import cast_parameters, training_dtype, warn_of_low_weights
-from align.models.settings import ModelSettings
-from align.models.structure import find_causal_lm
-from align.models.text_part import attention_name, freeze_other_parts, set_attention
+from align.models.precision import training_dtype, warn_of_low_weights
+from align.models.settings import LIBRARY, ModelSettings
+from align.models.structure import find_causal_lm, library_attention
+from align.models.text_part import current_attention, freeze_other_parts, set_attention
 from align.reference.sources import (
-    AdapterOff,
-    Frozen,
     Reference,
-    computing_precision,
     keeps_float32_copy,
-    reference_forward,
 )
 from align.runs.api import store
 from align.training.collate import Collator
-from align.training.method_settings import Needs
 from align.training.methods import Method, named_method
+from align.training.row_costs import own_rows_notice
+from align.training.starting_reference import make_reference
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,7 @@ def prepare(
     reference: Reference | None,
     parallel: SequenceParallel | None,
     memory: MemorySettings,
+    attention: str,
     logits_chunk: int | None,
     max_length: int | None,
 ) -> Prepared:
@@ -91,11 +88,19 @@ def prepare(
     if collator is None:  # with one of the caller's, rows are taken as they are
         config = read_config(model)
         train, held_out = (
-            prepare_rows(each, tokenizer, method=method, config=config, max_length=max_length, what=what)
+            prepare_rows(
+                each,
+                tokenizer,
+                method=method,
+                config=config,
+                max_length=max_length,
+                what=what,
+                attention=attention,
+            )
             for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
         collator = Collator(short=method.needs.short)
-    policy = prepare_model(model, memory)  # after the rows: of a wrong one no weights need be read
+    policy = prepare_model(model, memory, attention)  # after the rows: of a wrong one no weights need be read
     if arguments.process_index == 0 and not keeps_float32_copy(arguments):
         warn_of_low_weights(policy)
     if reference is None:
@@ -107,6 +112,8 @@ def prepare(
 # A command's keys → what a notebook's caller has written in their place.
 _ARGUMENTS = {
     "data.max_length": "max_length",
+    "model.attention": "attention",
+    "parallel=none": "parallel=None",
     "model.rope": "rope_parameters of its configuration",
     "model.path": "model",
     "trainer.": "args.",
@@ -132,29 +139,40 @@ def read_config(model: nn.Module | str) -> PreTrainedConfig:
     return find_causal_lm(model).config
 
 
-def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
-    """A model whose attention is the shared prefix's; one that has it already is returned as it is.
+def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str = "sdpa") -> nn.Module:
+    """A model whose attention is the shared prefix's, or the library's where that is asked for.
+
+    One that has the shared prefix's already is returned as it is.
 
     Args:
         model: a causal language model of transformers, inside PEFT or not; or a folder, a Hub id or `embedded`.
         memory: what is kept for the backward pass.
+        attention: as `model.attention`.
 
     Raises:
-        UserError: a model that the shared-prefix forward does not compute.
+        UserError: a model that cannot read its rows so.
     """
+    check_choice("model.attention", attention, ATTENTION_CHOICES)
     if isinstance(model, str):
-        settings = training_dtype(ModelSettings(path=model))
+        settings = training_dtype(ModelSettings(path=model, attention=attention))
         check_architecture(settings)
-        model = load_causal_lm(settings, attention=ATTENTION)
+        model = load_causal_lm(settings, attention=attention_name(attention))
         freeze_other_parts(model)
     else:
-        check_model(model)
-        if attention_name(find_causal_lm(model)) in ATTENTIONS.values():
+        check_model_in_memory(model, attention)
+        if attention != LIBRARY and _is_ours(model):
             return model
-    check_supported(model)
-    set_attention(find_causal_lm(model), ATTENTION)
+    check_readable(model, attention)
+    lm, name = find_causal_lm(model), attention_name(attention)
+    if name is not None or _is_ours(model):
+        set_attention(lm, name or library_attention(lm))
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
     return model
+
+
+def _is_ours(model: nn.Module) -> bool:
+    """Whether the model's attention is the shared prefix's."""
+    return current_attention(find_causal_lm(model)) in ATTENTIONS.values()
 
 
 def prepare_rows(
@@ -165,6 +183,7 @@ def prepare_rows(
     config: PreTrainedConfig,
     max_length: int | None,
     what: str = "train_dataset",
+    attention: str = "sdpa",
 ) -> Dataset | None:
     """Rows as the collator takes them; those that are tokenised already, and None, are returned as they are.
 
@@ -175,6 +194,7 @@ def prepare_rows(
         config: the model's, for its window.
         max_length: tokens to which contexts are cut; None is the model's window.
         what: their name, for messages.
+        attention: as `model.attention`.
 
     Raises:
         UserError: no tokenizer, a row that cannot be used, or a model that is not computed here.
@@ -188,9 +208,18 @@ def prepare_rows(
     window = window_of(config) if max_length is None else None
     settings = DataSettings(path=str(store(rows, what=what)), eval_size=0, max_length=max_length or window)
     with window_words(window):
-        data = read_rows_for(method, settings, tokenizer, config=config, positions=PositionSettings(), seed=0)
+        data = read_rows_for(
+            method,
+            settings,
+            tokenizer,
+            config=config,
+            positions=PositionSettings(),
+            seed=0,
+            attention=attention,
+        )
     unused = [] if method.needs.short else unused_short(data)
-    for sentence in [*notices(data, window=window, limit=f"max_length={max_length}"), *unused]:
+    said = [*notices(data, window=window, limit=f"max_length={max_length}"), *unused]
+    for sentence in [*said, *own_rows_notice(data, attention)]:
         warnings.warn(f"{what}: {sentence}", AlignWarning, stacklevel=2)
     return data.train
 
@@ -209,7 +238,15 @@ def read_rows_of_model(
     settings = replace(settings, max_length=settings.max_length or window)
     config = load_config(model)
     with window_words(window):
-        data = read_rows_for(method, settings, tokenizer, config=config, positions=positions, seed=seed)
+        data = read_rows_for(
+            method,
+            settings,
+            tokenizer,
+            config=config,
+            positions=positions,
+            seed=seed,
+            attention=model.attention,
+        )
     return replace(data, dropped=rows_in_window_words(data.dropped, window))
 
 
@@ -221,6 +258,7 @@ def read_rows_for(
     config: PreTrainedConfig,
     positions: PositionSettings,
     seed: int,
+    attention: str = "sdpa",
 ) -> PreferenceData:
     """Tokenised rows with all that a method asks for.
 
@@ -231,6 +269,7 @@ def read_rows_for(
         config: the model's.
         positions: how positions are synthesised.
         seed: of the split and the positions.
+        attention: as `model.attention`.
 
     Raises:
         UserError: a row that cannot be used, or a model that is not computed here.
@@ -245,41 +284,3 @@ def read_rows_for(
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
     )
-
-
-def make_reference(
-    needs: Needs,
-    policy: nn.Module,
-    arguments: TrainingArguments,
-    *,
-    parallel: SequenceParallel | None,
-    logits_chunk: int,
-) -> Reference | None:
-    """The starting model as reference: a frozen copy; None where none is needed.
-
-    Of a policy with an adapter it is the policy with the adapter off: the base model. That is the policy at the start
-    only where the adapter is new, so one that has been trained is warned of.
-
-    Args:
-        needs: of the method.
-        policy: before its first step.
-        arguments: the precision that the policy computes in.
-        parallel: as the trainer's.
-        logits_chunk: as the trainer's.
-    """
-    if needs.reference == "none":
-        return None
-    forward = reference_forward(arguments, parallel=parallel, logits_chunk=logits_chunk)
-    if isinstance(policy, PeftModel):
-        if any("lora_B" in name and bool(values.any()) for name, values in policy.named_parameters()):
-            warnings.warn(
-                "the policy's adapter has been trained already, and the reference is the base model without it: merge "
-                "the adapter first (merge_and_unload) to start from the policy as it is.",
-                AlignWarning,
-                stacklevel=3,
-            )
-        return AdapterOff(policy, forward)
-    frozen = copy.deepcopy(policy).eval().requires_grad_(False)
-    cast_parameters(frozen, computing_precision(arguments).weights)
-    frozen.to(arguments.device)
-    return Frozen(lambda: frozen, forward)

@@ -95,7 +95,7 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
     """The reference's architecture, before its weights load."""
     settings = reference_model(reference, model)
     if (settings.path, settings.revision) == (model.path, model.revision):
-        check_config(load_config(settings))
+        check_config(load_config(settings), attention=settings.attention)
     else:
         check_architecture(settings)
     if reference.cache is not None:

@@ -11,7 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
-from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
+from align.longseq.settings import (
+    ATTENTION_CHOICES,
+    MemorySettings,
+    ParallelSettings,
+    check_own_rows_settings,
+)
 from align.models.checks import check_model
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
@@ -71,7 +76,8 @@ def read_settings(config: DictConfig) -> Settings:
     memory.check(accelerator=True)
     parallel.check()
     check_model(model)
-    check_choice("model.attention", model.attention, ATTENTIONS)
+    check_choice("model.attention", model.attention, ATTENTION_CHOICES)
+    check_own_rows_settings(model.attention, memory, parallel)
     if reference.fill_only and model.quantization != "none":
         raise UserError(
             "reference.fill_only has no adapter, which model.quantization needs: fill the cache while training."

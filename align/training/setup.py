@@ -26,10 +26,10 @@ from align.data.unread import unused_short
 from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.names import check_quantised
 from align.distributed.wrappers import check_launch, expected_wrapper, launched_wrapper
-from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
-from align.longseq.support import check_supported
+from align.longseq.settings import attention_name
+from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.models.text_part import frozen_words, text_config
@@ -37,6 +37,7 @@ from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
+from align.training.row_costs import own_rows_notice
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
 
@@ -101,7 +102,8 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
     if run.arguments.process_index == 0:
         window = native_window(run.model) if run.data.max_length is None else None
         unused = [] if run.method.needs.short else unused_short(data)
-        for sentence in [*notices(data, window=window), *unused]:
+        costs = own_rows_notice(data, run.model.attention)
+        for sentence in [*notices(data, window=window), *unused, *costs]:
             tell(sentence)
 
 
@@ -122,8 +124,8 @@ def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> Prefe
 
 def load_policy(run: Run) -> Any:
     """The model that trains, with its adapter and its memory levers."""
-    base = load_causal_lm(run.model, attention=ATTENTIONS[run.model.attention])
-    check_supported(base)
+    base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
+    check_readable(base, run.model.attention)
     policy = add_lora(base, run.model.lora)
     said = frozen_words(base)
     if said is not None:
@@ -154,7 +156,8 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
             parallel=parallel,
         ),
         parallel=parallel,
-        logits_chunk=run.memory.logits_chunk,
+        attention=run.model.attention,
+        memory=run.memory,
         train_dataset=data.train,
         eval_dataset=data.eval,
         data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),

@@ -15,10 +15,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from align.distributed.wrappers import WrapperCheck
-from align.longseq.forward import pair_logps
+from align.longseq.forward import pair_logps, tokens_read
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
-from align.longseq.shared_prefix import SharedPrefixBatch
 from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
@@ -53,6 +52,7 @@ class PreferenceTrainer(SealedCheckpoints):
         parallel: this process's place in its sequence-parallel group; None without.
         logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
         memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
+        attention: `sdpa`, the shared prefix's; or `library`, the model's own: a row for each answer.
         max_length: tokens to which contexts of rows that are not tokenised are cut; None is the model's window.
         kwargs: the rest of Trainer's own.
 
@@ -78,6 +78,7 @@ class PreferenceTrainer(SealedCheckpoints):
         parallel: SequenceParallel | None = None,
         logits_chunk: int | None = None,
         memory: MemorySettings = DEFAULT_MEMORY,
+        attention: str = "sdpa",
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,6 +94,7 @@ class PreferenceTrainer(SealedCheckpoints):
                 reference=reference,
                 parallel=parallel,
                 memory=memory,
+                attention=attention,
                 logits_chunk=logits_chunk,
                 max_length=max_length,
             )
@@ -152,8 +154,7 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """`[B]` losses with their graph, and `[B, len(METRICS)]` metrics."""
-        batch: SharedPrefixBatch = inputs["batch"]
-        needs = self.method.needs
+        batch, needs = inputs["batch"], self.method.needs
         forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
         policy = forward(batch, nll_scope=needs.nll_scope)
         if needs.policy_short:
@@ -216,7 +217,7 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 · parameters · tokens, the usual estimate of a training step without attention."""
-        return 6 * self._parameters * inputs["batch"].num_tokens
+        return 6 * self._parameters * tokens_read(self.model_wrapped, inputs["batch"])
 
     # ---- evaluation
 

@@ -26,7 +26,8 @@ from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.plain_rows import plain_pair_logps, relative_error
-from align.longseq.settings import MemorySettings, ParallelSettings
+from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
+from align.models.structure import find_causal_lm
 from align.verification.small_copy import random_examples
 from losses import logo_loss
 from losses.types import PairLogps
@@ -123,13 +124,19 @@ def run_all(
 
     outcomes = [
         alone("padded rows", plain.to(accelerator.device), lambda model: plain_pair_logps(model, examples)),
-        alone("shared prefix", shared.to(accelerator.device), forward),
+        alone(way_of(shared), shared.to(accelerator.device), forward),
     ]
     if accelerator.num_processes > 1:
-        way = "shared prefix" if parallel is None else f"sharded, {parallel.kind} × {degree}"
+        way = way_of(launched) if parallel is None else f"sharded, {parallel.kind} × {degree}"
         share = slice(group, None, groups)
         outcomes.append(in_wrapper(way, launched, accelerator, lambda model: forward(model, share, parallel)))
     return outcomes
+
+
+def way_of(model: nn.Module) -> str:
+    """How the model reads a batch, for the table."""
+    ours = find_causal_lm(model).config._attn_implementation in ATTENTIONS.values()
+    return "shared prefix" if ours else "rows of their own"
 
 
 def step_loss(logps: PairLogps) -> Tensor:

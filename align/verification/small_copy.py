@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from align.data.examples import Answer, TokenizedExample
-from align.longseq.support import check_supported
+from align.longseq.support import check_readable
 from align.models.loading import auto_class, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
@@ -19,11 +19,16 @@ from align.models.text_part import attention_by_part
 VOCABULARY = 512
 
 
-def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> Any:
+def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: int) -> Any:
     """A random layer of every kind that the user's architecture has, two at least, in fp32, adapters included.
 
     The weights are the same every time, and drawn wider than a fresh checkpoint's, so that attention is far from
     uniform and an error in a mask or a position shows.
+
+    Args:
+        settings: group `model`.
+        attention: as transformers knows it; None is the library's own that the class supports.
+        seed: of the weights.
     """
     config = few_layers(load_config(settings), vocabulary=VOCABULARY)
     with torch.random.fork_rng(devices=[]):
@@ -34,7 +39,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> A
             attn_implementation=attention_by_part(config, attention),
             trust_remote_code=settings.trust_remote_code,
         )
-        check_supported(base)
+        check_readable(base, settings.attention)
         model = add_lora(base, settings.lora)
         for name, weight in model.named_parameters():
             if "lora_B" in name:  # 0 at the start, which would make A's gradient 0

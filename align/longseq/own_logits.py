@@ -1,0 +1,227 @@
+"""A model's own log-probs of one row: its body over the row, then its own way from hidden states to logits, in slices.
+
+The shared-prefix forward scores by the output embedding alone. Here whatever a model does behind its body counts:
+factors, soft caps, norms, heads of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from align.core.errors import UserError
+from align.longseq.logps import sum_dtype, token_logps
+
+
+@dataclass(frozen=True)
+class OwnRow:
+    """A prompt with one of its answers (t tokens, s of them scored, c context tokens that the NLL adds).
+
+    Attributes:
+        input_ids: `[1, t]`.
+        position_ids: `[1, t]`.
+        predictor: `[s + c]` places in the row of the hidden states that predict the scored tokens, then the context's.
+        target: `[s + c]` the ids that they predict.
+        scored: s.
+        slot: flat index `prompt · A + answer` in the batch; B · A for a row that scores nothing.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predictor: Tensor
+    target: Tensor
+    scored: int
+    slot: int
+
+
+def own_row_sums(model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_calls: int) -> Tensor:
+    """`[2]` summed log-probs of one row, in fp64: of its scored tokens, and of its context.
+
+    Args:
+        model: as it is called.
+        lm: the causal language model within it.
+        row: what it reads.
+        head_calls: in how many slices hidden states go through what stands behind the body.
+    """
+    with _scoring(lm, row, head_calls):
+        output = model(input_ids=row.input_ids, **_keywords(lm, row))
+    logps = _first(output).to(sum_dtype(row.input_ids.device))
+    return torch.stack([logps[: row.scored].sum(), logps[row.scored :].sum()])
+
+
+def check_own_rows(lm: PreTrainedModel) -> None:
+    """Refuses a model that cannot read rows of their own.
+
+    Raises:
+        UserError: it is an encoder, or has no body whose hidden states could be scored.
+    """
+    if getattr(lm.config, "is_decoder", True) is False:
+        raise UserError(
+            f"{type(lm).__name__} is an encoder as it is configured (is_decoder=false): its tokens see those behind "
+            "them, so that it has no log-probs of answers: use a causal language model."
+        )
+    _bodies(lm)
+
+
+# ---- what a model's forward takes
+
+
+def _taken(lm: PreTrainedModel) -> set[str]:
+    """Names of what the model's own forward takes."""
+    return set(inspect.signature(type(lm).forward).parameters)
+
+
+def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
+    """What is handed to the forward beside the tokens, as far as it takes it.
+
+    The mask says that no token is padding. Without one the library reads a jump of positions as the start of another
+    sequence, and hides what lies before it.
+    """
+    given = {
+        "attention_mask": torch.ones_like(row.input_ids),
+        "position_ids": row.position_ids,
+        "use_cache": False,
+        "return_dict": True,
+    }
+    taken = _taken(lm)
+    return {name: value for name, value in given.items() if name in taken}
+
+
+def check_positions(lm: PreTrainedModel, rows: list[OwnRow]) -> None:
+    """Refuses positions that the model's forward does not take."""
+    if "position_ids" in _taken(lm):
+        return
+    for row in rows:
+        counted = torch.arange(row.position_ids.shape[1], device=row.position_ids.device)
+        if not torch.equal(row.position_ids[0], counted):
+            raise UserError(
+                f"{type(lm).__name__} takes no positions, and these rows have other ones than 0, 1, 2, …: "
+                "set positions=none."
+            )
+
+
+# ---- the model's own logits, a slice at a time
+
+
+def _bodies(lm: PreTrainedModel) -> dict[str, nn.Module]:
+    """Modules that hold the token embedding, outermost first: `model` of a Llama, `model` and `model.decoder` of OPT.
+
+    The outermost one that the model calls is its body: Llama calls `model`, OPT calls `model.decoder` itself.
+    """
+    embedding = lm.get_input_embeddings()
+    found = {
+        name: module
+        for name, module in lm.named_modules()
+        if module not in (lm, embedding) and any(part is embedding for part in module.modules())
+    }
+    if not found:
+        raise UserError(
+            f"{type(lm).__name__} has no part that reads the tokens and returns hidden states, of which log-probs "
+            "could be scored: use another model class."
+        )
+    return found
+
+
+@contextmanager
+def _scoring(lm: PreTrainedModel, row: OwnRow, head_calls: int) -> Iterator[None]:
+    """Within the block the model returns the log-probs `[s + c]` of the row as its logits.
+
+    By temporary forward hooks, as in forward.py and for its reasons: wrappers hold the weights gathered there.
+    """
+    called: list[nn.Module] = []
+    scored: list[Tensor] = []
+
+    def before_body(module: nn.Module, args: Any) -> None:
+        called.append(module)
+
+    def after_body(name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        if module is not called[0]:
+            return output  # within the body
+        states = _first(output)
+        logits = _logits_behind(lm, name, output, row)
+        scored.append(token_logps(logits, states[0, row.predictor], row.target, slices=head_calls))
+        return _with_first(output, states[:, :0])  # the model itself makes the logits of no token
+
+    def after_model(module: nn.Module, args: Any, output: Any) -> Any:
+        # Adding the empty logits keeps the head's parameters in the graph when nothing is scored.
+        return _with_first(output, scored.pop() + _first(output).sum())
+
+    handles = [lm.register_forward_hook(after_model, prepend=True)]
+    for name, body in _bodies(lm).items():
+        handles.append(body.register_forward_pre_hook(before_body))
+        handles.append(body.register_forward_hook(partial(after_body, name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _logits_behind(lm: PreTrainedModel, name: str, output: Any, row: OwnRow) -> Callable[[Tensor], Tensor]:
+    """`[n, H]` hidden states → `[n, V]` logits, by the model's own forward with the states in the place of its body's.
+
+    It runs on a shallow copy of the model, which shares every part with it but the one called `name`.
+    """
+    body = lm.get_submodule(name)
+    keywords = {key: value for key, value in _keywords(lm, row).items() if not isinstance(value, Tensor)}
+
+    def logits(states: Tensor) -> Tensor:
+        behind = _with_part(lm, name, _Given(body, _with_first(output, states[None])))
+        # The class's forward: an object's own, where a launcher has set one, is bound to the model itself.
+        return _first(type(lm).forward(behind, input_ids=row.input_ids[:, : len(states)], **keywords))[0]
+
+    return logits
+
+
+def _with_part(module: Any, name: str, part: nn.Module) -> Any:
+    """A shallow copy of `module` with `part` in the place of its submodule `name`: of `decoder`, of `model.decoder`."""
+    first, _, rest = name.partition(".")
+    changed = copy.copy(module)
+    changed._modules = dict(module._modules)
+    setattr(changed, first, _with_part(getattr(module, first), rest, part) if rest else part)
+    return changed
+
+
+class _Given(nn.Module):
+    """Stands in the place of a body whose output is known; whatever else is asked of it, the body answers.
+
+    Args:
+        body: the module in whose place it stands.
+        output: what it returns.
+    """
+
+    def __init__(self, body: nn.Module, output: Any) -> None:
+        super().__init__()
+        self.output = output
+        self._place = (body,)  # in a tuple, so that it is no part of this module
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the body, such as its embedding."""
+        return getattr(self.__dict__["_place"][0], name)
+
+    def forward(self, *unused: Any, **more: Any) -> Any:
+        """What the body has returned, with some of its hidden states."""
+        return self.output
+
+
+def _first(output: Any) -> Tensor:
+    """Hidden states of a body's output, logits of a model's."""
+    found: Tensor = output[0]
+    return found
+
+
+def _with_first(output: Any, value: Tensor) -> Any:
+    """The same output with another first entry."""
+    if isinstance(output, ModelOutput):
+        return type(output)(**{**output, next(iter(output)): value})
+    return (value, *output[1:])
