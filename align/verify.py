@@ -61,8 +61,8 @@ def verify(config: DictConfig) -> Verification:
     from align.distributed.agreement import check_same_settings
     from align.longseq.checkpointing import apply_checkpointing
     from align.longseq.probe import check_architecture
-    from align.planning.fit import fit_verify
     from align.longseq.settings import attention_name
+    from align.planning.fit import fit_verify
     from align.planning.job import Rows
     from align.verification import comparison
     from align.verification.small_copy import build_small_copy
