@@ -90,13 +90,13 @@ def tiny_composite(kind: str, *, seed: int = 0, **overrides: Any) -> PreTrainedM
         overrides: keys of the text part's configuration.
     """
     text_type, vision_type = COMPOSITES[kind]
-    text = {"model_type": text_type, "sliding_window": 4096, **_text_settings()}
+    text = {"model_type": text_type, **_text_settings()}
     if "qwen" in kind or "glm" in kind:  # a head's 8 frequencies, or 4 of them, by time, height and width
         sections = [2, 1, 1] if "glm" in kind else [4, 2, 2]
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
         text["rope_parameters"] |= {"partial_rotary_factor": 0.5} if "glm" in kind else {}
-    if kind == "mistral3":
-        text["sliding_window"] = None
+    if kind in ("mistral3", "gemma3"):
+        text["sliding_window"] = 4096 if kind == "gemma3" else None
     config = CONFIG_MAPPING[kind](
         text_config=text | overrides,
         vision_config={"model_type": vision_type, "initializer_range": 0.2, **_VISION},

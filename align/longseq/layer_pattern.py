@@ -55,6 +55,25 @@ def layer_pattern(module: nn.Module, sliding_window: int | Unsaid | None, longes
     return FULL if size is None or size >= longest else Window(size)
 
 
+def attention_patterns(config: Any) -> tuple[Pattern | None, ...]:
+    """The pattern of every layer as a text model's configuration names it; None of a layer without attention.
+
+    Of 6 layers, 5 of them with a window of 512: five times `Window(512)`, and `Full()`.
+    """
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        used = window is not None and getattr(config, "use_sliding_window", True) is not False
+        types = [_WINDOW if used else _FULL] * config.num_hidden_layers
+    chunk = getattr(config, "attention_chunk_size", None)
+    known: dict[str, Pattern] = {
+        _FULL: FULL,
+        _WINDOW: FULL if window is None else Window(window),
+        _CHUNKED: FULL if chunk is None else Chunked(chunk),
+    }
+    return tuple(known.get(kind) for kind in types)
+
+
 def _type_of(module: nn.Module, config: Any) -> str | None:
     """The layer's entry in `layer_types`; None where the configuration has none, or the layer no number."""
     types, number = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)

@@ -6,7 +6,6 @@ factors, soft caps, norms, heads of its own.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -186,7 +185,10 @@ def _logits_behind(lm: PreTrainedModel, name: str, output: Any, row: OwnRow) -> 
 def _with_part(module: Any, name: str, part: nn.Module) -> Any:
     """A shallow copy of `module` with `part` in the place of its submodule `name`: of `decoder`, of `model.decoder`."""
     first, _, rest = name.partition(".")
-    changed = copy.copy(module)
+    changed: Any = object.__new__(
+        type(module)
+    )  # FSDP's classes make another class of what copy.copy asks for
+    changed.__dict__.update(module.__dict__)
     changed._modules = dict(module._modules)
     setattr(changed, first, _with_part(getattr(module, first), rest, part) if rest else part)
     return changed

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from align.longseq.shared_prefix import Span
+if TYPE_CHECKING:  # plans count pairs without torch
+    from align.longseq.shared_prefix import Span
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from align.core.errors import UserError
+from align.longseq.layer_pattern import attention_patterns
+from align.longseq.patterns import Pattern
 from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
 from align.models.paths import resolve_path
@@ -51,6 +54,7 @@ class Architecture:
         lora_mlp: whether the adapter reaches into the MLP.
         embedding_trains: whether the token embedding does.
         head_trains: whether the output head does.
+        patterns: of each layer's attention, by which its work is counted; None of a layer without attention.
     """
 
     layers: int
@@ -72,6 +76,11 @@ class Architecture:
     lora_mlp: bool
     embedding_trains: bool
     head_trains: bool
+    patterns: tuple[Pattern | None, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every size; of the patterns how many layers have each: `{"Window(size=512)": 5, "Full()": 1}`."""
+        return vars(self) | {"patterns": dict(Counter(str(pattern) for pattern in self.patterns))}
 
     @property
     def query_width(self) -> int:
@@ -137,6 +146,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         lora_mlp=lora and bool(_MLP & set(settings.lora.target_modules)),
         embedding_trains=_count(embedding, trainable=True) > 0,
         head_trains=_count(head, trainable=True) > 0,
+        patterns=attention_patterns(text_config(config)),
     )
 
 

@@ -25,7 +25,13 @@ from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from align.longseq.probe import check_architecture, check_model_in_memory
-from align.longseq.settings import ATTENTION_CHOICES, MemorySettings, attention_name
+from align.longseq.settings import (
+    ATTENTION_CHOICES,
+    MemorySettings,
+    ParallelSettings,
+    attention_name,
+    check_own_rows_settings,
+)
 from align.longseq.support import check_config, check_readable
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
 from align.models.precision import training_dtype, warn_of_low_weights
@@ -80,6 +86,8 @@ def prepare(
         method = named_method(method)
     if not isinstance(method, Method):
         raise UserError(f"method is a {type(method).__name__}: give a name, or what align.method(…) makes.")
+    degree = 1 if parallel is None else parallel.degree
+    check_own_rows_settings(attention, memory, ParallelSettings(degree=degree))
     if not torch.accelerator.is_available():
         arguments.dataloader_pin_memory = False  # pins nothing, and warns of it at every loader
     if isinstance(model, str) and tokenizer is None:

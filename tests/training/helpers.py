@@ -56,10 +56,14 @@ def make_trainer(
     rows=8,
     kind=PreferenceTrainer,
     parallel=None,
+    model=None,
+    attention="sdpa",
+    collator=None,
     **arguments,
 ):
-    model = tiny_model(initializer_range=0.1)
-    model.set_attn_implementation(ATTENTION)
+    if model is None:
+        model = tiny_model(initializer_range=0.1)
+        model.set_attn_implementation(ATTENTION)
     settings = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
@@ -82,9 +86,10 @@ def make_trainer(
         method=method,
         parallel=parallel,
         reference=reference,
+        attention=attention,
         train_dataset=Rows(rows),
         eval_dataset=Rows(5, seed=1),
-        data_collator=lambda rows: {"batch": pack(rows, tokens_per_row=tokens_per_row)},
+        data_collator=collator or (lambda rows: {"batch": pack(rows, tokens_per_row=tokens_per_row)}),
     )
 
 
