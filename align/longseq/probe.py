@@ -22,6 +22,7 @@ from align.longseq.forward import pair_logps
 from align.longseq.head_probe import HeadWatch, check_parts
 from align.longseq.parallel import place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
+from align.longseq.states import prepare_states
 from align.longseq.support import check_config, check_supported
 from align.models.loading import causal_lm_class, load_config
 from align.models.settings import ModelSettings
@@ -98,6 +99,7 @@ def _bfloat16() -> Iterator[None]:
 def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
     """Attention of every layer is reached, and logits are the head of the last hidden states."""
     row, layout = place_row(batch.rows[0], None)
+    prepare_states(model)
     with HeadWatch(model) as watch:
         model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
     watch.check()

@@ -30,7 +30,7 @@ from tests.tiny import KINDS, tiny_model
         ("gemma2", {}, "soft-capped"),
         ("deepseek_v3", {}, "MLA"),
         ("cohere", {}, "scaled logits"),
-        ("qwen3_next", {}, "linear_attention"),
+        ("qwen4_exp_text", {}, "indexed_attention"),
         ("gemma4", {}, "composites of a text model"),
         ("gemma3", {}, "composites of a text model"),
         ("musicgen", {}, "composites of a text model"),
