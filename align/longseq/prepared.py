@@ -23,13 +23,18 @@ def local(query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
     return attend(query, key, value)
 
 
-# Runs a mixer that keeps a state over the tokens it was called with, or over others: `(run, hidden, keywords) ->` what
-# `run(hidden, keywords)` returns, which is of all tokens of the row; see states.py and tiling.py.
-Mix = Callable[[Callable[[Tensor, dict[str, Any]], Any], Tensor, dict[str, Any]], Any]
+# Runs a mixer that keeps a state: `(mixer, run, hidden, keywords) ->` what `run(hidden, keywords)` returns, which runs
+# it over prompts and answers apart; `hidden` `[1, T, H]` are all tokens of the row, or a tile (tiling.py).
+Mix = Callable[[nn.Module, Callable[[Tensor, dict[str, Any]], Any], Tensor, dict[str, Any]], Any]
 
 
-def mix_here(run: Callable[[Tensor, dict[str, Any]], Any], hidden: Tensor, keywords: dict[str, Any]) -> Any:
-    """A layer that is called over the whole row at once."""
+def mix_here(
+    mixer: nn.Module,
+    run: Callable[[Tensor, dict[str, Any]], Any],
+    hidden: Tensor,
+    keywords: dict[str, Any],
+) -> Any:
+    """The way of a layer that is called over the whole row at once."""
     return run(hidden, keywords)
 
 

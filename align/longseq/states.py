@@ -113,7 +113,7 @@ def _running_spans(kind: Any) -> Any:
         keywords = dict(zip(rule.parameters, args, strict=False)) | kwargs
         hidden = keywords.pop(rule.parameters[0])
         own = partial(kind.forward, self)
-        return layout.mix(partial(_over_spans, own, rule, layout), hidden, keywords)
+        return layout.mix(self, partial(_over_spans, own, rule, layout), hidden, keywords)
 
     return _subclass(kind, StateMixer, forward)
 

@@ -1,11 +1,14 @@
-"""Tiny random models whose layers keep a state, and a mode in which they compute in float64 throughout."""
+"""Tiny random models whose layers keep a state, and a context in which they compute in float64 throughout."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
 
@@ -92,7 +95,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # Their other layers have multi-head latent attention: here are those with a state alone.
 LATENT: dict[str, dict[str, Any]] = {
-    "kimi_linear": _KIMI | {"num_experts_per_token": 2, "num_experts": 4},
+    "kimi_linear": _KIMI | {"num_experts": 4, "linear_head_dim": 8, "linear_num_heads": 4},
     "bailing_hybrid": _KIMI | _EXPERTS,
 }
 
@@ -129,19 +132,12 @@ def in_float64(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-class Float64(TorchFunctionMode):
+@contextmanager
+def float64_throughout() -> Iterator[None]:
     """Within it, what asks for float32 gets float64: norms, scans and decays that the library computes in float32.
 
     What two ways of computing differ by is then what they compute, not how float32 rounds in each.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.float:
-            return args[0].double()
-        kwargs = kwargs or {}
-        wider = {name: _wider(value) for name, value in kwargs.items()}
-        return func(*map(_wider, args), **wider)
-
-
-def _wider(value: Any) -> Any:
-    return torch.float64 if value is torch.float32 else value
+    names = patch.multiple(torch, float32=torch.float64, float=torch.float64)
+    with names, patch.object(Tensor, "float", Tensor.double):
+        yield
