@@ -62,7 +62,7 @@ def assert_parity(plain, other, rows, *, tokens_per_row=None, tolerance=1e-9):
     torch.testing.assert_close(actual.chosen, expected.chosen, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(actual.rejected, expected.rejected, rtol=tolerance, atol=tolerance)
     wanted = gradients(plain, loss_of(expected))
-    assert len(wanted) > 10
+    assert len(wanted) > 7
     assert_close(gradients(other, loss_of(actual)), wanted, tolerance=tolerance)
 
 
@@ -112,7 +112,7 @@ def test_a_layer_within_a_layer(kind):
 
 LORA = {
     "qwen3_next": ["in_proj_qkvz", "in_proj_ba", "out_proj", "q_proj"],
-    "nemotron_h": ["in_proj", "out_proj", "q_proj"],
+    "nemotron_h": ["in_proj", "q_proj", "k_proj", "o_proj"],  # PEFT refuses out_proj
     "jamba": ["in_proj", "x_proj", "out_proj", "q_proj"],
     "lfm2": ["in_proj", "out_proj", "q_proj"],
 }
@@ -227,11 +227,10 @@ def test_sequence_parallelism_is_refused_before_weights_are_read():
 def test_a_shard_of_a_row_is_refused():
     model = shared(state_model("qwen3_next"))
     row = pack(examples([(20, (5, 4))])).rows[0]
+    prepare_states(model)
+    tokens = {"input_ids": row.input_ids[:, :8], "position_ids": row.position_ids[:, :8]}
     with pytest.raises(UserError, match=r"set parallel\.degree=1"):
-        prepare_states(model)
-        model(
-            input_ids=row.input_ids[:, :8], position_ids=row.position_ids[:, :8], layout=prepare(row.layout)
-        )
+        model(**tokens, layout=prepare(row.layout))
 
 
 class OwnMixer(Qwen3NextGatedDeltaNet):
