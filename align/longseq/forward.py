@@ -22,6 +22,7 @@ from align.longseq.own_rows import own_row_tokens, own_totals
 from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
+from align.longseq.states import count_spans, prepare_states, state_mixers
 from align.longseq.support import check_every_layer_called
 from align.longseq.tail import TailWatch
 from align.models.structure import find_causal_lm
@@ -105,6 +106,7 @@ def _shared_totals(
     chunk_size: int,
 ) -> Tensor:
     """Packed rows through our attention, whole or sharded."""
+    prepare_states(lm)
     if parallel is not None:
         check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
     calls = _calls(model, batch, parallel, nll_scope=nll_scope, chunk_size=chunk_size)
@@ -157,10 +159,20 @@ def _calls(
     calls += [_call(empty_row(batch), parallel, nll_scope, chunk_size) for _ in range(missing)]
     # Layers are cut into as many tiles as the longest row of any process needs.
     most_tokens = agree_on_calls(model, [call.row.input_ids.shape[1] for call in calls], device)
+    most_spans = _most_spans(model, calls, device)
     return [
-        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens))
-        for call, slices, tokens in zip(calls, head_calls, most_tokens, strict=True)
+        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens, most_spans=spans))
+        for call, slices, tokens, spans in zip(calls, head_calls, most_tokens, most_spans, strict=True)
     ]
+
+
+def _most_spans(model: nn.Module, calls: list[_Call], device: torch.device) -> list[int | None]:
+    """For each call, how often every process runs a mixer that keeps a state; None where each goes by its own row."""
+    if not state_mixers(model):
+        return [None] * len(calls)
+    own = [count_spans(call.layout) for call in calls]
+    agreed = agree_on_calls(model, own, device)
+    return [None] * len(calls) if agreed is own else list(agreed)
 
 
 def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: str, chunk_size: int) -> _Call:
@@ -193,7 +205,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
             # No position goes through the head here: `score` takes the logits' place, a slice at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
         )
-    check_every_layer_called(lm, len(call.layout.callers))
+    check_every_layer_called(lm, call.layout.callers)
     logps = output.logits
     prompts, answers = row.lengths.shape
     sums = sum_by_index(logps[: len(row.predictor)], row.answer, prompts * answers).view(prompts, answers)

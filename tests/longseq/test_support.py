@@ -29,7 +29,7 @@ from tests.tiny import KINDS, tiny_model
     ("kind", "values", "reason"),
     [
         ("gemma2", {}, "soft-capped"),
-        ("qwen3_next", {}, "linear_attention"),
+        ("qwen4_exp_text", {}, "indexed_attention"),
         ("musicgen", {}, "no text decoder can be told"),
     ],
 )
