@@ -45,6 +45,7 @@ _HARMLESS = {
     "use_cache",
     "is_causal",
     "cache_position",
+    "routing",  # of balance.py, for routers
 }
 
 

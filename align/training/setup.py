@@ -32,6 +32,7 @@ from align.longseq.parallel import SequenceParallel, choose_exchange, start_para
 from align.longseq.support import check_supported
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
+from align.models.routers import freeze_routers, lora_with_routers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.preparation import read_rows_of_model
@@ -123,7 +124,8 @@ def load_policy(run: Run) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=ATTENTIONS[run.model.attention])
     check_supported(base)
-    policy = add_lora(base, run.model.lora)
+    policy = add_lora(base, lora_with_routers(base, run.model))
+    freeze_routers(policy, run.model)
     apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
     return policy
 
@@ -155,6 +157,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         eval_dataset=data.eval,
         data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
         processing_class=tokenizer,
+        balance=0.0 if run.reference.fill_only else run.model.moe.balance,
     )
     for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)
