@@ -104,7 +104,7 @@ def _try_router(kind: Any, config: PreTrainedConfig) -> tuple[Tensor, Tensor, Te
     width = config.get_text_config().hidden_size
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        router = kind(config).float().eval()
+        router = kind(config.get_text_config()).float().eval()
         for weight in router.parameters():
             weight.normal_(0.0, width**-0.5, generator=generator)
         hidden = torch.randn(_TRIED_TOKENS, width, generator=generator)
