@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from align.core.errors import AlignWarning, UserError, first_line
+from align.core.errors import UserError, first_line
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
@@ -26,8 +25,8 @@ from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.support import check_config, check_supported
 from align.models.loading import causal_lm_class, load_config
+from align.models.routers import check_experts
 from align.models.settings import LIBRARY, ModelSettings
-from align.models.structure import experts
 from align.models.text_part import set_attention
 
 
@@ -35,14 +34,8 @@ def check_architecture(model: ModelSettings) -> None:
     """Refuses an architecture whose rows `model.attention` cannot read, before its weights load."""
     config = load_config(model)
     check_config(config, attention=model.attention)
-    if experts(config) > 1:
-        warnings.warn(
-            f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
-            "in preference training here.",
-            AlignWarning,
-            stacklevel=1,
-        )
     kind = causal_lm_class(model, config)
+    check_experts(model, config, kind)
     if kind is None:
         return
     if model.attention == LIBRARY:

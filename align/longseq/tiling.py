@@ -133,11 +133,16 @@ class _Tiles:
         return self.pad(states, dim).split([stop - start for start, stop in self.bounds], dim=dim)
 
     def pad(self, states: Tensor, dim: int) -> Tensor:
-        """`states` with its last token repeated, where a row has fewer tokens than there are tiles."""
+        """`states` with its last token repeated, where a row has fewer tokens than there are tiles.
+
+        What is true of a token (a mask of bools, such as which tokens count) is not of its repetitions.
+        """
         missing = self.tokens - states.shape[dim]
         if not missing:
             return states
         last = states.narrow(dim, states.shape[dim] - 1, 1)
+        if states.dtype == torch.bool:
+            last = torch.zeros_like(last)
         return torch.cat([states, *[last] * missing], dim)
 
 
