@@ -160,7 +160,8 @@ def shared_prefix_attention(
     query, key, value = _alike(query, key, value)
     kernel = None if dropout else flash or sdpa_kernel(query, value)
     here = _attend_by(kernel, softcap, dropout, asked)
-    return layout.exchange(query, key, value, here)[..., :width].transpose(1, 2), None
+    attended = layout.exchange(query, key, value, here)[..., :width]
+    return attended.transpose(1, 2).contiguous(), None  # some models view it (JetMoe)
 
 
 def _attend_by(kernel: str | None, softcap: float | None, dropout: float, asked: dict[str, Any]) -> Attend:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import UserError
-from align.longseq.layer_pattern import ATTENTION_TYPES, STATE_TYPES, TOKENWISE_TYPES
+from align.longseq.layer_pattern import STATE_TYPES, TOKENWISE_TYPES
 from align.longseq.mixers import attends, mixer_rule
 from align.longseq.own_logits import check_own_rows
 from align.longseq.settings import cannot_share
@@ -20,11 +19,6 @@ from align.models.settings import LIBRARY
 from align.models.structure import find_causal_lm
 from align.models.text_part import is_composite, text_config, text_decoder
 
-# Configuration keys that change attention or logits in a way that is not computed here.
-_REFUSED_KEYS = {
-    "attn_logit_softcapping": "soft-capped attention scores",
-    "alibi": "ALiBi position biases",
-}
 # In a module's name: one of the copies that PEFT's `modules_to_save` makes.
 _COPIES = re.compile(r"\.(original_module|modules_to_save\.[^.]+)(?=\.|$)")
 
@@ -62,7 +56,7 @@ def check_supported(model: nn.Module) -> None:
 def check_every_layer_called(model: PreTrainedModel, callers: Collection[nn.Module]) -> None:
     """Refuses a model of which some module mixes tokens by code of its own: an answer would see its siblings.
 
-    A forward shows it, whatever the model says of itself: at start one on fake tensors (probe.py), then every one.
+    A forward shows it, whatever the model says of itself: at start that of a small copy (probe.py), then every one.
 
     Args:
         model: the causal language model, after a forward.
@@ -155,22 +149,11 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
     _check_dynamic(config)
     if attention == LIBRARY:
         return
-    for key, what in _REFUSED_KEYS.items():
-        if _value(config, key) not in (None, False, 1.0):
-            raise cannot_share(
-                f"{family} models use {what} ({key}), which the shared-prefix forward does not support"
-            )
     if "longrope" in rope_types(config):
         raise cannot_share(
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing",
             instead="override it with model.rope.type (yarn, linear, default)",
-        )
-    layer_types = getattr(config, "layer_types", None)
-    others = sorted(set(layer_types or ()) - ATTENTION_TYPES - STATE_TYPES - TOKENWISE_TYPES)
-    if others:
-        raise cannot_share(
-            f"{family} models have layers of type {', '.join(others)}, which the shared-prefix forward does not support"
         )
 
 
@@ -181,11 +164,3 @@ def _check_dynamic(config: PreTrainedConfig) -> None:
             f"This {config.model_type} model has dynamic RoPE, which scales by the longest position read so far, so "
             "that a log-prob would depend on packing and order: set model.rope.length=TOKENS to hold it at one length."
         )
-
-
-def _value(config: PreTrainedConfig, key: str) -> Any:
-    """A key's value; None where there is none, and a word where layers have values of their own."""
-    try:
-        return getattr(config, key, None)
-    except RuntimeError:  # as the library says that it differs
-        return "another in each layer"

@@ -24,6 +24,7 @@ from align.data.vocabulary import vocabulary_of
 from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
+from align.longseq.probe import check_architecture, check_model_in_memory
 from align.longseq.settings import (
     ATTENTION_CHOICES,
     MemorySettings,
@@ -161,10 +162,14 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
     """
     check_choice("model.attention", attention, ATTENTION_CHOICES)
     if isinstance(model, str):
-        model = load_causal_lm(training_dtype(ModelSettings(path=model)), attention=attention_name(attention))
+        settings = training_dtype(ModelSettings(path=model, attention=attention))
+        check_architecture(settings)
+        model = load_causal_lm(settings, attention=attention_name(attention))
         freeze_other_parts(model)
-    elif attention != LIBRARY and _is_ours(model):
-        return model
+    else:
+        check_model_in_memory(model, attention)
+        if attention != LIBRARY and _is_ours(model):
+            return model
     check_readable(model, attention)
     lm, name = find_causal_lm(model), attention_name(attention)
     if name is not None or _is_ours(model):

@@ -28,8 +28,6 @@ from tests.tiny import KINDS, tiny_model
 @pytest.mark.parametrize(
     ("kind", "values", "reason"),
     [
-        ("gemma2", {}, "soft-capped"),
-        ("qwen4_exp_text", {}, "indexed_attention"),
         ("musicgen", {}, "no text decoder can be told"),
     ],
 )
@@ -117,6 +115,19 @@ class NeedsValues(LlamaForCausalLM):
     def forward(self, input_ids=None, **kwargs):
         assert input_ids[0, 0].item() >= 0
         return super().forward(input_ids, **kwargs)
+
+
+class NotSmall(LlamaForCausalLM):
+    """A model of one size alone, of which no small copy can be made."""
+
+    def __init__(self, config):
+        if config.hidden_size != 48:
+            raise ValueError("this is a model of width 48. It takes no other")
+        super().__init__(config)
+
+
+class NotSmallNeedsValues(NeedsValues, NotSmall):
+    """Neither a small copy nor fake tensors tell anything of it."""
 
 
 def test_attention_that_a_model_overrides_is_found_from_its_class_alone():
@@ -209,8 +220,13 @@ def test_granites_factor_of_one_is_harmless_and_a_mixture_of_experts_can_be_prov
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_a_model_that_fake_tensors_cannot_run_is_left_to_its_first_forward():
-    assert not check_computed(NeedsValues, tiny_model().config)
+@pytest.mark.parametrize("kind", [NotSmall, NotSmallNeedsValues])
+def test_a_model_that_has_no_small_copy_is_left_to_its_first_forward_and_that_is_said(kind, capsys):
+    assert check_computed(NeedsValues, tiny_model().config)
+    assert not check_computed(kind, tiny_model(hidden_size=48).config)
+    said = capsys.readouterr().err
+    assert f"No small {kind.__name__} runs on a CPU (this is a model of width 48)" in said
+    assert "was not proven; `align verify` compares them" in said
 
 
 OWN_CODE = """
