@@ -54,6 +54,7 @@ _HARMLESS = {
     "is_causal",
     "cache_position",
     "logits_to_keep",  # some composites hand it down to their text part
+    "routing",  # of balance.py, for routers
 }
 
 

@@ -10,8 +10,14 @@ from align.core.errors import UserError
 from align.longseq.patterns import FULL, Chunked, Pattern, Window
 
 _FULL, _WINDOW, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+_HYBRID = "hybrid"  # full attention beside a layer that keeps a state
 # Entries of a configuration's `layer_types` whose attention is computed here.
 ATTENTION_TYPES = frozenset({_FULL, _WINDOW, _CHUNKED})
+
+# Entries of layers with a state that runs along the row (states.py); a hybrid one has attention beside it.
+STATE_TYPES = frozenset({"linear_attention", "conv", _HYBRID})
+# Entries of layers that mix no tokens.
+TOKENWISE_TYPES = frozenset({"mlp", "moe"})
 
 
 class Unsaid:
@@ -42,11 +48,11 @@ def layer_pattern(module: nn.Module, sliding_window: int | Unsaid | None, longes
         sliding_window = getattr(config, "sliding_window", None)
     if kind is None:
         kind = _FULL if sliding_window is None else _WINDOW
-    if kind not in ATTENTION_TYPES:
+    if kind not in {*ATTENTION_TYPES, _HYBRID}:
         raise UserError(
             f"{type(module).__name__} is attention of type {kind}, which the shared-prefix forward does not know."
         )
-    if kind == _FULL:
+    if kind in (_FULL, _HYBRID):
         return FULL
     if kind == _CHUNKED:
         size = getattr(config, "attention_chunk_size", None)
@@ -70,6 +76,7 @@ def attention_patterns(config: Any) -> tuple[Pattern | None, ...]:
         _FULL: FULL,
         _WINDOW: FULL if window is None else Window(window),
         _CHUNKED: FULL if chunk is None else Chunked(chunk),
+        _HYBRID: FULL,
     }
     return tuple(known.get(kind) for kind in types)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -34,6 +34,21 @@ Exchange = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]
 def local(query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
     """The exchange of one process: everything is here already."""
     return attend(query, key, value)
+
+
+# Runs a mixer that keeps a state: `(mixer, run, hidden, keywords) ->` what `run(hidden, keywords)` returns, which runs
+# it over prompts and answers apart; `hidden` `[1, T, H]` are all tokens of the row, or a tile (tiling.py).
+Mix = Callable[[nn.Module, Callable[[Tensor, dict[str, Any]], Any], Tensor, dict[str, Any]], Any]
+
+
+def mix_here(
+    mixer: nn.Module,
+    run: Callable[[Tensor, dict[str, Any]], Any],
+    hidden: Tensor,
+    keywords: dict[str, Any],
+) -> Any:
+    """The way of a layer that is called over the whole row at once."""
+    return run(hidden, keywords)
 
 
 @dataclass(frozen=True)
@@ -76,7 +91,10 @@ class PreparedLayout:
         exchange: how keys and values come here; `local` for one process.
         most_tokens: that any process reads in this forward, where all have to call its modules equally often;
             None is this one's own.
-        callers: the layers that asked for attention, so that a model that goes its own way is found.
+        callers: the modules that asked for attention or ran by spans, so that a model that goes its own way is found.
+        mix: how mixers that keep a state come to all of the row's tokens.
+        most_spans: prompts and answers in the row of the process with the most, where all have to call mixers equally
+            often; None is this one's own.
         calls: what `parts` has made so far.
     """
 
@@ -87,6 +105,8 @@ class PreparedLayout:
     exchange: Exchange = local
     most_tokens: int | None = None
     callers: set[nn.Module] = field(default_factory=set, compare=False)
+    mix: Mix = mix_here
+    most_spans: int | None = None
     calls: dict[Pattern, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     def parts(self, pattern: Pattern = FULL) -> list[int]:

@@ -7,7 +7,6 @@ has and the user's adapter, computes a step both ways (longseq/numeric.py). Its 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from align.core.errors import AlignWarning, UserError, first_line
+from align.core.errors import UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import Measured, NotProvenError, measure
@@ -28,8 +27,9 @@ from align.longseq.support import check_config, check_readable
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
 from align.models.lora import add_lora
+from align.models.routers import check_experts
 from align.models.settings import LIBRARY, ModelSettings
-from align.models.structure import experts, find_causal_lm
+from align.models.structure import find_causal_lm
 from align.models.text_part import text_config
 
 
@@ -52,14 +52,8 @@ def check_architecture(model: ModelSettings) -> None:
     """Refuses an architecture whose rows `model.attention` cannot read, before its weights load."""
     config = load_config(model)
     check_config(config, attention=model.attention)
-    if experts(config) > 1:
-        warnings.warn(
-            f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
-            "in preference training here.",
-            AlignWarning,
-            stacklevel=1,
-        )
     kind = causal_lm_class(model, config)
+    check_experts(model, config, kind)
     if kind is None:
         raise UserError(
             f"model.path={model.path}: transformers {transformers.__version__} has no causal language model of type "

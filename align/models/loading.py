@@ -27,7 +27,7 @@ from align.models.paths import resolve_path
 from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
 from align.models.rope import override_rope
-from align.models.settings import ModelSettings
+from align.models.settings import EXPERTS, ModelSettings
 from align.models.text_part import attention_by_part, is_composite, text_config
 
 
@@ -68,7 +68,7 @@ def load_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrain
     override_rope(config, settings.rope)
     text = text_config(config)
     if getattr(text, "output_router_logits", False):
-        text.output_router_logits = False  # for a loss that takes no part here: training/run.py says so
+        text.output_router_logits = False  # for the library's loss; longseq/balance.py computes ours
     return config
 
 
@@ -147,10 +147,17 @@ def load_causal_lm(
             device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
             trust_remote_code=settings.trust_remote_code,
             revision=settings.revision,
+            **experts_keyword(settings),
         )
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
+
+
+def experts_keyword(settings: ModelSettings) -> dict[str, str]:
+    """What tells transformers how to compute experts, where `model.moe.experts` does not leave it the choice."""
+    name = EXPERTS[settings.moe.experts]
+    return {} if name is None else {"experts_implementation": name}
 
 
 def bfloat16_here() -> bool:

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import Linear
 
 from align.core.errors import UserError
+from align.models.routers import routers_of
 from align.models.text_part import freeze_other_parts, is_composite, text_modules
 
 if TYPE_CHECKING:
@@ -86,13 +87,16 @@ def _saved_of(model: PreTrainedModel, settings: LoraSettings, targets: list[str]
 def _targets_of(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
     """The last names of the target modules; a model that fuses q, k and v (Phi-3) has them under its own name.
 
-    `[all-linear]` is every linear layer but the head.
+    `[all-linear]` is every linear layer but the head and those of routers.
     """
     names = {_leaf(name) for name, _ in text_modules(model)}
     if settings.target_modules == ["all-linear"]:
-        head = model.get_output_embeddings()
+        left_out = {model.get_output_embeddings()}
+        left_out.update(part for router in routers_of(model).values() for part in router.modules())
         linear = [
-            name for name, module in text_modules(model) if isinstance(module, Linear) and module is not head
+            name
+            for name, module in text_modules(model)
+            if isinstance(module, Linear) and module not in left_out
         ]
         return sorted({_leaf(name) for name in linear})
     fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}

@@ -16,7 +16,7 @@ from align.distributed.build_locks import warn_of_left_locks
 from align.longseq.flash import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
-from align.longseq.support import check_config
+from align.longseq.support import check_config, check_degree
 from align.models.loading import load_config, resolve_dtype
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
@@ -45,6 +45,7 @@ def check(config: DictConfig) -> Run:
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
+    check_degree(load_config(settings.model), settings.parallel.degree)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     return Run(**vars(settings), method=method, arguments=arguments)

@@ -32,6 +32,7 @@ from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
+from align.models.routers import freeze_routers, lora_with_routers
 from align.models.text_part import frozen_words, text_config
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
@@ -126,7 +127,8 @@ def load_policy(run: Run) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
-    policy = add_lora(base, run.model.lora)
+    policy = add_lora(base, lora_with_routers(base, run.model))
+    freeze_routers(policy, run.model)
     said = frozen_words(base)
     if said is not None:
         tell(said)
@@ -162,6 +164,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         eval_dataset=data.eval,
         data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
         processing_class=tokenizer,
+        balance=0.0 if run.reference.fill_only else run.model.moe.balance,
     )
     for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)
