@@ -32,6 +32,10 @@ from align.models.settings import LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm
 from align.models.text_part import text_config
 
+# How many keys a layer selects by an index of its own: among random scores many are equal, and the length of a row
+# decides between them, so that rows of their own are compared with padded ones without a selection.
+_SELECTIONS = ("index_topk",)
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -164,10 +168,11 @@ def prove(
         attention: as `model.attention`.
     """
     named = "" if adapter is None else adapter.named
-    reason = ""
+    keep = _SELECTIONS if attention == LIBRARY else ()
+    verdict = Verdict(UNPROVEN)
     for dtype in (torch.float64, torch.float32):
         try:
-            model: nn.Module = build_small(model_class, config, dtype=dtype)
+            model: nn.Module = build_small(model_class, config, dtype=dtype, keep=keep)
         except Exception as error:  # its own code says so, whatever it is
             return Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
         try:
@@ -176,17 +181,18 @@ def prove(
                 model = _with_adapter(model, adapter)
             found = measure(model, shared=attention != LIBRARY)
         except NotProvenError as error:
-            reason = first_line(error)
+            verdict = Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
             continue
         except UserError as error:
             return Verdict(REFUSED, str(error))
-        except Exception as error:
-            return Verdict(REFUSED, cannot_run(model_class, error, named, attention))
+        except Exception as error:  # some operations take no float64
+            verdict = Verdict(REFUSED, cannot_run(model_class, error, named, attention))
+            continue
         kind, sentence = (
             (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named, attention))
         )
         return Verdict(kind, sentence, found.loss, found.gradient, str(dtype).removeprefix("torch."))
-    return Verdict(UNPROVEN, _not_proven(model_class, reason, named))
+    return verdict
 
 
 def _check(
