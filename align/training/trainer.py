@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from align.training.metric_names import METRICS
 from align.training.metrics import mean_metrics, prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
-from align.training.weighting import prompt_weights
+from align.training.weighting import prompt_weights, real_tokens
 from losses.types import PairLogps
 
 DEFAULT_MEMORY = MemorySettings()
@@ -148,9 +147,7 @@ class PreferenceTrainer(SealedCheckpoints):
             self._finite.check(step=self.state.global_step + 1)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (torch.where(real, losses, 0.0) * weights).sum() / total
-        self._log.add(
-            metrics[real], weights[real], sum(compress(inputs["batch"].prompt_tokens, real.tolist()))
-        )
+        self._log.add(metrics[real], weights[real], real_tokens(inputs))
         # A wrapper averages gradients over processes; the divisor above already counts every group's prompts.
         loss = self._balance.add(loss * (self.args.world_size // self.degree), num_items_in_batch)
         return (loss, metrics) if return_outputs else loss

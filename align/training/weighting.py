@@ -38,3 +38,9 @@ def prompt_weights(inputs: dict[str, Any], weighting: str) -> Tensor:
     lengths = torch.cat([row.lengths[:, 0] for row in batch.rows])
     real: Tensor = inputs["real"]
     return _WEIGHTS[weighting](lengths) * real.to(lengths.device)
+
+
+def real_tokens(inputs: dict[str, Any]) -> int:
+    """Tokens of a micro-batch's prompts with their answers; placeholders have none."""
+    batch: SharedPrefixBatch = inputs["batch"]
+    return sum(compress(batch.prompt_tokens, inputs["real"].tolist()))

@@ -20,7 +20,7 @@ from align.models.processor_files import copy_processor
 from align.models.settings import LoraSettings, ModelSettings, RopeSettings
 from align.models.structure import attention_of, decoder_layers, find_causal_lm
 from align.models.text_part import (
-    attention_name,
+    current_attention,
     frozen_words,
     is_composite,
     other_parts,
@@ -70,9 +70,9 @@ def test_only_the_text_part_changes_its_attention(kind):
     assert towers
     before = [tower.config._attn_implementation for tower in towers]
     with attention_of(model, ATTENTION):
-        assert attention_name(model) == text_decoder(model).config._attn_implementation == ATTENTION
+        assert current_attention(model) == text_decoder(model).config._attn_implementation == ATTENTION
         assert [tower.config._attn_implementation for tower in towers] == before
-    assert attention_name(model) == "sdpa"
+    assert current_attention(model) == "sdpa"
     set_attention(model, ATTENTION)
     assert [tower.config._attn_implementation for tower in towers] == before
 
@@ -126,7 +126,7 @@ def test_loading_keeps_every_weight_and_the_towers_attention(folder):
     expected = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
     assert model.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    assert attention_name(model) == ATTENTION
+    assert current_attention(model) == ATTENTION
     assert model.model.vision_tower.config._attn_implementation == "sdpa"
 
 
