@@ -126,9 +126,10 @@ def check_adapter(
             f"Adapters of type {kind} put virtual tokens before the row, which its prompts and answers would not see "
             "as their own: use LoRA, or another adapter that changes weights."
         )
-    settings = {name: str(value) for name, value in adapter.to_dict().items()}
     own = Adapter(
-        settings, lambda base: get_peft_model(base, _small_adapter(adapter)), f" with adapters of type {kind}"
+        settings_of(adapter),
+        lambda base: get_peft_model(base, _small_adapter(adapter)),
+        f" with adapters of type {kind}",
     )
     return _check(model_class, config, attention, own)
 
@@ -226,6 +227,12 @@ def _with_adapter(model: Any, adapter: Adapter) -> nn.Module:
         raise NotProvenError(first_line(error)) from error
     draw_adapter(adapted)
     return adapted
+
+
+def settings_of(adapter: PeftConfig) -> dict[str, str]:
+    """All that an adapter is set to, as text that is the same in every process: sets have no order of their own."""
+    values = adapter.to_dict()
+    return {name: str(sorted(value) if isinstance(value, set) else value) for name, value in values.items()}
 
 
 def _small_adapter(adapter: PeftConfig) -> PeftConfig:
