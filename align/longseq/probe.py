@@ -187,7 +187,7 @@ def prove(
         except UserError as error:
             return Verdict(REFUSED, str(error))
         except Exception as error:  # some operations take no float64
-            verdict = Verdict(REFUSED, cannot_run(model_class, error, named, attention))
+            verdict = Verdict(REFUSED, cannot_run(model_class, _said(error, attention), named, attention))
             continue
         kind, sentence = (
             (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named, attention))
@@ -243,6 +243,15 @@ def _small_adapter(adapter: PeftConfig) -> PeftConfig:
             setattr(small, name, None)
     small.inference_mode = False
     return small
+
+
+def _said(error: Exception, attention: str) -> Exception:
+    """What a model ends in that ran on padded rows; most often it reads the mask that a shared prefix does without."""
+    if "NoneType" in str(error) and attention != LIBRARY:
+        return ValueError(
+            "its layers read an attention mask by themselves, which a shared prefix does without"
+        )
+    return error
 
 
 def _differs(model_class: type[PreTrainedModel], found: Measured, named: str, attention: str) -> str:
