@@ -146,8 +146,10 @@ class _Tiles:
         return torch.cat([states, *[last] * missing], dim)
 
 
-def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputing: Recomputing) -> Any:
-    """What `layer(hidden)` returns, computed a tile at a time; runs within the checkpoint that recomputes the layer.
+def tiled_layer(
+    layer: partial[Tensor], hidden: Tensor, *others: Any, size: int, recomputing: Recomputing
+) -> Any:
+    """What `layer(hidden, *others)` returns, a tile at a time; runs within the checkpoint that recomputes the layer.
 
     2,000 tokens with a `size` of 512 are 4 tiles of 500: the layer runs on each as far as attention, attention runs
     once over all 2,000, and the layer runs on each tile again with its 500 rows of attention's output given.
@@ -155,6 +157,7 @@ def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputin
     Args:
         layer: the decoder layer's forward with its keywords, `layout` among them.
         hidden: `[1, T, H]`.
+        others: what else the layer takes by position, such as Gemma-4's second embedding of each token `[1, T, E]`.
         size: tokens of a tile.
         recomputing: entered while the checkpoint recomputes the layer.
     """
@@ -162,22 +165,21 @@ def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputin
     tokens = hidden.shape[1]
     count = math.ceil((layout.most_tokens or tokens) / size)
     if count <= 1:
-        return layer(hidden)
+        return layer(hidden, *others)
     tiles = _Tiles.of(tokens, count)
     runs = [
-        _TileRun(
-            partial(layer, **_cut_keywords(layer.keywords, tokens, tiles, *bounds)), layout, layer.keywords
-        )
+        _TileRun(partial(layer, **_of_tile(layer.keywords, tokens, tiles, *bounds)), layout, layer.keywords)
         for bounds in tiles.bounds
     ]
+    beside = [_of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
     hiddens = tiles.cut(hidden, 1)
     outputs: list[tuple[Tensor, ...]] = []
     while True:
         # The last step's output is read in the forward alone: the recomputation brings back what it starts from.
         last = recomputing.active and len(outputs) == recomputing.stations
         made = [
-            checkpoint(_skip if last else run, own, *given, use_reentrant=False)
-            for run, own, *given in zip(runs, hiddens, *outputs, strict=True)
+            checkpoint(_skip if last else run, own, more, *given, use_reentrant=False)
+            for run, own, more, *given in zip(runs, hiddens, beside, *outputs, strict=True)
         ]
         station = None if last else runs[0].station
         if station is None:
@@ -206,19 +208,19 @@ class _TileRun:
         self.empty: list[int] = []
         self.station: _Station | None = None
 
-    def __call__(self, hidden: Tensor, *outputs: Tensor) -> Any:
+    def __call__(self, hidden: Tensor, others: tuple[Any, ...], *outputs: Tensor) -> Any:
         """The layer's output for the tile `[1, tile, H]`, or what goes into the station, which `station` then is."""
         given = _Given(outputs, self.empty[: len(outputs)], self.layout, self.keywords)
         layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
         self.station = None
         try:
-            return self.layer(hidden, layout=layout)
+            return self.layer(hidden, *others, layout=layout)
         except _StationReached as reached:
             self.station = reached.station
             return reached.states
 
 
-def _skip(hidden: Tensor, *outputs: Any) -> Tensor:
+def _skip(hidden: Tensor, *unread: Any) -> Tensor:
     """In the place of a tile's last run while the layer is recomputed, where nobody reads the output."""
     return hidden
 
@@ -242,14 +244,12 @@ def _joined(tiles: list[Any], dim: int, tokens: int) -> Any:
     return joined if others is None else (joined, *[None] * len(others))
 
 
-def _cut_keywords(
-    keywords: dict[str, Any], tokens: int, tiles: _Tiles, start: int, stop: int
-) -> dict[str, Any]:
-    """The layer's keywords for one tile: of tensors `[·, T, …]`, such as position embeddings, its `start` … `stop`."""
+def _of_tile(values: Any, tokens: int, tiles: _Tiles, start: int, stop: int) -> Any:
+    """Keywords or arguments for one tile: of tensors `[·, T, …]`, such as position embeddings, its `start` … `stop`."""
 
     def cut(value: Tensor) -> Tensor:
         if value.dim() < 2 or value.shape[1] != tokens:
             return value
         return tiles.pad(value, 1)[:, start:stop]
 
-    return {name: tree_map_only(Tensor, cut, value) for name, value in keywords.items()}
+    return tree_map_only(Tensor, cut, values)
