@@ -43,6 +43,7 @@ from align.runs.api import store
 from align.training.collate import Collator
 from align.training.method_settings import Needs
 from align.training.methods import Method, named_method
+from align.training.sharded_experts import prepare_sharded_experts
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def prepare(
         )
         collator = Collator(short=method.needs.short)
     policy = prepare_model(model, memory)  # after the rows: of a wrong one no weights need be read
+    prepare_sharded_experts(policy, arguments)
     if arguments.process_index == 0 and not keeps_float32_copy(arguments):
         warn_of_low_weights(policy)
     if reference is None:
