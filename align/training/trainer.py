@@ -146,9 +146,8 @@ class PreferenceTrainer(SealedCheckpoints):
             self._finite.check(step=self.state.global_step + 1)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (torch.where(real, losses, 0.0) * weights).sum() / total
-        self._log.add(
-            metrics[real], weights[real], sum(compress(inputs["batch"].prompt_tokens, real.tolist()))
-        )
+        counted = compress(inputs["batch"].prompt_tokens, real.tolist())
+        self._log.add(metrics[real], weights[real], sum(counted))
         # A wrapper averages gradients over processes; the divisor above already counts every group's prompts.
         loss = self._balance.add(loss * (self.args.world_size // self.degree), num_items_in_batch)
         return (loss, metrics) if return_outputs else loss
@@ -172,8 +171,7 @@ class PreferenceTrainer(SealedCheckpoints):
             return None
         short = None
         if needs.reference == "short" or needs.policy_short:
-            turns = self.reference(model, inputs["short"])
-            short = sum_turns(turns, inputs["owner"], len(inputs["batch"]))
+            short = sum_turns(self.reference(model, inputs["short"]), inputs["owner"], len(inputs["batch"]))
         if needs.reference == "short":
             return short
         return replace(self.reference(model, inputs["batch"]), short=short)
