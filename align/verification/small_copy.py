@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.support import check_supported
-from align.models.loading import load_config
+from align.models.loading import experts_keyword, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 
@@ -30,6 +30,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> A
             dtype=torch.float32,
             attn_implementation=attention,
             trust_remote_code=settings.trust_remote_code,
+            **experts_keyword(settings),
         )
         check_supported(base)
         model = add_lora(base, settings.lora)
