@@ -25,6 +25,7 @@ from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
 from align.training.settings import Settings, read_settings
+from align.training.sharded_experts import check_sharded_experts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def check(config: DictConfig) -> Run:
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
     check_degree(load_config(settings.model), settings.parallel.degree)
+    check_sharded_experts(settings.model, arguments)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     return Run(**vars(settings), method=method, arguments=arguments)
