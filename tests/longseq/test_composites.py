@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,10 @@ from align.models.structure import find_causal_lm
 from align.models.text_part import set_attention
 from align.verification.small_copy import shrink
 from losses.types import PairLogps
+from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, randomise_lora_b
+from tests.longseq.sharded import Case
+from tests.longseq.wrapped import ROWS, TOLERANCES, WRAPPERS, worker
 from tests.tiny import COMPOSITES, tiny_composite
 
 
@@ -78,3 +83,44 @@ def test_a_model_that_makes_all_logits_is_refused():
     set_attention(model, ATTENTION)
     with pytest.raises(UserError, match="AllLogits makes the logits of all tokens"):
         pair_logps(model, pack([make_example(np.random.default_rng(0), prompt=8, answers=[4, 2])]))
+
+
+@dataclass(frozen=True)
+class Composite(Case):
+    """A case of the wrappers' table whose model has a vision tower beside its text part."""
+
+    kind: str = "mistral3"
+
+    def build(self, attention: str) -> torch.nn.Module:
+        model = tiny_composite(self.kind)
+        set_attention(model, attention)
+        torch.manual_seed(1)
+        model = add_lora(model, LoraSettings(r=4 if self.lora else 0))
+        randomise_lora_b(model)
+        return model.train()
+
+
+TABLE = {
+    "full": Composite(rows=ROWS, tokens_per_row=60, checkpointing="full"),
+    "LoRA": Composite(rows=ROWS, tokens_per_row=60, lora=True, kind="qwen2_5_vl"),
+}
+
+
+def assert_table(wrappers: list[str]) -> None:
+    for found in run_distributed(worker, 2, wrappers, TABLE, 2, timeout=300):
+        assert len(found) == 2 * len(wrappers) * len(TABLE)
+        for cell, errors in found.items():
+            for what, error in errors.items():
+                assert error <= TOLERANCES[what], f"{cell}: {what} off by {error:.2e}"
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_frozen_parts_in_a_wrapper_under_sequence_parallelism(wrapper):
+    """Three clipped steps at degree two, by either exchange, end where one process's padded rows end."""
+    assert_table([wrapper])
+
+
+@pytest.mark.slow
+def test_frozen_parts_in_every_wrapper():
+    pytest.importorskip("deepspeed")
+    assert_table(list(WRAPPERS))
