@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import set_zero3_state
 
 from align.core.errors import AlignWarning, UserError, first_line
 from align.data.examples import Answer, TokenizedExample
@@ -63,12 +64,14 @@ def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig)
         UserError: layers attend by code of their own, or do not hand the row's layout on; something stands between
             the last hidden states and the logits beside the head; or the class cannot be run at all.
     """
-    # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
+    # The class itself, and a composite's parts as if within such a call: under ZeRO-3 the library's `from_config` would
+    # scatter the weights.
     build: Any = model_class
     batch = _smallest_batch()
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            with _bfloat16(), no_init_weights():  # drawing them needs values in some (SigLIP's tower)
+            # Drawing weights needs values in some (SigLIP's tower).
+            with _bfloat16(), no_init_weights(), set_zero3_state():
                 model = build(copy.deepcopy(config)).eval()
             check_supported(model)
             check_parts(model)

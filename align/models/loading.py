@@ -147,9 +147,21 @@ def load_causal_lm(
             trust_remote_code=settings.trust_remote_code,
             revision=settings.revision,
         )
+    _forget_unused_renamings(model)
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
+
+
+def _forget_unused_renamings(model: PreTrainedModel) -> None:
+    """Leaves only those renamings to be undone at saving that a weight of the checkpoint has needed.
+
+    The library does that itself but under ZeRO-3, where it would save a composite's weights (LLaVA's, Mistral-3's,
+    Gemma-3's) under names that are then not found, so that they would be drawn at random.
+    """
+    renamings = getattr(model, "_weight_conversions", None)
+    if renamings:
+        model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
 
 
 def bfloat16_here() -> bool:

@@ -8,7 +8,7 @@ run and trained; the rest is kept, and saved as it came. A text model is its own
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 
@@ -46,6 +46,21 @@ def _encodes(config: PreTrainedConfig) -> bool:
 def is_composite(config: PreTrainedConfig) -> bool:
     """Whether the text part is one of several; raises as `text_config`."""
     return text_config(config) is not config
+
+
+def of_layers(config: PreTrainedConfig, name: str) -> list[Any]:
+    """What the text part's layers have under a key, each value once; empty where they have none.
+
+    Gemma-4's heads are 256 wide in some layers and 512 in others, and the library refuses to give one for all.
+    """
+    text = text_config(config)
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    found: list[Any] = []
+    for layer in layers:
+        value = getattr(layer, name, None)
+        if value is not None and value not in found:
+            found.append(value)
+    return found
 
 
 def attention_by_part(config: PreTrainedConfig, name: str) -> str | dict[str, str]:

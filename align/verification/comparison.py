@@ -26,6 +26,7 @@ from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.settings import MemorySettings, ParallelSettings
+from align.models.text_part import of_layers
 from align.verification.plain_rows import plain_pair_logps, relative_error
 from align.verification.small_copy import random_examples
 from losses import logo_loss
@@ -86,8 +87,8 @@ def form_groups(
     kind = settings.kind
     if kind == "auto" and settings.degree > 1:
         kind, reason = choose_exchange(
-            heads=model.num_attention_heads,
-            kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+            heads=min(of_layers(model, "num_attention_heads")),
+            kv_heads=min(of_layers(model, "num_key_value_heads") or of_layers(model, "num_attention_heads")),
             degree=settings.degree,
             length=config.prompt_tokens + 2 * config.answer_tokens,
         )

@@ -41,7 +41,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> A
 
 
 def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same heads and widths with few layers and a small vocabulary, and no dropout.
+    """The same heads and widths with few layers, one of each type at least, and a small vocabulary, and no dropout.
 
     Weights are drawn wider than a fresh checkpoint's, so that attention is far from uniform and an error in
     a mask or a position shows. Of a composite that is done to the text part; the others keep one layer, not run.
@@ -53,6 +53,8 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         if other is not None and other is not text:
             _shrink_other(other)
     _shrink_text(text)
+    if text is not small:
+        text.pad_token_id = 0  # which some put in the place of images before they embed
     return small
 
 
@@ -67,8 +69,13 @@ def _shrink_other(config: PreTrainedConfig) -> None:
 
 def _shrink_text(config: PreTrainedConfig) -> None:
     """Few layers and a small vocabulary, in place."""
+    types = list(getattr(config, "layer_types", None) or ())
+    kept = _kept_layers(types)
+    others = config.to_dict().get("per_layer_config") or {}  # what single layers have in place of the rest's
+    if others:
+        config.per_layer_config = None
     changes: dict[str, Any] = {
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": len(kept),
         "vocab_size": VOCABULARY,
         "intermediate_size": min(config.intermediate_size, config.hidden_size),
         "initializer_range": 1.6 / config.hidden_size**0.5,
@@ -76,13 +83,24 @@ def _shrink_text(config: PreTrainedConfig) -> None:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if getattr(config, "layer_types", None):
-        changes["layer_types"] = config.layer_types[:LAYERS]
+    if types:
+        changes["layer_types"] = [types[layer] for layer in kept]
+    if getattr(config, "vocab_size_per_layer_input", None):
+        changes["vocab_size_per_layer_input"] = VOCABULARY
     changes |= {
         name: 0.0 for name in ("attention_dropout", "resid_pdrop", "embd_pdrop") if hasattr(config, name)
     }
     for name, value in changes.items():
         setattr(config, name, value)
+    others = {int(layer): values for layer, values in others.items() if int(layer) in kept}
+    if others:
+        config.per_layer_config = {kept.index(layer): values for layer, values in others.items()}
+
+
+def _kept_layers(types: list[str]) -> list[int]:
+    """The first layers, and the first of every type: 0 and 5 where five slide before one that does not."""
+    kept = [types.index(kind) for kind in dict.fromkeys(types)]
+    return sorted((kept + [layer for layer in range(LAYERS) if layer not in kept])[: max(LAYERS, len(kept))])
 
 
 def random_examples(
