@@ -159,9 +159,9 @@ def _forget_unused_renamings(model: PreTrainedModel) -> None:
     The library does that itself but under ZeRO-3, where it would save a composite's weights (LLaVA's, Mistral-3's,
     Gemma-3's) under names that are then not found, so that they would be drawn at random.
     """
-    renamings = getattr(model, "_weight_conversions", None)
+    renamings: Any = getattr(model, "_weight_conversions", None)
     if renamings:
-        model._weight_conversions = [renaming for renaming in renamings if renaming.was_used()]
+        renamings[:] = [renaming for renaming in renamings if renaming.was_used()]
 
 
 def bfloat16_here() -> bool:
