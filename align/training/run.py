@@ -20,7 +20,7 @@ from align.longseq.support import check_config, check_degree
 from align.models.loading import load_config, resolve_dtype
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
-from align.models.text_part import text_config
+from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
@@ -87,10 +87,10 @@ def check_scheduler(arguments: TrainingArguments) -> None:
 
 def head_width(config: PreTrainedConfig) -> int | None:
     """Numbers of a key in the widest of a model's heads; None where its configuration does not say."""
-    text = text_config(config)
-    named = [getattr(text, name, None) for name in ("head_dim", "global_head_dim")]
-    if named[0] is None and getattr(text, "num_attention_heads", None):
-        named.append(text.hidden_size // text.num_attention_heads)
+    named, heads = of_layers(config, "head_dim"), of_layers(config, "num_attention_heads")
+    if not named and heads:
+        named = [text_config(config).hidden_size // min(heads)]
+    named += of_layers(config, "global_head_dim")
     return max((width for width in named if isinstance(width, int)), default=None)
 
 

@@ -33,7 +33,7 @@ from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.models.routers import freeze_routers, lora_with_routers
-from align.models.text_part import frozen_words, text_config
+from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.preparation import read_rows_of_model
@@ -143,7 +143,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     policy = (
         frozen_model(run.reference, run.model, run.arguments) if run.reference.fill_only else load_policy(run)
     )
-    parallel = start_sequence_parallel(run, text_config(policy.config), data)
+    parallel = start_sequence_parallel(run, policy.config, data)
     trainer = PreferenceTrainer(
         model=policy,
         args=run.arguments,
@@ -179,8 +179,10 @@ def start_sequence_parallel(
     kind = run.parallel.kind
     if kind == "auto" and run.parallel.degree > 1:
         kind, reason = choose_exchange(
-            heads=config.num_attention_heads,
-            kv_heads=getattr(config, "num_key_value_heads", config.num_attention_heads),
+            heads=min(of_layers(config, "num_attention_heads")),
+            kv_heads=min(
+                of_layers(config, "num_key_value_heads") or of_layers(config, "num_attention_heads")
+            ),
             degree=run.parallel.degree,
             length=data.counts["longest_sequence"],
         )
