@@ -23,6 +23,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.forward import tokens_read
 from align.longseq.own_rows import own_rows
 from align.longseq.settings import MemorySettings
+from align.longseq.support import check_config
 from align.models.identity import Identity
 from align.models.structure import find_causal_lm
 from align.reference.cache import Cached, LogpStore
@@ -178,6 +179,41 @@ def test_equal_to_the_shared_prefix():
         mixed(pair_logps(model, pack(examples(jump=9)), nll_scope="sequence")) for model in (own, shared)
     ]
     assert_close(gradients(own, found[0]), gradients(shared, found[1]), tolerance=1e-6)
+
+
+def longrope(factor: float) -> nn.Module:
+    """A Phi-3 that stretches its frequencies by `factor` in rows beyond 16 tokens."""
+    config = tiny_model("phi3").config
+    config.original_max_position_embeddings = 16
+    factors = {"short_factor": [1.0] * 8, "long_factor": [factor] * 8}
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 16,
+    }
+    config.rope_parameters |= factors
+    check_config(config, attention="library")
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def test_longrope_depends_on_the_row_alone():
+    """A short row beside one beyond the original window has the bits that it has by itself."""
+    short, long = examples()[1:]
+    assert len(short.prompt_ids) + 6 <= 16 < len(long.prompt_ids)
+    model = longrope(4.0)
+    alone = [pair_logps(model, pack([row])).chosen[0] for row in (short, long, short)]
+    assert torch.equal(pair_logps(model, pack([long, short])).chosen, torch.stack([alone[1], alone[0]]))
+    assert torch.equal(alone[0], alone[2])
+    other = [pair_logps(longrope(1.0), pack([row])).chosen[0] for row in (short, long)]
+    assert torch.equal(other[0], alone[0]) and not torch.equal(other[1], alone[1])
+
+
+def test_dynamic_rope_stays_refused():
+    config = tiny_model().config
+    config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(UserError, match="dynamic RoPE, which scales by the longest position read so far"):
+        check_config(config, attention="library")
 
 
 # ---- memory levers
