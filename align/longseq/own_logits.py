@@ -80,6 +80,12 @@ def _taken(lm: PreTrainedModel) -> set[str]:
     return set(inspect.signature(type(lm).forward).parameters)
 
 
+def _takes_more(lm: PreTrainedModel) -> bool:
+    """Whether it takes keywords that it does not name."""
+    parameters = inspect.signature(type(lm).forward).parameters.values()
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+
+
 def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
     """What is handed to the forward beside the tokens, as far as it takes it.
 
@@ -93,6 +99,8 @@ def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
         "return_dict": True,
     }
     taken = _taken(lm)
+    if _takes_more(lm):  # and hands it on to its body, which would else keep a cache
+        taken.add("use_cache")
     return {name: value for name, value in given.items() if name in taken}
 
 

@@ -13,7 +13,15 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BertConfig, BertLMHeadModel, TrainingArguments
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    TrainingArguments,
+    XLNetConfig,
+    XLNetLMHeadModel,
+)
 
 import hydra_conf
 from align.core.errors import UserError
@@ -332,6 +340,13 @@ def test_an_encoder_is_refused():
     )
     with pytest.raises(UserError, match="BertLMHeadModel is an encoder as it is configured"):
         pair_logps(BertLMHeadModel(config), pack(examples()))
+
+
+def test_a_model_that_reads_both_ways_is_refused_in_its_first_forward():
+    """XLNet's configuration does not say it."""
+    config = XLNetConfig(vocab_size=32, d_model=16, n_layer=1, n_head=2, d_inner=16, initializer_range=0.2)
+    with pytest.raises(UserError, match="XLNetLMHeadModel is not causal"):
+        pair_logps(XLNetLMHeadModel(config), pack(examples()))
 
 
 def test_a_trainer_of_a_model_that_cannot_share_names_the_argument(tmp_path):
