@@ -16,7 +16,7 @@ from align.longseq.own_logits import OwnRow, own_row_sums
 # Two rows that differ in their last token alone; what the tokens before it are given must not.
 _ROWS = ((1, 2, 3, 4), (1, 2, 3, 5))
 # Nats by which the log-prob of the tokens in between may differ by rounding alone, by bytes of a weight.
-_ROUNDING = {2: 0.1, 4: 1e-3, 8: 1e-6}
+_ROUNDING = {2: 0.1, 4: 1e-4, 8: 1e-8}
 
 _causal: WeakSet[PreTrainedModel] = WeakSet()
 
