@@ -49,7 +49,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "align.core.files",
     ),
     "align.model_card": ("align.training.model_card",),
-    "align.plain_rows": ("align.verification.plain_rows",),
+    "align.plain_rows": ("align.longseq.plain_rows",),
     "align.planning.report": ("align.planning.tables",),
     "align.preemption": ("align.runs.preemption",),
     "align.progress": ("align.training.progress",),

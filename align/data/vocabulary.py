@@ -10,6 +10,7 @@ import numpy as np
 from align.data import faults
 from align.data.examples import TokenizedExample
 from align.data.faults import RowError
+from align.models.text_part import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def vocabulary_of(config: PreTrainedConfig) -> int | None:
     """Rows of the embedding of a model; None where its configuration does not say."""
-    size = getattr(config.get_text_config(), "vocab_size", None)
+    size = getattr(text_config(config), "vocab_size", None)
     return size if isinstance(size, int) else None
 
 

@@ -39,6 +39,7 @@ from align.generation.local import LocalSettings
 from align.generation.stage import Workspace
 from align.models.identity import parameters_digest
 from align.models.structure import attention_of, find_causal_lm, library_attention
+from align.models.text_part import current_attention
 from align.training.named_metrics import full_name
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class SuitesInTraining(TrainerCallback):
         self.window = window
         assert trainer.model is not None
         self.policy: nn.Module = trainer.model
-        self.attention: str = find_causal_lm(self.policy).config._attn_implementation
+        self.attention: str = current_attention(find_causal_lm(self.policy))
         self.console = console or Console(stderr=True, quiet=not trainer.is_world_process_zero())
 
     def on_train_begin(

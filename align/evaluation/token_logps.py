@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from align.longseq.logps import token_logps
+from align.longseq.tail import tail_of
 from align.models.loading import window_of
+from align.models.structure import find_causal_lm
+from align.models.text_part import text_decoder
 
 HEAD_CHUNK = 1024  # tokens whose vocabulary logits exist at once
 
@@ -58,9 +61,10 @@ def score_document(
 
 def sequence_logps(model: Any, ids: Tensor) -> Tensor:
     """`[n − 1]` log-probs, fp32, of tokens 1 … n − 1 of `ids` `[n]`, each given all before it."""
-    hidden = model.get_decoder()(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
+    lm = find_causal_lm(model)
+    hidden = text_decoder(lm)(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1]
     slices = math.ceil(len(hidden) / HEAD_CHUNK)
-    return token_logps(model.get_output_embeddings(), hidden, ids[1:], slices=slices)
+    return token_logps(tail_of(lm).of(lm.get_output_embeddings()), hidden, ids[1:], slices=slices)
 
 
 def sliding_logps(model: Any, ids: Tensor, *, window: int, stride: int) -> Iterator[Tensor]:

@@ -89,7 +89,7 @@ class PrefixedBatch:
                 yield
         finally:
             _CURRENT.reset(token)
-        check_every_layer_called(model, len(self.callers))
+        check_every_layer_called(model, self.callers)
 
 
 _CURRENT: ContextVar[PrefixedBatch] = ContextVar("prefixed_batch")

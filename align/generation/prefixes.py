@@ -104,12 +104,21 @@ def common_length(first: np.ndarray, second: np.ndarray) -> int:
     return int(different[0]) if len(different) else size
 
 
+# Keys of attention that prefix_attention.py does not compute: soft caps, values of another width than keys.
+_OTHER_ATTENTION = ("attn_logit_softcapping", "kv_lora_rank")
+
+
 def can_share(config: Any) -> bool:
     """Whether every layer keeps keys and values of all tokens (no sliding window, no recurrent state), and attends as
     prefix_attention.py does."""
     try:
         check_config(config)
     except UserError:
+        return False
+    values = config.get_text_config().to_dict()
+    if any(values.get(key) for key in _OTHER_ATTENTION) or set(values.get("layer_types") or ()) - {
+        "full_attention"
+    }:
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 

@@ -11,10 +11,12 @@ not taken for a document boundary.
 One process and sequence parallelism share `attend`: it takes any ascending subset of the row's queries, cut
 into pieces that each lie within one prompt or answer. One process owns every piece whole.
 
+Layers that see less than everything before (a window, chunks) have a pattern (patterns.py), which a layer's own
+configuration names (layer_pattern.py). Learned sinks join the softmax; values narrower than keys are padded with zeros.
+
 There are two ways to the same result. `attend` reads keys and values where they lie and needs no mask
-(merge.py). `attend_plain` copies the prompt's keys and values for every answer but the first and masks; it is
-what `attend` is tested against, and what takes over where no kernel gives its log-sum-exp: with dropout, and
-on devices other than CPU and CUDA.
+(merge.py). `attend_plain` (plain_attention.py) copies and masks; it is what `attend` is tested against, and what takes
+over where no kernel gives its log-sum-exp: with dropout, and on devices other than CPU and CUDA.
 """
 
 from __future__ import annotations
@@ -24,18 +26,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from align.longseq.flash import with_softcap
 from align.longseq.kernels import sdpa_kernel
+from align.longseq.layer_pattern import UNSAID, Unsaid, layer_pattern
 from align.longseq.merge import MergedAttention
+from align.longseq.patterns import FULL, Pattern
+from align.longseq.plain_attention import attend_plain as attend_plain
+from align.longseq.plain_attention import nothing, of_heads
 from align.longseq.prepared import Attend as Attend
 from align.longseq.prepared import PreparedLayout as PreparedLayout
 from align.longseq.prepared import prepare as prepare
 from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
 from align.longseq.settings import cannot_share
+from align.longseq.shared_prefix import Span
 
 # Keywords that models hand to every attention function and that change nothing here.
 _HARMLESS = {
@@ -45,6 +53,8 @@ _HARMLESS = {
     "use_cache",
     "is_causal",
     "cache_position",
+    "logits_to_keep",  # some composites hand it down to their text part
+    "routing",  # of balance.py, for routers
 }
 
 
@@ -55,83 +65,34 @@ def attend(
     *,
     layout: PreparedLayout,
     kernel: str,
+    pattern: Pattern = FULL,
+    sinks: Tensor | None = None,
+    heads: Span | None = None,
     scaling: float | None = None,
 ) -> Tensor:
-    """Attention of some of a row's queries to all of its keys, without copies and without masks.
+    """Attention of some of a row's queries to all of its keys, without masks.
 
     Args:
         query: `[1, h, Q, D]`, the queries that `layout` was prepared for, in row order.
         key: `[1, k, T, D]`, h a multiple of k.
         value: `[1, k, T, D]`.
-        layout: which queries attend which keys.
+        layout: the row, and which of its queries these are.
         kernel: its name in kernels.py.
+        pattern: which of the tokens before it a token of a branch sees.
+        sinks: `[H]` of the layer's heads, a logit each that joins the softmax; None is none.
+        heads: which of the layer's H query heads these are; None is all.
         scaling: factor on the scores; None is `D ** -0.5`.
 
     Returns:
         `[1, h, Q, D]`.
     """
-    if not layout.parts:
-        return _nothing(query, key, value)
+    parts = layout.parts(pattern)
+    if not parts:
+        return nothing(query, key, value, sinks)
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
-    output: Tensor = MergedAttention.apply(query, key, value, layout.parts, factor, kernel)
+    own_sinks = of_heads(sinks, heads)
+    output: Tensor = MergedAttention.apply(query, key, value, own_sinks, parts, factor, kernel)
     return output
-
-
-def attend_plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    layout: PreparedLayout,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """The same by `scaled_dot_product_attention` alone: copies and masks, and any device and dropout.
-
-    Args:
-        query: `[1, h, Q, D]`, the queries that `layout` was prepared for, in row order.
-        key: `[1, k, T, D]`, h a multiple of k.
-        value: `[1, k, T, E]`.
-        layout: which queries attend which keys.
-        scaling: factor on the scores; None is `D ** -0.5`.
-        dropout: probability of dropping a weight.
-
-    Returns:
-        `[1, h, Q, E]`.
-    """
-    outputs = []
-    for branch in layout.branches:
-        branch_key, branch_value = (
-            torch.cat([states[:, :, start:stop] for start, stop in branch.keys], dim=2)
-            for states in (key, value)
-        )
-        for piece in branch.pieces:
-            start, stop = piece.queries
-            # `is_causal` with fewer queries than keys would align the mask to the upper left.
-            square = stop - start == piece.keys
-            outputs.append(
-                scaled_dot_product_attention(
-                    query[:, :, start:stop],
-                    branch_key[:, :, : piece.keys],
-                    branch_value[:, :, : piece.keys],
-                    attn_mask=None if square else _lower_right(stop - start, piece.keys, query.device),
-                    is_causal=square,
-                    scale=scaling,
-                    dropout_p=dropout,
-                    enable_gqa=query.shape[1] != key.shape[1],
-                )
-            )
-    return torch.cat(outputs, dim=2) if outputs else _nothing(query, key, value)
-
-
-def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
-    """`[queries, keys]` causal mask aligned to the lower right: of 2 queries and 5 keys they see 4 and 5."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def _nothing(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`[1, h, 0, D]` of no queries, whose graph holds keys and values: others wait for their gradient."""
-    return query[:, :, :0] + key[:, :, :0].sum() + value[:, :, :0].sum()
 
 
 def _lower_precision(states: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,7 +114,9 @@ def shared_prefix_attention(
     layout: PreparedLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
+    sliding_window: int | Unsaid | None = UNSAID,
+    s_aux: Tensor | None = None,
+    softcap: float | None = None,
     flash: str | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -163,12 +126,14 @@ def shared_prefix_attention(
         module: the attention layer.
         query: `[1, H, T, D]`.
         key: `[1, H_kv, T, D]`, H a multiple of H_kv.
-        value: `[1, H_kv, T, D]`.
+        value: `[1, H_kv, T, E]`, E of its own in latent attention (MLA).
         attention_mask: None, since the layout takes its place; a model that brings a mask of its own is refused.
         layout: who sees whom, from `prepare`, required.
         scaling: factor on the scores; None is `D ** -0.5`.
         dropout: probability of dropping a weight.
-        sliding_window: accepted where it covers the longest prompt + answer, which makes it void.
+        sliding_window: tokens that a token sees, itself included, in layers that have a window; see layer_pattern.py.
+        s_aux: `[H]` sinks: a logit for each head that joins the softmax and has no value.
+        softcap: c of scores `c · tanh(s / c)`, which FlashAttention's kernels have.
         flash: `flash2` or `flash3`; None takes torch's kernels.
 
     Returns:
@@ -182,25 +147,44 @@ def shared_prefix_attention(
             f"{type(module).__name__} was not handed the row's layout: either the model does not pass forward "
             "keywords on to its attention, and cannot share a prompt, or it was called other than through pair_logps"
         )
-    _refuse_unsupported(layout, sliding_window, {"attention_mask": attention_mask, **kwargs})
+    _refuse_unsupported({"attention_mask": attention_mask, **kwargs})
     layout.callers.add(module)
     query, key, value = _lower_precision((query, key, value))
+    asked: dict[str, Any] = {
+        "layout": layout,
+        "pattern": layer_pattern(module, sliding_window, layout.longest_sequence),
+        "sinks": s_aux,
+        "scaling": query.shape[3] ** -0.5 if scaling is None else scaling,
+    }
+    width = value.shape[3]
+    query, key, value = _alike(query, key, value)
     kernel = None if dropout else flash or sdpa_kernel(query, value)
+    here = _attend_by(kernel, softcap, dropout, asked)
+    attended = layout.exchange(query, key, value, here)[..., :width]
+    return attended.transpose(1, 2).contiguous(), None  # some models view it (JetMoe)
+
+
+def _attend_by(kernel: str | None, softcap: float | None, dropout: float, asked: dict[str, Any]) -> Attend:
+    """Attention by a kernel, or the plain way where there is none, with all that a layer asks for."""
+    if softcap is not None:
+        kernel = with_softcap(kernel, softcap)
     if kernel is None:
-        here: Attend = partial(attend_plain, layout=layout, scaling=scaling, dropout=dropout)
-    else:
-        here = partial(attend, layout=layout, scaling=scaling, kernel=kernel)
-    return layout.exchange(query, key, value, here).transpose(1, 2), None
+        return partial(attend_plain, **asked, dropout=dropout)
+    return partial(attend, **asked, kernel=kernel)
 
 
-def _refuse_unsupported(layout: PreparedLayout, sliding_window: int | None, extras: dict[str, Any]) -> None:
+def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with keys and values of one width: zeros behind the narrower ones change no score and no output."""
+    missing = query.shape[3] - value.shape[3]
+    if missing > 0:
+        value = pad(value, (0, missing))
+    elif missing < 0:
+        query, key = (pad(states, (0, -missing)) for states in (query, key))
+    return query, key, value
+
+
+def _refuse_unsupported(extras: dict[str, Any]) -> None:
     """Refuses by name what would otherwise be silently ignored."""
-    if sliding_window is not None and sliding_window < layout.longest_sequence:
-        raise cannot_share(
-            f"The model's sliding window of {sliding_window} tokens is shorter than a prompt with its answer "
-            f"({layout.longest_sequence} tokens)",
-            instead=f"set data.max_length={sliding_window}",
-        )
     for name, value in extras.items():
         if value is not None and value is not False and name not in _HARMLESS:
             raise cannot_share(

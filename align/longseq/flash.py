@@ -68,6 +68,7 @@ def check_flash(
 # The oldest GPU whose instructions each has: Ampere, Hopper.
 _OLDEST = {"flash2": (8, 0), "flash3": (9, 0)}
 WIDEST = 256
+SOFTCAP = " softcap "  # in a kernel's name: between its own name and the cap
 
 
 def flash_problem(
@@ -92,19 +93,34 @@ def load_flash(name: str, *, module: Any = None) -> FlashKernel:
     """The kernel behind `model.attention=flash2` or `flash3`.
 
     Args:
-        name: a key of `FLASH_MODULES`.
+        name: a key of `FLASH_MODULES`, or what `with_softcap` makes of it.
         module: stands in for the package's module; None imports it.
 
     Raises:
         UserError: the package cannot be imported.
     """
+    name, _, softcap = name.partition(SOFTCAP)
     path, source = FLASH_MODULES[name]
     if module is None:
         try:
             module = importlib.import_module(path)
         except ImportError as error:
             raise UserError(f"model.attention={name} needs {source} ({error}).") from error
-    return _ADAPTERS[name](module)
+    return _ADAPTERS[name](module, float(softcap or 0))
+
+
+def with_softcap(kernel: str | None, softcap: float) -> str:
+    """The name of the same kernel with soft-capped scores, `c · tanh(s / c)`, which FlashAttention has.
+
+    Raises:
+        UserError: any other kernel.
+    """
+    if kernel not in FLASH_MODULES:
+        raise UserError(
+            f"The model's attention asks for soft-capped scores (softcap={softcap}), which torch's own kernels do not "
+            f"have: set model.attention={' or '.join(FLASH_MODULES)}."
+        )
+    return f"{kernel}{SOFTCAP}{softcap}"
 
 
 class FlashKernel:
@@ -168,17 +184,17 @@ def _cumulative(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
-def _flash2(module: Any) -> FlashKernel:
-    """flash-attn 2.8: `flash_attn.flash_attn_interface`."""
+def _flash2(module: Any, softcap: float) -> FlashKernel:
+    """flash-attn 2.8: `flash_attn.flash_attn_interface`; `softcap` 0 is none."""
 
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         *tensors, scaling, causal = arguments
-        output, lse, _, _ = module._flash_attn_varlen_forward(*tensors, 0.0, scaling, causal)
+        output, lse, _, _ = module._flash_attn_varlen_forward(*tensors, 0.0, scaling, causal, softcap=softcap)
         return output, lse
 
     def backward(*arguments: Any) -> None:
         *tensors, scaling, causal = arguments
-        window, softcap, alibi = (-1, -1), 0.0, None
+        window, alibi = (-1, -1), None
         deterministic = torch.are_deterministic_algorithms_enabled()
         module._flash_attn_varlen_backward(
             *tensors, 0.0, scaling, causal, *window, softcap, alibi, deterministic
@@ -187,8 +203,8 @@ def _flash2(module: Any) -> FlashKernel:
     return FlashKernel(forward, backward)
 
 
-def _flash3(module: Any) -> FlashKernel:
-    """FlashAttention 3: `flash_attn_interface`."""
+def _flash3(module: Any, softcap: float) -> FlashKernel:
+    """FlashAttention 3: `flash_attn_interface`; `softcap` 0 is none."""
 
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal = arguments
@@ -196,7 +212,7 @@ def _flash3(module: Any) -> FlashKernel:
         used = (None,) * 3  # cu_seqlens_k_new, seqused_q, seqused_k
         paged = (None,) * 9  # page table, batch index, left padding, rotary (3), descaling (3)
         output, lse, *_ = module._flash_attn_forward(
-            q, k, v, *new, cu_q, cu_k, *used, max_q, max_k, *paged, scaling, causal
+            q, k, v, *new, cu_q, cu_k, *used, max_q, max_k, *paged, scaling, causal, softcap=softcap
         )
         return output, lse
 
@@ -204,10 +220,10 @@ def _flash3(module: Any) -> FlashKernel:
         *states, dq, dk, dv, cu_q, cu_k, max_q, max_k, scaling, causal = arguments
         module._flash_attn_backward(
             *states, cu_q, cu_k, None, None, max_q, max_k, dq, dk, dv, scaling, causal,
-            deterministic=torch.are_deterministic_algorithms_enabled(),
+            softcap=softcap, deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
 
     return FlashKernel(forward, backward)
 
 
-_ADAPTERS: dict[str, Callable[[Any], FlashKernel]] = {"flash2": _flash2, "flash3": _flash3}
+_ADAPTERS: dict[str, Callable[[Any, float], FlashKernel]] = {"flash2": _flash2, "flash3": _flash3}

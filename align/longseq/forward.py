@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from align.distributed.agreement import agree_on_calls
 from align.longseq.attention import ATTENTIONS, PreparedLayout
+from align.longseq.balance import Routing
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.head_probe import check_last_hidden_state
 from align.longseq.logps import sum_by_index, token_logps
@@ -22,8 +23,11 @@ from align.longseq.own_rows import own_row_tokens, own_totals
 from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
+from align.longseq.states import count_spans, prepare_states, state_mixers
 from align.longseq.support import check_every_layer_called
+from align.longseq.tail import TailWatch
 from align.models.structure import find_causal_lm
+from align.models.text_part import current_attention, text_decoder
 from losses.types import PairLogps
 
 
@@ -34,6 +38,7 @@ def pair_logps(
     parallel: SequenceParallel | None = None,
     nll_scope: str = "none",
     chunk_size: int = DEFAULT_CHUNK,
+    routing: Routing | None = None,
 ) -> PairLogps:
     """Summed log-probs of every answer in the batch, one shared prompt each.
 
@@ -49,6 +54,7 @@ def pair_logps(
         nll_scope: `none`; `chosen` gives the mean negative log-prob over the chosen answer's tokens;
             `sequence` over prompt and chosen branch (LongPO).
         chunk_size: tokens whose vocabulary logits exist at once.
+        routing: takes in what the routers of a mixture of experts decide; its `loss` is there afterwards.
 
     Returns:
         PairLogps of `[B]` and `[B, M]`, in the order of the prompts.
@@ -58,7 +64,10 @@ def pair_logps(
             its own.
     """
     lm = find_causal_lm(model)
-    totals = _way(lm).totals(model, lm, batch, parallel=parallel, nll_scope=nll_scope, chunk_size=chunk_size)
+    read = _way(lm).totals
+    totals = read(
+        model, lm, batch, parallel=parallel, nll_scope=nll_scope, chunk_size=chunk_size, routing=routing
+    )
     sums, context = totals[:, :-1], totals[:, -1]
     lengths = torch.cat([row.lengths for row in batch.rows])
     return PairLogps(
@@ -90,7 +99,7 @@ class _Way:
 
 def _way(lm: PreTrainedModel) -> _Way:
     """As the model's attention is ours or the library's."""
-    return _SHARED if lm.config._attn_implementation in ATTENTIONS.values() else _OWN
+    return _SHARED if current_attention(lm) in ATTENTIONS.values() else _OWN
 
 
 def _shared_totals(
@@ -101,13 +110,18 @@ def _shared_totals(
     parallel: SequenceParallel | None,
     nll_scope: str,
     chunk_size: int,
+    routing: Routing | None,
 ) -> Tensor:
     """Packed rows through our attention, whole or sharded."""
+    prepare_states(lm)
     if parallel is not None:
         check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
     calls = _calls(model, batch, parallel, nll_scope=nll_scope, chunk_size=chunk_size)
-    totals = torch.cat([_row_logps(model, lm, call) for call in calls])
-    return totals if parallel is None else all_reduce_sum(totals, parallel.group)
+    keywords = [{}] * len(calls) if routing is None else routing.keywords(batch, parallel, len(calls))
+    totals = torch.cat([_row_logps(model, lm, *each) for each in zip(calls, keywords, strict=True)])
+    if parallel is not None:
+        totals = all_reduce_sum(totals, parallel.group)
+    return totals if routing is None else routing.close(totals)
 
 
 _SHARED = _Way(_shared_totals, attrgetter("num_tokens"))
@@ -155,10 +169,20 @@ def _calls(
     calls += [_call(empty_row(batch), parallel, nll_scope, chunk_size) for _ in range(missing)]
     # Layers are cut into as many tiles as the longest row of any process needs.
     most_tokens = agree_on_calls(model, [call.row.input_ids.shape[1] for call in calls], device)
+    most_spans = _most_spans(model, calls, device)
     return [
-        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens))
-        for call, slices, tokens in zip(calls, head_calls, most_tokens, strict=True)
+        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens, most_spans=spans))
+        for call, slices, tokens, spans in zip(calls, head_calls, most_tokens, most_spans, strict=True)
     ]
+
+
+def _most_spans(model: nn.Module, calls: list[_Call], device: torch.device) -> list[int | None]:
+    """For each call, how often every process runs a mixer that keeps a state; None where each goes by its own row."""
+    if not state_mixers(model):
+        return [None] * len(calls)
+    own = [count_spans(call.layout) for call in calls]
+    agreed = agree_on_calls(model, own, device)
+    return [None] * len(calls) if agreed is own else list(agreed)
 
 
 def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: str, chunk_size: int) -> _Call:
@@ -175,11 +199,11 @@ def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor
     return torch.cat([row.predictor, row.context_predictor]), torch.cat([row.target, row.context_target])
 
 
-def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
+def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call, keywords: Mapping[str, Any]) -> Tensor:
     """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
-    head, row = lm.get_output_embeddings(), call.row
+    row = call.row
 
-    def score(hidden: Tensor) -> Tensor:
+    def score(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         return token_logps(head, hidden[0, call.predictor], call.target, slices=call.head_calls)
 
     with _scoring(lm, score):
@@ -190,8 +214,9 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
             use_cache=False,
             # No position goes through the head here: `score` takes the logits' place, a slice at a time.
             logits_to_keep=torch.empty(0, dtype=torch.long, device=row.input_ids.device),
+            **keywords,
         )
-    check_every_layer_called(lm, len(call.layout.callers))
+    check_every_layer_called(lm, call.layout.callers)
     logps = output.logits
     prompts, answers = row.lengths.shape
     sums = sum_by_index(logps[: len(row.predictor)], row.answer, prompts * answers).view(prompts, answers)
@@ -201,31 +226,39 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
 
 
 @contextmanager
-def _scoring(lm: PreTrainedModel, score: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within the block the model returns `score(last hidden state)` as its `logits`.
+def _scoring(
+    lm: PreTrainedModel, score: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+) -> Iterator[None]:
+    """Within the block the model returns `score(last hidden states, head)` as its `logits`.
 
-    Two temporary forward hooks do it, so the head runs inside the wrapped module's own forward, where FSDP
-    and ZeRO-3 hold its weights gathered, and the result leaves through the wrapper's output, where they
-    attach their backward hooks. `prepend` puts ours before a wrapper's hook on the same module.
+    `head` is the output embedding with the steps that the model puts before and behind it (tail.py), which its own
+    forward shows on no position at all. Two temporary forward hooks do it, so the head runs inside the wrapped
+    module's own forward, where FSDP and ZeRO-3 hold its weights gathered, and the result leaves through the
+    wrapper's output, where they attach their backward hooks. `prepend` puts ours before a wrapper's hook on the
+    same module.
     """
-    scored: list[Tensor] = []
+    hidden: list[Tensor] = []
+    watch = TailWatch(lm)
 
     def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
         check_last_hidden_state(lm, output)
-        scored.append(score(output.last_hidden_state))
+        hidden.append(output.last_hidden_state)
+        watch.begin(output.last_hidden_state)
 
     def after_model(module: nn.Module, args: Any, output: Any) -> Any:
-        # Adding the head's empty output keeps its parameters in the graph when nothing is scored.
-        output.logits = scored.pop() + output.logits.sum()
+        head = watch.end(output.logits).of(lm.get_output_embeddings())
+        # Adding nothing of the head's own output keeps its parameters in the graph when nothing is scored.
+        output.logits = score(hidden.pop(), head) + output.logits[..., :0].sum()
         return output
 
     handles = [
-        lm.get_decoder().register_forward_hook(after_decoder),
+        text_decoder(lm).register_forward_hook(after_decoder),
         lm.register_forward_hook(after_model, prepend=True),
     ]
     try:
         yield
     finally:
+        watch.stop()
         for handle in handles:
             handle.remove()
 

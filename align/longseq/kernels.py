@@ -177,7 +177,7 @@ _KERNELS: dict[str, Kernel] = {
 
 
 def kernel_named(name: str) -> Kernel:
-    """A kernel of torch's, or `flash2` or `flash3`, whose package is imported here and not before."""
+    """A kernel of torch's, or one of flash.py's, whose package is imported here and not before."""
     if name not in _KERNELS:
         register_kernel(name, load_flash(name))
     return _KERNELS[name]

@@ -6,7 +6,12 @@ all keys, `l = log Σ exp(l_i)` and `o = Σ exp(l_i − l) · o_i`. A kernel's b
 gradient of the merged attention exactly: no kernel needs a gradient of its log-sum-exp. With two calls, l_1 = 0 and
 l_2 = ln 3 give l = ln 4 and o = o_1 / 4 + 3 · o_2 / 4.
 
-Nothing is copied (keys and values are read where they lie) and no mask exists.
+A *sink* is a logit of a head that joins every query's softmax and has no value (gpt-oss): one more call, whose output
+is 0 and whose log-sum-exp is the sink. So `o ← o · σ(l − s)` and `l ← log(exp(l) + exp(s))`, the kernels' gradients
+follow as above, and the sink's own is `−Σ_t exp(s − l_t) · (do_t · o_t)`.
+
+Nothing is copied (keys and values are read where they lie), but for mirrored squares, whose tokens are reversed on
+their way to the kernel and back. No mask exists.
 """
 
 from __future__ import annotations
@@ -20,12 +25,20 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from align.longseq.kernels import Kernel, kernel_named
+from align.longseq.logps import sum_dtype
 from align.longseq.parts import Part, unflatten
+from align.longseq.shared_prefix import Span
 
 
 @torch.library.custom_op("align::attention_parts", mutates_args=())
 def attention_parts(
-    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[int], scaling: float, kernel: str
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    parts: Sequence[int],
+    scaling: float,
+    kernel: str,
 ) -> tuple[Tensor, Tensor]:
     """Attention over `parts` (see `parts.flatten`) by the named kernel, without gradient.
 
@@ -35,12 +48,21 @@ def attention_parts(
     Returns:
         `[1, h, Q, D]` and, in the kernel's precision, `[1, h, Q]`.
     """
-    return _run(query, key, value, unflatten(list(parts)), scaling, kernel_named(kernel))
+    output, lse = _run(query, key, value, unflatten(list(parts)), scaling, kernel_named(kernel))
+    if sinks is not None:
+        _add_sinks(output, lse, sinks)
+    return output, lse
 
 
 @attention_parts.register_fake
 def _(
-    query: Tensor, key: Tensor, value: Tensor, parts: Sequence[int], scaling: float, kernel: str
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    parts: Sequence[int],
+    scaling: float,
+    kernel: str,
 ) -> tuple[Tensor, Tensor]:
     precision = torch.promote_types(query.dtype, torch.float32)
     return _token_major(query), query.new_empty(query.shape[:3], dtype=precision)
@@ -56,6 +78,17 @@ def _calls(parts: Sequence[Part], kernel: Kernel) -> Sequence[Part]:
     return parts if kernel.varlen else [one for part in parts for one in part.each()]
 
 
+def _taken(states: Tensor, span: Span, part: Part) -> Tensor:
+    """The tokens `span` of `[1, h, T, …]` as the kernel reads them: where they lie, or a reversed copy."""
+    tokens = states[:, :, slice(*span)]
+    return tokens.flip(2) if part.mirrored else tokens
+
+
+def _sizes(part: Part) -> tuple[int, ...]:
+    """The squares' sizes in the order in which the kernel meets them."""
+    return part.squares[::-1] if part.mirrored else part.squares
+
+
 def _run(
     query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scaling: float, kernel: Kernel
 ) -> tuple[Tensor, Tensor]:
@@ -63,32 +96,52 @@ def _run(
     output = _token_major(query)
     lse = query.new_empty(query.shape[:3], dtype=precision)
     for part in _calls(parts, kernel):
-        queries, keys = slice(*part.queries), slice(*part.keys)
-        part_output, part_lse = kernel.forward(
-            query[:, :, queries], key[:, :, keys], value[:, :, keys], part.squares, scaling
+        found, found_lse = kernel.forward(
+            _taken(query, part.queries, part),
+            _taken(key, part.keys, part),
+            _taken(value, part.keys, part),
+            _sizes(part),
+            scaling,
         )
+        if part.mirrored:
+            found, found_lse = found.flip(2), found_lse.flip(2)
+        queries = slice(*part.queries)
         here, here_lse = output[:, :, queries], lse[:, :, queries]
-        if part.squares:
-            # The squares come first and hold every query once.
-            here.copy_(part_output)
-            here_lse.copy_(part_lse)
+        if part.squares and not part.mirrored:
+            # These squares come first and hold every query once.
+            here.copy_(found)
+            here_lse.copy_(found_lse)
         else:
-            weight = torch.sigmoid(part_lse - here_lse)[..., None]  # exp(l_part − l)
-            here.copy_(torch.lerp(here.to(precision), part_output.to(precision), weight))
-            here_lse.copy_(torch.logaddexp(here_lse, part_lse))
+            weight = torch.sigmoid(found_lse - here_lse)[..., None]  # exp(l_part − l)
+            here.copy_(torch.lerp(here.to(precision), found.to(precision), weight))
+            here_lse.copy_(torch.logaddexp(here_lse, found_lse))
     return output, lse
 
 
+def _add_sinks(output: Tensor, lse: Tensor, sinks: Tensor) -> None:
+    """Lets each head's sink join the softmax, in place: output `[1, h, Q, D]`, log-sum-exp `[1, h, Q]`, sinks `[h]`."""
+    logits = sinks.to(lse.dtype)[None, :, None]
+    output.mul_(torch.sigmoid(lse - logits)[..., None])
+    lse.copy_(torch.logaddexp(lse, logits))
+
+
 class MergedAttention(Function):
-    """`apply(query, key, value, parts, scaling, kernel) -> output`; shapes as in `attention.attend`."""
+    """`apply(query, key, value, sinks, parts, scaling, kernel) -> output`; shapes as in `attention.attend`."""
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, parts: list[int], scaling: float, kernel: str
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None,
+        parts: list[int],
+        scaling: float,
+        kernel: str,
     ) -> Tensor:
         """The merged output."""
-        output, lse = attention_parts(query, key, value, parts, scaling, kernel)
-        ctx.save_for_backward(query, key, value, output, lse)
+        output, lse = attention_parts(query, key, value, sinks, parts, scaling, kernel)
+        ctx.save_for_backward(query, key, value, sinks, output, lse)
         ctx.parts, ctx.scaling, ctx.kernel = parts, scaling, kernel
         return output
 
@@ -96,26 +149,35 @@ class MergedAttention(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         """Every call's backward from the merged output and log-sum-exp."""
-        query, key, value, output, lse = ctx.saved_tensors
+        query, key, value, sinks, output, lse = ctx.saved_tensors
         kernel = kernel_named(ctx.kernel)
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
         for part in _calls(unflatten(ctx.parts), kernel):
-            queries, keys = slice(*part.queries), slice(*part.keys)
-            part_query, part_key, part_value = kernel.backward(
-                gradient[:, :, queries],
-                query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
-                output[:, :, queries],
-                lse[:, :, queries],
-                part.squares,
+            found = kernel.backward(
+                _taken(gradient, part.queries, part),
+                _taken(query, part.queries, part),
+                _taken(key, part.keys, part),
+                _taken(value, part.keys, part),
+                _taken(output, part.queries, part),
+                _taken(lse, part.queries, part),
+                _sizes(part),
                 ctx.scaling,
             )
-            if part.squares:
+            part_query, part_key, part_value = (one.flip(2) for one in found) if part.mirrored else found
+            queries, keys = slice(*part.queries), slice(*part.keys)
+            if part.squares and not part.mirrored:
                 grad_query[:, :, queries] = part_query
             else:
                 grad_query[:, :, queries] += part_query
             grad_key[:, :, keys] += part_key
             grad_value[:, :, keys] += part_value
-        return grad_query, grad_key, grad_value, None, None, None
+        grad_sinks = None if sinks is None else _sinks_gradient(gradient, sinks, output, lse)
+        return grad_query, grad_key, grad_value, grad_sinks, None, None, None
+
+
+def _sinks_gradient(gradient: Tensor, sinks: Tensor, output: Tensor, lse: Tensor) -> Tensor:
+    """`[h]`, summed over the tokens in fp64 where there is one."""
+    weight = (sinks.to(lse.dtype)[None, :, None] - lse).exp()
+    moved = (gradient.to(lse.dtype) * output.to(lse.dtype)).sum(3)
+    return -(weight * moved).sum((0, 2), dtype=sum_dtype(lse.device)).to(sinks.dtype)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from align.longseq.own_logits import OwnRow, check_own_rows, check_positions, ow
 from align.longseq.own_rows_probe import check_causal
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+from align.models.settings import NO_BALANCE
 
 
 def own_rows(batch: SharedPrefixBatch, *, nll_scope: str = "none") -> list[OwnRow]:
@@ -59,6 +61,7 @@ def own_totals(
     parallel: SequenceParallel | None,
     nll_scope: str,
     chunk_size: int,
+    routing: Any = None,
 ) -> Tensor:
     """`[B, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
 
@@ -72,10 +75,13 @@ def own_totals(
         parallel: None; a row is read by one process.
         nll_scope: as `pair_logps`, like the next.
         chunk_size: tokens whose vocabulary logits exist at once.
+        routing: None; routers' decisions are taken in of packed rows alone.
 
     Raises:
-        UserError: a sequence-parallel group, or a model that cannot read rows of their own.
+        UserError: a sequence-parallel group, a load-balancing loss, or a model that cannot read rows of their own.
     """
+    if routing is not None:
+        raise UserError(NO_BALANCE)
     if parallel is not None:
         raise UserError(
             f"parallel.degree={parallel.degree} shares a row between processes, which the library's own attention "

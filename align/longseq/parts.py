@@ -4,6 +4,10 @@ Query t of an answer sees the whole prompt and its answer up to itself. That is 
 queries × the prompt's keys, nothing masked) and a causal square (the answer with itself). A shard of a span
 adds the rectangle of the span's earlier keys. The rectangles over the prompt of all answers are one call, as
 siblings follow each other in the row. `merge.py` adds the calls' softmaxes up.
+
+Where a layer sees less than everything (patterns.py), its blocks are squares, what all of a block sees are rectangles,
+and tokens that leave a window one by one are *mirrored* squares: where query i sees the keys from the i-th on, the
+same tokens in reversed order see each other causally.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
+from align.longseq.patterns import FULL, Pattern
 from align.longseq.shared_prefix import PackedPrompt, Span
 
 
@@ -29,11 +34,13 @@ class Part:
         keys: their span of the row.
         squares: sizes of the consecutive causal squares into which queries and keys fall alike; empty where
             every query sees every key.
+        mirrored: of squares, that query i of each sees its keys from the i-th on, not up to it.
     """
 
     queries: Span
     keys: Span
     squares: tuple[int, ...] = ()
+    mirrored: bool = False
 
     def each(self) -> Iterator[Part]:
         """One part for each square, for kernels that take one sequence a call; itself for a rectangle."""
@@ -42,7 +49,7 @@ class Part:
             return
         query, key = self.queries[0], self.keys[0]
         for size in self.squares:
-            yield Part((query, query + size), (key, key + size), (size,))
+            yield Part((query, query + size), (key, key + size), (size,), self.mirrored)
             query, key = query + size, key + size
 
 
@@ -72,34 +79,114 @@ class Own:
                 yield (low, high), (place, place + high - low)
 
 
-def parts_of(prompts: tuple[PackedPrompt, ...], own: tuple[Span, ...]) -> tuple[Part, ...]:
-    """What the queries in `own` attend: first the squares, which hold every query once, then the rectangles.
+def parts_of(
+    prompts: tuple[PackedPrompt, ...], own: tuple[Span, ...], pattern: Pattern = FULL
+) -> tuple[Part, ...]:
+    """What the queries in `own` attend: first the squares, which hold every query once, then the rest.
 
     Args:
         prompts: of the whole row, with their answers.
         own: ascending, disjoint spans of the row.
+        pattern: which of the tokens before it a token of a branch sees.
     """
-    held = Own(own)
-    squares = _Squares()
-    rectangles: list[Part] = []
+    held, calls = Own(own), _Calls()
     for packed in prompts:
-        answers = []
-        for span in (packed.prompt, *packed.answers):
-            for (start, stop), place in held.within(span):
-                squares.add(place, (start, stop))
-                if start > span[0]:
-                    rectangles.append(Part(place, (span[0], start)))
-                if span != packed.prompt:
-                    answers.append(place)
-        if answers:
-            rectangles.append(Part((answers[0][0], answers[-1][1]), packed.prompt))
-    return (*squares.parts(), *rectangles)
+        branches = [_Branch(packed.prompt, packed.prompt)]
+        branches += [_Branch(packed.prompt, answer) for answer in packed.answers]
+        for branch in branches:
+            for stretch, place in held.within(branch.last):
+                _add_stretch(calls, branch, stretch, place[0], pattern)
+    return calls.parts()
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """A prompt (which is then `last`, too), or a prompt with one of its answers: where its logical tokens lie."""
+
+    prompt: Span
+    last: Span
+
+    def logical(self, token: int) -> int:
+        """The place in the branch of a token of the row that lies in `last`."""
+        before = 0 if self.last == self.prompt else self.prompt[1] - self.prompt[0]
+        return before + token - self.last[0]
+
+    def in_row(self, span: Span) -> Iterator[tuple[Span, int]]:
+        """Where logical tokens lie in the row, in one stretch or two, each with the logical place of its first.
+
+        The second answer at (14, 17), behind a prompt of 10: its logical tokens (8, 12) are the row's (8, 10), from 8,
+        and (14, 16), from 10.
+        """
+        size = self.prompt[1] - self.prompt[0]
+        start, stop = max(span[0], 0), span[1]
+        if start < min(stop, size):
+            yield (self.prompt[0] + start, self.prompt[0] + min(stop, size)), start
+        if max(start, size) < stop:
+            shift = self.last[0] - size
+            yield (max(start, size) + shift, stop + shift), max(start, size)
+
+
+def _add_stretch(calls: _Calls, branch: _Branch, stretch: Span, place: int, pattern: Pattern) -> None:
+    """The calls of consecutive tokens of one prompt or answer, the first of which is the own query `place`."""
+    first = branch.logical(stretch[0])
+    for block in pattern.blocks((first, first + stretch[1] - stretch[0])):
+        start, stop = (place + logical - first for logical in block.queries)
+        in_row = stretch[0] + block.queries[0] - first
+        calls.square((start, stop), (in_row, in_row + stop - start))
+        for earlier in block.earlier:
+            for keys, _ in branch.in_row(earlier):
+                calls.rectangle((start, stop), keys)
+        if block.fading[0] < block.fading[1]:
+            for keys, logical in branch.in_row(block.fading):
+                calls.fading((start, stop), keys, unseen=logical - block.fading[0])
+
+
+class _Calls:
+    """Collects calls; what goes on where another one ends joins it."""
+
+    def __init__(self) -> None:
+        self._squares, self._mirrored = _Squares(mirrored=False), _Squares(mirrored=True)
+        self._rectangles: dict[Span, list[Span]] = {}  # the keys → their queries, ascending
+
+    def square(self, queries: Span, keys: Span) -> None:
+        """Queries that see the same tokens causally."""
+        self._squares.add(queries, keys)
+
+    def rectangle(self, queries: Span, keys: Span) -> None:
+        """Queries that see all of some keys."""
+        if queries[0] == queries[1] or keys[0] == keys[1]:
+            return
+        runs = self._rectangles.setdefault(keys, [])
+        if runs and runs[-1][1] == queries[0]:
+            runs[-1] = (runs[-1][0], queries[1])
+        else:
+            runs.append(queries)
+
+    def fading(self, queries: Span, keys: Span, *, unseen: int) -> None:
+        """Queries that see keys which leave one by one: query i sees all until it passes `unseen`, then one fewer each.
+
+        With 5 queries, 4 keys and 1 unseen: query 0 sees all keys, 1 all, 2 the last three, 3 the last two, 4 the last
+        one.
+        """
+        first, last = queries
+        fades = min(first + unseen, last)  # before it nothing has left
+        self.rectangle((first, fades), keys)
+        size = min(last - fades, keys[1] - keys[0])
+        if size > 0:
+            self._mirrored.add((fades, fades + size), (keys[0], keys[0] + size))
+            self.rectangle((fades, fades + size), (keys[0] + size, keys[1]))
+
+    def parts(self) -> tuple[Part, ...]:
+        """Squares first."""
+        rectangles = (Part(queries, keys) for keys, runs in self._rectangles.items() for queries in runs)
+        return (*self._squares.parts(), *self._mirrored.parts(), *rectangles)
 
 
 class _Squares:
-    """Causal squares; one that goes on where the last one ends, in queries and in keys, joins its call."""
+    """Squares; one that goes on where the last one ends, in queries and in keys, joins its call."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, mirrored: bool) -> None:
+        self._mirrored = mirrored
         self._calls: list[tuple[Span, Span, list[int]]] = []
 
     def add(self, queries: Span, keys: Span) -> None:
@@ -113,16 +200,20 @@ class _Squares:
         self._calls.append((queries, keys, [size]))
 
     def parts(self) -> Iterator[Part]:
-        return (Part(queries, keys, tuple(sizes)) for queries, keys, sizes in self._calls)
+        for queries, keys, sizes in self._calls:
+            yield Part(queries, keys, tuple(sizes), self._mirrored)
 
 
 def flatten(parts: Iterable[Part]) -> list[int]:
     """Parts as the whole numbers that an operator of torch takes; `unflatten` reads them back.
 
-    `Part((10, 17), (0, 10))` is `10, 17, 0, 10, 0`; the last number counts the squares, whose sizes would follow.
+    `Part((10, 17), (0, 10))` is `10, 17, 0, 10, 0, 0`; the last two numbers tell whether squares are mirrored and count
+    them, and their sizes would follow.
     """
     return [
-        number for part in parts for number in (*part.queries, *part.keys, len(part.squares), *part.squares)
+        number
+        for part in parts
+        for number in (*part.queries, *part.keys, int(part.mirrored), len(part.squares), *part.squares)
     ]
 
 
@@ -130,8 +221,8 @@ def unflatten(numbers: list[int]) -> list[Part]:
     """The parts that `flatten` wrote."""
     parts, at = [], 0
     while at < len(numbers):
-        count = numbers[at + 4]
-        sizes = tuple(numbers[at + 5 : at + 5 + count])
-        parts.append(Part((numbers[at], numbers[at + 1]), (numbers[at + 2], numbers[at + 3]), sizes))
-        at += 5 + count
+        first_query, last_query, first_key, last_key, mirrored, count = numbers[at : at + 6]
+        sizes = tuple(numbers[at + 6 : at + 6 + count])
+        parts.append(Part((first_query, last_query), (first_key, last_key), sizes, bool(mirrored)))
+        at += 6 + count
     return parts

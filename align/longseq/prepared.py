@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from align.longseq.parts import Own, flatten, parts_of
+from align.longseq.patterns import FULL, Pattern
 from align.longseq.shared_prefix import Layout, PackedPrompt, Span
 
-# `(query [1, h, Q, D], key [1, k, T, D], value [1, k, T, D]) -> [1, h, Q, D]`, h a multiple of k.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+class Attend(Protocol):
+    """Attention of queries that are here to keys that are here."""
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, heads: tuple[int, int] | None = None
+    ) -> Tensor:
+        """`[1, h, Q, D]`, `[1, k, T, D]` twice → `[1, h, Q, D]`, h a multiple of k.
+
+        Of the layer's query heads these are `heads[0] … heads[1] − 1`; None where they are all of them.
+        """
+        ...
+
+
 # Brings the keys and values that some queries need to them: `(query, key, value, attend) -> output`, all of
 # this process's own tokens; see gather.py and ulysses.py.
 Exchange = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]
@@ -20,6 +34,21 @@ Exchange = Callable[[Tensor, Tensor, Tensor, Attend], Tensor]
 def local(query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
     """The exchange of one process: everything is here already."""
     return attend(query, key, value)
+
+
+# Runs a mixer that keeps a state: `(mixer, run, hidden, keywords) ->` what `run(hidden, keywords)` returns, which runs
+# it over prompts and answers apart; `hidden` `[1, T, H]` are all tokens of the row, or a tile (tiling.py).
+Mix = Callable[[nn.Module, Callable[[Tensor, dict[str, Any]], Any], Tensor, dict[str, Any]], Any]
+
+
+def mix_here(
+    mixer: nn.Module,
+    run: Callable[[Tensor, dict[str, Any]], Any],
+    hidden: Tensor,
+    keywords: dict[str, Any],
+) -> Any:
+    """The way of a layer that is called over the whole row at once."""
+    return run(hidden, keywords)
 
 
 @dataclass(frozen=True)
@@ -56,23 +85,38 @@ class PreparedLayout:
     Attributes:
         row: where the whole row's prompts and answers lie.
         own: ascending, disjoint spans of the row, whose queries are attended from here.
-        branches: of the queries that are attended from here, in their order, for `attend_plain`.
-        parts: the same as calls without masks, flattened (parts.py), for `attend`.
+        branches: of the queries that are attended from here, in their order, for `attend_plain`; the same for
+            every pattern.
         longest_sequence: the most tokens that one answer sees, in the whole row.
         exchange: how keys and values come here; `local` for one process.
         most_tokens: that any process reads in this forward, where all have to call its modules equally often;
             None is this one's own.
-        callers: the layers that asked for attention, so that a model that goes its own way is found.
+        callers: the modules that asked for attention or ran by spans, so that a model that goes its own way is found.
+        mix: how mixers that keep a state come to all of the row's tokens.
+        most_spans: prompts and answers in the row of the process with the most, where all have to call mixers equally
+            often; None is this one's own.
+        calls: what `parts` has made so far.
     """
 
     row: Layout
     own: tuple[Span, ...]
     branches: tuple[Branch, ...]
-    parts: list[int]
     longest_sequence: int
     exchange: Exchange = local
     most_tokens: int | None = None
     callers: set[nn.Module] = field(default_factory=set, compare=False)
+    mix: Mix = mix_here
+    most_spans: int | None = None
+    calls: dict[Pattern, list[int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def parts(self, pattern: Pattern = FULL) -> list[int]:
+        """What the own queries attend in a layer of this pattern, as calls without masks, flattened, for `attend`.
+
+        Made when a layer first asks for it; the layers after it share it.
+        """
+        if pattern not in self.calls:
+            self.calls[pattern] = flatten(parts_of(self.row.prompts, self.own, pattern))
+        return self.calls[pattern]
 
 
 def prepare(
@@ -92,8 +136,7 @@ def prepare(
         pieces = tuple(Piece(place, before + stop - span[0]) for (start, stop), place in held.within(span))
         if pieces:
             branches.append(Branch(keys, pieces))
-    parts = flatten(parts_of(layout.prompts, own))
-    return PreparedLayout(layout, own, tuple(branches), parts, layout.longest_sequence, exchange)
+    return PreparedLayout(layout, own, tuple(branches), layout.longest_sequence, exchange)
 
 
 def _spans(prompts: tuple[PackedPrompt, ...]) -> Iterator[tuple[tuple[Span, ...], Span]]:

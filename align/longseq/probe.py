@@ -1,146 +1,253 @@
-"""Whether the shared-prefix forward computes what a model would, found out before its weights are read."""
+"""Whether the shared-prefix forward computes what a model would, found out before its weights are read.
+
+A small random copy of the architecture (longseq/small_model.py), with one layer of every kind that the configuration
+has and the user's adapter, computes a step both ways (longseq/numeric.py). Its verdict is kept for the next start.
+"""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+import transformers
+from peft import PeftConfig, get_peft_model
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from align.core.errors import AlignWarning, UserError, first_line
-from align.data.examples import Answer, TokenizedExample
-from align.longseq.attention import ATTENTION
-from align.longseq.forward import pair_logps
-from align.longseq.head_probe import HeadWatch, check_parts
-from align.longseq.own_logits import check_own_rows
-from align.longseq.parallel import place_row
-from align.longseq.settings import cannot_share
-from align.longseq.shared_prefix import SharedPrefixBatch, pack
-from align.longseq.support import check_config, check_supported
+from align.core.errors import UserError, first_line
+from align.core.telling import tell
+from align.longseq.fake_run import cannot_run, check_structure
+from align.longseq.numeric import Measured, NotProvenError, measure
+from align.longseq.settings import FLASH_MODULES, cannot_share
+from align.longseq.small_model import build_small, draw_adapter
+from align.longseq.support import check_config, check_readable
+from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
+from align.models.lora import add_lora
+from align.models.routers import check_experts
 from align.models.settings import LIBRARY, ModelSettings
-from align.models.structure import experts
+from align.models.structure import find_causal_lm
+from align.models.text_part import text_config
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as the check takes it.
+
+    Attributes:
+        settings: all that decides on what it does, in plain values.
+        put_on: the small model with it.
+        named: what it is, for sentences: ` with adapters of type LILY`.
+    """
+
+    settings: Any
+    put_on: Callable[[PreTrainedModel], nn.Module]
+    named: str = ""
 
 
 def check_architecture(model: ModelSettings) -> None:
     """Refuses an architecture whose rows `model.attention` cannot read, before its weights load."""
     config = load_config(model)
     check_config(config, attention=model.attention)
-    if experts(config) > 1:
-        warnings.warn(
-            f"model.path={model.path} is a mixture of {experts(config)} experts: its load-balancing loss takes no part "
-            "in preference training here.",
-            AlignWarning,
-            stacklevel=1,
-        )
     kind = causal_lm_class(model, config)
+    check_experts(model, config, kind)
     if kind is None:
-        return
-    if model.attention == LIBRARY:
-        check_own_rows_of(kind, config)
+        raise UserError(
+            f"model.path={model.path}: transformers {transformers.__version__} has no causal language model of type "
+            f"{config.model_type}: use another model, or one whose own code trust_remote_code=true runs."
+        )
+    if model.attention in FLASH_MODULES and getattr(text_config(config), "attn_logit_softcapping", None):
+        # Its kernels cap scores; there are none on a CPU, so that the rest is held without.
+        config = copy.deepcopy(config)
+        text_config(config).attn_logit_softcapping = None
+    if model.lora.r > 0:
+        adapter = Adapter(asdict(model.lora), lambda base: add_lora(base, model.lora))
+        _check(kind, config, model.attention, adapter)
     else:
-        check_computed(kind, config)
+        check_computed(kind, config, attention=model.attention)
 
 
-def check_own_rows_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
-    """Refuses a class that cannot read rows of their own; tensors of the meta device have shapes and no values.
-
-    Args:
-        model_class: the model's class.
-        config: its configuration.
-
-    Raises:
-        UserError: as `check_own_rows`.
-    """
-    build: Any = model_class
-    try:
-        with torch.device("meta"):
-            model = build(copy.deepcopy(config))
-    except (NotImplementedError, RuntimeError):
-        return  # a class that needs values to be made is looked at when it is loaded
-    check_own_rows(model)
-
-
-def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
-    """Runs all layers once on fake tensors, which have shapes and no values, and take no memory.
-
-    A model whose code needs values there (by printing, or branching on them) is not refused for that: the first
-    real forward holds every model to the same.
+def check_computed(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, *, attention: str = "sdpa"
+) -> bool:
+    """Refuses a class that the shared-prefix forward, or rows of their own, do not compute exactly.
 
     Args:
         model_class: the model's class.
         config: its configuration.
+        attention: as `model.attention`; with `library` it is rows of their own that are held against padded ones.
 
     Returns:
-        Whether the forward ran to its end.
+        Whether values were compared; where no small model of the class runs on a CPU, its structure alone is checked,
+        and a line says so.
 
     Raises:
-        UserError: layers attend by code of their own, or do not hand the row's layout on; something stands between
-            the last hidden states and the logits beside the head; or the class cannot be run at all.
+        UserError: what differs from padded rows, or why the class cannot be run.
     """
-    # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
-    build: Any = model_class
-    batch = _smallest_batch()
+    return _check(model_class, config, attention, None)
+
+
+def check_adapter(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    adapter: PeftConfig,
+    *,
+    attention: str = "sdpa",
+) -> bool:
+    """The same with an adapter of PEFT: one that lets tokens see each other beside attention is refused.
+
+    Prompt tuning puts virtual tokens before the row, where the row's layout does not have them; LILY's router averages
+    over all tokens of a row; both trained without a word, to other values.
+
+    Args:
+        model_class: the model's class.
+        config: its configuration.
+        adapter: any configuration of PEFT; it is not changed.
+        attention: as `model.attention`.
+
+    Returns:
+        Whether values were compared.
+
+    Raises:
+        UserError: names the adapter's type and what differs.
+    """
+    kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+    if (
+        adapter.is_prompt_learning
+    ):  # with rows of their own its tokens' positions are not those of the row either
+        raise UserError(
+            f"Adapters of type {kind} put virtual tokens before the row, which its prompts and answers would not see "
+            "as their own: use LoRA, or another adapter that changes weights."
+        )
+    settings = {name: str(value) for name, value in adapter.to_dict().items()}
+    own = Adapter(
+        settings, lambda base: get_peft_model(base, _small_adapter(adapter)), f" with adapters of type {kind}"
+    )
+    return _check(model_class, config, attention, own)
+
+
+def check_model_in_memory(model: nn.Module, attention: str = "sdpa") -> None:
+    """The same for a model in memory, inside PEFT or not.
+
+    Args:
+        model: with its weights, which are not looked at.
+        attention: as `model.attention`.
+
+    Raises:
+        UserError: what differs from padded rows, or why the model cannot be run.
+    """
+    lm = find_causal_lm(model)
+    adapters = getattr(model, "peft_config", None)
+    if not isinstance(adapters, dict):
+        check_computed(type(lm), lm.config, attention=attention)
+        return
+    for adapter in adapters.values():
+        check_adapter(type(lm), lm.config, adapter, attention=attention)
+
+
+def prove(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    *,
+    adapter: Adapter | None = None,
+    attention: str = "sdpa",
+) -> Verdict:
+    """Builds the small model and computes a step both ways; in float32 where the class does not run in float64.
+
+    Args:
+        model_class: the model's class.
+        config: its configuration.
+        adapter: what is put on the small model; None is nothing.
+        attention: as `model.attention`.
+    """
+    named = "" if adapter is None else adapter.named
+    reason = ""
+    for dtype in (torch.float64, torch.float32):
+        try:
+            model: nn.Module = build_small(model_class, config, dtype=dtype)
+        except Exception as error:  # its own code says so, whatever it is
+            return Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
+        try:
+            check_readable(model, attention)
+            if adapter is not None:
+                model = _with_adapter(model, adapter)
+            found = measure(model, shared=attention != LIBRARY)
+        except NotProvenError as error:
+            reason = first_line(error)
+            continue
+        except UserError as error:
+            return Verdict(REFUSED, str(error))
+        except Exception as error:
+            return Verdict(REFUSED, cannot_run(model_class, error, named, attention))
+        kind, sentence = (
+            (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named, attention))
+        )
+        return Verdict(kind, sentence, found.loss, found.gradient, str(dtype).removeprefix("torch."))
+    return Verdict(UNPROVEN, _not_proven(model_class, reason, named))
+
+
+def _check(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    attention: str,
+    adapter: Adapter | None,
+) -> bool:
+    """The verdict, remembered or found out now; raises it, or says that values were not proven."""
+    way = LIBRARY if attention == LIBRARY else "shared"
+    key = key_of(model_class, config, [way, None if adapter is None else adapter.settings])
+    verdict = recall(key)
+    if verdict is None:
+        verdict = prove(model_class, config, adapter=adapter, attention=attention)
+        if verdict.kind == UNPROVEN:
+            check_structure(model_class, config, attention)
+        remember(key, verdict)
+    verdict.check()
+    if verdict.kind == UNPROVEN:
+        tell(verdict.sentence)
+    return verdict.kind == EXACT
+
+
+def _with_adapter(model: Any, adapter: Adapter) -> nn.Module:
+    """The small model with an adapter that changes it; one that does not fit the small widths proves nothing."""
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-            with _bfloat16():
-                model = build(copy.deepcopy(config)).eval()
-            check_supported(model)
-            check_parts(model)
-            model.set_attn_implementation(ATTENTION)
-            _check_forward(model, _fake(batch, mode))
-    except (NotImplementedError, RuntimeError):
-        return False  # as torch says that an operation has no version for fake tensors, or that a value is not there
+        adapted = adapter.put_on(model)
     except UserError:
         raise
-    except Exception as error:  # a class that takes no such input, or whose attention the library refuses
-        said = first_line(error).split(". ")[0]
-        raise cannot_share(
-            f"{model_class.__name__} cannot be run by the shared-prefix forward ({said})"
-        ) from error
-    return True
+    except Exception as error:
+        raise NotProvenError(first_line(error)) from error
+    draw_adapter(adapted)
+    return adapted
 
 
-@contextmanager
-def _bfloat16() -> Iterator[None]:
-    """Within it weights are made in bfloat16, which is all that the kernel for mixtures of experts takes."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def _small_adapter(adapter: PeftConfig) -> PeftConfig:
+    """The same adapter on every layer of the small model."""
+    small = copy.deepcopy(adapter)
+    for name in ("layers_to_transform", "layers_pattern"):
+        if hasattr(small, name):
+            setattr(small, name, None)
+    small.inference_mode = False
+    return small
 
 
-def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
-    """Attention of every layer is reached, and logits are the head of the last hidden states."""
-    row, layout = place_row(batch.rows[0], None)
-    with HeadWatch(model) as watch:
-        model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
-    watch.check()
-    pair_logps(model, batch)
+def _differs(model_class: type[PreTrainedModel], found: Measured, named: str, attention: str) -> str:
+    """The sentence for a class, or an adapter on it, that would train to other values."""
+    way = "in rows of their own" if attention == LIBRARY else "on a shared prefix"
+    problem = (
+        f"{model_class.__name__}{named} computes something else {way} than on padded rows: {found.what} differs (the "
+        f"loss by {found.loss:.0e}, gradients by up to {found.gradient:.0e}), so that it would train wrongly"
+    )
+    other = "use LoRA, or another adapter that changes weights" if named else None
+    if attention == LIBRARY:
+        return f"{problem}: {other or 'use another model'}."
+    return str(cannot_share(problem, instead=other))
 
 
-def _fake(batch: SharedPrefixBatch, mode: FakeTensorMode) -> SharedPrefixBatch:
-    """The same shapes without values."""
-    rows = []
-    for row in batch.rows:
-        tensors: dict[str, Any] = {
-            name: mode.from_tensor(value) for name, value in vars(row).items() if isinstance(value, Tensor)
-        }
-        rows.append(replace(row, **tensors))
-    return SharedPrefixBatch(tuple(rows))
-
-
-def _smallest_batch() -> SharedPrefixBatch:
-    """Two tokens of prompt and two answers of one."""
-    answer = Answer(np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool))
-    return pack([TokenizedExample("probe:1", np.zeros(2, dtype=np.int64), np.arange(2), (answer, answer))])
+def _not_proven(model_class: type[PreTrainedModel], reason: str, named: str) -> str:
+    """The line for a class, or an adapter on it, of which no small model could be compared."""
+    return (
+        f"No small {model_class.__name__}{named} runs on a CPU ({reason.split('. ')[0]}): its layers were looked at, "
+        "but that its values equal those of padded rows was not proven; `align verify` compares them at its own widths."
+    )

@@ -10,9 +10,9 @@ from align.core.config import check_choice
 from align.core.errors import UserError
 from align.models.settings import LIBRARY
 
-ATTENTION = "align_sdpa"
-# `model.attention` → the name that transformers knows it by. A name with "flash" in it would make
-# transformers look for the package itself and prepare masks of its own.
+ATTENTION = "align_shared"
+# `model.attention` → the name that transformers knows it by. A name with "flash" or "sdpa" in it would make
+# transformers ask whether the package is there, or whether a class allows it, and prepare masks of its own.
 ATTENTIONS = {"sdpa": ATTENTION, "flash2": "align_fa2", "flash3": "align_fa3"}
 # `model.attention` → the module that has to be there, and where it comes from.
 FLASH_MODULES = {

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections import defaultdict
+from collections.abc import Collection
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import UserError
+from align.longseq.layer_pattern import STATE_TYPES, TOKENWISE_TYPES
+from align.longseq.mixers import attends, mixer_rule
 from align.longseq.own_logits import check_own_rows
 from align.longseq.settings import cannot_share
 from align.models.rope import rope_types
 from align.models.settings import LIBRARY
 from align.models.structure import find_causal_lm
+from align.models.text_part import is_composite, text_config, text_decoder
 
-# Configuration keys that change attention or logits in a way that is not computed here.
-_REFUSED_KEYS = {
-    "attn_logit_softcapping": "soft-capped attention scores",
-    "final_logit_softcapping": "soft-capped logits",
-    "kv_lora_rank": "multi-head latent attention (MLA)",
-    "logit_scale": "scaled logits",
-    "logits_scaling": "scaled logits",
-    "attention_chunk_size": "chunked attention",
-    "alibi": "ALiBi position biases",
-}
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# In a module's name: one of the copies that PEFT's `modules_to_save` makes.
+_COPIES = re.compile(r"\.(original_module|modules_to_save\.[^.]+)(?=\.|$)")
 
 
 def check_readable(model: nn.Module, attention: str) -> None:
@@ -46,7 +42,10 @@ def check_supported(model: nn.Module) -> None:
         UserError: names the model's class and the reason.
     """
     lm = find_causal_lm(model)
-    if not getattr(lm, "_supports_attention_backend", False):
+    # The library's own word is about more than attention, and most of its models with states do not give it.
+    states = keeps_state(lm.config) and all(map(_known, _mixing_layers(lm)))
+    reached = text_decoder(lm) if is_composite(lm.config) else lm
+    if not (states or getattr(reached, "_supports_attention_backend", False)):
         raise cannot_share(
             f"{type(lm).__name__} does not take its attention from transformers' AttentionInterface, "
             "so the shared-prefix forward cannot reach it"
@@ -54,70 +53,107 @@ def check_supported(model: nn.Module) -> None:
     check_config(lm.config)
 
 
-def check_every_layer_called(model: PreTrainedModel, callers: int) -> None:
-    """Refuses a model whose layers, some or all, attend by code of their own: they would see siblings.
+def check_every_layer_called(model: PreTrainedModel, callers: Collection[nn.Module]) -> None:
+    """Refuses a model of which some module mixes tokens by code of its own: an answer would see its siblings.
 
-    A forward shows it, whatever the model says of itself: at start one on fake tensors (probe.py), then every one.
+    A forward shows it, whatever the model says of itself: at start that of a small copy (probe.py), then every one.
 
     Args:
         model: the causal language model, after a forward.
-        callers: how many of its layers asked for our attention in that forward.
+        callers: its modules that asked for our attention in that forward, or ran by our spans.
 
     Raises:
-        UserError: not every layer asked.
+        UserError: a layer in which none did, unless its type mixes no tokens, or a module that is known to mix
+            tokens and did not.
     """
-    layers = model.config.get_text_config().num_hidden_layers
-    if callers != layers:
+    called = set(callers)
+    silent = [layer for layer in _mixing_layers(model) if not _reached(layer, called)]
+    if silent:
         raise cannot_share(
-            f"{type(model).__name__} computes attention by code of its own in {layers - callers} of its {layers} "
-            "layers, which the shared-prefix forward cannot reach"
+            f"{type(model).__name__} computes attention by code of its own in {len(silent)} of its "
+            f"{len(_layers(model))} layers, which the shared-prefix forward cannot reach"
         )
 
 
-def check_config(
-    config: PreTrainedConfig, *, longest_sequence: int | None = None, attention: str = "sdpa"
-) -> None:
-    """The same from a configuration alone, before any weights are read.
+def keeps_state(config: PreTrainedConfig) -> bool:
+    """Whether some layer keeps a state that runs along the row, which no other process can share."""
+    return bool(set(getattr(text_config(config), "layer_types", None) or ()) & STATE_TYPES)
+
+
+def check_degree(config: PreTrainedConfig, degree: int) -> None:
+    """Refuses to share rows of a model with such layers among processes, before any weights are read.
 
     Args:
         config: the model's configuration.
-        longest_sequence: the longest prompt + answer in the data, in tokens, to hold against a window.
+        degree: `parallel.degree`.
+
+    Raises:
+        UserError: what to set instead.
+    """
+    if degree > 1 and keeps_state(config):
+        raise UserError(
+            f"{config.model_type} models have layers that keep a state, which runs along the whole row: "
+            f"set parallel.degree=1 in place of {degree}."
+        )
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder's layers: the first of its lists of modules that is as long as the model has layers."""
+    count = text_config(model.config).num_hidden_layers
+    lists = [module for module in text_decoder(model).modules() if isinstance(module, nn.ModuleList)]
+    return list(next((each for each in lists if len(each) == count), lists[0] if lists else [model]))
+
+
+def _mixing_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers that mix tokens: all but those that the configuration calls MLPs, where nothing else is known."""
+    layers = _layers(model)
+    types = getattr(text_config(model.config), "layer_types", None) or [None] * len(layers)
+    return [
+        layer
+        for layer, kind in zip(layers, types, strict=True)
+        if kind not in TOKENWISE_TYPES or _known(layer)
+    ]
+
+
+def _known(layer: nn.Module) -> bool:
+    """Whether a layer has a module that takes its attention from the library's interface, or keeps a state."""
+    return any(attends(type(module)) or mixer_rule(type(module)) is not None for module in layer.modules())
+
+
+def _reached(layer: nn.Module, called: set[nn.Module]) -> bool:
+    """Whether some module of the layer was called, and each that is known to mix tokens.
+
+    Of a module that PEFT trains whole there are two, of which one is called; a mixer may be made of others.
+    """
+    groups: defaultdict[str, bool] = defaultdict(bool)
+    inside: list[str] = []
+    for name, module in layer.named_modules():
+        known = mixer_rule(type(module)) is not None
+        if (known or attends(type(module))) and not any(name.startswith(outer) for outer in inside):
+            groups[_COPIES.sub("", name)] |= module in called
+        if known:
+            inside.append(f"{name}.")
+    return all(groups.values()) and any(module in called for module in layer.modules())
+
+
+def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
+    """The same from a configuration alone, before any weights are read; of a composite its text part's.
+
+    Args:
+        config: the model's configuration.
         attention: `model.attention`. With `library` nothing is asked but that a row's log-prob is its own: LongRoPE
             picks its frequencies by the row's longest position, dynamic RoPE remembers the longest row so far.
     """
     family = config.model_type
+    config = text_config(config)
     _check_dynamic(config)
     if attention == LIBRARY:
         return
-    if not _is_plain_text(config):
-        raise cannot_share(
-            f"{family} models are composites of a text model and others, of which the shared-prefix forward trains "
-            "none yet",
-            instead="use a text model's checkpoint",
-        )
-    for key, what in _REFUSED_KEYS.items():
-        if _value(config, key) not in (None, False, 1.0):
-            raise cannot_share(
-                f"{family} models use {what} ({key}), which the shared-prefix forward does not support"
-            )
     if "longrope" in rope_types(config):
         raise cannot_share(
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing",
             instead="override it with model.rope.type (yarn, linear, default)",
-        )
-    layer_types = getattr(config, "layer_types", None)
-    others = sorted(set(layer_types or ()) - _LAYER_TYPES)
-    if others:
-        raise cannot_share(
-            f"{family} models have layers of type {', '.join(others)}, which the shared-prefix forward does not support"
-        )
-    window = effective_window(config)
-    if window is not None and longest_sequence is not None and window < longest_sequence:
-        raise cannot_share(
-            f"The model's sliding window of {window} tokens is shorter than the longest prompt with its answer "
-            f"({longest_sequence} tokens)",
-            instead=f"set data.max_length={window}",
         )
 
 
@@ -128,29 +164,3 @@ def _check_dynamic(config: PreTrainedConfig) -> None:
             f"This {config.model_type} model has dynamic RoPE, which scales by the longest position read so far, so "
             "that a log-prob would depend on packing and order: set model.rope.length=TOKENS to hold it at one length."
         )
-
-
-def _is_plain_text(config: PreTrainedConfig) -> bool:
-    """Whether the configuration is a text model's own, not one that holds another's."""
-    try:
-        return config.get_text_config() is config
-    except ValueError:  # it holds several
-        return False
-
-
-def _value(config: PreTrainedConfig, key: str) -> Any:
-    """A key's value; None where there is none, and a word where layers have values of their own."""
-    try:
-        return getattr(config, key, None)
-    except RuntimeError:  # as the library says that it differs
-        return "another in each layer"
-
-
-def effective_window(config: PreTrainedConfig) -> int | None:
-    """The sliding window that some layer uses, in tokens; None where attention is full."""
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    return getattr(config, "sliding_window", None)

@@ -1,10 +1,13 @@
-"""A decoder layer over tiles of tokens: all of it that works token by token, which is all but attention.
+"""A decoder layer over tiles of tokens: all of it that works token by token, which is all but its token mixers.
 
 The layer's own forward runs for each tile as far as its attention, which hands out the tile's queries, keys and
 values; attention runs once, over all tokens; then the forward runs again for each tile, with the tile's part of
 the attention's output in place of attention. Each run is checkpointed: of norms, projections and MLP nothing
 longer than a tile exists, forward or backward (the idea of ALST's tiled MLP, arXiv:2506.13996, section 3.1.1,
 widened to the whole layer). It costs the query, key and value projections twice.
+
+A mixer that keeps a state is such a station too, which hands out its input. A layer may have none, or several, as
+Falcon-H1's, whose Mamba mixer and attention stand side by side: its forward runs once more for each.
 
 Autograd adds up a weight's gradient over the tiles before it reaches the weight, so that wrappers that act when
 a gradient is there (DDP, FSDP, ZeRO) see it once.
@@ -13,6 +16,7 @@ a gradient is there (DDP, FSDP, ZeRO) see it once.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,36 +24,82 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
 
 
-class _AttentionReached(Exception):  # noqa: N818 - no error: it ends a forward early
-    """Ends a layer's forward at its attention, and carries the queries, keys and values out of it."""
+@dataclass(frozen=True)
+class _Station:
+    """Where tiles meet: attention, or a mixer that keeps a state.
 
-    def __init__(self, states: tuple[Tensor, Tensor, Tensor], attend: Attend) -> None:
-        super().__init__()
-        self.states, self.attend = states, attend
-
-
-def _hand_out(query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
-    """Stands in the place of the exchange: attends to nothing, and ends the layer's forward with what came.
-
-    In the forward over a tile of 512 tokens it raises `_AttentionReached` with their queries `[1, H, 512, D]`, their
-    keys and their values, and nothing behind attention is computed.
+    Attributes:
+        dim: along which tokens lie in what goes in and comes out.
+        over: all tokens' states to what comes out of them.
     """
-    raise _AttentionReached((query, key, value), attend)
+
+    dim: int
+    over: Callable[..., Any]
+
+
+class _StationReached(Exception):  # noqa: N818 - no error: it ends a forward early
+    """Ends a layer's forward at a station, and carries what goes into it: queries, keys, values, or hidden states."""
+
+    def __init__(self, states: tuple[Tensor, ...], station: _Station) -> None:
+        super().__init__()
+        self.states, self.station = states, station
+
+
+class _Given:
+    """Stands in the place of a layer's stations in the forward over one tile.
+
+    It gives what came out of those that have been gone through, in their order, and ends the forward at the next. In
+    the first forward over a tile of 512 tokens it raises `_StationReached` with their queries `[1, H, 512, D]`, their
+    keys and their values, and nothing behind attention is computed.
+
+    Args:
+        outputs: of the stations gone through, this tile's part of each: `[1, H, 512, D]` or `[1, 512, H]`.
+        empty: of each how many Nones are returned behind it, as a mixer returns a tuple; 0 where it is a tensor alone.
+        layout: of the row.
+        keywords: the layer's, of all tokens; a mixer's are taken from them where both have them.
+    """
+
+    def __init__(
+        self, outputs: tuple[Tensor, ...], empty: list[int], layout: PreparedLayout, keywords: dict[str, Any]
+    ) -> None:
+        self.waiting = list(zip(outputs, empty, strict=True))
+        self.layout, self.keywords = layout, keywords
+
+    def exchange(self, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
+        """In the place of attention's exchange."""
+        if self.waiting:
+            return self.waiting.pop(0)[0]
+
+        def over(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return self.layout.exchange(query, key, value, attend)
+
+        raise _StationReached((query, key, value), _Station(2, over))
+
+    def mix(self, mixer: nn.Module, run: Any, hidden: Tensor, keywords: dict[str, Any]) -> Any:
+        """In the place of a mixer's runs over prompt and answers."""
+        if self.waiting:
+            output, empty = self.waiting.pop(0)
+            return (output, *[None] * empty) if empty else output
+        whole = {name: self.keywords.get(name, value) for name, value in keywords.items()}
+        # The module itself is called, so that wrappers that gather its weights do so.
+        raise _StationReached((hidden,), _Station(1, partial(mixer, **whole | {"layout": self.layout})))
 
 
 class Recomputing:
-    """A context that tells whether it is entered: `active` is True while a checkpointed layer is recomputed."""
+    """A context that tells whether it is entered: `active` is True while a checkpointed layer is recomputed.
+
+    `stations` is how many the layer was found to have when it first ran.
+    """
 
     def __init__(self, inner: AbstractContextManager[Any]) -> None:
-        self.inner, self.active = inner, False
+        self.inner, self.active, self.stations = inner, False, 0
 
     def __enter__(self) -> None:
         self.active = True
@@ -83,15 +133,20 @@ class _Tiles:
         return self.pad(states, dim).split([stop - start for start, stop in self.bounds], dim=dim)
 
     def pad(self, states: Tensor, dim: int) -> Tensor:
-        """`states` with its last token repeated, where a row has fewer tokens than there are tiles."""
+        """`states` with its last token repeated, where a row has fewer tokens than there are tiles.
+
+        What is true of a token (a mask of bools, such as which tokens count) is not of its repetitions.
+        """
         missing = self.tokens - states.shape[dim]
         if not missing:
             return states
         last = states.narrow(dim, states.shape[dim] - 1, 1)
+        if states.dtype == torch.bool:
+            last = torch.zeros_like(last)
         return torch.cat([states, *[last] * missing], dim)
 
 
-def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputing: Recomputing) -> Tensor:
+def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputing: Recomputing) -> Any:
     """What `layer(hidden)` returns, computed a tile at a time; runs within the checkpoint that recomputes the layer.
 
     2,000 tokens with a `size` of 512 are 4 tiles of 500: the layer runs on each as far as attention, attention runs
@@ -109,21 +164,82 @@ def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputin
     if count <= 1:
         return layer(hidden)
     tiles = _Tiles.of(tokens, count)
-    cut_keywords = partial(_cut_keywords, layer.keywords, tokens, tiles)
-    layers = [partial(layer, **cut_keywords(start, stop)) for start, stop in tiles.bounds]
-    hiddens = tiles.cut(hidden, 1)
-    (query, key, value), attend = _project(layers, hiddens, layout)
-    output = layout.exchange(query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens], attend)
-    del query, key, value
-    outputs = tiles.cut(output, 2)
-    del output
-    # The recomputation only has to bring back what each tile's checkpoint starts from.
-    finish = _skip if recomputing.active else _finish
-    finished = [
-        checkpoint(partial(finish, tile_layer, layout), own, attended, use_reentrant=False)
-        for tile_layer, own, attended in zip(layers, hiddens, outputs, strict=True)
+    runs = [
+        _TileRun(
+            partial(layer, **_cut_keywords(layer.keywords, tokens, tiles, *bounds)), layout, layer.keywords
+        )
+        for bounds in tiles.bounds
     ]
-    return torch.cat(finished, dim=1)[:, :tokens]
+    hiddens = tiles.cut(hidden, 1)
+    outputs: list[tuple[Tensor, ...]] = []
+    while True:
+        # The last step's output is read in the forward alone: the recomputation brings back what it starts from.
+        last = recomputing.active and len(outputs) == recomputing.stations
+        made = [
+            checkpoint(_skip if last else run, own, *given, use_reentrant=False)
+            for run, own, *given in zip(runs, hiddens, *outputs, strict=True)
+        ]
+        station = None if last else runs[0].station
+        if station is None:
+            recomputing.stations = len(outputs)
+            return _joined(made, 1, tokens)
+        states = [_joined(parts, station.dim, tokens) for parts in _transposed(made)]
+        output = station.over(*states)
+        del states
+        for run in runs:
+            run.empty.append(len(output) - 1 if isinstance(output, tuple) else 0)
+        outputs.append(tiles.cut(output[0] if isinstance(output, tuple) else output, station.dim))
+        del output
+
+
+class _TileRun:
+    """The layer's forward over one tile, as far as the first station whose output is not given.
+
+    Args:
+        layer: with the tile's keywords.
+        layout: of the row.
+        keywords: the layer's own, of all tokens.
+    """
+
+    def __init__(self, layer: partial[Tensor], layout: PreparedLayout, keywords: dict[str, Any]) -> None:
+        self.layer, self.layout, self.keywords = layer, layout, keywords
+        self.empty: list[int] = []
+        self.station: _Station | None = None
+
+    def __call__(self, hidden: Tensor, *outputs: Tensor) -> Any:
+        """The layer's output for the tile `[1, tile, H]`, or what goes into the station, which `station` then is."""
+        given = _Given(outputs, self.empty[: len(outputs)], self.layout, self.keywords)
+        layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
+        self.station = None
+        try:
+            return self.layer(hidden, layout=layout)
+        except _StationReached as reached:
+            self.station = reached.station
+            return reached.states
+
+
+def _skip(hidden: Tensor, *outputs: Any) -> Tensor:
+    """In the place of a tile's last run while the layer is recomputed, where nobody reads the output."""
+    return hidden
+
+
+def _transposed(made: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+    """Of each state the tiles, in place of each tile's states; the list is emptied, so that no other copy stays."""
+    states = [list(parts) for parts in zip(*made, strict=True)]
+    made.clear()
+    return states
+
+
+def _joined(tiles: list[Any], dim: int, tokens: int) -> Any:
+    """The tiles one after the other, without repeated tokens; of tuples, as some layers return, their first.
+
+    The list is emptied, so that no second copy of them stays.
+    """
+    others = tiles[0][1:] if isinstance(tiles[0], tuple) else None
+    joined = torch.cat([tile if others is None else tile[0] for tile in tiles], dim=dim)
+    tiles.clear()
+    joined = joined.narrow(dim, 0, tokens)
+    return joined if others is None else (joined, *[None] * len(others))
 
 
 def _cut_keywords(
@@ -137,63 +253,3 @@ def _cut_keywords(
         return tiles.pad(value, 1)[:, start:stop]
 
     return {name: tree_map_only(Tensor, cut, value) for name, value in keywords.items()}
-
-
-def _project(
-    layers: list[partial[Tensor]], hiddens: tuple[Tensor, ...], layout: PreparedLayout
-) -> tuple[list[Tensor], Attend]:
-    """The first step: each tile as far as attention, so that all tokens' queries, keys and values can meet there.
-
-    Args:
-        layers: the layer with each tile's keywords.
-        hiddens: `[1, tile, H]` each.
-        layout: of the row.
-
-    Returns:
-        Queries, keys and values `[1, h, T, D]` of all tokens, and the function by which the layer attends.
-    """
-    attends: list[Attend] = []
-
-    def project(layer: partial[Tensor], hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        states, attend = _run_to_attention(layer, hidden, layout)
-        attends.append(attend)
-        return states
-
-    tiles = [
-        checkpoint(partial(project, layer), hidden, use_reentrant=False)
-        for layer, hidden in zip(layers, hiddens, strict=True)
-    ]
-    queries, keys, values = (list(states) for states in zip(*tiles, strict=True))
-    del tiles
-    return [_join(states) for states in (queries, keys, values)], attends[0]
-
-
-def _run_to_attention(
-    layer: partial[Tensor], hidden: Tensor, layout: PreparedLayout
-) -> tuple[tuple[Tensor, Tensor, Tensor], Attend]:
-    """Queries, keys and values `[1, h, tile, D]` that the layer hands to its attention, and how it would attend."""
-    try:
-        layer(hidden, layout=replace(layout, exchange=_hand_out))
-    except _AttentionReached as reached:
-        return reached.states, reached.attend
-    raise UserError(
-        f"{type(layer.args[0]).__name__} does without attention, which memory.mlp_chunk cannot tile: "
-        "set memory.mlp_chunk=null."
-    )
-
-
-def _join(tiles: list[Tensor]) -> Tensor:
-    """The tiles one after the other, `[1, h, T, D]`; the list is emptied, so that no second copy of them stays."""
-    joined = torch.cat(tiles, dim=2)
-    tiles.clear()
-    return joined
-
-
-def _finish(layer: partial[Tensor], layout: PreparedLayout, hidden: Tensor, attended: Tensor) -> Tensor:
-    """The last step: the layer's output for one tile, with `attended` in the place of what attention would give."""
-    return layer(hidden, layout=replace(layout, exchange=lambda query, key, value, attend: attended))
-
-
-def _skip(layer: partial[Tensor], layout: PreparedLayout, hidden: Tensor, attended: Tensor) -> Tensor:
-    """In the place of `_finish` while the layer is recomputed, where nobody reads the output."""
-    return hidden

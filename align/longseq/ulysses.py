@@ -104,8 +104,9 @@ class Ulysses:
         ranks = share_heads(heads, kv_heads, len(self.shards))
         shares = [rank.head_spans(heads // kv_heads) for rank in ranks]
         rows = _ToHeads.apply(self, shares, query, key, value)
-        outputs = [attend(*rows[run : run + 3]) for run in range(0, len(rows) // 3 * 3, 3)]
         queries = [tuple(span for span in share if span[0] == 0) for share in shares]
+        runs = zip(range(0, len(rows) // 3 * 3, 3), queries[self.rank], strict=False)
+        outputs = [attend(*rows[run : run + 3], heads=(first, last)) for run, (_, first, last) in runs]
         # A rank without heads hands on its no queries, so that it takes part in the backward pass.
         output: Tensor = _ToTokens.apply(self, queries, query.shape[1:3], *(outputs or rows))
         return output

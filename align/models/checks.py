@@ -7,7 +7,7 @@ from align.core.errors import UserError
 from align.models.paths import check_path
 from align.models.quantization import check_quantization
 from align.models.rope import TYPES
-from align.models.settings import DTYPES, LoraSettings, ModelSettings
+from align.models.settings import DTYPES, LIBRARY, NO_BALANCE, LoraSettings, ModelSettings
 
 MOST_RANK = 65_536  # no layer of a model is as wide
 
@@ -16,8 +16,9 @@ def check_model(settings: ModelSettings) -> None:
     """Refuses settings of the policy that contradict each other or this machine; reads no weights, imports no torch.
 
     Raises:
-        UserError: an unknown dtype or RoPE type, a quantisation that cannot train here, `modules_to_save` without
-            LoRA, or a path that no model can be loaded from.
+        UserError: an unknown dtype or RoPE type, `model.moe` with words or numbers that it does not take, a
+            quantisation that cannot train here, `modules_to_save` without LoRA, or a path that no model can be loaded
+            from.
     """
     check_choice("model.dtype", settings.dtype, DTYPES)
     check_quantization(settings.quantization, lora=settings.lora.r > 0)
@@ -29,6 +30,9 @@ def check_model(settings: ModelSettings) -> None:
             "set model.lora.r, or leave it empty."
         )
     check_lora(settings.lora)
+    settings.moe.check()
+    if settings.moe.balance and settings.attention == LIBRARY:
+        raise UserError(NO_BALANCE)
     check_path(settings.path)
 
 

@@ -70,11 +70,10 @@ class Identity:
             UserError: a folder without weights; a Hub model whose commit is not known.
         """
         config = load_config(settings)
-        plain = {name: value for name, value in config.to_dict().items() if name not in _NEUTRAL}
         content = {
             "version": VERSION,
             "weights": weights_fingerprint(settings, config, cache, key=key),
-            "config": plain,
+            "config": _architecture(config.to_dict()),
             "dtype": str(precision.weights_dtype(settings)),
             "autocast": str(precision.autocast),
             "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_KEY},
@@ -89,6 +88,15 @@ class Identity:
         """32 hex digits."""
         text = json.dumps(self.content, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without what every one has; of a composite its parts' too."""
+    return {
+        name: _architecture(value) if isinstance(value, Mapping) and "model_type" in value else value
+        for name, value in config.items()
+        if name not in _NEUTRAL
+    }
 
 
 def weights_fingerprint(

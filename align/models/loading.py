@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -20,15 +24,20 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
 from align.models.paths import resolve_path
+from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
 from align.models.rope import override_rope
-from align.models.settings import ModelSettings
+from align.models.settings import EXPERTS, ModelSettings
+from align.models.text_part import attention_by_part, is_composite, text_config
 
 
 def load_tokenizer(
     path: str, *, trust_remote_code: bool = False, revision: str | None = None, key: str = "model.path"
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; its pad token is never used, since nothing is padded. `key` named the model."""
+    """The tokenizer of a model; its pad token is never used, since nothing is padded. `key` named the model.
+
+    A chat template that its processor alone has becomes the tokenizer's.
+    """
     _warn_of_remote_code(path, trust_remote_code)
     folder = resolve_path(path, key=key)
     try:
@@ -39,6 +48,8 @@ def load_tokenizer(
         raise UserError(f"{key}={path}: no tokenizer could be loaded ({loading_problem(error)}).") from error
     if not tokenizer.is_fast:
         raise UserError(f"{key}={path}: its tokenizer has no fast version, which character offsets need.")
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = processor_template(folder, revision=revision)
     return tokenizer
 
 
@@ -55,8 +66,9 @@ def load_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrain
             f"{key}={settings.path}: no model could be loaded ({loading_problem(error)})."
         ) from error
     override_rope(config, settings.rope)
-    if getattr(config, "output_router_logits", False):
-        config.output_router_logits = False  # for a loss that takes no part here: training/run.py says so
+    text = text_config(config)
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False  # for the library's loss; longseq/balance.py computes ours
     return config
 
 
@@ -69,30 +81,55 @@ def native_window(settings: ModelSettings) -> int | None:
 
 def window_of(config: PreTrainedConfig) -> int | None:
     """Positions that a configuration names; composites of text and images have it in their text part."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return getattr(text_config(config), "max_position_embeddings", None)
+
+
+# The library's ways from a configuration to a class, in the order that a composite is looked for in. For some it has
+# a class of the text part alone too (Llama-4, Qwen3.5), which would leave the rest of the checkpoint unread, and lost.
+_WHOLE: tuple[tuple[Any, Any], ...] = (
+    (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
+    (AutoModelForMultimodalLM, MODEL_FOR_MULTIMODAL_LM_MAPPING),
+)
+_TEXT: tuple[Any, Any] = (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING)
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The library's door to a model of this configuration with all that its checkpoint holds."""
+    return _door(config)[0]
+
+
+def library_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The library's own class behind that door; None where there is none for such a configuration."""
+    found: Any = _door(config)[1].get(type(config), None)
+    return found
+
+
+def _door(config: PreTrainedConfig) -> tuple[Any, Any]:
+    doors = _WHOLE if is_composite(config) else ()
+    return next((door for door in doors if type(config) in door[1]), _TEXT)
 
 
 def causal_lm_class(settings: ModelSettings, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class that `load_causal_lm` loads into; None where there is none for such a configuration."""
-    remote = (getattr(config, "auto_map", None) or {}).get("AutoModelForCausalLM")
+    remote = (getattr(config, "auto_map", None) or {}).get(auto_class(config).__name__)
     if settings.trust_remote_code and remote is not None:
         found: Any = get_class_from_dynamic_module(
             remote, resolve_path(settings.path), revision=settings.revision
         )
     else:
-        found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+        found = library_class(config)
     return found
 
 
 def load_causal_lm(
     settings: ModelSettings, *, attention: str | None = None, device: str | torch.device | None = None
 ) -> PreTrainedModel:
-    """The causal language model in `settings.dtype`.
+    """The causal language model in `settings.dtype`; of a composite all parts, of which text goes through one.
 
     Args:
         settings: group `model`; its `lora` part is not applied here.
-        attention: an attention implementation of transformers, or one registered by `align.longseq`; None is the
-            library's that the class supports: `sdpa`, or `eager`.
+        attention: an attention implementation of transformers, or one registered by `align.longseq`, for the text part;
+            None is the library's that the class supports: `sdpa`, or `eager`.
         device: where to put it; None leaves it on the CPU (the Trainer moves it), four-bit weights on the
             process's GPU.
     """
@@ -101,19 +138,26 @@ def load_causal_lm(
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)
     with weight_bars_off():
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(config).from_pretrained(
             resolve_path(settings.path),
             config=config,
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=attention_by_part(config, attention),
             quantization_config=quantization,
             device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
             trust_remote_code=settings.trust_remote_code,
             revision=settings.revision,
+            **experts_keyword(settings),
         )
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
+
+
+def experts_keyword(settings: ModelSettings) -> dict[str, str]:
+    """What tells transformers how to compute experts, where `model.moe.experts` does not leave it the choice."""
+    name = EXPERTS[settings.moe.experts]
+    return {} if name is None else {"experts_implementation": name}
 
 
 def bfloat16_here() -> bool:

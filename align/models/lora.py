@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig, get_peft_model
 from torch.nn import Linear
 
 from align.core.errors import UserError
+from align.models.routers import routers_of
+from align.models.text_part import freeze_other_parts, is_composite, text_modules
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,9 @@ _EMBEDDINGS = {"embed_tokens", "lm_head"}
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
     """The model with LoRA adapters where `settings.r > 0`, else the model itself (all parameters train).
 
+    Of a composite only the text part gets adapters, and only its parameters train, whatever modules of the same names
+    its other parts have.
+
     Where the output head is tied to the token embedding, `modules_to_save` with either of them trains the
     one weight that they share.
 
@@ -29,6 +35,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
             change in two ways.
     """
     if settings.r == 0:
+        freeze_other_parts(model)
         return model
     targets = _targets_of(model, settings)
     saved = _saved_of(model, settings, targets)
@@ -43,9 +50,9 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=_within_text_part(model, targets),
         modules_to_save=saved or None,
-        ensure_weight_tying=tied and bool(_EMBEDDINGS & set(saved)),
+        ensure_weight_tying=tied and bool(_EMBEDDINGS & {_leaf(name) for name in saved}),
         task_type="CAUSAL_LM",
     )
     try:
@@ -57,8 +64,11 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
 
 
 def _saved_of(model: PreTrainedModel, settings: LoraSettings, targets: list[str]) -> list[str]:
-    """`modules_to_save`, each the end of some module's name (`norm` stands for all normalisation layers)."""
-    names = [name for name, _ in model.named_modules()]
+    """`modules_to_save`, each the end of some module's name (`norm` stands for all normalisation layers).
+
+    Of a composite the whole names of the text part's modules.
+    """
+    names = [name for name, _ in text_modules(model)]
     for wanted in settings.modules_to_save:
         if not any(name.endswith(wanted) for name in names):
             raise UserError(
@@ -69,23 +79,26 @@ def _saved_of(model: PreTrainedModel, settings: LoraSettings, targets: list[str]
                 f"model.lora names {wanted} in both target_modules and modules_to_save: "
                 "it trains in one way or the other."
             )
+    if is_composite(model.config):
+        return [name for name in names if name.endswith(tuple(settings.modules_to_save))]
     return list(settings.modules_to_save)
 
 
 def _targets_of(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
-    """The target modules; a model that fuses q, k and v (Phi-3) has them under its own name.
+    """The last names of the target modules; a model that fuses q, k and v (Phi-3) has them under its own name.
 
-    `[all-linear]` is every linear layer but the head.
+    `[all-linear]` is every linear layer but the head and those of routers.
     """
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    names = {_leaf(name) for name, _ in text_modules(model)}
     if settings.target_modules == ["all-linear"]:
-        head = model.get_output_embeddings()
+        left_out = {model.get_output_embeddings()}
+        left_out.update(part for router in routers_of(model).values() for part in router.modules())
         linear = [
             name
-            for name, module in model.named_modules()
-            if isinstance(module, Linear) and module is not head
+            for name, module in text_modules(model)
+            if isinstance(module, Linear) and module not in left_out
         ]
-        return sorted({name.rsplit(".", 1)[-1] for name in linear})
+        return sorted({_leaf(name) for name in linear})
     fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
     targets = [name if name in names else fused.get(name, name) for name in settings.target_modules]
     missing = sorted(set(targets) - names)
@@ -94,3 +107,19 @@ def _targets_of(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
             f"model.lora.target_modules names {', '.join(missing)}, which {type(model).__name__} does not have."
         )
     return sorted(set(targets))
+
+
+def _within_text_part(model: PreTrainedModel, targets: list[str]) -> list[str] | str:
+    """The same modules as PEFT takes them; of a composite a pattern of whole names, none of them of another part.
+
+    For Gemma-3 and `q_proj` that is `model\\.language_model\\.layers\\.\\d+\\.self_attn\\.q_proj`.
+    """
+    if not is_composite(model.config):
+        return targets
+    names = [name for name, _ in text_modules(model) if _leaf(name) in targets]
+    return "|".join(sorted({re.sub(r"\b\d+\b", r"\\d+", re.escape(name)) for name in names}))
+
+
+def _leaf(name: str) -> str:
+    """`q_proj` of `model.layers.0.self_attn.q_proj`."""
+    return name.rsplit(".", 1)[-1]

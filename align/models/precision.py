@@ -19,8 +19,8 @@ LOWER = (torch.bfloat16, torch.float16)
 
 
 def trains_checkpoint_weights(model: ModelSettings) -> bool:
-    """Whether weights of the checkpoint itself train: all of them, or `modules_to_save` beside LoRA."""
-    return model.lora.r == 0 or bool(model.lora.modules_to_save)
+    """Whether weights of the checkpoint itself train: all of them, or `modules_to_save` and routers beside LoRA."""
+    return model.lora.r == 0 or bool(model.lora.modules_to_save) or model.moe.router == "train"
 
 
 def training_dtype(model: ModelSettings) -> ModelSettings:

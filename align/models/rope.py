@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+from align.models.text_part import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -34,7 +35,7 @@ _KEPT = ("rope_theta", "partial_rotary_factor")
 
 
 def override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
-    """Puts `model.rope` into the configuration, in place; keys that are None keep what the checkpoint has.
+    """Puts `model.rope` into the text part's configuration, in place; keys that are None keep what the checkpoint has.
 
     `dynamic` (NTK-aware scaling by the longest position read so far) would make a log-prob depend on what a
     row is packed with and on the rows before it. Its frequencies are therefore held at one `length`:
@@ -51,6 +52,7 @@ def override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     if not given:
         return
+    config = text_config(config)
     before = _parameters(config)
     if "type" in given:
         check_choice("model.rope.type", given["type"], TYPES)
@@ -74,8 +76,8 @@ def override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
 
 
 def rope_types(config: PreTrainedConfig) -> set[str]:
-    """The RoPE types of a configuration, those of layer types (Gemma) included; empty without RoPE."""
-    parameters = getattr(config, "rope_parameters", None) or {}
+    """The RoPE types of the text part, those of layer types (Gemma) included; empty without RoPE."""
+    parameters = getattr(text_config(config), "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]
     return {str(node["rope_type"]) for node in (parameters, *nested) if "rope_type" in node}
 

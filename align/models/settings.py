@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from align.core.config import check_choice
+from align.core.errors import UserError
+
 EMBEDDED = "embedded"  # `model.path` of the model that a PyPI package brings
 DTYPES = ("auto", "float32", "bfloat16")  # of `model.dtype`
 LIBRARY = "library"  # `model.attention` that reads a row for each answer, through transformers' own attention
+ROUTERS = ("auto", "train", "freeze")  # of `model.moe.router`
+# `model.moe.experts` → the name that transformers knows the computation by; None leaves the choice to it.
+EXPERTS = {"auto": None, "eager": "eager", "grouped": "grouped_mm", "batched": "batched_mm"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,30 @@ class RopeSettings:
 
 
 @dataclass(frozen=True)
+class MoeSettings:
+    """Group key `model.moe`; see hydra_conf/model/default.yaml."""
+
+    balance: float = 0.0
+    router: str = "auto"
+    experts: str = "auto"
+
+    def check(self) -> None:
+        """Refuses a negative coefficient and words that are not known."""
+        if not 0.0 <= self.balance < float("inf"):
+            raise UserError(
+                f"model.moe.balance={self.balance} is no coefficient: give a number from 0 (off) on, such as 0.001."
+            )
+        check_choice("model.moe.router", self.router, ROUTERS)
+        check_choice("model.moe.experts", self.experts, EXPERTS)
+
+
+NO_BALANCE = (
+    "model.moe.balance counts what routers decide of packed rows, which model.attention=library does not read: set "
+    "model.moe.balance=0."
+)
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """Group `model`; see hydra_conf/model/default.yaml."""
 
@@ -49,3 +79,4 @@ class ModelSettings:
     quantization: str = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)
     rope: RopeSettings = field(default_factory=RopeSettings)
+    moe: MoeSettings = field(default_factory=MoeSettings)

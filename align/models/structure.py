@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from align.models.text_part import current_attention, set_attention, text_config, text_decoder
+
 
 def find_causal_lm(model: nn.Module) -> PreTrainedModel:
     """The library's causal language model inside any wrapper (PEFT, DDP, FSDP, DeepSpeed)."""
@@ -19,13 +21,14 @@ def find_causal_lm(model: nn.Module) -> PreTrainedModel:
 
 def experts(config: PreTrainedConfig) -> int:
     """How many experts a layer chooses from; 0 for a model that is no mixture of experts."""
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    return max(getattr(config, name, None) or 0 for name in names)
+    names, text = ("num_local_experts", "num_experts", "n_routed_experts"), text_config(config)
+    return max(getattr(text, name, None) or 0 for name in names)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The longest list of modules: a decoder's layers."""
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+    """The layers of the text decoder inside any wrapper: its longest list of modules."""
+    decoder = text_decoder(find_causal_lm(model))
+    return max((m for m in decoder.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
 def library_attention(model: PreTrainedModel) -> str:
@@ -35,10 +38,10 @@ def library_attention(model: PreTrainedModel) -> str:
 
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within it the model's attention is the implementation that transformers knows as `name`."""
-    before: str = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    """Within it the attention of the model's text part is the implementation that transformers knows as `name`."""
+    before = current_attention(model)
+    set_attention(model, name)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        set_attention(model, before)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from align.core.errors import UserError
-from align.models.loading import load_config
+from align.longseq.layer_pattern import attention_patterns
+from align.longseq.patterns import Pattern
+from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
 from align.models.paths import resolve_path
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
 from align.models.structure import decoder_layers, experts, find_causal_lm
+from align.models.text_part import text_config
 from align.planning.known import KNOWN
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
@@ -50,6 +54,7 @@ class Architecture:
         lora_mlp: whether the adapter reaches into the MLP.
         embedding_trains: whether the token embedding does.
         head_trains: whether the output head does.
+        patterns: of each layer's attention, by which its work is counted; None of a layer without attention.
     """
 
     layers: int
@@ -71,6 +76,11 @@ class Architecture:
     lora_mlp: bool
     embedding_trains: bool
     head_trains: bool
+    patterns: tuple[Pattern | None, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Every size; of the patterns how many layers have each: `{"Window(size=512)": 5, "Full()": 1}`."""
+        return vars(self) | {"patterns": dict(Counter(str(pattern) for pattern in self.patterns))}
 
     @property
     def query_width(self) -> int:
@@ -113,7 +123,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     """
     _refuse_unknown(config)
     # The class itself: under ZeRO-3 `from_config` would scatter the weights.
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model_class: Any = library_class(config)
     with torch.device("meta"):
         model = add_lora(model_class(copy.deepcopy(config)), settings.lora)
     lm = find_causal_lm(model)
@@ -123,7 +133,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     lora = settings.lora.r > 0
     return Architecture(
         layers=len(layers),
-        **_widths(config.get_text_config()),
+        **_widths(text_config(config)),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         parameters=_count(model),
         trainable=_count(model, trainable=True),
@@ -136,17 +146,18 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         lora_mlp=lora and bool(_MLP & set(settings.lora.target_modules)),
         embedding_trains=_count(embedding, trainable=True) > 0,
         head_trains=_count(head, trainable=True) > 0,
+        patterns=attention_patterns(text_config(config)),
     )
 
 
 def _refuse_unknown(config: PreTrainedConfig) -> None:
     """Raises UnknownModelError for a model that the formulas do not describe."""
-    count = experts(config.get_text_config())
+    count = experts(config)
     if count > 1:
         raise UnknownModelError(
             f"{config.model_type} models are mixtures of {count} experts, which align plan does not know."
         )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if library_class(config) is None:
         raise UnknownModelError(
             f"{config.model_type} models are not the library's own: align plan cannot count them."
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from transformers import PreTrainedConfig
 
+from align.models.loading import window_of
 from align.models.settings import ModelSettings
 from align.planning.job import Rows
 
@@ -45,7 +46,7 @@ def cut_of(
         return Cut(
             f"data.max_length={limit} would cut these rows of {tokens} tokens: set data.max_length={tokens}."
         )
-    window = getattr(architecture.get_text_config(), "max_position_embeddings", None)
+    window = window_of(architecture)
     stretched = any(value is not None for value in (model.rope.theta, model.rope.type, model.rope.factor))
     if stretched or window is None or tokens <= window:
         return None

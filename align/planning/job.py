@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from align.longseq.patterns import FULL, Pattern, seen_pairs
 from align.models.settings import LIBRARY
 
 GB = 1e9
@@ -64,11 +65,10 @@ class Rows:
         """Tokens that the head scores."""
         return self.scored + (self.rows * self.prompt if nll_scope == "sequence" else 0)
 
-    @property
-    def pairs(self) -> float:
-        """(query, key) pairs that attention works on: P²/2 + Σ a·(P + a/2) a row."""
-        answers = sum(a * (self.prompt + a / 2) for a in self.answers)
-        return self.rows * (self.prompt**2 / 2 + answers)
+    def pairs(self, pattern: Pattern = FULL) -> int:
+        """(query, key) pairs that a layer's attention works on; in a full one about P²/2 + Σ a·(P + a/2) a row."""
+        answers = sum(seen_pairs(pattern, (self.prompt, self.prompt + a)) for a in self.answers)
+        return self.rows * (seen_pairs(pattern, (0, self.prompt)) + answers)
 
     def short(self) -> Rows:
         """The same answers on the short context."""
@@ -103,10 +103,9 @@ class OwnRows(Rows):
         """The longest answer, and with `sequence` the prompt, which the chosen answer's row scores."""
         return max(self.answers) + (self.prompt if nll_scope == "sequence" else 0)
 
-    @property
-    def pairs(self) -> float:
-        """Σ (P + a)²/2 a row."""
-        return self.rows * sum((self.prompt + a) ** 2 / 2 for a in self.answers)
+    def pairs(self, pattern: Pattern = FULL) -> int:
+        """In a full layer about Σ (P + a)²/2 a row."""
+        return self.rows * sum(seen_pairs(pattern, (0, self.prompt + a)) for a in self.answers)
 
 
 def as_read(rows: Rows, attention: str) -> Rows:

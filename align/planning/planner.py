@@ -214,7 +214,7 @@ def nothing_fits(plan: Plan) -> str:
 def to_json(plan: Plan) -> dict[str, object]:
     """The plan as JSON: bytes and seconds."""
     return {
-        "model": vars(plan.sizes),
+        "model": plan.sizes.to_json(),
         "rows": vars(plan.job.rows),
         "machine": vars(plan.machine),
         "given": tables.to_json(plan.given, plan.machine),

@@ -185,7 +185,8 @@ def machine_of(settings: GpuSettings, *, memory: float, runtime: float, products
 def describe(model: Architecture, job: Job) -> str:
     """One line: what is planned."""
     rows = job.rows
-    trains = "LoRA" if model.lora else "all parameters"
+    whole = "all parameters" if model.trainable == model.parameters else "the text part"
+    trains = "LoRA" if model.lora else whole
     types = {4: "float32", 2: "bfloat16"}[job.precision.weights]
     types += " under bf16 products" if job.precision.autocast else ""
     types = "nf4" if job.precision.quantised else types

@@ -3,7 +3,8 @@
 **Work** of a row of T = P + Σa tokens, M parameters in the layers' matrices, V·H in the head, A = pairs of attention:
 
 - forward of the layers 2·M·T, attention 4·Q·A a layer (two products over heads·D; A = P²/2 + Σ a·(P + a/2), since the
-  prompt is shared: P²/2 once and not for each answer), head 2·V·H·S for S scored tokens;
+  prompt is shared: P²/2 once and not for each answer; in a layer with a window only the pairs within it), head 2·V·H·S
+  for S scored tokens;
 - backward of the layers 2 × the forward, with frozen weights under LoRA 1 × (no weight gradients), attention 2.5 × (the
   scores are computed again: five products), head 2 × and its logits once more;
 - checkpointing adds a forward of the layers, `full` one of attention too; `mlp_chunk` the projections twice more;
@@ -31,6 +32,7 @@ fetches the node's weights in every pass and steps on the host: 28 bytes of memo
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 
 from align.distributed.names import DEEPSPEED, SHARDED
@@ -161,7 +163,9 @@ def _reference_rows(job: Job, rows: Rows) -> list[Rows]:
 def _forward(model: Architecture, rows: Rows, scored: int) -> tuple[float, float]:
     """FLOPs of one forward: matrices with the head over `scored` tokens, and attention."""
     matrices = 2.0 * model.layers * model.layer_parameters * rows.tokens
-    attention = 4.0 * model.layers * model.query_width * rows.pairs
+    alike = Counter(pattern for pattern in model.patterns if pattern is not None)
+    pairs = sum(layers * rows.pairs(pattern) for pattern, layers in alike.items())
+    attention = 4.0 * model.query_width * pairs
     return matrices + 2.0 * model.head_parameters * scored, attention
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from align.core.config import check_choice
 from align.core.errors import UserError
 from align.distributed.names import SHARDED
-from align.models.settings import ModelSettings, RopeSettings
+from align.models.settings import ModelSettings, MoeSettings, RopeSettings
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> Model
         settings: group `reference`.
         policy: group `model`.
     """
-    model = replace(policy, lora=replace(policy.lora, r=0))
+    experts = MoeSettings(experts=policy.moe.experts)  # nothing of it trains
+    model = replace(policy, lora=replace(policy.lora, r=0), moe=experts)
     if settings.model is not None:
-        model = replace(model, path=settings.model, revision=None)
+        model = replace(model, path=settings.model, revision=None, moe=MoeSettings())
     return replace(model, rope=RopeSettings()) if settings.rope == "checkpoint" else model
 
 

@@ -41,7 +41,13 @@ def change(results: Mapping[str, Any]) -> str:
 
 
 def use(
-    name: str, *, template: str, chat: bool, template_kwargs: Mapping[str, Any], system: str | None = None
+    name: str,
+    *,
+    template: str,
+    chat: bool,
+    template_kwargs: Mapping[str, Any],
+    system: str | None = None,
+    loader: str = "AutoModelForCausalLM",
 ) -> str:
     """Python that asks the model a question about a document, as its training rows asked.
 
@@ -51,6 +57,7 @@ def use(
         chat: whether the prompt goes through the tokenizer's chat template.
         template_kwargs: variables of the chat template.
         system: `data.system`, the system message of every row without one of its own.
+        loader: the library's door to the model.
     """
     messages = [] if system is None else [f'{{"role": "system", "content": {system!r}}}']
     messages.append('{"role": "user", "content": prompt}')
@@ -67,9 +74,9 @@ def use(
         encode = 'inputs = tokenizer(prompt, return_tensors="pt")'
     return (
         "from pathlib import Path\n\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"from transformers import {loader}, AutoTokenizer\n\n"
         f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
-        f'model = AutoModelForCausalLM.from_pretrained({name!r}, dtype="auto")\n'
+        f'model = {loader}.from_pretrained({name!r}, dtype="auto")\n'
         'document = Path("document.txt").read_text(encoding="utf-8")\n'
         f'prompt = {template!r}.replace("{{context}}", document).replace("{{question}}", "What follows from it?")\n'
         f"{encode}\n"

@@ -18,6 +18,7 @@ from align.core.files import jsonable, write_json
 from align.core.readable import Readable, counted
 from align.core.telling import tell
 from align.data.dataset import PreferenceData
+from align.models.processor_files import copy_processor
 from align.runs import checkpoints
 from align.runs.objective import resolved
 from align.training import results
@@ -130,6 +131,7 @@ def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     history = trainer.state.log_history
     if not trainer.is_world_process_zero():
         return
+    copy_processor(run.model.path, run.output / MODEL, revision=run.model.revision)
     path = run.output / BEFORE
     before = json.loads(path.read_text()) if path.is_file() else {}
     costs = results.training_costs(history)

@@ -54,6 +54,7 @@ def model_card(
     *,
     name: str,
     chat: bool = True,
+    loader: str = "AutoModelForCausalLM",
     local: Collection[str] = (),
 ) -> str:
     """The card as Markdown with its YAML header.
@@ -63,6 +64,7 @@ def model_card(
         results: `before`, `after`, `training` and `data` of results.json; empty where the run has not ended.
         name: the model's, for the title.
         chat: whether its tokenizer has a chat template.
+        loader: the library's door to it.
         local: values of the configuration that were files or folders where the run was started: from elsewhere
             `folder/model` cannot be told from a Hub id.
     """
@@ -74,7 +76,7 @@ def model_card(
         f"# {name}\n",
         f"{base}, trained with the method `{method}` of long-preference {_version()}.\n",
         card_words.change(results),
-        _use(name, config["data"], chat=chat),
+        _use(name, config["data"], chat=chat, loader=loader),
         _metrics(results),
         _section("Method", _leaves(config["method"])),
         _section("Data", _data_facts(config["data"], results.get("data", {}))),
@@ -169,13 +171,14 @@ def _public(key: str, value: Any) -> Any:
     return public_name(value) if is_path else value
 
 
-def _use(name: str, data: Mapping[str, Any], *, chat: bool) -> str:
+def _use(name: str, data: Mapping[str, Any], *, chat: bool, loader: str) -> str:
     """How the model is asked."""
     given = data.get("template_kwargs") or {}
     code = card_words.use(
         name,
         template=data.get("template") or "{context}\n\n{question}",
         chat=chat and data.get("chat") != "never",
+        loader=loader,
         template_kwargs={key: value for key, value in given.items() if not _SECRET.search(str(key))},
         system=data.get("system"),
     )

@@ -24,6 +24,7 @@ from align.data.vocabulary import vocabulary_of
 from align.longseq.attention import ATTENTIONS
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
+from align.longseq.probe import check_architecture, check_model_in_memory
 from align.longseq.settings import (
     ATTENTION_CHOICES,
     MemorySettings,
@@ -36,6 +37,7 @@ from align.models.loading import load_causal_lm, load_config, load_tokenizer, na
 from align.models.precision import training_dtype, warn_of_low_weights
 from align.models.settings import LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm, library_attention
+from align.models.text_part import current_attention, freeze_other_parts, set_attention
 from align.reference.sources import (
     Reference,
     keeps_float32_copy,
@@ -160,20 +162,25 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
     """
     check_choice("model.attention", attention, ATTENTION_CHOICES)
     if isinstance(model, str):
-        model = load_causal_lm(training_dtype(ModelSettings(path=model)), attention=attention_name(attention))
-    elif attention != LIBRARY and _is_ours(model):
-        return model
+        settings = training_dtype(ModelSettings(path=model, attention=attention))
+        check_architecture(settings)
+        model = load_causal_lm(settings, attention=attention_name(attention))
+        freeze_other_parts(model)
+    else:
+        check_model_in_memory(model, attention)
+        if attention != LIBRARY and _is_ours(model):
+            return model
     check_readable(model, attention)
     lm, name = find_causal_lm(model), attention_name(attention)
     if name is not None or _is_ours(model):
-        lm.set_attn_implementation(name or library_attention(lm))
+        set_attention(lm, name or library_attention(lm))
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
     return model
 
 
 def _is_ours(model: nn.Module) -> bool:
     """Whether the model's attention is the shared prefix's."""
-    return find_causal_lm(model).config._attn_implementation in ATTENTIONS.values()
+    return current_attention(find_causal_lm(model)) in ATTENTIONS.values()
 
 
 def prepare_rows(
@@ -198,14 +205,11 @@ def prepare_rows(
         attention: as `model.attention`.
 
     Raises:
-        UserError: no tokenizer, a row that cannot be used, or one that a sliding window does not hold.
+        UserError: no tokenizer, a row that cannot be used, or a model that is not computed here.
     """
     if rows is None:
         return None
     if isinstance(rows, Dataset) and "prompt_ids" in rows.column_names:
-        if "longest_sequence" in rows.column_names:
-            longest = max(rows["longest_sequence"][:], default=0)
-            check_config(config, longest_sequence=longest, attention=attention)
         return rows
     if tokenizer is None:
         raise UserError("rows have to be tokenised: give the tokenizer, processing_class=….")
@@ -264,7 +268,7 @@ def read_rows_for(
     seed: int,
     attention: str = "sdpa",
 ) -> PreferenceData:
-    """Tokenised rows with all that a method asks for, none longer than a sliding window of the model.
+    """Tokenised rows with all that a method asks for.
 
     Args:
         method: whether it needs rejected answers and short contexts.
@@ -276,9 +280,10 @@ def read_rows_for(
         attention: as `model.attention`.
 
     Raises:
-        UserError: a row that cannot be used, or one that a sliding window does not hold.
+        UserError: a row that cannot be used, or a model that is not computed here.
     """
-    data = load_preference_data(
+    check_config(config)
+    return load_preference_data(
         settings,
         tokenizer,
         positions=positions,
@@ -287,5 +292,3 @@ def read_rows_for(
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
     )
-    check_config(config, longest_sequence=data.counts["longest_sequence"], attention=attention)
-    return data

@@ -16,10 +16,11 @@ from align.distributed.build_locks import warn_of_left_locks
 from align.longseq.flash import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
-from align.longseq.support import check_config
+from align.longseq.support import check_config, check_degree
 from align.models.loading import load_config, resolve_dtype
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
+from align.models.text_part import text_config
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
@@ -44,6 +45,7 @@ def check(config: DictConfig) -> Run:
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
+    check_degree(load_config(settings.model), settings.parallel.degree)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     return Run(**vars(settings), method=method, arguments=arguments)
@@ -83,7 +85,7 @@ def check_scheduler(arguments: TrainingArguments) -> None:
 
 def head_width(config: PreTrainedConfig) -> int | None:
     """Numbers of a key in the widest of a model's heads; None where its configuration does not say."""
-    text = config.get_text_config()
+    text = text_config(config)
     named = [getattr(text, name, None) for name in ("head_dim", "global_head_dim")]
     if named[0] is None and getattr(text, "num_attention_heads", None):
         named.append(text.hidden_size // text.num_attention_heads)

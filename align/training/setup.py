@@ -32,6 +32,8 @@ from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
+from align.models.routers import freeze_routers, lora_with_routers
+from align.models.text_part import frozen_words, text_config
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.preparation import read_rows_of_model
@@ -125,7 +127,11 @@ def load_policy(run: Run) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
-    policy = add_lora(base, run.model.lora)
+    policy = add_lora(base, lora_with_routers(base, run.model))
+    freeze_routers(policy, run.model)
+    said = frozen_words(base)
+    if said is not None:
+        tell(said)
     apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
     return policy
 
@@ -137,7 +143,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     policy = (
         frozen_model(run.reference, run.model, run.arguments) if run.reference.fill_only else load_policy(run)
     )
-    parallel = start_sequence_parallel(run, policy.config, data)
+    parallel = start_sequence_parallel(run, text_config(policy.config), data)
     trainer = PreferenceTrainer(
         model=policy,
         args=run.arguments,
@@ -158,6 +164,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         eval_dataset=data.eval,
         data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
         processing_class=tokenizer,
+        balance=0.0 if run.reference.fill_only else run.model.moe.balance,
     )
     for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)

@@ -19,8 +19,10 @@ from yaml import YAMLError
 from align.core.bars import weight_bars_off
 from align.core.config import typed
 from align.core.errors import UserError
-from align.models.loading import load_causal_lm, load_config, load_tokenizer, loading_problem
+from align.models.loading import auto_class, load_causal_lm, load_config, load_tokenizer, loading_problem
+from align.models.processor_files import copy_processor
 from align.models.settings import ModelSettings, RopeSettings
+from align.models.text_part import text_config
 from align.runs.exclusive import exclusive
 from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
 from align.training.model_card import model_card
@@ -97,7 +99,9 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
     if not policy.has_adapter:  # the saved configuration has the RoPE overrides already
         settings = replace(settings, path=str(policy.weights), revision=None, rope=RopeSettings())
     if dtype == "stored":
-        dtype = "bfloat16" if load_config(settings).dtype == torch.bfloat16 else "float32"
+        config = load_config(settings)
+        stored = config.dtype or text_config(config).dtype  # composites have it in either
+        dtype = "bfloat16" if stored == torch.bfloat16 else "float32"
     model = load_causal_lm(replace(settings, dtype=dtype))
     if policy.has_adapter:
         adapted = PeftModel.from_pretrained(model, str(policy.weights))
@@ -123,6 +127,14 @@ def load_policy_tokenizer(policy: TrainedPolicy) -> PreTrainedTokenizerBase:
         ) from error
 
 
+def _copy_processor(policy: TrainedPolicy, target: Path) -> None:
+    """A composite's processor: as the run has it, else its base model, which need not be there any more."""
+    copy_processor(policy.weights, target)
+    base = policy.model.path
+    if base not in policy.local or Path(base).is_dir():
+        copy_processor(base, target, revision=policy.model.revision)
+
+
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, policy: TrainedPolicy, output: Path
 ) -> None:
@@ -142,8 +154,15 @@ def write(
             with weight_bars_off():
                 model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
-            chat = tokenizer.chat_template is not None
-            card = model_card(policy.config, policy.results, name=output.name, chat=chat, local=policy.local)
+            _copy_processor(policy, staging)
+            card = model_card(
+                policy.config,
+                policy.results,
+                name=output.name,
+                chat=tokenizer.chat_template is not None,
+                loader=auto_class(model.config).__name__,
+                local=policy.local,
+            )
             (staging / "README.md").write_text(card, encoding="utf-8")
             os.rename(staging, output)
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import compress
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from align.longseq.settings import MemorySettings
 from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
+from align.training.balance import StepBalance
 from align.training.divergence import FiniteLosses, check_gradient_norm, warn_of_rows
 from align.training.log import TrainingLog
 from align.training.methods import Method
@@ -28,7 +28,7 @@ from align.training.metric_names import METRICS
 from align.training.metrics import mean_metrics, prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
 from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
-from align.training.weighting import prompt_weights
+from align.training.weighting import prompt_weights, real_tokens
 from losses.types import PairLogps
 
 DEFAULT_MEMORY = MemorySettings()
@@ -54,6 +54,7 @@ class PreferenceTrainer(SealedCheckpoints):
         memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
         attention: `sdpa`, the shared prefix's; or `library`, the model's own: a row for each answer.
         max_length: tokens to which contexts of rows that are not tokenised are cut; None is the model's window.
+        balance: coefficient of a mixture of experts' load-balancing loss.
         kwargs: the rest of Trainer's own.
 
     Raises:
@@ -80,6 +81,7 @@ class PreferenceTrainer(SealedCheckpoints):
         memory: MemorySettings = DEFAULT_MEMORY,
         attention: str = "sdpa",
         max_length: int | None = None,
+        balance: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """See the class."""
@@ -98,14 +100,13 @@ class PreferenceTrainer(SealedCheckpoints):
                 logits_chunk=logits_chunk,
                 max_length=max_length,
             )
-        self.method, self.reference = parts.method, parts.reference
-        self.parallel = parallel
+        self.method, self.reference, self.parallel = parts.method, parts.reference, parallel
         self.degree = 1 if parallel is None else parallel.degree
         self.logits_chunk = logits_chunk or memory.logits_chunk
+        self._balance = StepBalance(parts.model, balance, needs=parts.method.needs, degree=self.degree)
         self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
-        self._finite = FiniteLosses()
+        self._finite, self._evaluation_only = FiniteLosses(), False
         args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
-        self._evaluation_only = False
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
         super().__init__(
@@ -146,17 +147,16 @@ class PreferenceTrainer(SealedCheckpoints):
             self._finite.check(step=self.state.global_step + 1)
         total = weights.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (torch.where(real, losses, 0.0) * weights).sum() / total
-        tokens = sum(compress(inputs["batch"].prompt_tokens, real.tolist()))
-        self._log.add(metrics[real], weights[real], tokens)
+        self._log.add(metrics[real], weights[real], real_tokens(inputs))
         # A wrapper averages gradients over processes; the divisor above already counts every group's prompts.
-        loss = loss * (self.args.world_size // self.degree)
+        loss = self._balance.add(loss * (self.args.world_size // self.degree), num_items_in_batch)
         return (loss, metrics) if return_outputs else loss
 
     def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """`[B]` losses with their graph, and `[B, len(METRICS)]` metrics."""
         batch, needs = inputs["batch"], self.method.needs
         forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
-        policy = forward(batch, nll_scope=needs.nll_scope)
+        policy = forward(batch, nll_scope=needs.nll_scope, routing=self._balance.start(inputs))
         if needs.policy_short:
             turns = forward(inputs["short"])
             policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
@@ -284,7 +284,7 @@ class PreferenceTrainer(SealedCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the training metrics since the last log to a training log."""
         if "loss" in logs:
-            logs.update(self._log.pop(self.state.log_history))
+            logs.update(self._log.pop(self.state.log_history) | self._balance.pop())
         # Before training the state is one that training will replace: what it would hold is counted later.
         if self.reference is not None and self.state.max_steps > 0:
             logs = {**logs, **self._log.reference_costs(self.reference, self.state.log_history)}

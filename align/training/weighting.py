@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,3 +39,9 @@ def prompt_weights(inputs: dict[str, Any], weighting: str) -> Tensor:
     lengths = torch.cat([row.lengths[:, 0] for row in batch.rows])
     real: Tensor = inputs["real"]
     return _WEIGHTS[weighting](lengths) * real.to(lengths.device)
+
+
+def real_tokens(inputs: dict[str, Any]) -> int:
+    """Tokens of a micro-batch's prompts with their answers; placeholders have none."""
+    batch: SharedPrefixBatch = inputs["batch"]
+    return sum(compress(batch.prompt_tokens, inputs["real"].tolist()))

@@ -25,9 +25,9 @@ from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
+from align.longseq.plain_rows import plain_pair_logps, relative_error
 from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
 from align.models.structure import find_causal_lm
-from align.verification.plain_rows import plain_pair_logps, relative_error
 from align.verification.small_copy import random_examples
 from losses import logo_loss
 from losses.types import PairLogps

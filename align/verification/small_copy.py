@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.support import check_readable
-from align.models.loading import load_config
+from align.models.loading import auto_class, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
+from align.models.small import few_layers
+from align.models.text_part import attention_by_part
 
-LAYERS = 2
 VOCABULARY = 512
 
 
 def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: int) -> Any:
-    """Two random layers of the user's architecture in fp32, adapters included; the same weights every time.
+    """A random layer of every kind that the user's architecture has, two at least, in fp32, adapters included.
+
+    The weights are the same every time, and drawn wider than a fresh checkpoint's, so that attention is far from
+    uniform and an error in a mask or a position shows.
 
     Args:
         settings: group `model`.
         attention: as transformers knows it; None is the library's own that the class supports.
         seed: of the weights.
     """
-    config = shrink(load_config(settings))
+    config = few_layers(load_config(settings), vocabulary=VOCABULARY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_config(
+        base = auto_class(config).from_config(
             config,
             dtype=torch.float32,
-            attn_implementation=attention,
+            attn_implementation=attention_by_part(config, attention),
             trust_remote_code=settings.trust_remote_code,
         )
         check_readable(base, settings.attention)
@@ -43,32 +45,6 @@ def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: in
             if "lora_B" in name:  # 0 at the start, which would make A's gradient 0
                 nn.init.normal_(weight, std=0.1)
     return model.train()
-
-
-def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The same heads and widths with few layers and a small vocabulary, and no dropout.
-
-    Weights are drawn wider than a fresh checkpoint's, so that attention is far from uniform and an error in
-    a mask or a position shows.
-    """
-    small = copy.deepcopy(config)
-    changes: dict[str, Any] = {
-        "num_hidden_layers": LAYERS,
-        "vocab_size": VOCABULARY,
-        "intermediate_size": min(config.intermediate_size, config.hidden_size),
-        "initializer_range": 1.6 / config.hidden_size**0.5,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    if getattr(config, "layer_types", None):
-        changes["layer_types"] = config.layer_types[:LAYERS]
-    changes |= {
-        name: 0.0 for name in ("attention_dropout", "resid_pdrop", "embd_pdrop") if hasattr(config, name)
-    }
-    for name, value in changes.items():
-        setattr(small, name, value)
-    return small
 
 
 def random_examples(

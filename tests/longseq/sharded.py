@@ -44,6 +44,7 @@ class Case:
     jump: int = 0
     nll_scope: str = "none"
     model: dict[str, Any] = field(default_factory=dict)
+    plain: str = "sdpa"  # the library's attention of padded rows
     dtype: torch.dtype = torch.float32
 
     def apply_memory(self, model: nn.Module) -> None:
@@ -91,7 +92,7 @@ def plain_logps(model: nn.Module, case: Case) -> PairLogps:
 
 def plain_step(case: Case) -> tuple[float, dict[str, Tensor], nn.Module]:
     """Loss and gradients of padded rows through the library's own attention, in this process alone."""
-    model = case.build("sdpa")
+    model = case.build(case.plain)
     loss = loss_of(plain_logps(model, case))
     return loss.item(), gradients(model, loss), model
 
@@ -136,7 +137,7 @@ def evaluation_error(case: Case, parallel: SequenceParallel | None) -> float:
     batch = case.batch()
     with torch.no_grad():
         actual = pair_logps(case.build(ATTENTION).eval(), batch, parallel=parallel)
-        expected = plain_logps(case.build("sdpa").eval(), case)
+        expected = plain_logps(case.build(case.plain).eval(), case)
     return max(
         ((value - wanted).norm() / wanted.norm()).item()
         for value, wanted in ((actual.chosen, expected.chosen), (actual.rejected, expected.rejected))

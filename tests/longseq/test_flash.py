@@ -19,8 +19,9 @@ from transformers import CONFIG_MAPPING
 from align.core.errors import UserError
 from align.longseq import pack, pair_logps
 from align.longseq.attention import ATTENTIONS, attend, attend_plain, prepare
-from align.longseq.flash import check_flash, flash_problem, load_flash
+from align.longseq.flash import check_flash, flash_problem, load_flash, with_softcap
 from align.longseq.kernels import register_kernel
+from align.longseq.patterns import FULL, Chunked, Window
 from align.longseq.sharding import balanced_shards, count_tokens
 from align.training.run import head_width
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, relative_error
@@ -38,12 +39,14 @@ def check_contract(q, k, v, cu_q, cu_k, max_q, max_k) -> None:
     assert len(cu_q) == len(cu_k) and q.shape[1] % k.shape[1] == 0 and k.shape == v.shape
 
 
-def sequences(q, k, cu_q, cu_k, scale, causal) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Of each sequence its queries, its keys and the masked scores `[h, q, k]`."""
+def sequences(q, k, cu_q, cu_k, scale, causal, softcap) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """Of each sequence its queries, its keys and the capped, masked scores `[h, q, k]`; a cap of 0 is none."""
     shared = q.shape[1] // k.shape[1]
     for i in range(len(cu_q) - 1):
         queries, keys = slice(cu_q[i], cu_q[i + 1]), slice(cu_k[i], cu_k[i + 1])
         scores = torch.einsum("qhd,khd->hqk", q[queries], k[keys].repeat_interleave(shared, 1)) * scale
+        if softcap:
+            scores = softcap * (scores / softcap).tanh()
         if causal:
             rows, columns = scores.shape[1:]
             hidden = torch.ones(rows, columns).tril(columns - rows) == 0
@@ -51,29 +54,33 @@ def sequences(q, k, cu_q, cu_k, scale, causal) -> Iterator[tuple[slice, slice, t
         yield queries, keys, scores
 
 
-def reference_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale, causal):
+def reference_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, softcap):
     """Output `[total, h, D]`, log-sum-exp `[h, total]`."""
     check_contract(q, k, v, cu_q, cu_k, max_q, max_k)
     output, lse = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
-    for queries, keys, scores in sequences(q, k, cu_q, cu_k, scale, causal):
+    for queries, keys, scores in sequences(q, k, cu_q, cu_k, scale, causal, softcap):
         values = v[keys].repeat_interleave(q.shape[1] // k.shape[1], 1)
         output[queries] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
         lse[:, queries] = scores.logsumexp(-1)
     return output, lse
 
 
-def reference_backward(dout, q, k, v, out, lse, dq, dk, dv, cu_q, cu_k, max_q, max_k, scale, causal):
+def reference_backward(
+    dout, q, k, v, out, lse, dq, dk, dv, cu_q, cu_k, max_q, max_k, scale, causal, softcap
+):  # fmt: skip
     """As the kernels compute it: weights from the log-sum-exp, and the output for Σ do · o; in place."""
     check_contract(q, k, v, cu_q, cu_k, max_q, max_k)
     assert out.stride(-1) == dout.stride(-1) == 1 and out.shape == dout.shape == q.shape
     assert lse.is_contiguous() and lse.shape == (q.shape[1], q.shape[0])
     assert all(one.is_contiguous() for one in (dq, dk, dv))
     shared = q.shape[1] // k.shape[1]
-    for queries, keys, scores in sequences(q, k, cu_q, cu_k, scale, causal):
+    for queries, keys, scores in sequences(q, k, cu_q, cu_k, scale, causal, softcap):
         weights = (scores - lse[:, queries, None]).exp()
         values, whole = (one[keys].repeat_interleave(shared, 1) for one in (v, k))
         delta = (dout[queries] * out[queries]).sum(-1).T[..., None]
         slope = weights * (torch.einsum("qhd,khd->hqk", dout[queries], values) - delta) * scale
+        if softcap:
+            slope = slope * (1 - (scores.clamp_min(-softcap) / softcap) ** 2)
         dq[queries] = torch.einsum("hqk,khd->qhd", slope, whole)
         grouped = (k[keys].shape[0], k.shape[1], shared, k.shape[2])
         dk[keys] = torch.einsum("hqk,qhd->khd", slope, q[queries]).reshape(grouped).sum(2)
@@ -90,17 +97,22 @@ def flash_attn_2() -> types.SimpleNamespace:
     ):  # fmt: skip
         assert dropout_p == 0.0
         lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        return *reference_forward(q, k, v, *lengths, softmax_scale, causal), torch.empty(0), torch.empty(2)
+        return (
+            *reference_forward(q, k, v, *lengths, softmax_scale, causal, softcap),
+            torch.empty(0),
+            torch.empty(2),
+        )
 
     def backward(
         dout, q, k, v, out, softmax_lse, dq, dk, dv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
         dropout_p, softmax_scale, causal, window_size_left, window_size_right, softcap, alibi_slopes,
         deterministic, rng_state=None, zero_tensors=False,
     ):  # fmt: skip
-        assert (dropout_p, window_size_left, window_size_right, softcap) == (0.0, -1, -1, 0.0)
+        assert (dropout_p, window_size_left, window_size_right) == (0.0, -1, -1)
         assert alibi_slopes is None and deterministic is False
         lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        reference_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, *lengths, softmax_scale, causal)
+        lengths = (*lengths, softmax_scale, causal, softcap)
+        reference_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, *lengths)
 
     return types.SimpleNamespace(_flash_attn_varlen_forward=forward, _flash_attn_varlen_backward=backward)
 
@@ -119,7 +131,7 @@ def flash_attn_3() -> types.SimpleNamespace:
                   leftpad_k, rotary_cos, rotary_sin, seqlens_rotary, q_descale, k_descale, v_descale)  # fmt: skip
         assert all(one is None for one in unused)
         lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        return *reference_forward(q, k, v, *lengths, softmax_scale, causal), None, None
+        return *reference_forward(q, k, v, *lengths, softmax_scale, causal, softcap), None, None
 
     def backward(
         dout, q, k, v, out, softmax_lse, cu_seqlens_q, cu_seqlens_k, sequed_q, sequed_k, max_seqlen_q,
@@ -128,7 +140,8 @@ def flash_attn_3() -> types.SimpleNamespace:
     ):  # fmt: skip
         assert sequed_q is None and sequed_k is None and deterministic is False
         lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-        reference_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, *lengths, softmax_scale, causal)
+        lengths = (*lengths, softmax_scale, causal, softcap)
+        reference_backward(dout, q, k, v, out, softmax_lse, dq, dk, dv, *lengths)
 
     return types.SimpleNamespace(_flash_attn_forward=forward, _flash_attn_backward=backward)
 
@@ -143,21 +156,51 @@ def kernel(request) -> str:
     return f"{request.param} stand-in"
 
 
+@pytest.mark.parametrize("pattern", [FULL, Window(6), Chunked(8)], ids=str)
 @pytest.mark.parametrize("width", [8, 12, 20], ids=lambda width: f"head width {width}")
 @pytest.mark.parametrize("degree", [1, 3])
-def test_calls_meet_the_contract_and_give_the_plain_result(kernel, degree, width):
-    """fp64 forward and gradients; widths that 8 does not divide are padded; whole rows and shards."""
+def test_calls_meet_the_contract_and_give_the_plain_result(kernel, degree, width, pattern):
+    """fp64 forward and gradients; widths that 8 does not divide are padded; whole rows and shards; windows."""
     layout = layout_of([(21, [7, 1, 5]), (9, []), (1, [2, 8])])
     for spans in balanced_shards(layout, degree):
         prepared = prepare(layout, queries=spans)
         leaves, gradient = states((4, 2), count_tokens(spans), layout.length, width=width)
-        way = partial(attend, kernel=kernel)
+        way = partial(attend, kernel=kernel, pattern=pattern)
         for actual, expected in zip(
             outcome(way, leaves, gradient, prepared),
-            outcome(attend_plain, leaves, gradient, prepared),
+            outcome(partial(attend_plain, pattern=pattern), leaves, gradient, prepared),
             strict=True,
         ):
             torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_soft_capped_scores(name):
+    """The cap is part of the kernel's name; against scores capped and masked by hand, gradients included."""
+    assert with_softcap(name, 1.5) == f"{name} softcap 1.5"
+    register_kernel("capped", load_flash(with_softcap(name, 1.5), module=MODULES[name]()))
+    layout = layout_of([(9, [4, 3])])
+    leaves, gradient = states((4, 2), layout.length, layout.length)
+    prepared = prepare(layout)
+    mask = torch.zeros(layout.length, layout.length, dtype=torch.bool)
+    for branch in prepared.branches:
+        keys = [token for span in branch.keys for token in range(*span)]
+        for place, token in enumerate(keys):
+            mask[token, keys[: place + 1]] = True
+
+    def by_hand(query, key, value, *, layout):
+        scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * query.shape[3] ** -0.5
+        scores = (1.5 * (scores / 1.5).tanh()).masked_fill(~mask, -torch.inf)
+        return scores.softmax(3) @ value.repeat_interleave(2, 1)
+
+    for actual, expected in zip(
+        outcome(partial(attend, kernel="capped"), leaves, gradient, prepared),
+        outcome(by_hand, leaves, gradient, prepared),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected)
+    with pytest.raises(UserError, match=r"soft-capped scores .*set model.attention=flash2 or flash3"):
+        with_softcap("cpu", 1.5)
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -182,7 +225,7 @@ def test_the_whole_forward_through_the_package(name):
 def test_bottom_right_alignment_of_the_stand_in():
     """The docstring's mask for 2 queries and 5 keys: 1 1 1 1 0 / 1 1 1 1 1."""
     q, k = torch.randn(2, 1, 8), torch.randn(5, 1, 8)
-    ((_, _, scores),) = sequences(q, k, torch.tensor([0, 2]), torch.tensor([0, 5]), 1.0, True)
+    ((_, _, scores),) = sequences(q, k, torch.tensor([0, 2]), torch.tensor([0, 5]), 1.0, True, 0.0)
     assert scores.isfinite().int().tolist() == [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]
 
 

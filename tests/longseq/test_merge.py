@@ -152,8 +152,8 @@ def test_parts_of_a_row():
         Part((0, 2), (6, 8), (2,)),
         Part((2, 5), (12, 15), (2, 1)),
         Part((0, 2), (0, 6)),
-        Part((2, 4), (10, 12)),
         Part((2, 5), (0, 10)),
+        Part((2, 4), (10, 12)),
     )
     assert unflatten(flatten(shard)) == list(shard)
 

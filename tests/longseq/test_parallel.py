@@ -16,6 +16,7 @@ from align.longseq.collectives import all_reduce_sum
 from align.longseq.parallel import start_parallel
 from tests.distributed import run_distributed
 from tests.longseq.sharded import Case, case_errors, evaluation_error
+from tests.longseq.wrapped import GEMMA, GPT_OSS
 
 KINDS = ("ulysses", "gather")
 TOLERANCE = 1e-5
@@ -47,6 +48,26 @@ CASES = {
     ),
 }
 ARCHITECTURES = {kind: Case(model={"kind": kind}) for kind in ("qwen2", "qwen3", "mistral", "phi3")}
+PATTERNS = {
+    "a window": Case(heads=(9, 3), model={"kind": "mistral", "sliding_window": 6}),
+    "a window longer than some rows": Case(model={"kind": "mistral", "sliding_window": 20}),
+    "windows beside full layers": Case(model=GEMMA, checkpointing="keep_attention"),
+    "windows and sinks": Case(heads=(7, 1), model=GPT_OSS, plain="eager"),
+    "windows and sinks, tiled": Case(
+        heads=(9, 3), model=GPT_OSS, plain="eager", checkpointing="full", mlp_chunk=9, jump=900
+    ),
+    "latent attention": Case(
+        model={
+            "kind": "minicpm3",
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "num_key_value_heads": 4,
+        }
+    ),
+}
 
 
 def table_worker(rank: int, size: int, cases: dict[str, Case]) -> dict[tuple[str, str], dict[str, float]]:
@@ -66,7 +87,7 @@ def table():
 
     def of_degree(degree: int) -> dict:
         if degree not in found:
-            cases = CASES | (ARCHITECTURES if degree == 2 else {})
+            cases = CASES | (ARCHITECTURES if degree == 2 else {}) | (PATTERNS if degree < 4 else {})
             found[degree] = run_distributed(table_worker, degree, cases)[0]
         return found[degree]
 
@@ -86,6 +107,14 @@ def test_loss_and_every_gradient_as_in_one_process(table, degree, kind, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_architectures(table, kind, name):
     errors = table(2)[kind, name]
+    assert max(errors.values()) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("degree", [2, 3])
+def test_windows_sinks_and_latent_attention(table, degree, kind, name):
+    errors = table(degree)[kind, name]
     assert max(errors.values()) <= TOLERANCE, errors
 
 

@@ -18,23 +18,17 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.probe import check_architecture, check_computed
-from align.longseq.support import check_config, check_supported, effective_window
+from align.longseq.support import check_config, check_supported
+from align.longseq.tail import tail_of
 from align.models.settings import ModelSettings
-from tests.longseq.plain import make_example
+from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps
 from tests.tiny import KINDS, tiny_model
 
 
 @pytest.mark.parametrize(
     ("kind", "values", "reason"),
     [
-        ("gemma2", {}, "soft-capped"),
-        ("deepseek_v3", {}, "MLA"),
-        ("cohere", {}, "scaled logits"),
-        ("qwen3_next", {}, "linear_attention"),
-        ("gemma4", {}, "composites of a text model"),
-        ("gemma3", {}, "composites of a text model"),
-        ("musicgen", {}, "composites of a text model"),
-        ("dots3_note_text", {}, "MLA"),
+        ("musicgen", {}, "no text decoder can be told"),
     ],
 )
 def test_refused_by_name(kind, values, reason):
@@ -57,25 +51,6 @@ def test_model_without_the_attention_interface_is_refused(monkeypatch):
     monkeypatch.setattr(type(model), "_supports_attention_backend", False)
     with pytest.raises(UserError, match="GPT2LMHeadModel does not take its attention"):
         check_supported(model)
-
-
-def test_sliding_window_that_covers_the_row_is_void_and_a_shorter_one_refused():
-    """Mistral with a window of 12: a prompt of 8 with an answer of 4 fits, one of 5 does not."""
-    config = tiny_model("mistral", sliding_window=12).config
-    assert effective_window(config) == 12
-    check_config(config, longest_sequence=12)
-    with pytest.raises(UserError, match="sliding window of 12 tokens"):
-        check_config(config, longest_sequence=13)
-    rng = np.random.default_rng(0)
-    model = tiny_model("mistral", sliding_window=12)
-    model.set_attn_implementation(ATTENTION)
-    pair_logps(model, pack([make_example(rng, prompt=8, answers=[4, 2])]))
-    with pytest.raises(UserError, match="sliding window of 12 tokens"):
-        pair_logps(model, pack([make_example(rng, prompt=8, answers=[5, 2])]))
-
-
-def test_unused_window_does_not_count():
-    assert effective_window(CONFIG_MAPPING["qwen2"](use_sliding_window=False, sliding_window=4)) is None
 
 
 def test_attention_dropout_is_no_secret():
@@ -142,6 +117,19 @@ class NeedsValues(LlamaForCausalLM):
         return super().forward(input_ids, **kwargs)
 
 
+class NotSmall(LlamaForCausalLM):
+    """A model of one size alone, of which no small copy can be made."""
+
+    def __init__(self, config):
+        if config.hidden_size != 48:
+            raise ValueError("this is a model of width 48. It takes no other")
+        super().__init__(config)
+
+
+class NotSmallNeedsValues(NeedsValues, NotSmall):
+    """Neither a small copy nor fake tensors tell anything of it."""
+
+
 def test_attention_that_a_model_overrides_is_found_from_its_class_alone():
     with pytest.raises(
         UserError, match="OwnModel computes attention by code of its own in 1 of its 2 layers"
@@ -163,7 +151,6 @@ def test_the_librarys_models_pass_without_weights(kind):
             r"RobertaForCausalLM does more between .* \(addmm, gelu, native_layer_norm\)",
         ),
         ("doge", "asks for `attention_mask`"),
-        ("gpt_oss", "GptOssForCausalLM cannot be run by the shared-prefix forward"),
     ],
 )
 def test_what_stands_between_hidden_states_and_logits_or_masks_by_itself_is_found(kind, sentence):
@@ -176,17 +163,52 @@ def test_what_stands_between_hidden_states_and_logits_or_masks_by_itself_is_foun
 
 
 class SoftCapped(LlamaForCausalLM):
-    """Llama whose logits are capped, as Gemma-2's, by code that no key of the configuration tells of."""
+    """Llama whose logits are scaled and capped by code that no key of the configuration tells of."""
 
     def forward(self, input_ids=None, **kwargs):
         output = super().forward(input_ids, **kwargs)
-        output.logits = torch.tanh(output.logits / 5.0) * 5.0
+        output.logits = torch.tanh(output.logits * 0.7 / 2.0) * 2.0
         return output
 
 
-def test_capped_logits_are_found_without_a_key():
-    with pytest.raises(UserError, match=r"SoftCapped does more .* \(div, tanh, mul\)"):
-        check_computed(SoftCapped, tiny_model().config)
+class Centred(LlamaForCausalLM):
+    """Llama whose logits have a mean of 0, which is no step with numbers."""
+
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids, **kwargs)
+        output.logits = output.logits - output.logits.mean(-1, keepdim=True)
+        return output
+
+
+class Shortened(LlamaForCausalLM):
+    """Llama that gives logits for a part of its vocabulary."""
+
+    def forward(self, input_ids=None, **kwargs):
+        output = super().forward(input_ids, **kwargs)
+        output.logits = output.logits[..., :100]
+        return output
+
+
+def test_steps_behind_the_head_are_done_again():
+    """Noted in the model's own forward: log-probs and gradients are those of its own logits."""
+    model = SoftCapped(tiny_model().config).double().eval()
+    example = make_example(np.random.default_rng(0), prompt=8, answers=[4, 2])
+    expected = plain_pair_logps(model, [example])
+    assert [step.after for step in tail_of(model).after] == [(0.7,), (2.0,), (), (2.0,)]
+    model.set_attn_implementation(ATTENTION)
+    assert check_computed(SoftCapped, model.config)
+    actual = pair_logps(model, pack([example]))
+    torch.testing.assert_close(actual.chosen, expected.chosen, rtol=1e-6, atol=0)
+    wanted = gradients(model, expected.chosen.sum() - expected.rejected.sum())
+    assert_close(gradients(model, actual.chosen.sum() - actual.rejected.sum()), wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [(Centred, r"\(mean, sub\)"), (Shortened, r"\(a cut of the vocabulary\)")]
+)
+def test_other_changes_of_the_logits_are_refused(kind, what):
+    with pytest.raises(UserError, match=rf"{kind.__name__} does more between .* simple steps {what}"):
+        check_computed(kind, tiny_model().config)
 
 
 def test_granites_factor_of_one_is_harmless_and_a_mixture_of_experts_can_be_proven():
@@ -198,8 +220,13 @@ def test_granites_factor_of_one_is_harmless_and_a_mixture_of_experts_can_be_prov
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_a_model_that_fake_tensors_cannot_run_is_left_to_its_first_forward():
-    assert not check_computed(NeedsValues, tiny_model().config)
+@pytest.mark.parametrize("kind", [NotSmall, NotSmallNeedsValues])
+def test_a_model_that_has_no_small_copy_is_left_to_its_first_forward_and_that_is_said(kind, capsys):
+    assert check_computed(NeedsValues, tiny_model().config)
+    assert not check_computed(kind, tiny_model(hidden_size=48).config)
+    said = capsys.readouterr().err
+    assert f"No small {kind.__name__} runs on a CPU (this is a model of width 48)" in said
+    assert "was not proven; `align verify` compares them" in said
 
 
 OWN_CODE = """

@@ -11,7 +11,7 @@ import pytest
 from align.longseq import ATTENTION
 from tests.distributed import HangError, run_distributed
 from tests.longseq.sharded import Case
-from tests.longseq.wrapped import CASES, GROUPS, KINDS, TILED, TOLERANCES, WRAPPERS, worker
+from tests.longseq.wrapped import CASES, GROUPS, KINDS, PATTERNS, TILED, TOLERANCES, WRAPPERS, worker
 
 
 def assert_table(wrappers: list[str], cases: dict[str, Case], *, degree: int, size: int) -> None:
@@ -34,6 +34,18 @@ def test_every_wrapper_at_every_degree(degree):
     """The whole table, as `benchmarks/parity.py` prints it."""
     pytest.importorskip("deepspeed")
     assert_table(list(WRAPPERS), CASES, degree=degree, size=degree)
+
+
+def test_windows_and_sinks():
+    assert_table(["fsdp2"], PATTERNS, degree=2, size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degree", [2, 3])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_windows_and_sinks_in_every_wrapper(wrapper, degree):
+    pytest.importorskip("deepspeed")
+    assert_table([wrapper], PATTERNS, degree=degree, size=degree)
 
 
 def test_tiles_and_offload():
@@ -96,5 +108,5 @@ def double(rank: int, size: int, start: int) -> int:
 
 
 def test_cases_are_what_the_docstrings_say():
-    assert ATTENTION == "align_sdpa"
+    assert ATTENTION == "align_shared"
     assert len(CASES["full"].batch().rows) == 2

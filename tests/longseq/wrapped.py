@@ -54,6 +54,19 @@ GROUPS = {
     "full": Case(rows=UNEQUAL, tokens_per_row=60, checkpointing="full"),
     "LoRA": Case(rows=UNEQUAL, tokens_per_row=60, checkpointing="full", lora=True),
 }
+# Layers with a window shorter than the rows beside full ones, sinks in both, and two experts of four.
+GPT_OSS = {
+    "kind": "gpt_oss",
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
+GEMMA = {"kind": "gemma3_text", "layer_types": GPT_OSS["layer_types"], "sliding_window": 8}
+PATTERNS = {
+    "windows": Case(heads=(3, 1), rows=ROWS, tokens_per_row=60, checkpointing="keep_attention", model=GEMMA),
+    "windows and sinks": Case(heads=(3, 1), rows=ROWS, checkpointing="full", model=GPT_OSS, plain="eager"),
+}
 
 # A step: `(loss of a forward) -> its value, every gradient before clipping`; it also updates the weights.
 Step = Callable[[Callable[[nn.Module], Tensor]], tuple[float, dict[str, Tensor]]]
@@ -191,7 +204,7 @@ def train(
 
 def plain_training(case: Case) -> dict[str, Any]:
     """Three steps on padded rows in one process."""
-    return train(alone, case, "sdpa", lambda called: plain_logps(called, case))
+    return train(alone, case, case.plain, lambda called: plain_logps(called, case))
 
 
 def wrapped_errors(

@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_module
 from align.core.config import typed
 from align.longseq import ATTENTION, pack
 from align.longseq.parallel import SequenceParallel, start_parallel
+from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.settings import MemorySettings
 from align.models.settings import ModelSettings
 from align.verification.comparison import compare, run_all, start_accelerator
-from align.verification.plain_rows import plain_pair_logps
 from align.verification.small_copy import build_small_copy, random_examples
 from align.verify import Verification
 from tests.distributed import run_distributed

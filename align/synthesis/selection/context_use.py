@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from align.models.structure import attention_of
+from align.models.text_part import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +76,7 @@ def segment_attention(
     prompt = torch.tensor(example.prompt_ids[None], device=model.device)
     answer = torch.tensor(example.answers[0].input_ids[None], device=model.device)
     cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     a_token = 4 * config.num_hidden_layers * config.num_attention_heads * (prompt.shape[1] + answer.shape[1])
     step = max(1, ATTENTION_BYTES // a_token)
     total = torch.zeros(len(spans), dtype=torch.float64)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from align.data.examples import Answer, TokenizedExample
+from align.models.structure import find_causal_lm
 from losses.types import PairLogps
 
 
@@ -27,7 +30,11 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
     ids, positions, mask, scored = (
         torch.as_tensor(np.stack(rows)).to(device) for rows in zip(*_padded(branches), strict=True)
     )
-    logits = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
+    given: dict[str, Any] = {"position_ids": positions, "attention_mask": mask, "use_cache": False}
+    takes = signature(type(find_causal_lm(model)).forward).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        given = {name: value for name, value in given.items() if name in takes}
+    logits = model(input_ids=ids, **given).logits
     logps = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     sums = (logps.double() * scored[:, 1:]).sum(-1).view(len(examples), -1)
     lengths = scored.sum(-1).view(len(examples), -1)

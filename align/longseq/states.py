@@ -1,0 +1,220 @@
+"""Layers that keep a state (gated delta nets, Mamba, lightning attention, short convolutions) on a shared prefix.
+
+Such a layer mixes tokens by running along them. Its mixer, the module of the library that does it, is called here once
+for the prompt, from an empty state, and once for each answer, from the state that the prompt left. The mixer's own
+forward computes all of it; it only gets another cache than in generation, one that keeps the graph and writes nothing
+in place. Everything else in the layer works token by token and sees the whole row.
+
+As torch's `fully_shard`, this makes a subclass of the mixer's class and gives it to the module, so that names, state
+dicts and adapters stay what they are. Without a layout, as in generation, its forward is the library's.
+
+A mixer is known by what its forward asks of a cache, not by its name. Mamba-1's scan takes no state to start from
+(the library's and its kernel's), so that such a mixer runs along prompt and answer together for each answer; its
+layer's other parts still read the prompt once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import cache, partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from align.core.errors import UserError
+from align.longseq.mixers import MixerRule, SpanCache, State, mixer_rule
+from align.longseq.prepared import PreparedLayout
+from align.longseq.shared_prefix import Span
+
+# The layout of the row that a decoder layer runs over, for mixers whose layer does not hand keywords on.
+_HANDED: ContextVar[PreparedLayout | None] = ContextVar("handed_layout", default=None)
+
+
+class StateMixer:
+    """Marks a mixer that has been prepared: mixed into its class."""
+
+
+class _Handing:
+    """Marks a decoder layer that hands its layout to the mixers in it."""
+
+
+def prepare_states(model: nn.Module) -> None:
+    """Has every mixer of the model that keeps a state run prompt and answers apart where there is a layout.
+
+    Parameters, their names and what the model computes without a layout stay the same. A second time does nothing.
+
+    Args:
+        model: the causal language model, wrapped or not.
+    """
+    for layer, mixer in list(_unprepared(model, None)):
+        _become(mixer, _running_spans)
+        if layer is not None and not isinstance(layer, _Handing):
+            _become(layer, _handing_down)
+
+
+def state_mixers(model: nn.Module) -> list[nn.Module]:
+    """The model's mixers that have been prepared."""
+    return [module for module in model.modules() if isinstance(module, StateMixer)]
+
+
+def count_spans(layout: PreparedLayout) -> int:
+    """Prompts and answers of the row: how often a mixer runs in it. Two prompts with 3 and 2 answers: 7."""
+    return sum(1 + len(packed.answers) for packed in layout.row.prompts)
+
+
+def _unprepared(module: nn.Module, layer: nn.Module | None) -> Iterator[tuple[nn.Module | None, nn.Module]]:
+    """The outermost mixers under `module`, and the outermost checkpointed layer that each is in."""
+    if layer is None and isinstance(module, GradientCheckpointingLayer):
+        layer = module
+    for child in module.children():
+        if isinstance(child, StateMixer):
+            continue
+        if mixer_rule(type(child)) is None:
+            yield from _unprepared(child, layer)
+        else:
+            yield layer, child
+
+
+def _become(module: nn.Module, subclass: Callable[[Any], Any]) -> None:
+    module.__class__ = subclass(type(module))
+
+
+@cache
+def _handing_down(kind: Any) -> Any:
+    """A subclass of a decoder layer's class that leaves its layout for the mixers in it, recomputed or not."""
+
+    @wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        token = _HANDED.set(kwargs.get("layout"))
+        try:
+            return kind.forward(self, *args, **kwargs)
+        finally:
+            _HANDED.reset(token)
+
+    return _subclass(kind, _Handing, forward)
+
+
+@cache
+def _running_spans(kind: Any) -> Any:
+    """A subclass of a mixer's class that runs prompt and answers apart."""
+    rule = mixer_rule(kind)
+    assert rule is not None
+
+    @wraps(kind.forward)
+    def forward(self: nn.Module, *args: Any, layout: PreparedLayout | None = None, **kwargs: Any) -> Any:
+        layout = layout or _HANDED.get()
+        if layout is None:
+            return kind.forward(self, *args, **kwargs)
+        layout.callers.add(self)
+        keywords = dict(zip(rule.parameters, args, strict=False)) | kwargs
+        hidden = keywords.pop(rule.parameters[0])
+        own = partial(kind.forward, self)
+        return layout.mix(self, partial(_over_spans, own, rule, layout), hidden, keywords)
+
+    return _subclass(kind, StateMixer, forward)
+
+
+def _subclass(kind: Any, mark: type, forward: Callable[..., Any]) -> Any:
+    """`kind` with another forward, under the same name: wrappers find layers by the names of their classes."""
+    return type(kind.__name__, (mark, kind), {"forward": forward, "__module__": kind.__module__})
+
+
+class _Calls:
+    """The calls of one mixer over one row; `forward(hidden, **keywords)` is the mixer's own."""
+
+    def __init__(
+        self, forward: Callable[..., Any], rule: MixerRule, hidden: Tensor, keywords: dict[str, Any]
+    ) -> None:
+        self.forward, self.rule, self.hidden, self.keywords = forward, rule, hidden, keywords
+        self.made, self.others = 0, 0
+
+    def over(self, *spans: Span, before: State | None = None) -> tuple[Tensor, State]:
+        """The mixer's output `[1, n, H]` for the n tokens of these spans, and the state after them.
+
+        A single token behind a state is read twice and its second output dropped: for one token the library takes
+        the path of generation, which writes states in place and has no gradient in some kernels.
+        """
+        doubled = bool(before) and sum(stop - start for start, stop in spans) == 1
+        cut = partial(_cut, tokens=self.hidden.shape[1], spans=spans * (2 if doubled else 1))
+        states = SpanCache(before or {})
+        keywords = tree_map_only(Tensor, cut, self.keywords) | self.rule.cache_keywords(states)
+        output = self.forward(cut(self.hidden), **keywords)
+        self.made += 1
+        if isinstance(output, tuple):
+            self.others = len(output) - 1
+            output = output[0]
+        return output[:, :1] if doubled else output, states.after
+
+    def wrap(self, output: Tensor) -> Any:
+        """The output in the form in which the mixer returns it; of a tuple all but the first are None."""
+        return (output, *[None] * self.others) if self.others else output
+
+
+def _cut(states: Tensor, *, tokens: int, spans: tuple[Span, ...]) -> Tensor:
+    """The spans of a tensor `[·, T, …]`; any other is returned as it is."""
+    if states.dim() < 2 or states.shape[1] != tokens:
+        return states
+    pieces = [states[:, start:stop] for start, stop in spans]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
+def _over_spans(
+    forward: Callable[..., Any],
+    rule: MixerRule,
+    layout: PreparedLayout,
+    hidden: Tensor,
+    keywords: dict[str, Any],
+) -> Any:
+    """The mixer over a whole row, prompt and answers apart.
+
+    Where modules gather weights, every process has to call them equally often: one with fewer spans than another
+    adds calls on the row's last token, of whose output nothing is taken.
+
+    Args:
+        forward: the mixer's own.
+        rule: how it is called.
+        layout: of the row.
+        hidden: `[1, T, H]`.
+        keywords: what else the mixer was called with.
+
+    Returns:
+        What the mixer returns, of `[1, T, H]`.
+    """
+    tokens = hidden.shape[1]
+    if tokens != layout.row.length:
+        raise UserError(
+            "This model has layers that keep a state, which run along the whole row and cannot be shared among "
+            "processes: set parallel.degree=1."
+        )
+    calls = _Calls(forward, rule, hidden, keywords)
+    outputs = _resumed(calls, layout) if rule.resumes else _whole(calls, layout)
+    for _ in range((layout.most_spans or 0) - calls.made):
+        outputs.append(calls.over((tokens - 1, tokens))[0][:, :0])
+    return calls.wrap(torch.cat(outputs, dim=1))
+
+
+def _resumed(calls: _Calls, layout: PreparedLayout) -> list[Tensor]:
+    """Outputs of each span: the prompt from an empty state, each answer from the state that it left."""
+    outputs = []
+    for packed in layout.row.prompts:
+        output, state = calls.over(packed.prompt)
+        outputs.append(output)
+        outputs += [calls.over(answer, before=state)[0] for answer in packed.answers]
+    return outputs
+
+
+def _whole(calls: _Calls, layout: PreparedLayout) -> list[Tensor]:
+    """The same by a mixer that cannot start from a state: it runs along the prompt again for each answer."""
+    outputs = []
+    for packed in layout.row.prompts:
+        if not packed.answers:
+            outputs.append(calls.over(packed.prompt)[0])
+            continue
+        prompt = packed.prompt[1] - packed.prompt[0]
+        branches = [calls.over(packed.prompt, answer)[0] for answer in packed.answers]
+        outputs += [branches[0], *(branch[:, prompt:] for branch in branches[1:])]
+    return outputs
