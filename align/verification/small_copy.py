@@ -21,7 +21,7 @@ VOCABULARY = 512
 
 
 def build_small_copy(settings: ModelSettings, *, attention: str, seed: int) -> Any:
-    """Two random layers of the user's architecture in fp32, adapters included; the same weights every time."""
+    """A few random layers of the user's architecture in fp32, adapters included; the same weights every time."""
     config = shrink(load_config(settings))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -46,8 +46,9 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
     a mask or a position shows.
     """
     small = copy.deepcopy(config)
+    kept = _kept_layers(config)
     changes: dict[str, Any] = {
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": len(kept),
         "vocab_size": VOCABULARY,
         "intermediate_size": min(config.intermediate_size, config.hidden_size),
         "initializer_range": 1.6 / config.hidden_size**0.5,
@@ -55,14 +56,30 @@ def shrink(config: PreTrainedConfig) -> PreTrainedConfig:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if getattr(config, "layer_types", None):
-        changes["layer_types"] = config.layer_types[:LAYERS]
+    changes |= {
+        name: [value[layer] for layer in kept]
+        for name, value in vars(config).items()
+        if isinstance(value, list | tuple) and len(value) == config.num_hidden_layers
+    }
     changes |= {
         name: 0.0 for name in ("attention_dropout", "resid_pdrop", "embd_pdrop") if hasattr(config, name)
     }
     for name, value in changes.items():
         setattr(small, name, value)
     return small
+
+
+def _kept_layers(config: PreTrainedConfig) -> list[int]:
+    """The first layers and, where a list of the configuration says of what type each is, the first of every type.
+
+    Of three layers with a state before one with attention, over and over: 0 and 3.
+    """
+    types = vars(config).get("layer_types") or vars(config).get("layers_block_type")
+    if not types:
+        return list(range(min(LAYERS, config.num_hidden_layers)))
+    first = {types.index(kind) for kind in types}
+    others = [layer for layer in range(len(types)) if layer not in first]
+    return sorted([*first, *others[: max(0, LAYERS - len(first))]])
 
 
 def random_examples(
