@@ -22,7 +22,7 @@ from align.longseq.forward import pair_logps
 from align.longseq.head_probe import HeadWatch, check_parts
 from align.longseq.parallel import place_row
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
-from align.longseq.states import prepare_states
+from align.longseq.states import prepare_states, state_notices
 from align.longseq.support import check_config, check_supported
 from align.models.loading import causal_lm_class, load_config
 from align.models.settings import ModelSettings
@@ -72,6 +72,9 @@ def check_computed(model_class: type[PreTrainedModel], config: PreTrainedConfig)
             check_supported(model)
             check_parts(model)
             model.set_attn_implementation(ATTENTION)
+            prepare_states(model)
+            for sentence in state_notices(model):
+                warnings.warn(sentence, AlignWarning, stacklevel=1)
             _check_forward(model, _fake(batch, mode))
     except (NotImplementedError, RuntimeError):
         return False  # as torch says that an operation has no version for fake tensors, or that a value is not there
@@ -99,7 +102,6 @@ def _bfloat16() -> Iterator[None]:
 def _check_forward(model: PreTrainedModel, batch: SharedPrefixBatch) -> None:
     """Attention of every layer is reached, and logits are the head of the last hidden states."""
     row, layout = place_row(batch.rows[0], None)
-    prepare_states(model)
     with HeadWatch(model) as watch:
         model(input_ids=row.input_ids, position_ids=row.position_ids, layout=layout, use_cache=False)
     watch.check()

@@ -61,6 +61,16 @@ def state_mixers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, StateMixer)]
 
 
+def state_notices(model: nn.Module) -> list[str]:
+    """A sentence for each class of the model's mixers that costs more than one run along the row."""
+    kinds = {type(module).__name__: mixer_rule(type(module)) for module in state_mixers(model)}
+    return [
+        f"{name} {rule.cost}: it costs more than other layers, which are run once for the row."
+        for name, rule in kinds.items()
+        if rule is not None and rule.cost
+    ]
+
+
 def count_spans(layout: PreparedLayout) -> int:
     """Prompts and answers of the row: how often a mixer runs in it. Two prompts with 3 and 2 answers: 7."""
     return sum(1 + len(packed.answers) for packed in layout.row.prompts)
