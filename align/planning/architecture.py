@@ -11,6 +11,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from align.core.errors import UserError
+from align.longseq.support import keeps_state
 from align.models.loading import load_config
 from align.models.lora import add_lora
 from align.models.paths import resolve_path
@@ -108,8 +109,8 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         settings: its adapter.
 
     Raises:
-        UnknownModelError: a mixture of experts, whose memory and time these formulas do not know, or a model
-            with code of its own.
+        UnknownModelError: a mixture of experts or layers that keep a state, whose memory and time these formulas do
+            not know, or a model with code of its own.
     """
     _refuse_unknown(config)
     # The class itself: under ZeRO-3 `from_config` would scatter the weights.
@@ -145,6 +146,10 @@ def _refuse_unknown(config: PreTrainedConfig) -> None:
     if count > 1:
         raise UnknownModelError(
             f"{config.model_type} models are mixtures of {count} experts, which align plan does not know."
+        )
+    if keeps_state(config):
+        raise UnknownModelError(
+            f"{config.model_type} models have layers that keep a state, which align plan does not know."
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnknownModelError(
