@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from align.longseq.attention import Attend, PreparedLayout
@@ -61,21 +61,18 @@ class _Given:
 
     Args:
         outputs: of the stations gone through, this tile's part of each: `[1, H, 512, D]` or `[1, 512, H]`.
-        empty: of each how many Nones are returned behind it, as a mixer returns a tuple; 0 where it is a tensor alone.
         layout: of the row.
         keywords: the layer's, of all tokens; a mixer's are taken from them where both have them.
     """
 
-    def __init__(
-        self, outputs: tuple[Tensor, ...], empty: list[int], layout: PreparedLayout, keywords: dict[str, Any]
-    ) -> None:
-        self.waiting = list(zip(outputs, empty, strict=True))
-        self.layout, self.keywords = layout, keywords
+    def __init__(self, outputs: list[Any], layout: PreparedLayout, keywords: dict[str, Any]) -> None:
+        self.waiting, self.layout, self.keywords = outputs, layout, keywords
 
     def exchange(self, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """In the place of attention's exchange."""
         if self.waiting:
-            return self.waiting.pop(0)[0]
+            attended: Tensor = self.waiting.pop(0)
+            return attended
 
         def over(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return self.layout.exchange(query, key, value, attend)
@@ -85,8 +82,7 @@ class _Given:
     def mix(self, mixer: nn.Module, run: Any, hidden: Tensor, keywords: dict[str, Any]) -> Any:
         """In the place of a mixer's runs over prompt and answers."""
         if self.waiting:
-            output, empty = self.waiting.pop(0)
-            return (output, *[None] * empty) if empty else output
+            return self.waiting.pop(0)
         whole = {name: self.keywords.get(name, value) for name, value in keywords.items()}
         # The module itself is called, so that wrappers that gather its weights do so.
         raise _StationReached((hidden,), _Station(1, partial(mixer, **whole | {"layout": self.layout})))
@@ -173,24 +169,24 @@ def tiled_layer(
     ]
     beside = [_of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
     hiddens = tiles.cut(hidden, 1)
-    outputs: list[tuple[Tensor, ...]] = []
+    outputs: list[tuple[Any, ...]] = []
     while True:
         # The last step's output is read in the forward alone: the recomputation brings back what it starts from.
-        last = recomputing.active and len(outputs) == recomputing.stations
+        last = recomputing.active and len(runs[0].forms) == recomputing.stations
         made = [
             checkpoint(_skip if last else run, own, more, *given, use_reentrant=False)
             for run, own, more, *given in zip(runs, hiddens, beside, *outputs, strict=True)
         ]
         station = None if last else runs[0].station
         if station is None:
-            recomputing.stations = len(outputs)
+            recomputing.stations = len(runs[0].forms)
             return _joined(made, 1, tokens)
         states = [_joined(parts, station.dim, tokens) for parts in _transposed(made)]
-        output = station.over(*states)
+        output, form = tree_flatten(station.over(*states))
         del states
         for run in runs:
-            run.empty.append(len(output) - 1 if isinstance(output, tuple) else 0)
-        outputs.append(tiles.cut(output[0] if isinstance(output, tuple) else output, station.dim))
+            run.forms.append(form)
+        outputs += [_cut_output(part, tiles, station.dim) for part in output]
         del output
 
 
@@ -205,12 +201,18 @@ class _TileRun:
 
     def __init__(self, layer: partial[Tensor], layout: PreparedLayout, keywords: dict[str, Any]) -> None:
         self.layer, self.layout, self.keywords = layer, layout, keywords
-        self.empty: list[int] = []
+        self.forms: list[TreeSpec] = []
         self.station: _Station | None = None
 
-    def __call__(self, hidden: Tensor, others: tuple[Any, ...], *outputs: Tensor) -> Any:
-        """The layer's output for the tile `[1, tile, H]`, or what goes into the station, which `station` then is."""
-        given = _Given(outputs, self.empty[: len(outputs)], self.layout, self.keywords)
+    def __call__(self, hidden: Tensor, others: tuple[Any, ...], *outputs: Any) -> Any:
+        """The layer's output for the tile `[1, tile, H]`, or what goes into the station, which `station` then is.
+
+        Args:
+            hidden: `[1, tile, H]`.
+            others: what else the layer takes by position.
+            outputs: of the stations gone through, flat: a mixer may return several, some of them None.
+        """
+        given = _Given(self._formed(list(outputs)), self.layout, self.keywords)
         layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
         self.station = None
         try:
@@ -218,6 +220,15 @@ class _TileRun:
         except _StationReached as reached:
             self.station = reached.station
             return reached.states
+
+    def _formed(self, flat: list[Any]) -> list[Any]:
+        """What each station returned, of its parts; a later station's form is not needed by an earlier run."""
+        formed = []
+        for form in self.forms:
+            parts, flat = flat[: form.num_leaves], flat[form.num_leaves :]
+            if len(parts) == form.num_leaves:
+                formed.append(tree_unflatten(parts, form))
+        return formed
 
 
 def _skip(hidden: Tensor, *unread: Any) -> Tensor:
@@ -233,7 +244,7 @@ def _transposed(made: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
 
 
 def _joined(tiles: list[Any], dim: int, tokens: int) -> Any:
-    """The tiles one after the other, without repeated tokens; of tuples, as some layers return, their first.
+    """The tiles one after the other, without repeated tokens; of tuples, as some layers return, the first part.
 
     The list is emptied, so that no second copy of them stays.
     """
@@ -242,6 +253,11 @@ def _joined(tiles: list[Any], dim: int, tokens: int) -> Any:
     tiles.clear()
     joined = joined.narrow(dim, 0, tokens)
     return joined if others is None else (joined, *[None] * len(others))
+
+
+def _cut_output(part: Any, tiles: _Tiles, dim: int) -> tuple[Any, ...]:
+    """A tensor of what came out of a station, cut in tiles; what a mixer leaves empty is None in each."""
+    return (None,) * len(tiles.bounds) if part is None else tiles.cut(part, dim)
 
 
 def _of_tile(values: Any, tokens: int, tiles: _Tiles, start: int, stop: int) -> Any:

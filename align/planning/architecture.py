@@ -15,6 +15,7 @@ from transformers.modeling_utils import set_zero3_state
 from align.core.errors import UserError
 from align.longseq.layer_pattern import attention_patterns
 from align.longseq.patterns import Pattern
+from align.longseq.support import keeps_state
 from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
 from align.models.paths import resolve_path
@@ -119,8 +120,8 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         settings: its adapter.
 
     Raises:
-        UnknownModelError: a mixture of experts, whose memory and time these formulas do not know, or a model
-            with code of its own.
+        UnknownModelError: a mixture of experts or layers that keep a state, whose memory and time these formulas do
+            not know, or a model with code of its own.
     """
     _refuse_unknown(config)
     # The class itself, and a composite's parts as if within such a call: under ZeRO-3 `from_config` would scatter the
@@ -158,6 +159,10 @@ def _refuse_unknown(config: PreTrainedConfig) -> None:
     if count > 1:
         raise UnknownModelError(
             f"{config.model_type} models are mixtures of {count} experts, which align plan does not know."
+        )
+    if keeps_state(config):
+        raise UnknownModelError(
+            f"{config.model_type} models have layers that keep a state, which align plan does not know."
         )
     if library_class(config) is None:
         raise UnknownModelError(

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
@@ -214,6 +214,22 @@ def test_supported(kind):
 def test_found_to_be_computed_before_weights_are_read(kind):
     model = state_model(kind)
     assert check_computed(type(model), model.config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (
+            "jamba",
+            "JambaMambaMixer cannot start from a state and runs along the prompt again for each answer",
+        ),
+        ("minimax", "MiniMaxLightningAttention reads an answer token by token from the prompt's state"),
+    ],
+)
+def test_what_costs_more_is_said(kind, sentence):
+    model = state_model(kind)
+    with pytest.warns(AlignWarning, match=sentence):
+        check_computed(type(model), model.config)
 
 
 def test_sequence_parallelism_is_refused_before_weights_are_read():
