@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 # Processes that `make test` spreads the tests over: one a core, at most eight; `make test WORKERS=1` takes one.
 WORKERS ?= logical
 
-.PHONY: help demo test test-slow test-parity test-survival fuzz check smoke miniature bench docs examples clean
+.PHONY: help demo architectures test test-slow test-parity test-survival fuzz check smoke miniature bench docs examples clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -90,6 +90,10 @@ $(VENV)/.docs: $(VENV)/.installed
 
 docs: $(VENV)/.docs               ## the documentation as a site, in site/; links and anchors are checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+architectures: $(VENV)/.installed ## every class of transformers that generates text: exact or refused; the tables of docs/architectures.md
+	$(BIN)/python -W ignore -m benchmarks.architectures --again
+	$(BIN)/python -m docs.tables
 
 examples: $(VENV)/.installed      ## the notebooks of examples/, executed and stored with what they show
 	$(BIN)/python -m docs.notebooks

@@ -25,13 +25,14 @@ from transformers import (
 from align.core.errors import UserError, first_line
 from align.longseq import numeric
 from align.longseq.attention import ATTENTION
+from align.longseq.fake_run import check_structure
 from align.longseq.float64 import Float64
 from align.longseq.forward import pair_logps
 from align.longseq.parallel import start_parallel
 from align.longseq.probe import prove
 from align.longseq.shared_prefix import pack
 from align.longseq.small_model import build_small
-from align.longseq.support import check_config
+from align.longseq.support import check_config, keeps_state
 from align.longseq.verdicts import EXACT, UNPROVEN, Verdict
 from align.models.loading import library_class
 from align.models.settings import LIBRARY
@@ -110,7 +111,13 @@ def verdict_of(model_class: type[PreTrainedModel], config: PreTrainedConfig, att
         check_config(small(config), attention=attention)
     except UserError as error:
         return Verdict("refused", str(error))
-    return prove(model_class, config, attention=attention)
+    verdict = prove(model_class, config, attention=attention)
+    if verdict.kind == UNPROVEN:
+        try:
+            check_structure(model_class, config, attention)
+        except UserError as error:
+            return Verdict("refused", str(error))
+    return verdict
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:
@@ -150,8 +157,7 @@ def marks(config: PreTrainedConfig, model: torch.nn.Module) -> list[str]:
     found = {
         "window": "sliding" in kinds or "chunked" in kinds or "local" in kinds or bool(_window(values)),
         "sinks": any("sink" in name for name in names),
-        "state": any(word in kinds for word in ("linear_attention", "conv", "mamba", "recurrent"))
-        or any(word in name for name in modules for word in state),
+        "state": keeps_state(text) or any(word in name for name in modules for word in state),
         "MLA": bool(values.get("kv_lora_rank")),
         "MoE": experts(text) > 1,
         "images": composite,

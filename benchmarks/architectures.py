@@ -33,7 +33,7 @@ def main() -> None:
     """Examines the classes that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--again", action="store_true", help="all classes, also those in the results")
-    parser.add_argument("--only", help="those whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[], help="those whose name contains one of these")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -42,7 +42,9 @@ def main() -> None:
     if asked.again:
         rows = {}
     wanted = [
-        each for each in architectures() if (asked.only in each.name if asked.only else each.name not in rows)
+        each
+        for each in architectures()
+        if (any(part in each.name for part in asked.only) if asked.only else each.name not in rows)
     ]
     begun = time.monotonic()
     for i, architecture in enumerate(wanted):

@@ -274,10 +274,11 @@ def marked(text: str, name: str) -> str:
 
 
 def all_tables() -> dict[tuple[str, str], str]:
-    """Every table, the miniature's too."""
+    """Every table, the miniature's and the architectures' too."""
+    from docs.architectures import TABLES as ARCHITECTURES
     from docs.miniature import TABLES as MINIATURE
 
-    return {place: make() for place, make in (TABLES | MINIATURE).items()}
+    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES).items()}
 
 
 def main() -> None:

@@ -86,8 +86,6 @@ def cannot_run(
 ) -> str:
     """The sentence for a class that ends in somebody else's error."""
     said = first_line(error).split(". ")[0]
-    if "NoneType" in said and attention != LIBRARY:
-        said = "its layers read an attention mask by themselves, which a shared prefix does without"
     if attention == LIBRARY:
         return f"{model_class.__name__}{named} cannot read rows of their own ({said}): use another model."
     other = "use LoRA, or another adapter that changes weights" if named else None

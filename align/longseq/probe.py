@@ -32,6 +32,10 @@ from align.models.settings import LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm
 from align.models.text_part import text_config
 
+# How many keys a layer selects by an index of its own: among random scores many are equal, and the length of a row
+# decides between them, so that rows of their own are compared with padded ones without a selection.
+_SELECTIONS = ("index_topk",)
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -122,9 +126,10 @@ def check_adapter(
             f"Adapters of type {kind} put virtual tokens before the row, which its prompts and answers would not see "
             "as their own: use LoRA, or another adapter that changes weights."
         )
-    settings = {name: str(value) for name, value in adapter.to_dict().items()}
     own = Adapter(
-        settings, lambda base: get_peft_model(base, _small_adapter(adapter)), f" with adapters of type {kind}"
+        settings_of(adapter),
+        lambda base: get_peft_model(base, _small_adapter(adapter)),
+        f" with adapters of type {kind}",
     )
     return _check(model_class, config, attention, own)
 
@@ -164,10 +169,11 @@ def prove(
         attention: as `model.attention`.
     """
     named = "" if adapter is None else adapter.named
-    reason = ""
+    keep = _SELECTIONS if attention == LIBRARY else ()
+    verdict = Verdict(UNPROVEN)
     for dtype in (torch.float64, torch.float32):
         try:
-            model: nn.Module = build_small(model_class, config, dtype=dtype)
+            model: nn.Module = build_small(model_class, config, dtype=dtype, keep=keep)
         except Exception as error:  # its own code says so, whatever it is
             return Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
         try:
@@ -176,17 +182,18 @@ def prove(
                 model = _with_adapter(model, adapter)
             found = measure(model, shared=attention != LIBRARY)
         except NotProvenError as error:
-            reason = first_line(error)
+            verdict = Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
             continue
         except UserError as error:
             return Verdict(REFUSED, str(error))
-        except Exception as error:
-            return Verdict(REFUSED, cannot_run(model_class, error, named, attention))
+        except Exception as error:  # some operations take no float64
+            verdict = Verdict(REFUSED, cannot_run(model_class, _said(error, attention), named, attention))
+            continue
         kind, sentence = (
             (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named, attention))
         )
         return Verdict(kind, sentence, found.loss, found.gradient, str(dtype).removeprefix("torch."))
-    return Verdict(UNPROVEN, _not_proven(model_class, reason, named))
+    return verdict
 
 
 def _check(
@@ -222,6 +229,12 @@ def _with_adapter(model: Any, adapter: Adapter) -> nn.Module:
     return adapted
 
 
+def settings_of(adapter: PeftConfig) -> dict[str, str]:
+    """All that an adapter is set to, as text that is the same in every process: sets have no order of their own."""
+    values = adapter.to_dict()
+    return {name: str(sorted(value) if isinstance(value, set) else value) for name, value in values.items()}
+
+
 def _small_adapter(adapter: PeftConfig) -> PeftConfig:
     """The same adapter on every layer of the small model."""
     small = copy.deepcopy(adapter)
@@ -230,6 +243,15 @@ def _small_adapter(adapter: PeftConfig) -> PeftConfig:
             setattr(small, name, None)
     small.inference_mode = False
     return small
+
+
+def _said(error: Exception, attention: str) -> Exception:
+    """What a model ends in that ran on padded rows; most often it reads the mask that a shared prefix does without."""
+    if "NoneType" in str(error) and attention != LIBRARY:
+        return ValueError(
+            "its layers read an attention mask by themselves, which a shared prefix does without"
+        )
+    return error
 
 
 def _differs(model_class: type[PreTrainedModel], found: Measured, named: str, attention: str) -> str:

@@ -16,7 +16,11 @@ from align.models.text_part import freeze_other_parts
 
 
 def build_small(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, *, dtype: torch.dtype = torch.float64
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype = torch.float64,
+    keep: tuple[str, ...] = (),
 ) -> PreTrainedModel:
     """A model of the class, small in everything (models/small.py), with the same weights every time; it trains.
 
@@ -24,13 +28,14 @@ def build_small(
         model_class: the model's class.
         config: the user's configuration, or the class's own.
         dtype: of all weights.
+        keep: names of sizes that are left as they are.
     """
     build: Any = (
         model_class  # the class itself: under ZeRO-3 the library's `from_config` would scatter the weights
     )
     with torch.random.fork_rng(devices=[]), default_dtype(dtype), set_zero3_state():
         torch.manual_seed(0)
-        model = build(small(config))
+        model = build(small(config, keep=keep))
         draw_wide(model)
     model.to(dtype)
     freeze_other_parts(model)

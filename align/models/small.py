@@ -89,7 +89,7 @@ def few_layers(config: PreTrainedConfig, *, vocabulary: int) -> PreTrainedConfig
     return _made(config, _with_layers(values), lambda part: few_layers(part, vocabulary=vocabulary))
 
 
-def small(config: PreTrainedConfig) -> PreTrainedConfig:
+def small(config: PreTrainedConfig, *, keep: tuple[str, ...] = ()) -> PreTrainedConfig:
     """The same architecture small in everything: widths of 64, four heads, four experts, windows of 6 tokens.
 
     Ratios that decide on the code that runs are kept: one key-value head, as many as heads, or some between; a rotary
@@ -97,11 +97,13 @@ def small(config: PreTrainedConfig) -> PreTrainedConfig:
 
     Args:
         config: of a causal language model; one that holds a text model's is made small in every part.
+        keep: names of sizes that are left as they are.
     """
     values = _without_noise(_plain(config))
-    after = {name: _size(name, value, values) for name, value in values.items()}
+    after = {name: value if name in keep else _size(name, value, values) for name, value in values.items()}
     after = _with_ratios(values, after)
-    return _made(config, _with_layers(after) | EXCEPTIONS.get(config.model_type, {}), small)
+    made = _with_layers(after) | EXCEPTIONS.get(config.model_type, {})
+    return _made(config, made, lambda part: small(part, keep=keep))
 
 
 def _plain(config: PreTrainedConfig) -> dict[str, Any]:

@@ -22,10 +22,18 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "mamba2": _MAMBA_2,
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+    },
     "zamba2": {
         "num_hidden_layers": 4,
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
         "n_mamba_heads": 8,
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
     },
 }

@@ -112,9 +112,18 @@ def text_decoder(model: PreTrainedModel) -> nn.Module:
 
 def _named_decoder(model: PreTrainedModel) -> nn.Module | None:
     named = model.get_decoder()
-    if named is not model:
-        return named if hasattr(named, "modules") else None
-    return next((child for child in model.children() if hasattr(child, "get_input_embeddings")), None)
+    if named is model or named is model.get_output_embeddings():  # the latter as ModernBERT calls its head
+        named = next((child for child in model.children() if hasattr(child, "get_input_embeddings")), None)
+    if (
+        getattr(named, "get_output_embeddings", _none)() is not None
+    ):  # a model with a head inside the whole (Llama-4)
+        return _named_decoder(named)
+    return named if hasattr(named, "modules") else None
+
+
+def _none() -> None:
+    """The output embedding of what has none."""
+    return
 
 
 def text_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:

@@ -172,6 +172,14 @@ def test_a_verdict_belongs_to_a_configuration_an_adapter_and_a_class():
 TARGETS = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
 
+def test_an_adapters_settings_are_the_same_text_in_every_process():
+    """PEFT keeps names of modules in sets, whose order differs from process to process."""
+    names = [f"module_{i}" for i in range(20)]
+    made = [peft.LoraConfig(target_modules=given) for given in (names, names[::-1])]
+    assert probe.settings_of(made[0]) == probe.settings_of(made[1])
+    assert probe.settings_of(made[0])["target_modules"] == str(sorted(names))
+
+
 @pytest.mark.parametrize(
     "adapter",
     [
