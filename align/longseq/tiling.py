@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
 
 
@@ -62,11 +63,10 @@ class _Given:
     Args:
         outputs: of the stations gone through, this tile's part of each: `[1, H, 512, D]` or `[1, 512, H]`.
         layout: of the row.
-        keywords: the layer's, of all tokens; a mixer's are taken from them where both have them.
     """
 
-    def __init__(self, outputs: list[Any], layout: PreparedLayout, keywords: dict[str, Any]) -> None:
-        self.waiting, self.layout, self.keywords = outputs, layout, keywords
+    def __init__(self, outputs: list[Any], layout: PreparedLayout) -> None:
+        self.waiting, self.layout = outputs, layout
 
     def exchange(self, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """In the place of attention's exchange."""
@@ -83,9 +83,16 @@ class _Given:
         """In the place of a mixer's runs over prompt and answers."""
         if self.waiting:
             return self.waiting.pop(0)
-        whole = {name: self.keywords.get(name, value) for name, value in keywords.items()}
-        # The module itself is called, so that wrappers that gather its weights do so.
-        raise _StationReached((hidden,), _Station(1, partial(mixer, **whole | {"layout": self.layout})))
+        leaves, form = tree_flatten(keywords)
+        with_tokens = [at for at, leaf in enumerate(leaves) if _has_tokens(leaf, hidden.shape[1])]
+
+        def over(hidden: Tensor, *joined: Tensor) -> Any:
+            for at, leaf in zip(with_tokens, joined, strict=True):
+                leaves[at] = leaf
+            # The module itself is called, so that wrappers that gather its weights do so.
+            return mixer(hidden, **tree_unflatten(leaves, form), layout=self.layout)
+
+        raise _StationReached((hidden, *(leaves[at] for at in with_tokens)), _Station(1, over))
 
 
 class Recomputing:
@@ -164,7 +171,7 @@ def tiled_layer(
         return layer(hidden, *others)
     tiles = _Tiles.of(tokens, count)
     runs = [
-        _TileRun(partial(layer, **_of_tile(layer.keywords, tokens, tiles, *bounds)), layout, layer.keywords)
+        _TileRun(partial(layer, **_of_tile(layer.keywords, tokens, tiles, *bounds)), layout)
         for bounds in tiles.bounds
     ]
     beside = [_of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
@@ -180,7 +187,7 @@ def tiled_layer(
         station = None if last else runs[0].station
         if station is None:
             recomputing.stations = len(runs[0].forms)
-            return _joined(made, 1, tokens)
+            return _joined_outputs(layer, made, tokens)
         states = [_joined(parts, station.dim, tokens) for parts in _transposed(made)]
         output, form = tree_flatten(station.over(*states))
         del states
@@ -196,11 +203,10 @@ class _TileRun:
     Args:
         layer: with the tile's keywords.
         layout: of the row.
-        keywords: the layer's own, of all tokens.
     """
 
-    def __init__(self, layer: partial[Tensor], layout: PreparedLayout, keywords: dict[str, Any]) -> None:
-        self.layer, self.layout, self.keywords = layer, layout, keywords
+    def __init__(self, layer: partial[Tensor], layout: PreparedLayout) -> None:
+        self.layer, self.layout = layer, layout
         self.forms: list[TreeSpec] = []
         self.station: _Station | None = None
 
@@ -212,7 +218,7 @@ class _TileRun:
             others: what else the layer takes by position.
             outputs: of the stations gone through, flat: a mixer may return several, some of them None.
         """
-        given = _Given(self._formed(list(outputs)), self.layout, self.keywords)
+        given = _Given(self._formed(list(outputs)), self.layout)
         layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
         self.station = None
         try:
@@ -243,16 +249,35 @@ def _transposed(made: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
     return states
 
 
-def _joined(tiles: list[Any], dim: int, tokens: int) -> Any:
-    """The tiles one after the other, without repeated tokens; of tuples, as some layers return, the first part.
+def _joined(tiles: list[Tensor], dim: int, tokens: int) -> Tensor:
+    """The tiles one after the other, without repeated tokens.
 
     The list is emptied, so that no second copy of them stays.
     """
-    others = tiles[0][1:] if isinstance(tiles[0], tuple) else None
-    joined = torch.cat([tile if others is None else tile[0] for tile in tiles], dim=dim)
+    joined = torch.cat(tiles, dim=dim)
     tiles.clear()
-    joined = joined.narrow(dim, 0, tokens)
-    return joined if others is None else (joined, *[None] * len(others))
+    return joined.narrow(dim, 0, tokens)
+
+
+def _joined_outputs(layer: partial[Tensor], made: list[Any], tokens: int) -> Any:
+    """The layer's output of its outputs for each tile; some layers return tuples, of which parts may be None."""
+    if isinstance(made[0], Tensor):
+        return _joined(made, 1, tokens)
+    return tuple(_joined_part(layer, list(parts), tokens) for parts in zip(*made, strict=True))
+
+
+def _joined_part(layer: partial[Tensor], parts: list[Any], tokens: int) -> Tensor | None:
+    if all(part is None for part in parts):
+        return None
+    shapes = {
+        part.shape[:1] + part.shape[2:] for part in parts if isinstance(part, Tensor) and part.dim() > 1
+    }
+    if len(shapes) != 1 or sum(part.shape[1] for part in parts) < tokens:
+        raise UserError(
+            f"{type(layer.args[0]).__name__} returns more than hidden states, which memory.mlp_chunk cannot tile: "
+            "set memory.mlp_chunk=null."
+        )
+    return _joined(parts, 1, tokens)
 
 
 def _cut_output(part: Any, tiles: _Tiles, dim: int) -> tuple[Any, ...]:
@@ -264,8 +289,11 @@ def _of_tile(values: Any, tokens: int, tiles: _Tiles, start: int, stop: int) -> 
     """Keywords or arguments for one tile: of tensors `[·, T, …]`, such as position embeddings, its `start` … `stop`."""
 
     def cut(value: Tensor) -> Tensor:
-        if value.dim() < 2 or value.shape[1] != tokens:
-            return value
-        return tiles.pad(value, 1)[:, start:stop]
+        return tiles.pad(value, 1)[:, start:stop] if _has_tokens(value, tokens) else value
 
     return tree_map_only(Tensor, cut, values)
+
+
+def _has_tokens(value: Any, tokens: int) -> bool:
+    """Whether it is a tensor `[·, tokens, …]`."""
+    return isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == tokens
