@@ -62,6 +62,8 @@ def verify(config: DictConfig) -> Verification:
     from align.longseq.checkpointing import apply_checkpointing
     from align.longseq.probe import check_architecture
     from align.longseq.settings import attention_name
+    from align.longseq.support import check_degree
+    from align.models.loading import load_config
     from align.planning.fit import fit_verify
     from align.planning.job import Rows
     from align.verification import comparison
@@ -69,6 +71,7 @@ def verify(config: DictConfig) -> Verification:
 
     memory.check(accelerator=torch.accelerator.is_available())
     check_architecture(model)
+    check_degree(load_config(model), parallel_settings.degree)
     # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
     plain, shared, launched = (
         build_small_copy(model, attention=attention, seed=config.seed)

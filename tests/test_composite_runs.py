@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from align import cli
+from align.data.chat_template import ChatTemplate
+from align.data.template import text_message
+from align.models.loading import load_tokenizer
 from align.training.trained_policy import merged_model, read_policy
 from tests.rows import make_rows
-from tests.tiny import PROCESSOR_FILES, save_tiny_composite
+from tests.tiny import PROCESSOR_FILES, save_tiny_composite, tiny_tokenizer
 
 KINDS = ("mistral3", "qwen2_5_vl", "gemma3")
 
@@ -135,3 +139,35 @@ def test_planned_verified_and_evaluated(base, tmp_path, monkeypatch, capfd):
         f"output={tmp_path / 'pairs'}",
     )
     assert json.loads((tmp_path / "pairs" / "summary.json").read_text())
+
+
+# As LLaVA's processor has it: it writes nothing of a content that is a text by itself.
+PARTS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_processors_template_that_takes_parts_alone_is_rendered_and_shown_on_the_card(
+    tmp_path, monkeypatch, capfd
+):
+    """The rows come out as ChatML writes them, and the card's code asks by parts."""
+    save_tiny_composite(tmp_path / "base", "llava")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    (tmp_path / "base" / "chat_template.json").write_text(json.dumps({"chat_template": PARTS}))
+    make_rows(tmp_path / "rows.jsonl")
+    tokenizer = load_tokenizer(str(tmp_path / "base"))
+    assert tokenizer.chat_template == PARTS
+    rendered = [
+        ChatTemplate(own, re.compile("<[|]im_end[|]>")).prompt(
+            "here", [text_message("system", "w8"), text_message("user", "w9 w10")]
+        )
+        for own in (tokenizer, tiny_tokenizer())
+    ]
+    assert rendered[0] == rendered[1]
+    words = [f"model.path={tmp_path / 'base'}", f"data.path={tmp_path / 'rows.jsonl'}", "method=simpo"]
+    run(monkeypatch, capfd, "train", *words, "trainer.max_steps=1", f"output={tmp_path / 'run'}")
+    run(monkeypatch, capfd, "export", f"path={tmp_path / 'run'}", f"output={tmp_path / 'whole'}")
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert '{"role": "user", "content": [{"type": "text", "text": prompt}]}' in card

@@ -39,6 +39,7 @@ KINDS = ("llama", "qwen2", "qwen3", "mistral", "phi3")
 # Composites of text and images → their text part's and their vision part's `model_type`.
 COMPOSITES = {
     "gemma3": ("gemma3_text", "siglip_vision_model"),
+    "gemma4": ("gemma4_text", "gemma4_vision"),
     "mistral3": ("mistral", "pixtral"),
     "llava": ("llama", "clip_vision_model"),
     "qwen2_5_vl": ("qwen2_5_vl_text", "qwen2_5_vl"),
@@ -95,8 +96,11 @@ def tiny_composite(kind: str, *, seed: int = 0, **overrides: Any) -> PreTrainedM
         sections = [2, 1, 1] if "glm" in kind else [4, 2, 2]
         text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections}
         text["rope_parameters"] |= {"partial_rotary_factor": 0.5} if "glm" in kind else {}
-    if kind in ("mistral3", "gemma3"):
-        text["sliding_window"] = 4096 if kind == "gemma3" else None
+    if kind in ("mistral3", "gemma3", "gemma4"):
+        text["sliding_window"] = None if kind == "mistral3" else 4096
+    if kind == "gemma4":  # heads of another width in the layer that does not slide
+        text |= {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 32}
+        text |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY_SIZE}
     config = CONFIG_MAPPING[kind](
         text_config=text | overrides,
         vision_config={"model_type": vision_type, "initializer_range": 0.2, **_VISION},

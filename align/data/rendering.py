@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import count
@@ -35,6 +35,7 @@ _RARE = range(0x14400, 0x14647)
 _DATE_CALL = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
 # Where in a content its mark stands. A template may look at the beginning or the end of a content, seldom inside.
 _SHARES = (0.5, 0.0, 1.0)
+_PROBE = "zq0qz"  # a text to look for
 _REFUSALS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError)
 
 
@@ -79,6 +80,7 @@ class Renderer:
         self._given = chat_template
         self._today = today or date.today()
         self._frozen: dict[str, str] = {}
+        self._forms: dict[str, Callable[[Any], Any]] = {}
 
     def source(self, tools: Sequence[Any] | None = None) -> str:
         """The template's source; some tokenizers have one of their own for rows with tools."""
@@ -99,13 +101,16 @@ class Renderer:
             UserError: it refuses the conversation.
         """
         refusal: Exception | None = None
+        source = self._with_date(self.source(tools))
+        if source not in self._forms:
+            self._forms[source] = content_form(self.tokenizer, source)
         for own in (chat, *filled_chats(chat)):
             try:
                 return str(
                     self.tokenizer.apply_chat_template(
-                        [dict(message) for message in own],
+                        [in_form(message, self._forms[source]) for message in own],
                         tools=list(tools) if tools else None,
-                        chat_template=self._with_date(self.source(tools)),
+                        chat_template=source,
                         tokenize=False,
                         add_generation_prompt=generation,
                         **{**variables, **self.template_kwargs},
@@ -163,6 +168,41 @@ class Renderer:
                         }
                         return Rendered(text, places, found.special_texts(marks.lengths))
         raise UserError("what it writes around a message depends on the message's content")
+
+
+def content_form(tokenizer: PreTrainedTokenizerBase, source: str | None = None) -> Callable[[Any], Any]:
+    """How a template takes a message's text: `as_text`, or `as_parts` where it writes nothing of a text by itself.
+
+    Processors of text and images have templates that look for parts alone (LLaVA's, Idefics-3's).
+
+    Args:
+        tokenizer: of the template.
+        source: of another one in the place of the tokenizer's.
+    """
+    for form in (as_text, as_parts):
+        messages = [{"role": "user", "content": form(_PROBE)}]
+        try:
+            written = tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False)
+        except _REFUSALS:
+            continue
+        if _PROBE in str(written):
+            return form
+    return as_text
+
+
+def as_text(content: Any) -> Any:
+    """A message's content as it is."""
+    return content
+
+
+def as_parts(content: Any) -> Any:
+    """A text as the one part of a content: `[{"type": "text", "text": …}]`; anything else as it is."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def in_form(message: Mapping[str, Any], form: Callable[[Any], Any]) -> dict[str, Any]:
+    """A message with its content in the form that the template takes."""
+    return {name: form(value) if name == "content" else value for name, value in message.items()}
 
 
 def _guards(strings: Sequence[str]) -> Iterator[str]:

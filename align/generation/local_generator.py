@@ -19,7 +19,7 @@ from transformers import (
 from align.core.files import cache_folder
 from align.generation.batches import fixed_batches, pad_rows
 from align.generation.generators import Completion, Request, Sampling, ScoredText, WindowError, digest_of
-from align.generation.prefixes import Family, PrefixReader, find_families
+from align.generation.prefixes import Family, PrefixReader, find_families, reads_alike
 from align.generation.prompts import PromptEncoder
 from align.generation.sampling import FiniteLogits, RowSampler
 from align.generation.spoken import decoded
@@ -175,6 +175,11 @@ class LocalGenerator:
         return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
 
     @functools.cached_property
+    def _reads_alike(self) -> bool:
+        """Whether common prefixes change nothing; where they would, every prompt is read whole."""
+        return reads_alike(self._model)
+
+    @functools.cached_property
     def _prefixes(self) -> PrefixReader:
         return PrefixReader(self._model, keep_tokens=self.keep_tokens)
 
@@ -190,6 +195,8 @@ class LocalGenerator:
             batch: as from `fixed_batches`.
         """
         sampling = calls[0].sampling
+        if any(family.shared for family in batch) and not self._reads_alike:
+            batch = [Family(family.members, 0) for family in batch]
         ids, mask = map(torch.from_numpy, pad_rows(prompts, batch, self._pad_id))
         sampler = RowSampler(
             [call.seed for call in calls], temperature=sampling.temperature, top_p=sampling.top_p

@@ -22,6 +22,8 @@ from transformers import AttentionInterface, Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from align.core.errors import UserError
+from align.longseq.attention import HARMLESS
 from align.longseq.kernels import kernel_named, sdpa_kernel
 from align.longseq.support import check_every_layer_called
 from align.models.structure import attention_of
@@ -103,6 +105,7 @@ def prefix_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over prefixes and what follows them; q queries a row, L tokens of it behind the prefix.
@@ -111,13 +114,23 @@ def prefix_attention(
         module: the attention layer; its `layer_idx` finds the prefixes' keys and values.
         query: `[n, H, q, D]`.
         key: `[n, K, L, D]`, H a multiple of K.
-        value: `[n, K, L, D]`.
+        value: `[n, K, L, E]`.
         attention_mask: None or `[n, 1, q, ≥ L]`, true where attention is; the last L columns are used.
         scaling: factor on the scores; None is `D ** -0.5`.
+        s_aux: `[H]` sinks: a logit for each head that joins the softmax and has no value.
 
     Returns:
-        `[n, q, H, D]` and None (no weights).
+        `[n, q, H, E]` and None (no weights).
+
+    Raises:
+        UserError: the layer asks for what is not computed here, such as soft-capped scores.
     """
+    for name, asked in kwargs.items():
+        given = asked is not None and (isinstance(asked, Tensor) or asked != 0)
+        if given and name not in HARMLESS:
+            raise UserError(
+                f"{type(module).__name__} asks for `{name}`, which common prefixes are not read with."
+            )
     current = _CURRENT.get()
     current.callers.add(module)
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
@@ -125,9 +138,12 @@ def prefix_attention(
     for prefix in current.prefixes:
         keys, values = prefix.layers[module.layer_idx]  # type: ignore[index]
         of_prefix, prefix_lse = _attend_prefix(query[prefix.rows], keys, values, factor)
-        weight = torch.sigmoid(prefix_lse - lse[prefix.rows])[..., None]
-        here = output[prefix.rows]
+        here, here_lse = output[prefix.rows], lse[prefix.rows]
+        weight = torch.sigmoid(prefix_lse - here_lse)[..., None]
         here.copy_(torch.lerp(here, of_prefix.to(here.dtype), weight))
+        here_lse.copy_(torch.logaddexp(here_lse, prefix_lse))
+    if s_aux is not None:
+        output.mul_(torch.sigmoid(lse - s_aux.to(lse.dtype)[None, :, None])[..., None])
     return output.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -143,8 +159,9 @@ def _own_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
 def _attend_own(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Output `[n, H, q, D]` and log-sum-exp `[n, H, q]`, fp32 or more; zeros and −∞ where nothing may be seen."""
+    """Output `[n, H, q, E]` and log-sum-exp `[n, H, q]`, fp32 or more; zeros and −∞ where nothing may be seen."""
     rows, heads, _, width = query.shape
+    value_width = value.shape[3]
     precision = torch.promote_types(query.dtype, torch.float32)
     shared = (rows, key.shape[1], heads // key.shape[1], -1, width)
     grouped = query.to(precision).reshape(shared)
@@ -155,11 +172,13 @@ def _attend_own(
         lse = scores.logsumexp(4, keepdim=True)
         outputs.append((scores - lse.clamp_min(torch.finfo(precision).min)).exp() @ value)
         sums.append(lse[..., 0])
-    return torch.cat(outputs, 3).reshape(rows, heads, -1, width), torch.cat(sums, 3).reshape(rows, heads, -1)
+    return torch.cat(outputs, 3).reshape(rows, heads, -1, value_width), torch.cat(sums, 3).reshape(
+        rows, heads, -1
+    )
 
 
 def _attend_prefix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """`[m, H, q, D]` of m rows to all of `[1, K, S, D]`: output `[m, H, q, D]` and log-sum-exp `[m, H, q]`."""
+    """`[m, H, q, D]` of m rows to all of `[1, K, S, D]`: output `[m, H, q, E]` and log-sum-exp `[m, H, q]`."""
     rows, heads, queries, width = query.shape
     together = query.transpose(0, 1).reshape(1, heads, rows * queries, width)
     name = sdpa_kernel(together, value)
@@ -170,7 +189,7 @@ def _attend_prefix(query: Tensor, key: Tensor, value: Tensor, scaling: float) ->
     else:
         output, lse = kernel_named(name).forward(together, key, value, (), scaling)
     return (
-        output.reshape(heads, rows, queries, width).transpose(0, 1),
+        output.reshape(heads, rows, queries, value.shape[3]).transpose(0, 1),
         lse.reshape(heads, rows, queries).transpose(0, 1),
     )
 

@@ -22,6 +22,8 @@ from align.generation.prefix_attention import KeysValues, Prefix, PrefixedBatch
 from align.longseq.support import check_config
 
 BLOCK = 512  # tokens read at once; also the unit of what is kept for later calls
+TRIED = 8  # tokens of each row that `reads_alike` tries
+ROUNDING = 0.05  # probability that may move between tokens, in bfloat16
 LEAST_SHARED = 32  # tokens: a shorter common prefix (a template's) is not worth a forward of its own
 
 
@@ -109,8 +111,10 @@ _OTHER_ATTENTION = ("attn_logit_softcapping", "kv_lora_rank")
 
 
 def can_share(config: Any) -> bool:
-    """Whether every layer keeps keys and values of all tokens (no sliding window, no recurrent state), and attends as
-    prefix_attention.py does."""
+    """Whether every layer keeps keys and values of all tokens: no sliding window, no recurrent state.
+
+    Whether they attend as prefix_attention.py does, the model itself shows (`reads_alike`).
+    """
     try:
         check_config(config)
     except UserError:
@@ -121,6 +125,33 @@ def can_share(config: Any) -> bool:
     }:
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+@torch.inference_mode()
+def reads_alike(model: Any) -> bool:
+    """Whether a model says the same behind a common prefix as of rows read whole: tried with two rows of a few tokens.
+
+    A layer that asks for what prefix_attention.py does not compute (soft-capped scores) says so there; what a model
+    does unasked would show in the probabilities of the next token, which may differ by rounding alone.
+    """
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(2 * TRIED, device=model.device).view(2, TRIED) % vocabulary
+    ids[1, : TRIED // 2] = ids[0, : TRIED // 2]
+    whole = model(ids, use_cache=False).logits[:, -1]
+    layers = PrefixReader(model, keep_tokens=0).read(ids[0, : TRIED // 2].cpu().numpy())
+    batch = PrefixedBatch([Prefix(slice(0, 2), layers)])
+    try:
+        with batch.attended_by(model):
+            shared = model(
+                ids[:, TRIED // 2 :],
+                attention_mask=torch.ones_like(ids),
+                past_key_values=batch.cache(),
+                use_cache=True,
+            ).logits[:, -1]
+    except UserError:
+        return False
+    difference = whole.float().softmax(-1) - shared.float().softmax(-1)
+    return bool(difference.abs().sum(-1).max() < ROUNDING)
 
 
 class PrefixReader:

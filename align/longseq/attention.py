@@ -46,7 +46,7 @@ from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import Span
 
 # Keywords that models hand to every attention function and that change nothing here.
-_HARMLESS = {
+HARMLESS = {
     "position_ids",
     "position_embeddings",
     "output_attentions",
@@ -186,7 +186,7 @@ def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, T
 def _refuse_unsupported(extras: dict[str, Any]) -> None:
     """Refuses by name what would otherwise be silently ignored."""
     for name, value in extras.items():
-        if value is not None and value is not False and name not in _HARMLESS:
+        if value is not None and value is not False and name not in HARMLESS:
             raise cannot_share(
                 f"The model's attention asks for `{name}`, which the shared-prefix forward does not support"
             )

@@ -58,11 +58,6 @@ class LayerCheckpoint:
         recomputing = Recomputing(recompute)
         run: Callable[..., Tensor] = layer
         if self.mlp_chunk is not None:
-            if others:
-                raise UserError(
-                    f"{type(layer.args[0]).__name__} takes more than hidden states by position, "
-                    "which memory.mlp_chunk cannot tile: set memory.mlp_chunk=null."
-                )
             run = partial(tiled_layer, layer, size=self.mlp_chunk, recomputing=recomputing)
         with nullcontext() if self.store is None else self.store.hooks():
             return checkpoint(

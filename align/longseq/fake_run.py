@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import set_zero3_state
 
 from align.core.errors import UserError, first_line
 from align.data.examples import Answer, TokenizedExample
@@ -54,7 +55,7 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
             # bfloat16 is all that the kernel for mixtures of experts takes; drawing weights needs values in some
             # (SigLIP's tower).
-            with default_dtype(torch.bfloat16), no_init_weights():
+            with default_dtype(torch.bfloat16), no_init_weights(), set_zero3_state():
                 model = build(copy.deepcopy(config)).eval()
             check_supported(model)
             check_parts(model)

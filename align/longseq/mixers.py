@@ -23,6 +23,9 @@ _CACHES = ("cache_params", "past_key_values")
 # The keyword by which a scan over many tokens takes the state to start from.
 _STARTS = ("initial_state", "initial_states")
 
+_RUNS_AGAIN = "cannot start from a state and runs along the prompt again for each answer"
+_STEPS = "reads an answer token by token from the prompt's state"
+
 
 class SpanCache:
     """In the place of the library's cache: hands out the state before a span, and takes the one after it.
@@ -93,11 +96,13 @@ class MixerRule:
         parameters: of its forward, in order; the first takes the hidden states.
         cache: which of them takes the cache; None where the module holds its state itself.
         resumes: whether many tokens can follow a state; else only an empty one.
+        cost: what that takes beyond one run along the row, as a sentence goes on behind the class's name.
     """
 
     parameters: tuple[str, ...]
     cache: str | None
     resumes: bool
+    cost: str = ""
 
     def cache_keywords(self, states: SpanCache) -> dict[str, Any]:
         """What gives the mixer its cache, or none: `{"cache_params": states}`."""
@@ -128,11 +133,12 @@ def _mixer_rule(kind: Any) -> MixerRule | None:
     caches = [name for name in _CACHES if name in parameters]
     if caches and names & _ASKS:
         starts = any(name in _STARTS for code in codes for name in _keywords(code))
-        return MixerRule(parameters, caches[0], starts or "get_recurrent_state" not in names)
+        resumes = starts or "get_recurrent_state" not in names
+        return MixerRule(parameters, caches[0], resumes, "" if resumes else _RUNS_AGAIN)
     if caches and names & _ASKS_LINEAR:
-        return MixerRule(parameters, caches[0], resumes=True)
+        return MixerRule(parameters, caches[0], resumes=True, cost=_STEPS)
     if hasattr(kind, "_setup_cache") and "use_cache" in parameters:  # RecurrentGemma's block is its own cache
-        return MixerRule(parameters, None, resumes=False)
+        return MixerRule(parameters, None, resumes=False, cost=_RUNS_AGAIN)
     return None
 
 

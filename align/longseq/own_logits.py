@@ -80,6 +80,12 @@ def _taken(lm: PreTrainedModel) -> set[str]:
     return set(inspect.signature(type(lm).forward).parameters)
 
 
+def _takes_more(lm: PreTrainedModel) -> bool:
+    """Whether it takes keywords that it does not name."""
+    parameters = inspect.signature(type(lm).forward).parameters.values()
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+
+
 def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
     """What is handed to the forward beside the tokens, as far as it takes it.
 
@@ -93,6 +99,8 @@ def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
         "return_dict": True,
     }
     taken = _taken(lm)
+    if _takes_more(lm):  # and hands it on to its body, which would else keep a cache
+        taken.add("use_cache")
     return {name: value for name, value in given.items() if name in taken}
 
 
@@ -118,11 +126,12 @@ def _bodies(lm: PreTrainedModel) -> dict[str, nn.Module]:
     The outermost one that the model calls is its body: Llama calls `model`, OPT calls `model.decoder` itself.
     """
     embedding = lm.get_input_embeddings()
-    found = {
-        name: module
-        for name, module in lm.named_modules()
-        if module not in (lm, embedding) and any(part is embedding for part in module.modules())
-    }
+    found: dict[str, nn.Module] = {}
+    for place, module in lm.named_modules(remove_duplicate=False):
+        if module is embedding:
+            parts = place.split(".")
+            names = [".".join(parts[:length]) for length in range(1, len(parts))]
+            found |= {name: lm.get_submodule(name) for name in names}
     if not found:
         raise UserError(
             f"{type(lm).__name__} has no part that reads the tokens and returns hidden states, of which log-probs "
@@ -217,13 +226,20 @@ class _Given(nn.Module):
 
 
 def _first(output: Any) -> Tensor:
-    """Hidden states of a body's output, logits of a model's."""
-    found: Tensor = output[0]
+    """Hidden states of a body's output, logits of a model's: by name, or the first entry of a tuple."""
+    found: Tensor = output[_key(output)]
     return found
 
 
 def _with_first(output: Any, value: Tensor) -> Any:
-    """The same output with another first entry."""
+    """The same output with `value` in their place."""
     if isinstance(output, ModelOutput):
-        return type(output)(**{**output, next(iter(output)): value})
+        return type(output)(**{**output, _key(output): value})
     return (value, *output[1:])
+
+
+def _key(output: Any) -> Any:
+    """Where they stand; a loss, as mixtures of experts return, may stand before them."""
+    if isinstance(output, ModelOutput):
+        return next((name for name in ("logits", "last_hidden_state") if name in output), 0)
+    return 0

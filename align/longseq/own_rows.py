@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from align.core.errors import UserError
 from align.distributed.agreement import agree_on_calls
 from align.longseq.own_logits import OwnRow, check_own_rows, check_positions, own_row_sums
+from align.longseq.own_rows_probe import check_causal
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.models.settings import NO_BALANCE
@@ -87,6 +88,7 @@ def own_totals(
             "cannot: set parallel=none with model.attention=library."
         )
     check_own_rows(lm)
+    check_causal(model, lm, batch.rows[0].input_ids.device)
     rows = own_rows(batch, nll_scope=nll_scope)
     check_positions(lm, rows)
     prompts, answers = len(batch), batch.rows[0].lengths.shape[1]

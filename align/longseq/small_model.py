@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
 
 from align.models.small import small
 from align.models.text_part import freeze_other_parts
@@ -32,7 +33,7 @@ def build_small(
     build: Any = (
         model_class  # the class itself: under ZeRO-3 the library's `from_config` would scatter the weights
     )
-    with torch.random.fork_rng(devices=[]), default_dtype(dtype):
+    with torch.random.fork_rng(devices=[]), default_dtype(dtype), set_zero3_state():
         torch.manual_seed(0)
         model = build(small(config, keep=keep))
         draw_wide(model)

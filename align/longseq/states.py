@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from align.core.errors import UserError
 from align.longseq.mixers import MixerRule, SpanCache, State, mixer_rule
 from align.longseq.prepared import PreparedLayout
-from align.longseq.shared_prefix import Span
+from align.longseq.shared_prefix import PackedPrompt, Span
 
 # The layout of the row that a decoder layer runs over, for mixers whose layer does not hand keywords on.
 _HANDED: ContextVar[PreparedLayout | None] = ContextVar("handed_layout", default=None)
@@ -59,6 +59,16 @@ def prepare_states(model: nn.Module) -> None:
 def state_mixers(model: nn.Module) -> list[nn.Module]:
     """The model's mixers that have been prepared."""
     return [module for module in model.modules() if isinstance(module, StateMixer)]
+
+
+def state_notices(model: nn.Module) -> list[str]:
+    """A sentence for each class of the model's mixers that costs more than one run along the row."""
+    kinds = {type(module).__name__: mixer_rule(type(module)) for module in state_mixers(model)}
+    return [
+        f"{name} {rule.cost}: it costs more than other layers, which are run once for the row."
+        for name, rule in kinds.items()
+        if rule is not None and rule.cost
+    ]
 
 
 def count_spans(layout: PreparedLayout) -> int:
@@ -130,28 +140,39 @@ class _Calls:
         self, forward: Callable[..., Any], rule: MixerRule, hidden: Tensor, keywords: dict[str, Any]
     ) -> None:
         self.forward, self.rule, self.hidden, self.keywords = forward, rule, hidden, keywords
-        self.made, self.others = 0, 0
+        self.made = 0
+        self._outputs: list[tuple[int, Any]] = []
 
-    def over(self, *spans: Span, before: State | None = None) -> tuple[Tensor, State]:
-        """The mixer's output `[1, n, H]` for the n tokens of these spans, and the state after them.
+    def over(self, *spans: Span, before: State | None = None, drop: int = 0) -> State:
+        """Runs the mixer along these spans, and takes its output for all of their tokens but the first `drop`.
 
         A single token behind a state is read twice and its second output dropped: for one token the library takes
         the path of generation, which writes states in place and has no gradient in some kernels.
+
+        Returns:
+            The state after the spans.
         """
-        doubled = bool(before) and sum(stop - start for start, stop in spans) == 1
+        tokens = sum(stop - start for start, stop in spans)
+        doubled = bool(before) and tokens == 1
         cut = partial(_cut, tokens=self.hidden.shape[1], spans=spans * (2 if doubled else 1))
         states = SpanCache(before or {})
         keywords = tree_map_only(Tensor, cut, self.keywords) | self.rule.cache_keywords(states)
         output = self.forward(cut(self.hidden), **keywords)
+        take = partial(_take, read=tokens * (2 if doubled else 1), start=drop, stop=tokens)
+        self._outputs.append((tokens - drop, tree_map_only(Tensor, take, output)))
         self.made += 1
-        if isinstance(output, tuple):
-            self.others = len(output) - 1
-            output = output[0]
-        return output[:, :1] if doubled else output, states.after
+        return states.after
 
-    def wrap(self, output: Tensor) -> Any:
-        """The output in the form in which the mixer returns it; of a tuple all but the first are None."""
-        return (output, *[None] * self.others) if self.others else output
+    def joined(self) -> Any:
+        """What was taken, in the order of the calls, in the form in which the mixer returns it.
+
+        Of a tuple only tensors `[1, n, …]` of a span's n tokens are: any other is None.
+        """
+        tokens = [taken for taken, _ in self._outputs]
+        outputs = [output for _, output in self._outputs]
+        if isinstance(outputs[0], Tensor):
+            return torch.cat(outputs, dim=1)
+        return tuple(_join(parts, tokens) for parts in zip(*outputs, strict=True))
 
 
 def _cut(states: Tensor, *, tokens: int, spans: tuple[Span, ...]) -> Tensor:
@@ -160,6 +181,17 @@ def _cut(states: Tensor, *, tokens: int, spans: tuple[Span, ...]) -> Tensor:
         return states
     pieces = [states[:, start:stop] for start, stop in spans]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
+def _take(states: Tensor, *, read: int, start: int, stop: int) -> Tensor:
+    """Tokens `start` … `stop` of a tensor `[·, read, …]`; any other is returned as it is."""
+    return states[:, start:stop] if states.dim() >= 2 and states.shape[1] == read else states
+
+
+def _join(parts: tuple[Any, ...], tokens: list[int]) -> Tensor | None:
+    """Tensors of `tokens` each, one after the other; None where they are not that."""
+    shapes = [part.shape[1] if isinstance(part, Tensor) and part.dim() >= 2 else None for part in parts]
+    return torch.cat(parts, dim=1) if shapes == tokens else None
 
 
 def _over_spans(
@@ -191,30 +223,25 @@ def _over_spans(
             "processes: set parallel.degree=1."
         )
     calls = _Calls(forward, rule, hidden, keywords)
-    outputs = _resumed(calls, layout) if rule.resumes else _whole(calls, layout)
+    run = _resume if rule.resumes else _run_again
+    for packed in layout.row.prompts:
+        run(calls, packed)
     for _ in range((layout.most_spans or 0) - calls.made):
-        outputs.append(calls.over((tokens - 1, tokens))[0][:, :0])
-    return calls.wrap(torch.cat(outputs, dim=1))
+        calls.over((tokens - 1, tokens), drop=1)
+    return calls.joined()
 
 
-def _resumed(calls: _Calls, layout: PreparedLayout) -> list[Tensor]:
-    """Outputs of each span: the prompt from an empty state, each answer from the state that it left."""
-    outputs = []
-    for packed in layout.row.prompts:
-        output, state = calls.over(packed.prompt)
-        outputs.append(output)
-        outputs += [calls.over(answer, before=state)[0] for answer in packed.answers]
-    return outputs
+def _resume(calls: _Calls, packed: PackedPrompt) -> None:
+    """The prompt from an empty state, each answer from the state that it left."""
+    state = calls.over(packed.prompt)
+    for answer in packed.answers:
+        calls.over(answer, before=state)
 
 
-def _whole(calls: _Calls, layout: PreparedLayout) -> list[Tensor]:
+def _run_again(calls: _Calls, packed: PackedPrompt) -> None:
     """The same by a mixer that cannot start from a state: it runs along the prompt again for each answer."""
-    outputs = []
-    for packed in layout.row.prompts:
-        if not packed.answers:
-            outputs.append(calls.over(packed.prompt)[0])
-            continue
-        prompt = packed.prompt[1] - packed.prompt[0]
-        branches = [calls.over(packed.prompt, answer)[0] for answer in packed.answers]
-        outputs += [branches[0], *(branch[:, prompt:] for branch in branches[1:])]
-    return outputs
+    prompt = packed.prompt[1] - packed.prompt[0]
+    for place, answer in enumerate(packed.answers):
+        calls.over(packed.prompt, answer, drop=prompt if place else 0)
+    if not packed.answers:
+        calls.over(packed.prompt)

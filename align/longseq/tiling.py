@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
 
 
@@ -61,21 +62,17 @@ class _Given:
 
     Args:
         outputs: of the stations gone through, this tile's part of each: `[1, H, 512, D]` or `[1, 512, H]`.
-        empty: of each how many Nones are returned behind it, as a mixer returns a tuple; 0 where it is a tensor alone.
         layout: of the row.
-        keywords: the layer's, of all tokens; a mixer's are taken from them where both have them.
     """
 
-    def __init__(
-        self, outputs: tuple[Tensor, ...], empty: list[int], layout: PreparedLayout, keywords: dict[str, Any]
-    ) -> None:
-        self.waiting = list(zip(outputs, empty, strict=True))
-        self.layout, self.keywords = layout, keywords
+    def __init__(self, outputs: list[Any], layout: PreparedLayout) -> None:
+        self.waiting, self.layout = outputs, layout
 
     def exchange(self, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """In the place of attention's exchange."""
         if self.waiting:
-            return self.waiting.pop(0)[0]
+            attended: Tensor = self.waiting.pop(0)
+            return attended
 
         def over(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return self.layout.exchange(query, key, value, attend)
@@ -85,11 +82,17 @@ class _Given:
     def mix(self, mixer: nn.Module, run: Any, hidden: Tensor, keywords: dict[str, Any]) -> Any:
         """In the place of a mixer's runs over prompt and answers."""
         if self.waiting:
-            output, empty = self.waiting.pop(0)
-            return (output, *[None] * empty) if empty else output
-        whole = {name: self.keywords.get(name, value) for name, value in keywords.items()}
-        # The module itself is called, so that wrappers that gather its weights do so.
-        raise _StationReached((hidden,), _Station(1, partial(mixer, **whole | {"layout": self.layout})))
+            return self.waiting.pop(0)
+        leaves, form = tree_flatten(keywords)
+        with_tokens = [at for at, leaf in enumerate(leaves) if _has_tokens(leaf, hidden.shape[1])]
+
+        def over(hidden: Tensor, *joined: Tensor) -> Any:
+            for at, leaf in zip(with_tokens, joined, strict=True):
+                leaves[at] = leaf
+            # The module itself is called, so that wrappers that gather its weights do so.
+            return mixer(hidden, **tree_unflatten(leaves, form), layout=self.layout)
+
+        raise _StationReached((hidden, *(leaves[at] for at in with_tokens)), _Station(1, over))
 
 
 class Recomputing:
@@ -146,8 +149,10 @@ class _Tiles:
         return torch.cat([states, *[last] * missing], dim)
 
 
-def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputing: Recomputing) -> Any:
-    """What `layer(hidden)` returns, computed a tile at a time; runs within the checkpoint that recomputes the layer.
+def tiled_layer(
+    layer: partial[Tensor], hidden: Tensor, *others: Any, size: int, recomputing: Recomputing
+) -> Any:
+    """What `layer(hidden, *others)` returns, a tile at a time; runs within the checkpoint that recomputes the layer.
 
     2,000 tokens with a `size` of 512 are 4 tiles of 500: the layer runs on each as far as attention, attention runs
     once over all 2,000, and the layer runs on each tile again with its 500 rows of attention's output given.
@@ -155,6 +160,7 @@ def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputin
     Args:
         layer: the decoder layer's forward with its keywords, `layout` among them.
         hidden: `[1, T, H]`.
+        others: what else the layer takes by position, such as Gemma-4's second embedding of each token `[1, T, E]`.
         size: tokens of a tile.
         recomputing: entered while the checkpoint recomputes the layer.
     """
@@ -162,33 +168,32 @@ def tiled_layer(layer: partial[Tensor], hidden: Tensor, *, size: int, recomputin
     tokens = hidden.shape[1]
     count = math.ceil((layout.most_tokens or tokens) / size)
     if count <= 1:
-        return layer(hidden)
+        return layer(hidden, *others)
     tiles = _Tiles.of(tokens, count)
     runs = [
-        _TileRun(
-            partial(layer, **_cut_keywords(layer.keywords, tokens, tiles, *bounds)), layout, layer.keywords
-        )
+        _TileRun(partial(layer, **_of_tile(layer.keywords, tokens, tiles, *bounds)), layout)
         for bounds in tiles.bounds
     ]
+    beside = [_of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
     hiddens = tiles.cut(hidden, 1)
-    outputs: list[tuple[Tensor, ...]] = []
+    outputs: list[tuple[Any, ...]] = []
     while True:
         # The last step's output is read in the forward alone: the recomputation brings back what it starts from.
-        last = recomputing.active and len(outputs) == recomputing.stations
+        last = recomputing.active and len(runs[0].forms) == recomputing.stations
         made = [
-            checkpoint(_skip if last else run, own, *given, use_reentrant=False)
-            for run, own, *given in zip(runs, hiddens, *outputs, strict=True)
+            checkpoint(_skip if last else run, own, more, *given, use_reentrant=False)
+            for run, own, more, *given in zip(runs, hiddens, beside, *outputs, strict=True)
         ]
         station = None if last else runs[0].station
         if station is None:
-            recomputing.stations = len(outputs)
-            return _joined(made, 1, tokens)
+            recomputing.stations = len(runs[0].forms)
+            return _joined_outputs(layer, made, tokens)
         states = [_joined(parts, station.dim, tokens) for parts in _transposed(made)]
-        output = station.over(*states)
+        output, form = tree_flatten(station.over(*states))
         del states
         for run in runs:
-            run.empty.append(len(output) - 1 if isinstance(output, tuple) else 0)
-        outputs.append(tiles.cut(output[0] if isinstance(output, tuple) else output, station.dim))
+            run.forms.append(form)
+        outputs += [_cut_output(part, tiles, station.dim) for part in output]
         del output
 
 
@@ -198,27 +203,41 @@ class _TileRun:
     Args:
         layer: with the tile's keywords.
         layout: of the row.
-        keywords: the layer's own, of all tokens.
     """
 
-    def __init__(self, layer: partial[Tensor], layout: PreparedLayout, keywords: dict[str, Any]) -> None:
-        self.layer, self.layout, self.keywords = layer, layout, keywords
-        self.empty: list[int] = []
+    def __init__(self, layer: partial[Tensor], layout: PreparedLayout) -> None:
+        self.layer, self.layout = layer, layout
+        self.forms: list[TreeSpec] = []
         self.station: _Station | None = None
 
-    def __call__(self, hidden: Tensor, *outputs: Tensor) -> Any:
-        """The layer's output for the tile `[1, tile, H]`, or what goes into the station, which `station` then is."""
-        given = _Given(outputs, self.empty[: len(outputs)], self.layout, self.keywords)
+    def __call__(self, hidden: Tensor, others: tuple[Any, ...], *outputs: Any) -> Any:
+        """The layer's output for the tile `[1, tile, H]`, or what goes into the station, which `station` then is.
+
+        Args:
+            hidden: `[1, tile, H]`.
+            others: what else the layer takes by position.
+            outputs: of the stations gone through, flat: a mixer may return several, some of them None.
+        """
+        given = _Given(self._formed(list(outputs)), self.layout)
         layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
         self.station = None
         try:
-            return self.layer(hidden, layout=layout)
+            return self.layer(hidden, *others, layout=layout)
         except _StationReached as reached:
             self.station = reached.station
             return reached.states
 
+    def _formed(self, flat: list[Any]) -> list[Any]:
+        """What each station returned, of its parts; a later station's form is not needed by an earlier run."""
+        formed = []
+        for form in self.forms:
+            parts, flat = flat[: form.num_leaves], flat[form.num_leaves :]
+            if len(parts) == form.num_leaves:
+                formed.append(tree_unflatten(parts, form))
+        return formed
 
-def _skip(hidden: Tensor, *outputs: Any) -> Tensor:
+
+def _skip(hidden: Tensor, *unread: Any) -> Tensor:
     """In the place of a tile's last run while the layer is recomputed, where nobody reads the output."""
     return hidden
 
@@ -230,26 +249,51 @@ def _transposed(made: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
     return states
 
 
-def _joined(tiles: list[Any], dim: int, tokens: int) -> Any:
-    """The tiles one after the other, without repeated tokens; of tuples, as some layers return, their first.
+def _joined(tiles: list[Tensor], dim: int, tokens: int) -> Tensor:
+    """The tiles one after the other, without repeated tokens.
 
     The list is emptied, so that no second copy of them stays.
     """
-    others = tiles[0][1:] if isinstance(tiles[0], tuple) else None
-    joined = torch.cat([tile if others is None else tile[0] for tile in tiles], dim=dim)
+    joined = torch.cat(tiles, dim=dim)
     tiles.clear()
-    joined = joined.narrow(dim, 0, tokens)
-    return joined if others is None else (joined, *[None] * len(others))
+    return joined.narrow(dim, 0, tokens)
 
 
-def _cut_keywords(
-    keywords: dict[str, Any], tokens: int, tiles: _Tiles, start: int, stop: int
-) -> dict[str, Any]:
-    """The layer's keywords for one tile: of tensors `[·, T, …]`, such as position embeddings, its `start` … `stop`."""
+def _joined_outputs(layer: partial[Tensor], made: list[Any], tokens: int) -> Any:
+    """The layer's output of its outputs for each tile; some layers return tuples, of which parts may be None."""
+    if isinstance(made[0], Tensor):
+        return _joined(made, 1, tokens)
+    return tuple(_joined_part(layer, list(parts), tokens) for parts in zip(*made, strict=True))
+
+
+def _joined_part(layer: partial[Tensor], parts: list[Any], tokens: int) -> Tensor | None:
+    if all(part is None for part in parts):
+        return None
+    shapes = {
+        part.shape[:1] + part.shape[2:] for part in parts if isinstance(part, Tensor) and part.dim() > 1
+    }
+    if len(shapes) != 1 or sum(part.shape[1] for part in parts) < tokens:
+        raise UserError(
+            f"{type(layer.args[0]).__name__} returns more than hidden states, which memory.mlp_chunk cannot tile: "
+            "set memory.mlp_chunk=null."
+        )
+    return _joined(parts, 1, tokens)
+
+
+def _cut_output(part: Any, tiles: _Tiles, dim: int) -> tuple[Any, ...]:
+    """A tensor of what came out of a station, cut in tiles; what a mixer leaves empty is None in each."""
+    return (None,) * len(tiles.bounds) if part is None else tiles.cut(part, dim)
+
+
+def _of_tile(values: Any, tokens: int, tiles: _Tiles, start: int, stop: int) -> Any:
+    """Keywords or arguments for one tile: of tensors `[·, T, …]`, such as position embeddings, its `start` … `stop`."""
 
     def cut(value: Tensor) -> Tensor:
-        if value.dim() < 2 or value.shape[1] != tokens:
-            return value
-        return tiles.pad(value, 1)[:, start:stop]
+        return tiles.pad(value, 1)[:, start:stop] if _has_tokens(value, tokens) else value
 
-    return {name: tree_map_only(Tensor, cut, value) for name, value in keywords.items()}
+    return tree_map_only(Tensor, cut, values)
+
+
+def _has_tokens(value: Any, tokens: int) -> bool:
+    """Whether it is a tensor `[·, tokens, …]`."""
+    return isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == tokens

@@ -149,6 +149,7 @@ def load_causal_lm(
             revision=settings.revision,
             **experts_keyword(settings),
         )
+    _forget_unused_renamings(model)
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
@@ -158,6 +159,17 @@ def experts_keyword(settings: ModelSettings) -> dict[str, str]:
     """What tells transformers how to compute experts, where `model.moe.experts` does not leave it the choice."""
     name = EXPERTS[settings.moe.experts]
     return {} if name is None else {"experts_implementation": name}
+
+
+def _forget_unused_renamings(model: PreTrainedModel) -> None:
+    """Leaves only those renamings to be undone at saving that a weight of the checkpoint has needed.
+
+    The library does that itself but under ZeRO-3, where it would save a composite's weights (LLaVA's, Mistral-3's,
+    Gemma-3's) under names that are then not found, so that they would be drawn at random.
+    """
+    renamings: Any = getattr(model, "_weight_conversions", None)
+    if renamings:
+        renamings[:] = [renaming for renaming in renamings if renaming.was_used()]
 
 
 def bfloat16_here() -> bool:

@@ -48,6 +48,21 @@ def is_composite(config: PreTrainedConfig) -> bool:
     return text_config(config) is not config
 
 
+def of_layers(config: PreTrainedConfig, name: str) -> list[Any]:
+    """What the text part's layers have under a key, each value once; empty where they have none.
+
+    Gemma-4's heads are 256 wide in some layers and 512 in others, and the library refuses to give one for all.
+    """
+    text = text_config(config)
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    found: list[Any] = []
+    for layer in layers:
+        value = getattr(layer, name, None)
+        if value is not None and value not in found:
+            found.append(value)
+    return found
+
+
 def attention_by_part(config: PreTrainedConfig, name: str | None) -> str | dict[str, str] | None:
     """The attention `name` for the text part alone, as transformers takes it; other parts keep the library's.
 

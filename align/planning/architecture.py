@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.modeling_utils import set_zero3_state
 
 from align.core.errors import UserError
 from align.longseq.layer_pattern import attention_patterns
 from align.longseq.patterns import Pattern
+from align.longseq.support import keeps_state
 from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
 from align.models.paths import resolve_path
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
 from align.models.structure import decoder_layers, experts, find_causal_lm
-from align.models.text_part import text_config
+from align.models.text_part import of_layers, text_config
 from align.planning.known import KNOWN
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
@@ -118,13 +120,14 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         settings: its adapter.
 
     Raises:
-        UnknownModelError: a mixture of experts, whose memory and time these formulas do not know, or a model
-            with code of its own.
+        UnknownModelError: a mixture of experts or layers that keep a state, whose memory and time these formulas do
+            not know, or a model with code of its own.
     """
     _refuse_unknown(config)
-    # The class itself: under ZeRO-3 `from_config` would scatter the weights.
+    # The class itself, and a composite's parts as if within such a call: under ZeRO-3 `from_config` would scatter the
+    # weights.
     model_class: Any = library_class(config)
-    with torch.device("meta"):
+    with torch.device("meta"), set_zero3_state():
         model = add_lora(model_class(copy.deepcopy(config)), settings.lora)
     lm = find_causal_lm(model)
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
@@ -157,6 +160,10 @@ def _refuse_unknown(config: PreTrainedConfig) -> None:
         raise UnknownModelError(
             f"{config.model_type} models are mixtures of {count} experts, which align plan does not know."
         )
+    if keeps_state(config):
+        raise UnknownModelError(
+            f"{config.model_type} models have layers that keep a state, which align plan does not know."
+        )
     if library_class(config) is None:
         raise UnknownModelError(
             f"{config.model_type} models are not the library's own: align plan cannot count them."
@@ -164,22 +171,26 @@ def _refuse_unknown(config: PreTrainedConfig) -> None:
 
 
 def _widths(config: PreTrainedConfig) -> dict[str, int]:
-    """Widths and heads as the configuration names them; what it leaves out is as the library has it.
+    """Widths and heads of the widest layer as the configuration names them; what it leaves out the library has.
 
     Args:
         config: of the text model, where the whole one has others beside it.
     """
-    heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(heads, int):
+
+    def widest(name: str) -> int | None:
+        return max((value for value in of_layers(config, name) if isinstance(value, int)), default=None)
+
+    heads = widest("num_attention_heads")
+    if heads is None:
         raise UnknownModelError(
             f"{config.model_type} models are not made of attention and MLPs: align plan cannot count them."
         )
     return {
         "hidden": config.hidden_size,
-        "intermediate": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        "intermediate": widest("intermediate_size") or 4 * config.hidden_size,
         "heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "kv_heads": widest("num_key_value_heads") or heads,
+        "head_dim": widest("head_dim") or config.hidden_size // heads,
         "vocabulary": config.vocab_size,
     }
 

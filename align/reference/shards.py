@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import (
 
 from align.distributed.wrappers import launched_wrapper
 from align.models.structure import decoder_layers
+from align.models.text_part import other_parts
 from align.reference.settings import resolve_sharding
 
 if TYPE_CHECKING:
@@ -61,14 +62,15 @@ def load_reference(
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Splits the weights in place: each decoder layer by itself, embeddings and head together.
+    """Splits the weights in place: each decoder layer by itself, embeddings and head together, other parts apart.
 
     Args:
         model: a causal language model.
         mesh: one dimension: splits over it. Two: copies over the first one, splits over the second.
     """
-    for layer in decoder_layers(model):
-        fully_shard(layer, mesh=mesh)
+    # A composite's other parts are never called, and so never gathered, where they are units of their own.
+    for unit in (*decoder_layers(model), *other_parts(model).values()):
+        fully_shard(unit, mesh=mesh)
     # FSDP2 would keep what is gathered for the root, since a backward pass begins there; here is none.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 

@@ -48,6 +48,7 @@ def use(
     template_kwargs: Mapping[str, Any],
     system: str | None = None,
     loader: str = "AutoModelForCausalLM",
+    parts: bool = False,
 ) -> str:
     """Python that asks the model a question about a document, as its training rows asked.
 
@@ -58,9 +59,14 @@ def use(
         template_kwargs: variables of the chat template.
         system: `data.system`, the system message of every row without one of its own.
         loader: the library's door to the model.
+        parts: whether the chat template takes a content as a list of parts alone.
     """
-    messages = [] if system is None else [f'{{"role": "system", "content": {system!r}}}']
-    messages.append('{"role": "user", "content": prompt}')
+    said = {"system": None if system is None else repr(system), "user": "prompt"}
+    messages = [
+        f'{{"role": "{role}", "content": {_part(text) if parts else text}}}'
+        for role, text in said.items()
+        if text is not None
+    ]
     given = ", ".join(
         f"{key}={value!r}" for key, value in {"add_generation_prompt": True, **template_kwargs}.items()
     )
@@ -83,6 +89,11 @@ def use(
         "answer = model.generate(**inputs.to(model.device), max_new_tokens=512)\n"
         'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))'
     )
+
+
+def _part(text: str) -> str:
+    """The expression of a content with one part."""
+    return f'[{{"type": "text", "text": {text}}}]'
 
 
 def _finite(value: Any) -> bool:

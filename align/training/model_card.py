@@ -55,6 +55,7 @@ def model_card(
     name: str,
     chat: bool = True,
     loader: str = "AutoModelForCausalLM",
+    parts: bool = False,
     local: Collection[str] = (),
 ) -> str:
     """The card as Markdown with its YAML header.
@@ -65,24 +66,25 @@ def model_card(
         name: the model's, for the title.
         chat: whether its tokenizer has a chat template.
         loader: the library's door to it.
+        parts: whether its chat template takes a content as a list of parts alone.
         local: values of the configuration that were files or folders where the run was started: from elsewhere
             `folder/model` cannot be told from a Hub id.
     """
     config = _without_folders(config, local)
     method = config["method"]["name"]
     base = public_name(config["model"]["path"])
-    parts = [
+    sections = [
         _header(config, method),
         f"# {name}\n",
         f"{base}, trained with the method `{method}` of long-preference {_version()}.\n",
         card_words.change(results),
-        _use(name, config["data"], chat=chat, loader=loader),
+        _use(name, config["data"], chat=chat, loader=loader, parts=parts),
         _metrics(results),
         _section("Method", _leaves(config["method"])),
         _section("Data", _data_facts(config["data"], results.get("data", {}))),
         _section("Settings", _setting_facts(config)),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(section for section in sections if section)
 
 
 def public_name(path: str) -> str:
@@ -171,7 +173,7 @@ def _public(key: str, value: Any) -> Any:
     return public_name(value) if is_path else value
 
 
-def _use(name: str, data: Mapping[str, Any], *, chat: bool, loader: str) -> str:
+def _use(name: str, data: Mapping[str, Any], *, chat: bool, loader: str, parts: bool) -> str:
     """How the model is asked."""
     given = data.get("template_kwargs") or {}
     code = card_words.use(
@@ -179,6 +181,7 @@ def _use(name: str, data: Mapping[str, Any], *, chat: bool, loader: str) -> str:
         template=data.get("template") or "{context}\n\n{question}",
         chat=chat and data.get("chat") != "never",
         loader=loader,
+        parts=parts,
         template_kwargs={key: value for key, value in given.items() if not _SECRET.search(str(key))},
         system=data.get("system"),
     )

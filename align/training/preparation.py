@@ -46,6 +46,7 @@ from align.runs.api import store
 from align.training.collate import Collator
 from align.training.methods import Method, named_method
 from align.training.row_costs import own_rows_notice
+from align.training.sharded_experts import prepare_sharded_experts
 from align.training.starting_reference import make_reference
 
 
@@ -109,6 +110,7 @@ def prepare(
         )
         collator = Collator(short=method.needs.short)
     policy = prepare_model(model, memory, attention)  # after the rows: of a wrong one no weights need be read
+    prepare_sharded_experts(policy, arguments)
     if arguments.process_index == 0 and not keeps_float32_copy(arguments):
         warn_of_low_weights(policy)
     if reference is None:

@@ -20,11 +20,12 @@ from align.longseq.support import check_config, check_degree
 from align.models.loading import load_config, resolve_dtype
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
-from align.models.text_part import text_config
+from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training.methods import Method, load_method
 from align.training.settings import Settings, read_settings
+from align.training.sharded_experts import check_sharded_experts
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def check(config: DictConfig) -> Run:
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
     check_degree(load_config(settings.model), settings.parallel.degree)
+    check_sharded_experts(settings.model, arguments)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     return Run(**vars(settings), method=method, arguments=arguments)
@@ -85,10 +87,10 @@ def check_scheduler(arguments: TrainingArguments) -> None:
 
 def head_width(config: PreTrainedConfig) -> int | None:
     """Numbers of a key in the widest of a model's heads; None where its configuration does not say."""
-    text = text_config(config)
-    named = [getattr(text, name, None) for name in ("head_dim", "global_head_dim")]
-    if named[0] is None and getattr(text, "num_attention_heads", None):
-        named.append(text.hidden_size // text.num_attention_heads)
+    named, heads = of_layers(config, "head_dim"), of_layers(config, "num_attention_heads")
+    if not named and heads:
+        named = [text_config(config).hidden_size // min(heads)]
+    named += of_layers(config, "global_head_dim")
     return max((width for width in named if isinstance(width, int)), default=None)
 
 

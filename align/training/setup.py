@@ -29,11 +29,12 @@ from align.distributed.wrappers import check_launch, expected_wrapper, launched_
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.settings import attention_name
+from align.longseq.states import state_notices
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.models.routers import freeze_routers, lora_with_routers
-from align.models.text_part import frozen_words, text_config
+from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.preparation import read_rows_of_model
@@ -129,9 +130,9 @@ def load_policy(run: Run) -> Any:
     check_readable(base, run.model.attention)
     policy = add_lora(base, lora_with_routers(base, run.model))
     freeze_routers(policy, run.model)
-    said = frozen_words(base)
-    if said is not None:
-        tell(said)
+    for said in (frozen_words(base), *state_notices(base)):
+        if said is not None:
+            tell(said)
     apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
     return policy
 
@@ -143,7 +144,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     policy = (
         frozen_model(run.reference, run.model, run.arguments) if run.reference.fill_only else load_policy(run)
     )
-    parallel = start_sequence_parallel(run, text_config(policy.config), data)
+    parallel = start_sequence_parallel(run, policy.config, data)
     trainer = PreferenceTrainer(
         model=policy,
         args=run.arguments,
@@ -179,8 +180,10 @@ def start_sequence_parallel(
     kind = run.parallel.kind
     if kind == "auto" and run.parallel.degree > 1:
         kind, reason = choose_exchange(
-            heads=config.num_attention_heads,
-            kv_heads=getattr(config, "num_key_value_heads", config.num_attention_heads),
+            heads=min(of_layers(config, "num_attention_heads")),
+            kv_heads=min(
+                of_layers(config, "num_key_value_heads") or of_layers(config, "num_attention_heads")
+            ),
             degree=run.parallel.degree,
             length=data.counts["longest_sequence"],
         )

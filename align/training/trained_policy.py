@@ -19,6 +19,7 @@ from yaml import YAMLError
 from align.core.bars import weight_bars_off
 from align.core.config import typed
 from align.core.errors import UserError
+from align.data.rendering import as_parts, content_form
 from align.models.loading import auto_class, load_causal_lm, load_config, load_tokenizer, loading_problem
 from align.models.processor_files import copy_processor
 from align.models.settings import ModelSettings, RopeSettings
@@ -155,12 +156,14 @@ def write(
                 model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
             _copy_processor(policy, staging)
+            chat = tokenizer.chat_template is not None
             card = model_card(
                 policy.config,
                 policy.results,
                 name=output.name,
-                chat=tokenizer.chat_template is not None,
+                chat=chat,
                 loader=auto_class(model.config).__name__,
+                parts=chat and content_form(tokenizer) is as_parts,
                 local=policy.local,
             )
             (staging / "README.md").write_text(card, encoding="utf-8")

@@ -170,8 +170,7 @@ class PreferenceTrainer(SealedCheckpoints):
             return None
         short = None
         if needs.reference == "short" or needs.policy_short:
-            turns = self.reference(model, inputs["short"])
-            short = sum_turns(turns, inputs["owner"], len(inputs["batch"]))
+            short = sum_turns(self.reference(model, inputs["short"]), inputs["owner"], len(inputs["batch"]))
         if needs.reference == "short":
             return short
         return replace(self.reference(model, inputs["batch"]), short=short)

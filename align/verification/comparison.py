@@ -28,6 +28,7 @@ from align.longseq.parallel import SequenceParallel, choose_exchange, start_para
 from align.longseq.plain_rows import plain_pair_logps, relative_error
 from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
 from align.models.structure import find_causal_lm
+from align.models.text_part import of_layers
 from align.verification.small_copy import random_examples
 from losses import logo_loss
 from losses.types import PairLogps
@@ -87,8 +88,8 @@ def form_groups(
     kind = settings.kind
     if kind == "auto" and settings.degree > 1:
         kind, reason = choose_exchange(
-            heads=model.num_attention_heads,
-            kv_heads=getattr(model, "num_key_value_heads", model.num_attention_heads),
+            heads=min(of_layers(model, "num_attention_heads")),
+            kv_heads=min(of_layers(model, "num_key_value_heads") or of_layers(model, "num_attention_heads")),
             degree=settings.degree,
             length=config.prompt_tokens + 2 * config.answer_tokens,
         )

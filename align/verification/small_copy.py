@@ -10,7 +10,7 @@ from torch import nn
 
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.support import check_readable
-from align.models.loading import auto_class, load_config
+from align.models.loading import auto_class, experts_keyword, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.models.small import few_layers
@@ -38,6 +38,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: in
             dtype=torch.float32,
             attn_implementation=attention_by_part(config, attention),
             trust_remote_code=settings.trust_remote_code,
+            **experts_keyword(settings),
         )
         check_readable(base, settings.attention)
         model = add_lora(base, settings.lora)

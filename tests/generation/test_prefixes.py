@@ -135,6 +135,40 @@ def test_prompts_of_different_samplings_are_no_family():
     assert [family.members for family in find_families([prompt] * 3, ["a", "b", "a"])] == [(0, 2), (1,)]
 
 
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [("llama", {}), ("gpt_oss", {"layer_types": ["full_attention"] * 2}), ("minicpm3", LATENT)],
+)
+def test_sinks_and_latent_attention_read_a_prefix_once(kind, values):
+    """The next token's probabilities are those of rows read whole, far closer than what is asked for."""
+    if kind == "minicpm3":
+        values = values | {"num_key_value_heads": 4}
+    model = tiny_model(kind, **values)
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    assert can_share(model.config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "ROUNDING", 1e-4)
+        assert prefixes.reads_alike(model)
+
+
+def test_a_model_that_asks_for_more_reads_every_prompt_whole():
+    """Soft-capped scores are not computed behind a prefix; every prompt of such a model is read whole."""
+    capped = tiny_model(
+        "gemma2", layer_types=["full_attention"] * 2, attn_logit_softcapping=1.0, query_pre_attn_scalar=16
+    )
+    capped.set_attn_implementation("eager")
+    assert not prefixes.reads_alike(capped)
+
+
 def test_a_model_with_a_sliding_window_reads_every_prompt_whole():
     assert can_share(tiny_model().config)
     assert not can_share(tiny_model("mistral", sliding_window=64).config)

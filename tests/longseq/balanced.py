@@ -139,10 +139,10 @@ SPARSE = {
 FEW_ROWS = ((6, (2, 1)), (9, (1, 2)), (3, (2, 1)), (5, (1, 1)))
 
 
-def sparse(kind: str, experts: str) -> Case:
-    """A case in fp32 with four prompts of few tokens."""
+def sparse(kind: str, experts: str, mlp_chunk: int | None = None) -> Case:
+    """A case in fp32 with four prompts of few tokens; tiles of one token are more than some process has tokens."""
     model = {"kind": kind, "experts_implementation": experts, **SPARSE[kind]}
-    return Case(model=model, rows=FEW_ROWS, checkpointing="full", tokens_per_row=12)
+    return Case(model=model, rows=FEW_ROWS, checkpointing="full", mlp_chunk=mlp_chunk, tokens_per_row=12)
 
 
 def wrapped_step(name: str, case: Case, degree: int) -> tuple[dict[str, float], int]:

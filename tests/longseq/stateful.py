@@ -92,16 +92,23 @@ KINDS: dict[str, dict[str, Any]] = {
     "zamba": _ZAMBA | {"mamba_dt_rank": 4, "n_mamba_heads": 2},
     "zamba2": _ZAMBA
     | {"mamba_ngroups": 1, "n_mamba_heads": 4, "chunk_size": 8, "num_mem_blocks": 1, "adapter_rank": 4},
+    # Convolutions within attention, which no rule here names.
+    "zaya": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
 }
-# Their other layers have multi-head latent attention: here are those with a state alone.
-LATENT: dict[str, dict[str, Any]] = {
+# Their other layers have multi-head latent attention or choose whom to attend: here are those with a state alone.
+STATES_ALONE: dict[str, dict[str, Any]] = {
     "kimi_linear": _KIMI | {"num_experts": 4, "linear_head_dim": 8, "linear_num_heads": 4},
     "bailing_hybrid": _KIMI | _EXPERTS,
+    "qwen4_exp_text": _DELTA
+    | _EXPERTS
+    | _SHARED_EXPERT
+    | {"layer_types": ["linear_attention"] * 2, "ple_layer_ids": [1], "ngram_vocab_size_base": 500}
+    | {"hc_count": 2, "hc_lowrank": 8},
 }
 
 
 def state_model(kind: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A random causal model of one of `KINDS` or `LATENT`, float32, in eval mode.
+    """A random causal model of one of `KINDS` or `STATES_ALONE`, float32, in eval mode.
 
     Biases, norms and decays are moved from where a fresh model has them, all alike, so that each is seen to matter.
 
@@ -110,7 +117,7 @@ def state_model(kind: str, *, seed: int = 0, **overrides: Any) -> PreTrainedMode
         seed: fixes the weights.
         overrides: keys of the model's configuration.
     """
-    config = CONFIG_MAPPING[kind](**(_COMMON | (KINDS | LATENT)[kind] | overrides))
+    config = CONFIG_MAPPING[kind](**(_COMMON | (KINDS | STATES_ALONE)[kind] | overrides))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
@@ -23,7 +23,7 @@ from align.models.structure import find_causal_lm
 from losses import logo_loss
 from losses.types import PairLogps
 from tests.longseq.plain import assert_close, make_example, plain_pair_logps, randomise_lora_b
-from tests.longseq.stateful import KINDS, LATENT, float64_throughout, in_float64, state_model
+from tests.longseq.stateful import KINDS, STATES_ALONE, float64_throughout, in_float64, state_model
 from tests.tiny import tiny_model
 
 SHAPES = ((21, (7, 3, 1)), (9, (2, 4)), (1, (3,)))
@@ -67,7 +67,7 @@ def assert_parity(plain, other, rows, *, tokens_per_row=None, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("tokens_per_row", [None, 1], ids=["one row", "a row each"])
-@pytest.mark.parametrize("kind", [*KINDS, *LATENT])
+@pytest.mark.parametrize("kind", [*KINDS, *STATES_ALONE])
 def test_every_architecture(kind, tokens_per_row):
     """Prompts with 3, 2 and 1 answers, some of one token, and a prompt of one token."""
     model = in_float64(state_model(kind)).train()
@@ -82,14 +82,15 @@ def test_in_the_librarys_own_precision(kind):
     assert_parity(model, shared(model), examples(), tolerance=1e-4)
 
 
-ALL_BOTH = ["qwen3_next", "nemotron_h", "falcon_h1", "jamba", "minimax", "bamba", "lfm2"]
+# Layers with a mixer, with attention, with both side by side (Falcon-H1), with two mixers (Qwen4), with neither.
+LAYERS = ["qwen3_next", "nemotron_h", "falcon_h1", "jamba", "minimax", "bamba", "lfm2", "qwen4_exp_text"]
 
 
 @pytest.mark.parametrize("chunk", [None, 7, 100], ids=["whole layers", "tiles", "one tile"])
 @pytest.mark.parametrize("checkpointing", ["full", "keep_attention"])
-@pytest.mark.parametrize("kind", ALL_BOTH)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_memory_levers(kind, checkpointing, chunk):
-    """Layers with a mixer, with attention, with both side by side (Falcon-H1) and with neither (Nemotron-H)."""
+    """Of every way in which mixers and attention stand in a layer."""
     model = in_float64(state_model(kind)).train()
     other = shared(model)
     apply_checkpointing(other, checkpointing, mlp_chunk=chunk, offload="none" if chunk is None else "disk")
@@ -214,6 +215,22 @@ def test_supported(kind):
 def test_found_to_be_computed_before_weights_are_read(kind):
     model = state_model(kind)
     assert check_computed(type(model), model.config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (
+            "jamba",
+            "JambaMambaMixer cannot start from a state and runs along the prompt again for each answer",
+        ),
+        ("minimax", "MiniMaxLightningAttention reads an answer token by token from the prompt's state"),
+    ],
+)
+def test_what_costs_more_is_said(kind, sentence):
+    model = state_model(kind)
+    with pytest.warns(AlignWarning, match=sentence):
+        check_computed(type(model), model.config)
 
 
 def test_sequence_parallelism_is_refused_before_weights_are_read():

@@ -149,7 +149,12 @@ def zero(stage: int) -> Wrapper:
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": MAX_NORM,
             # Thresholds of 0: no weight is small enough to stay on every rank.
-            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            # No leaf modules, as in training (distributed/wrappers.py).
+            "zero_optimization": {
+                "stage": stage,
+                "stage3_param_persistence_threshold": 0,
+                "leaf_module": {"classes": []},
+            },
             "zero_allow_untested_optimizer": True,
         }
         optimizer = torch.optim.SGD(trainable(model).values(), lr=LEARNING_RATE)

@@ -1,0 +1,115 @@
+"""A training step of a hybrid of state and attention layers: the shared prefix against padded rows, CPU.
+
+python -m benchmarks.hybrid            # Qwen3-Next at an eighth of its width; writes results/hybrid.json
+
+Three layers with a gated delta rule and one with attention, random weights, fp32, checkpointed layers on both sides; a
+prompt of 4,096 tokens with answers of 128, 128 and 128. Each way is a process of its own and takes the same steps one
+after the other; seconds are the processor's, memory is the process's largest resident set, above that of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "hybrid.json"
+WAYS = ("shared prefix", "padded rows")
+SIZES = {
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "num_experts": 0,
+    "vocab_size": 8192,
+    "max_position_embeddings": 8192,
+}
+
+
+def main() -> None:
+    """Both ways, in turn; or with `--way` one of them, which prints what it took."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--prompt", type=int, default=4096, help="tokens")
+    arguments.add_argument("--answer", type=int, default=128, help="tokens of each of three answers")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--way", choices=WAYS)
+    asked = arguments.parse_args()
+    if asked.way:
+        print(json.dumps(run(asked.way, asked.prompt, asked.answer, asked.rounds)))
+        return
+    found = {way: _in_a_process(way, asked) for way in WAYS}
+    ours, theirs = (found[way] for way in WAYS)
+    found["ratios"] = {
+        "speed": statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"]),
+        "memory": ours["bytes"] / theirs["bytes"],
+        "loss": abs(ours["loss"] - theirs["loss"]) / abs(theirs["loss"]),
+    }
+    RESULTS.write_text(json.dumps({"prompt": asked.prompt, "answer": asked.answer, **found}, indent=1) + "\n")
+    print(
+        f"{found['ratios']['speed']:.2f} × as fast as padded rows in {found['ratios']['memory']:.2f} × the memory; "
+        f"losses differ by {found['ratios']['loss']:.0e}"
+    )
+
+
+def _in_a_process(way: str, asked: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.hybrid", "--way", way]
+    command += [f"--{name}={getattr(asked, name)}" for name in ("prompt", "answer", "rounds")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return found
+
+
+def run(way: str, prompt: int, answer: int, rounds: int) -> dict[str, Any]:
+    """Seconds of each step after one to warm up, bytes above the model, and the loss."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, Qwen3NextConfig
+
+    from align.data.examples import Answer, TokenizedExample
+    from align.longseq import ATTENTION, pack, pair_logps
+    from align.longseq.checkpointing import apply_checkpointing
+    from align.longseq.plain_rows import plain_pair_logps
+    from losses import logo_loss
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about its own names
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Qwen3NextConfig(**SIZES), dtype=torch.float32).train()
+    random = np.random.default_rng(0)
+    ids = [random.integers(0, SIZES["vocab_size"], size) for size in (prompt, answer, answer, answer)]
+    answers = tuple(Answer(each, np.ones(answer, dtype=bool)) for each in ids[1:])
+    example = TokenizedExample("random:1", ids[0], np.arange(prompt), answers)
+    if way == "shared prefix":
+        model.set_attn_implementation(ATTENTION)
+        apply_checkpointing(model, "keep_attention")
+        batch = pack([example])
+    else:
+        model.gradient_checkpointing_enable()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(1 + rounds):
+        model.zero_grad()
+        started = time.process_time()
+        logps = pair_logps(model, batch) if way == "shared prefix" else plain_pair_logps(model, [example])
+        loss = logo_loss(logps, beta=2.5, gamma=0.25, sft_weight=0.1).loss.mean()
+        loss.backward()
+        seconds.append(time.process_time() - started)
+    above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return {"seconds": seconds[1:], "bytes": above, "loss": loss.item()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What attention costs with a window, against full attention in one run: forward and backward of one layer, CPU.
+
+python -m benchmarks.windows               # SmolLM2's heads, 8,192 tokens; writes results/windows.json
+python -m benchmarks.windows --tokens 4096 --rounds 1
+
+The patterns take turns, round after round, on the same queries, keys and values; the ratio is of processor time within
+a round, the median over rounds. What autograd keeps is counted in bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.longseq.attention import attend, prepare
+from align.longseq.patterns import FULL, Pattern, Window, seen_pairs
+from align.longseq.shared_prefix import Layout, PackedPrompt
+
+RESULTS = Path(__file__).parent / "results" / "windows.json"
+HEADS, KV_HEADS, WIDTH = 9, 3, 64
+ANSWER = 128  # tokens of each of the two answers, which the prompt is followed by
+WINDOWS = (512, 1024, 4096)
+
+
+def main() -> None:
+    """Measures every window against full attention and writes the table."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("--tokens", type=int, default=8192, help="of the row, answers included")
+    arguments.add_argument("--rounds", type=int, default=3)
+    asked = arguments.parse_args()
+    torch.set_num_threads(1)
+    cells = compare(asked.tokens, asked.rounds)
+    RESULTS.write_text(json.dumps({"tokens": asked.tokens, "threads": 1, "cells": cells}, indent=1) + "\n")
+    for cell in cells:
+        print(
+            f"{cell['pattern']:18} {cell['seconds']:6.2f} s   {cell['ratio']:.3f} of full attention   "
+            f"{cell['pairs']:.3f} of its pairs   kept {cell['kept_ratio']:.3f} of its bytes"
+        )
+
+
+def compare(tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """Of each pattern the processor's seconds, and ratios to full attention's: time, pairs, bytes kept."""
+    prompt = tokens - 2 * ANSWER
+    answers = tuple((prompt + i * ANSWER, prompt + (i + 1) * ANSWER) for i in range(2))
+    layout = Layout((PackedPrompt((0, prompt), answers),))
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        torch.randn(1, heads, tokens, WIDTH, generator=generator).requires_grad_()
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+    patterns: list[Pattern] = [FULL, *(Window(size) for size in WINDOWS if size < tokens)]
+    seconds: dict[Pattern, list[float]] = {pattern: [] for pattern in patterns}
+    kept: dict[Pattern, int] = {}
+    for _ in range(rounds):
+        for pattern in patterns:
+            took, kept[pattern] = step(layout, states, pattern)
+            seconds[pattern].append(took)
+    return [
+        {
+            "pattern": str(pattern),
+            "seconds": statistics.median(seconds[pattern]),
+            "ratio": statistics.median(
+                own / full for own, full in zip(seconds[pattern], seconds[FULL], strict=True)
+            ),
+            "pairs": pairs(pattern, prompt) / pairs(FULL, prompt),
+            "kept_ratio": kept[pattern] / kept[FULL],
+        }
+        for pattern in patterns
+    ]
+
+
+def pairs(pattern: Pattern, prompt: int) -> int:
+    """Pairs of a query and a key that it sees."""
+    return seen_pairs(pattern, (0, prompt)) + 2 * seen_pairs(pattern, (prompt, prompt + ANSWER))
+
+
+def step(layout: Layout, states: list[Tensor], pattern: Pattern) -> tuple[float, int]:
+    """Processor seconds of a forward and backward pass, and bytes that were kept in between."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    way = partial(attend, layout=prepare(layout), kernel="cpu", pattern=pattern)
+    started = time.process_time()
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = way(*states)
+    torch.autograd.grad(output.sum(), states)
+    return time.process_time() - started, kept
+
+
+if __name__ == "__main__":
+    main()

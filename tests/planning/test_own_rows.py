@@ -1,0 +1,55 @@
+"""Plans of `model.attention=library`: each answer behind its whole prompt, one row of them at a time."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import MambaConfig
+
+from align.longseq.checkpointing import apply_checkpointing
+from align.models.settings import ModelSettings
+from align.planning.architecture import UnknownModelError, measure
+from align.planning.job import Job, Levers, OwnRows, Precision, Rows, Strategy, as_read
+from align.planning.memory import predict
+from tests.planning.plans import plan
+from tests.planning.test_planning import CPU, live_peak
+from tests.tiny import tiny_model
+
+
+def test_tokens_and_pairs():
+    """Two prompts of 1,000 with answers of 100 and 50: four rows, 2 · (2,000 + 150) tokens, 1,100 of them at once."""
+    rows = as_read(Rows(1000, (100, 50), short_prompt=200, prompts=2), "library")
+    assert isinstance(rows, OwnRows)
+    assert (rows.tokens, rows.at_once, rows.scored) == (4300, 1100, 300)
+    assert rows.pairs == 2 * (1100**2 + 1050**2) / 2
+    assert (rows.head_at_once("none"), rows.head_at_once("sequence")) == (100, 1100)
+    assert rows.short().tokens == 2 * (2 * 200 + 150)
+    assert as_read(Rows(1000, (100, 50)), "sdpa").tokens == 1150
+
+
+@pytest.mark.parametrize("mode", ["none", "full", "keep_attention"])
+def test_live_memory(mode):
+    """Checkpoints, gradients and transients of a step against torch's own count, within 15 %."""
+    sizes = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6, "head_dim": 32}
+    model = tiny_model("llama", num_hidden_layers=6, **sizes).train()
+    architecture = measure(model.config, ModelSettings())
+    apply_checkpointing(model, mode)
+    rows = OwnRows(prompt=1400, answers=(60, 60))
+    job = Job(rows, Precision(), optimizer_slots=0)
+    memory = predict(architecture, job, Strategy(levers=Levers(mode)), CPU)
+    predicted = memory.gradients + memory.checkpoints + memory.transient
+    assert predicted == pytest.approx(live_peak(model, rows), rel=0.15)
+
+
+def test_a_plan_reads_more_and_neither_tiles_nor_shards():
+    words = ("model=llama3_8b", "method=logo", "rows.prompt=30000", "rows.rejected=2", "model.lora.r=16")
+    shared, own = plan(*words, "gpus.count=8"), plan(*words, "gpus.count=8", "model.attention=library")
+    assert (shared.job.rows.tokens, own.job.rows.tokens) == (30000 + 3 * 512, 3 * 30512)
+    assert own.given.time.total > 2 * shared.given.time.total
+    assert own.best is not None
+    assert (own.best.strategy.degree, own.best.strategy.levers.mlp_chunk) == (1, None)
+    assert own.plain.memory.total == shared.plain.memory.total
+
+
+def test_a_model_without_attention_is_not_counted():
+    with pytest.raises(UnknownModelError, match="mamba models are not made of attention and MLPs"):
+        measure(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64), ModelSettings())
