@@ -77,14 +77,15 @@ def test_no_class_is_silently_wrong_and_none_ends_in_a_traceback():
             assert row["sentence"], name
 
 
-def test_nine_decoders_in_ten_share_a_prompt():
-    """Of those that are decoders by birth and could be built."""
+def test_seven_decoders_in_ten_share_a_prompt_and_nearly_all_train():
+    """Of those that are decoders by birth and could be built; attention code of their own is what keeps the others."""
     decoders = [
         row["verdict"]
         for row in CLASSES.values()
         if row.get("decoder") and "images" not in row["marks"] and row["verdict"] != "not built"
     ]
-    assert decoders.count("shared") >= 0.8 * len(decoders)
+    assert decoders.count("shared") >= 0.7 * len(decoders)
+    assert decoders.count("shared") + decoders.count("own rows") >= 0.95 * len(decoders)
 
 
 @pytest.mark.slow

@@ -268,3 +268,10 @@ def test_a_mixture_of_experts_says_what_it_leaves_out(tmp_path):
     )
     with pytest.warns(UserWarning, match="mixture of 8 experts: its load-balancing loss takes no part"):
         check_architecture(ModelSettings(path=str(tmp_path)))
+
+
+def test_a_configuration_that_transformers_has_no_causal_model_for_is_refused(tmp_path):
+    """It ended in the library's traceback when weights were to be loaded."""
+    CONFIG_MAPPING["vit"]().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no causal language model of type vit"):
+        check_architecture(ModelSettings(path=str(tmp_path)))
