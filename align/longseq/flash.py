@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align.core.errors import UserError
-from align.longseq.settings import FLASH_MODULES
+from align.longseq.settings import FLASH_MODULES, cannot_share
 
 # `(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal) -> (output, log-sum-exp [h, total])`
 Forward = Callable[..., tuple[Tensor, Tensor]]
@@ -116,9 +116,10 @@ def with_softcap(kernel: str | None, softcap: float) -> str:
         UserError: any other kernel.
     """
     if kernel not in FLASH_MODULES:
-        raise UserError(
+        raise cannot_share(
             f"The model's attention asks for soft-capped scores (softcap={softcap}), which torch's own kernels do not "
-            f"have: set model.attention={' or '.join(FLASH_MODULES)}."
+            "have",
+            instead=f"set model.attention={' or '.join(FLASH_MODULES)}",
         )
     return f"{kernel}{SOFTCAP}{softcap}"
 

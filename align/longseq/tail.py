@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from align.core.errors import UserError
+from align.longseq.settings import cannot_share
 from align.models.text_part import text_decoder
 
 # Operations that pick, copy or convert numbers and leave their values alone, by the names that torch gives them.
@@ -134,10 +134,10 @@ class TailWatch(TorchDispatchMode):
         elif logits.shape[-1] != self._vocabulary:
             self._unknown.append("a cut of the vocabulary")
         if self._unknown:
-            raise UserError(
+            raise cannot_share(
                 f"{type(self._model).__name__} does more between its last hidden states and its logits than its output "
                 f"embedding and simple steps ({', '.join(dict.fromkeys(self._unknown))}), which the shared-prefix "
-                "forward does not compute: use a model class without it."
+                "forward does not compute"
             )
         return Tail(tuple(self._before), tuple(self._after))
 
