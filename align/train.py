@@ -56,6 +56,7 @@ def train(config: DictConfig) -> TrainResult:
 def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainResult:
     """In this process, one of those that were launched."""
     from align.evaluation.ask import exclusive_of_all
+    from align.longseq.tile_probe import check_tiles
     from align.planning.fit import fit_memory
     from align.runs import continuation
     from align.runs.folder import has_saved
@@ -75,6 +76,7 @@ def _train(run: Run, config: DictConfig, suites: Mapping[str, Suite]) -> TrainRe
         fill.fill_cache(setup.build_trainer(run, tokenizer, data), run, data)
         return finish.TrainResult(run.output)
     run = replace(run, memory=fit_memory(run, data))
+    check_tiles(run.model, run.memory)  # what memory=auto has chosen
     with exclusive_of_all(str(run.output)):
         return _train_in_folder(run, config, suites, data, tokenizer, noted)
 

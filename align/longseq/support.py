@@ -107,7 +107,9 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
 def _mixing_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The layers that mix tokens: all but those that the configuration calls MLPs, where nothing else is known."""
     layers = _layers(model)
-    types = getattr(text_config(model.config), "layer_types", None) or [None] * len(layers)
+    types = getattr(text_config(model.config), "layer_types", None) or []
+    if len(types) != len(layers):
+        return layers
     return [
         layer
         for layer, kind in zip(layers, types, strict=True)

@@ -33,6 +33,7 @@ from align.longseq.settings import (
     check_own_rows_settings,
 )
 from align.longseq.support import check_config, check_readable
+from align.longseq.tile_probe import check_tiles_of
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
 from align.models.precision import training_dtype, warn_of_low_weights
 from align.models.settings import LIBRARY, ModelSettings
@@ -176,6 +177,8 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
     lm, name = find_causal_lm(model), attention_name(attention)
     if name is not None or _is_ours(model):
         set_attention(lm, name or library_attention(lm))
+    if memory.mlp_chunk is not None and attention != LIBRARY:
+        check_tiles_of(type(lm), lm.config)
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
     return model
 

@@ -17,6 +17,7 @@ from align.longseq.flash import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config, check_degree
+from align.longseq.tile_probe import check_tiles
 from align.models.loading import load_config, resolve_dtype
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
@@ -46,6 +47,7 @@ def check(config: DictConfig) -> Run:
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
+    check_tiles(settings.model, settings.memory)
     check_degree(load_config(settings.model), settings.parallel.degree)
     check_sharded_experts(settings.model, arguments)
     if settings.reference_source != "none":

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from align.training.metric_names import ROWS
 from tests.forked import run
 from tests.longseq.plain import assert_close
 from tests.rows import make_rows
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, save_tiny_composite
 
 CPU_FORMS = Path(__file__).parents[2] / "launchers" / "accelerate" / "cpu"
 COMMON = [
@@ -175,3 +176,29 @@ def test_filling_a_cache_under_a_cpu_configuration(folder, against_a_reference, 
     weights, results = train(folder, f"from-cache-{name}", 2, *common, flags=flags)
     assert results["training"]["reference/tokens"] == 0
     assert_close(weights, against_a_reference[False][0], tolerance=1e-5)
+
+
+@pytest.fixture(scope="module")
+def composite(tmp_path_factory) -> Path:
+    """Mistral-3, whose checkpoints name weights in another way than the library's model does."""
+    folder = tmp_path_factory.mktemp("composite")
+    save_tiny_composite(folder / "model", "mistral3")
+    make_rows(folder / "rows.jsonl", 14)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_composite_under_each_cpu_configuration(composite, name):
+    """Frozen parts in every wrapper, beside a frozen copy that ZeRO-3 splits: the same weights under the same names."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    common = ("trainer.per_device_train_batch_size=4", "method=dpo")
+    expected, _ = train(composite, f"one-beside-{name}", 1, *common)
+    flags = ("--config_file", str(CPU_FORMS / f"{name}.yaml"))
+    weights, _ = train(composite, name, 2, "parallel=gather", *common, flags=flags)
+    start = load_file(composite / "model" / "model.safetensors")
+    assert weights.keys() == expected.keys() == start.keys()
+    assert_close(weights, expected, tolerance=1e-5)
+    for kept in (key for key in start if key.startswith(("vision_tower", "multi_modal_projector"))):
+        assert torch.equal(weights[kept], start[kept])

@@ -23,7 +23,14 @@ from align.models.structure import find_causal_lm
 from losses import logo_loss
 from losses.types import PairLogps
 from tests.longseq.plain import assert_close, make_example, plain_pair_logps, randomise_lora_b
-from tests.longseq.stateful import KINDS, STATES_ALONE, float64_throughout, in_float64, state_model
+from tests.longseq.stateful import (
+    ITS_OWN_CACHE,
+    KINDS,
+    STATES_ALONE,
+    float64_throughout,
+    in_float64,
+    state_model,
+)
 from tests.tiny import tiny_model
 
 SHAPES = ((21, (7, 3, 1)), (9, (2, 4)), (1, (3,)))
@@ -75,7 +82,7 @@ def test_every_architecture(kind, tokens_per_row):
         assert_parity(model, shared(model), examples(), tokens_per_row=tokens_per_row)
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "nemotron_h", "jamba", "minimax", "lfm2"])
+@pytest.mark.parametrize("kind", ["qwen3_next", "nemotron_h", "jamba", "minimax", "lfm2", *ITS_OWN_CACHE])
 def test_in_the_librarys_own_precision(kind):
     """As the library computes: its scans in float32, whose chunks lie elsewhere in padded rows."""
     model = in_float64(state_model(kind)).train()
