@@ -44,7 +44,7 @@ FAMILIES = {
     "falcon_h1": "shared",
     "jamba": "shared",
     "lfm2": "shared",
-    "gemma2": "own rows",
+    "gemma2": "shared",
     "falcon": "own rows",
     "mamba2": "own rows",
 }

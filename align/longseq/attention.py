@@ -30,8 +30,7 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from align.longseq.flash import with_softcap
-from align.longseq.kernels import sdpa_kernel
+from align.longseq.kernels import sdpa_kernel, with_softcap
 from align.longseq.layer_pattern import UNSAID, Unsaid, layer_pattern
 from align.longseq.merge import MergedAttention
 from align.longseq.patterns import FULL, Pattern
@@ -133,7 +132,7 @@ def shared_prefix_attention(
         dropout: probability of dropping a weight.
         sliding_window: tokens that a token sees, itself included, in layers that have a window; see layer_pattern.py.
         s_aux: `[H]` sinks: a logit for each head that joins the softmax and has no value.
-        softcap: c of scores `c · tanh(s / c)`, which FlashAttention's kernels have.
+        softcap: c of scores `c · tanh(s / c)`.
         flash: `flash2` or `flash3`; None takes torch's kernels.
 
     Returns:
@@ -166,6 +165,8 @@ def shared_prefix_attention(
 
 def _attend_by(kernel: str | None, softcap: float | None, dropout: float, asked: dict[str, Any]) -> Attend:
     """Attention by a kernel, or the plain way where there is none, with all that a layer asks for."""
+    if softcap is not None and dropout:
+        raise cannot_share("The model's attention asks for soft-capped scores and for dropout at once")
     if softcap is not None:
         kernel = with_softcap(kernel, softcap)
     if kernel is None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align.core.errors import UserError
-from align.longseq.settings import FLASH_MODULES, cannot_share
+from align.longseq.settings import FLASH_MODULES, SOFTCAP
 
 # `(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal) -> (output, log-sum-exp [h, total])`
 Forward = Callable[..., tuple[Tensor, Tensor]]
@@ -68,7 +68,6 @@ def check_flash(
 # The oldest GPU whose instructions each has: Ampere, Hopper.
 _OLDEST = {"flash2": (8, 0), "flash3": (9, 0)}
 WIDEST = 256
-SOFTCAP = " softcap "  # in a kernel's name: between its own name and the cap
 
 
 def flash_problem(
@@ -107,21 +106,6 @@ def load_flash(name: str, *, module: Any = None) -> FlashKernel:
         except ImportError as error:
             raise UserError(f"model.attention={name} needs {source} ({error}).") from error
     return _ADAPTERS[name](module, float(softcap or 0))
-
-
-def with_softcap(kernel: str | None, softcap: float) -> str:
-    """The name of the same kernel with soft-capped scores, `c · tanh(s / c)`, which FlashAttention has.
-
-    Raises:
-        UserError: any other kernel.
-    """
-    if kernel not in FLASH_MODULES:
-        raise cannot_share(
-            f"The model's attention asks for soft-capped scores (softcap={softcap}), which torch's own kernels do not "
-            "have",
-            instead=f"set model.attention={' or '.join(FLASH_MODULES)}",
-        )
-    return f"{kernel}{SOFTCAP}{softcap}"
 
 
 class FlashKernel:

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from align.longseq.capped import CappedKernel
 from align.longseq.flash import load_flash
+from align.longseq.settings import FLASH_MODULES, SOFTCAP
 
 _aten = torch.ops.aten
+CAPPED = "capped"  # the name of capped.py's kernel, before its cap
 
 # Sizes of a part's causal squares; empty for a rectangle, where every query sees every key. See parts.Part.
 Squares = tuple[int, ...]
@@ -177,10 +180,16 @@ _KERNELS: dict[str, Kernel] = {
 
 
 def kernel_named(name: str) -> Kernel:
-    """A kernel of torch's, or one of flash.py's, whose package is imported here and not before."""
+    """A kernel by its name: torch's, flash.py's, whose package is imported here and not before, or one with a cap."""
     if name not in _KERNELS:
-        register_kernel(name, load_flash(name))
+        kind, _, softcap = name.partition(SOFTCAP)
+        register_kernel(name, CappedKernel(float(softcap)) if kind == CAPPED else load_flash(name))
     return _KERNELS[name]
+
+
+def with_softcap(kernel: str | None, softcap: float) -> str:
+    """The name of a kernel whose scores are capped, `c · tanh(s / c)`: FlashAttention's own, else capped.py's."""
+    return f"{kernel if kernel in FLASH_MODULES else CAPPED}{SOFTCAP}{softcap}"
 
 
 def register_kernel(name: str, kernel: Kernel) -> None:

@@ -21,7 +21,7 @@ from align.core.errors import UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import Measured, NotProvenError, measure
-from align.longseq.settings import FLASH_MODULES, cannot_share
+from align.longseq.settings import cannot_share
 from align.longseq.small_model import build_small, draw_adapter
 from align.longseq.support import check_config, check_readable
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
@@ -30,7 +30,6 @@ from align.models.lora import add_lora
 from align.models.routers import check_experts
 from align.models.settings import LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm
-from align.models.text_part import text_config
 
 # How many keys a layer selects by an index of its own: among random scores many are equal, and the length of a row
 # decides between them, so that rows of their own are compared with padded ones without a selection.
@@ -63,10 +62,6 @@ def check_architecture(model: ModelSettings) -> None:
             f"model.path={model.path}: transformers {transformers.__version__} has no causal language model of type "
             f"{config.model_type}: use another model, or one whose own code trust_remote_code=true runs."
         )
-    if model.attention in FLASH_MODULES and getattr(text_config(config), "attn_logit_softcapping", None):
-        # Its kernels cap scores; there are none on a CPU, so that the rest is held without.
-        config = copy.deepcopy(config)
-        text_config(config).attn_logit_softcapping = None
     if model.lora.r > 0:
         adapter = Adapter(asdict(model.lora), lambda base: add_lora(base, model.lora))
         _check(kind, config, model.attention, adapter)

@@ -22,6 +22,7 @@ FLASH_MODULES = {
         "FlashAttention 3, which the extra `flash` does not bring: build it in the folder hopper of flash-attn",
     ),
 }
+SOFTCAP = " softcap "  # in a kernel's name: between its own name and the cap on scores
 ATTENTION_CHOICES = (*ATTENTIONS, LIBRARY)  # of `model.attention`
 CHECKPOINTING_MODES = ("none", "full", "keep_attention")  # of `memory.checkpointing`, see checkpointing.py
 OFFLOAD = ("none", "host", "disk")
