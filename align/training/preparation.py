@@ -143,11 +143,11 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings) -> nn.Module:
     """
     if isinstance(model, str):
         model = load_causal_lm(training_dtype(ModelSettings(path=model)), attention=ATTENTION)
-        freeze_other_parts(model)
     elif attention_name(find_causal_lm(model)) in ATTENTIONS.values():
         return model
     check_supported(model)
     set_attention(find_causal_lm(model), ATTENTION)
+    freeze_other_parts(find_causal_lm(model))
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
     return model
 
