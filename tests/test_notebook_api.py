@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -284,15 +285,17 @@ def test_contexts_are_cut_to_the_models_window_and_that_is_said(tmp_path):
     assert set(trainer.train_dataset["longest_sequence"]) == {32}
 
 
-def test_a_window_shorter_than_a_row_is_refused_before_training(tmp_path):
+def test_rows_longer_than_a_sliding_window_train(tmp_path):
+    """As text and tokenised: a window of 16 tokens hides most of a row of 41, and nothing is cut or refused."""
     model = tiny_model("mistral", sliding_window=16)
-    with pytest.raises(align.UserError, match="sliding window of 16 tokens is shorter"):
-        make_trainer(tmp_path, model, processing_class=tiny_tokenizer(), train_dataset=long_rows(40))
-    tokenised = make_trainer(
-        tmp_path, tiny_model(), processing_class=tiny_tokenizer(), train_dataset=long_rows(40)
-    ).train_dataset
-    with pytest.raises(align.UserError, match="sliding window of 16 tokens is shorter"):
-        make_trainer(tmp_path, model, train_dataset=tokenised)
+    trainer = make_trainer(tmp_path, model, processing_class=tiny_tokenizer(), train_dataset=long_rows(40))
+    assert min(trainer.train_dataset["longest_sequence"]) > 16
+    loss = trainer.train().training_loss
+    assert math.isfinite(loss)
+    again = make_trainer(
+        tmp_path / "again", tiny_model("mistral", sliding_window=16), train_dataset=trainer.train_dataset
+    )
+    assert again.train().training_loss == loss
 
 
 # ---- what is shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +32,8 @@ from align.models.text_part import set_attention
 def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> bool:
     """Runs all layers once on fake tensors, which have shapes and no values, and take no memory.
 
-    A model whose code needs values there (by printing, or branching on them) is not refused for that: the first
-    real forward holds every model to the same.
+    A model whose code needs values there (by printing, or branching on them), or a GPU, is not refused for that: the
+    first real forward holds every model to the same.
 
     Args:
         model_class: the model's class.
@@ -66,8 +67,20 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     except UserError:
         raise
     except Exception as error:  # a class that takes no such input, or whose attention the library refuses
+        if _in_a_kernel(error):
+            return False
         raise UserError(cannot_run(model_class, error)) from error
     return True
+
+
+# Packages whose kernels transformers takes where they are installed, and which run on a GPU alone.
+_KERNELS = {"triton", "fla", "mamba_ssm", "causal_conv1d", "flash_attn", "kernels"}
+
+
+def _in_a_kernel(error: BaseException) -> bool:
+    """Whether a GPU's kernel has refused tensors that are not on one."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] in _KERNELS for frame, _ in frames)
 
 
 def _check_own_rows(build: Any, config: PreTrainedConfig) -> bool:

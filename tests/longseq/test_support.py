@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,21 @@ class NotSmall(LlamaForCausalLM):
         if config.hidden_size != 48:
             raise ValueError("this is a model of width 48. It takes no other")
         super().__init__(config)
+
+
+def _kernel(states):
+    raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+
+
+KERNEL = types.FunctionType(_kernel.__code__, {"__name__": "triton.runtime.jit", "ValueError": ValueError})
+
+
+class NeedsGpu(LlamaForCausalLM):
+    """A model with a kernel that transformers took from an installed package, for a GPU alone."""
+
+    def forward(self, input_ids=None, **kwargs):
+        KERNEL(input_ids)
+        return super().forward(input_ids, **kwargs)
 
 
 class NotSmallNeedsValues(NeedsValues, NotSmall):
@@ -268,6 +285,12 @@ def test_a_mixture_of_experts_says_what_it_leaves_out(tmp_path):
     )
     with pytest.warns(UserWarning, match="mixture of 8 experts: its load-balancing loss takes no part"):
         check_architecture(ModelSettings(path=str(tmp_path)))
+
+
+def test_a_kernel_that_needs_a_gpu_is_no_reason_to_refuse(capsys):
+    """Where flash-linear-attention is installed, layers with a state run on a GPU alone."""
+    assert not check_computed(NeedsGpu, tiny_model().config)
+    assert "No small NeedsGpu runs on a CPU (Pointer argument cannot be accessed" in capsys.readouterr().err
 
 
 def test_a_configuration_that_transformers_has_no_causal_model_for_is_refused(tmp_path):
