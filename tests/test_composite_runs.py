@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -139,6 +140,41 @@ def test_planned_verified_and_evaluated(base, tmp_path, monkeypatch, capfd):
         f"output={tmp_path / 'pairs'}",
     )
     assert json.loads((tmp_path / "pairs" / "summary.json").read_text())
+
+
+def test_a_run_that_goes_on_reads_what_its_checkpoint_has(base, tmp_path, monkeypatch, capfd):
+    """Checkpoints of these families name weights otherwise than the model, which reads by its own names alone."""
+    words = [
+        "train",
+        f"model.path={base / 'base'}",
+        f"data.path={base / 'rows.jsonl'}",
+        "method=simpo",
+        "trainer.learning_rate=1e-2",
+        "trainer.max_steps=3",
+        "trainer.save_strategy=steps",
+        "trainer.save_steps=1",
+        f"output={tmp_path / 'run'}",
+    ]
+    run(monkeypatch, capfd, *words)
+    through = weights(tmp_path / "run" / "model")
+    for gone in ("model", "checkpoint-3"):
+        shutil.rmtree(tmp_path / "run" / gone)
+    (tmp_path / "run" / "results.json").unlink()
+    _, said = run(monkeypatch, capfd, *words)
+    assert "at step 2 of 3" in said
+    resumed = weights(tmp_path / "run" / "model")
+    assert resumed.keys() == through.keys() == weights(base / "base").keys()
+    assert all(torch.equal(resumed[name], through[name]) for name in through)
+    run(
+        monkeypatch,
+        capfd,
+        "export",
+        f"path={tmp_path / 'run' / 'checkpoint-2'}",
+        f"output={tmp_path / 'two'}",
+    )
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "two").load_state_dict(
+        merged_model(read_policy(tmp_path / "run" / "checkpoint-2")).state_dict()
+    )
 
 
 # As LLaVA's processor has it: it writes nothing of a content that is a text by itself.

@@ -26,6 +26,7 @@ from align.core.errors import AlignWarning, UserError
 from align.models.paths import resolve_path
 from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
+from align.models.renamings import forget_unused_renamings
 from align.models.rope import override_rope
 from align.models.settings import EXPERTS, ModelSettings
 from align.models.text_part import attention_by_part, is_composite, text_config
@@ -149,7 +150,7 @@ def load_causal_lm(
             revision=settings.revision,
             **experts_keyword(settings),
         )
-    _forget_unused_renamings(model)
+    forget_unused_renamings(model)
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
@@ -159,17 +160,6 @@ def experts_keyword(settings: ModelSettings) -> dict[str, str]:
     """What tells transformers how to compute experts, where `model.moe.experts` does not leave it the choice."""
     name = EXPERTS[settings.moe.experts]
     return {} if name is None else {"experts_implementation": name}
-
-
-def _forget_unused_renamings(model: PreTrainedModel) -> None:
-    """Leaves only those renamings to be undone at saving that a weight of the checkpoint has needed.
-
-    The library does that itself but under ZeRO-3, where it would save a composite's weights (LLaVA's, Mistral-3's,
-    Gemma-3's) under names that are then not found, so that they would be drawn at random.
-    """
-    renamings: Any = getattr(model, "_weight_conversions", None)
-    if renamings:
-        renamings[:] = [renaming for renaming in renamings if renaming.was_used()]
 
 
 def bfloat16_here() -> bool:

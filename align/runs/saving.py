@@ -15,6 +15,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from align.core.bars import weight_bars_off
 from align.core.errors import UserError, shortage
+from align.models.renamings import saved_under_own_names
 from align.runs import checkpoints
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class SealedCheckpoints(Trainer):
             # A torn one of the same step: its files would be sealed with the new ones.
             shutil.rmtree(folder, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with _room_for(folder):
+        with _room_for(folder), saved_under_own_names(model):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

@@ -168,7 +168,6 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
         settings = training_dtype(ModelSettings(path=model, attention=attention))
         check_architecture(settings)
         model = load_causal_lm(settings, attention=attention_name(attention))
-        freeze_other_parts(model)
     else:
         check_model_in_memory(model, attention)
         if attention != LIBRARY and _is_ours(model):
@@ -177,6 +176,7 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
     lm, name = find_causal_lm(model), attention_name(attention)
     if name is not None or _is_ours(model):
         set_attention(lm, name or library_attention(lm))
+    freeze_other_parts(lm)
     if memory.mlp_chunk is not None and attention != LIBRARY:
         check_tiles_of(type(lm), lm.config)
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
