@@ -75,8 +75,12 @@ def shared() -> str:
 
 
 def sentence(row: Mapping[str, Any]) -> str:
-    """Why, in one cell; the last part of a sentence says what to set, which is the same for all."""
-    return str(row["sentence"]).split(": set model.attention=library")[0].replace("|", "\\|")
+    """Why, in one cell: where neither way is taken, what rows of their own say; without what to set."""
+    return (
+        str(row.get("own rows") or row["sentence"])
+        .split(": set model.attention=library")[0]
+        .replace("|", "\\|")
+    )
 
 
 def own_rows() -> str:

@@ -163,8 +163,16 @@ def tiled_layer(
         others: what else the layer takes by position, such as Gemma-4's second embedding of each token `[1, T, E]`.
         size: tokens of a tile.
         recomputing: entered while the checkpoint recomputes the layer.
+
+    Raises:
+        UserError: tokens do not lie along the second dimension, as in Gemma-3n, whose layers take several copies.
     """
     layout: PreparedLayout = layer.keywords["layout"]
+    if hidden.shape[0] != 1:
+        raise UserError(
+            f"{type(layer.args[0]).__name__} takes hidden states in {hidden.shape[0]} copies, which memory.mlp_chunk "
+            "cannot tile: set memory.mlp_chunk=null."
+        )
     tokens = hidden.shape[1]
     count = math.ceil((layout.most_tokens or tokens) / size)
     if count <= 1:
