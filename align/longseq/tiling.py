@@ -20,16 +20,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
+from align.longseq.token_tiles import Tiles, has_tokens, of_tile
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class _Given:
         if self.waiting:
             return self.waiting.pop(0)
         leaves, form = tree_flatten(keywords)
-        with_tokens = [at for at, leaf in enumerate(leaves) if _has_tokens(leaf, hidden.shape[1])]
+        with_tokens = [at for at, leaf in enumerate(leaves) if has_tokens(leaf, hidden.shape[1])]
 
         def over(hidden: Tensor, *joined: Tensor) -> Any:
             for at, leaf in zip(with_tokens, joined, strict=True):
@@ -111,42 +111,6 @@ class Recomputing:
     def __exit__(self, *error: Any) -> None:
         self.active = False
         self.inner.__exit__(*error)
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """Where a row of tokens is cut: 10 tokens in 3 tiles at 0, 3, 6 and 10.
-
-    Attributes:
-        tokens: of the row, and at least one a tile: a row of 2 tokens in 3 tiles counts 3, its last one twice.
-        bounds: of each tile its first token and the one after its last.
-    """
-
-    tokens: int
-    bounds: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def of(cls, tokens: int, count: int) -> _Tiles:
-        tokens = max(tokens, count)
-        cuts = [tokens * tile // count for tile in range(count + 1)]
-        return cls(tokens, tuple(pairwise(cuts)))
-
-    def cut(self, states: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """`states` of all tokens, which lie along `dim`, as one view a tile."""
-        return self.pad(states, dim).split([stop - start for start, stop in self.bounds], dim=dim)
-
-    def pad(self, states: Tensor, dim: int) -> Tensor:
-        """`states` with its last token repeated, where a row has fewer tokens than there are tiles.
-
-        What is true of a token (a mask of bools, such as which tokens count) is not of its repetitions.
-        """
-        missing = self.tokens - states.shape[dim]
-        if not missing:
-            return states
-        last = states.narrow(dim, states.shape[dim] - 1, 1)
-        if states.dtype == torch.bool:
-            last = torch.zeros_like(last)
-        return torch.cat([states, *[last] * missing], dim)
 
 
 def tiled_layer(
@@ -177,12 +141,12 @@ def tiled_layer(
     count = math.ceil((layout.most_tokens or tokens) / size)
     if count <= 1:
         return layer(hidden, *others)
-    tiles = _Tiles.of(tokens, count)
+    tiles = Tiles.of(tokens, count)
     runs = [
-        _TileRun(partial(layer, **_of_tile(layer.keywords, tokens, tiles, *bounds)), layout)
+        _TileRun(partial(layer, **of_tile(layer.keywords, tokens, tiles, *bounds)), layout)
         for bounds in tiles.bounds
     ]
-    beside = [_of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
+    beside = [of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
     hiddens = tiles.cut(hidden, 1)
     outputs: list[tuple[Any, ...]] = []
     while True:
@@ -288,20 +252,6 @@ def _joined_part(layer: partial[Tensor], parts: list[Any], tokens: int) -> Tenso
     return _joined(parts, 1, tokens)
 
 
-def _cut_output(part: Any, tiles: _Tiles, dim: int) -> tuple[Any, ...]:
+def _cut_output(part: Any, tiles: Tiles, dim: int) -> tuple[Any, ...]:
     """A tensor of what came out of a station, cut in tiles; what a mixer leaves empty is None in each."""
     return (None,) * len(tiles.bounds) if part is None else tiles.cut(part, dim)
-
-
-def _of_tile(values: Any, tokens: int, tiles: _Tiles, start: int, stop: int) -> Any:
-    """Keywords or arguments for one tile: of tensors `[·, T, …]`, such as position embeddings, its `start` … `stop`."""
-
-    def cut(value: Tensor) -> Tensor:
-        return tiles.pad(value, 1)[:, start:stop] if _has_tokens(value, tokens) else value
-
-    return tree_map_only(Tensor, cut, values)
-
-
-def _has_tokens(value: Any, tokens: int) -> bool:
-    """Whether it is a tensor `[·, tokens, …]`."""
-    return isinstance(value, Tensor) and value.dim() >= 2 and value.shape[1] == tokens

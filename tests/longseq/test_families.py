@@ -50,6 +50,7 @@ MORE = {
     "granite_swa": "sinks and windows, factors",
     "mimo_v2_flash": "sinks in some layers, values narrower than keys",
     "nanochat": "capped logits",
+    "beam": "a factor for each token's queries, which layers are handed",
     "cohere": "factor of the logits",
     "deepseek_v2": "latent attention",
     "longcat_flash": "latent attention, two a layer",
