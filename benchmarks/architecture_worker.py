@@ -95,7 +95,7 @@ def examine(architecture: Architecture) -> dict[str, Any]:
         return row | {"sentence": f"{type(error).__name__}: {said}"[:300]}
     row |= {"decoder": is_decoder(config), "marks": marks(config, model)}
     verdict = verdict_of(model_class, config, "sdpa")
-    row |= {name: value for name, value in asdict(verdict).items() if name != "kind"}
+    row |= {name: value for name, value in asdict(verdict).items() if name not in ("kind", "notices")}
     row["verdict"] = VERDICTS[verdict.kind]
     if verdict.kind == EXACT:
         return row | {"parallel": parallel_error(model_class, config)}

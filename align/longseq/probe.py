@@ -7,6 +7,7 @@ has and the user's adapter, computes a step both ways (longseq/numeric.py). Its 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,12 +18,13 @@ from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from align.core.errors import UserError, first_line
+from align.core.errors import AlignWarning, UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import Measured, NotProvenError, measure
 from align.longseq.settings import cannot_share
 from align.longseq.small_model import build_small, draw_adapter
+from align.longseq.states import state_notices
 from align.longseq.support import check_config, check_readable
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
@@ -187,7 +189,8 @@ def prove(
         kind, sentence = (
             (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named, attention))
         )
-        return Verdict(kind, sentence, found.loss, found.gradient, str(dtype).removeprefix("torch."))
+        name, notices = str(dtype).removeprefix("torch."), tuple(state_notices(model))
+        return Verdict(kind, sentence, found.loss, found.gradient, name, notices)
     return verdict
 
 
@@ -207,6 +210,8 @@ def _check(
             check_structure(model_class, config, attention)
         remember(key, verdict)
     verdict.check()
+    for notice in verdict.notices:
+        warnings.warn(notice, AlignWarning, stacklevel=1)
     if verdict.kind == UNPROVEN:
         tell(verdict.sentence)
     return verdict.kind == EXACT

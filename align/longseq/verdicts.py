@@ -35,6 +35,7 @@ class Verdict:
         loss: relative error of the loss, where both ways ran.
         gradient: the largest relative error of a gradient.
         dtype: that both ran in.
+        notices: sentences for the user of what is exact and costs more than other layers.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Verdict:
     loss: float | None = None
     gradient: float | None = None
     dtype: str = ""
+    notices: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises the sentence where the model must not train.
@@ -78,8 +80,9 @@ def recall(key: str | None) -> Verdict | None:
     if key is None:
         return None
     try:
-        return Verdict(**json.loads(_place(key).read_text()))
-    except (OSError, ValueError, TypeError):
+        noted = json.loads(_place(key).read_text())
+        return Verdict(**noted | {"notices": tuple(noted["notices"])})
+    except (OSError, ValueError, TypeError, KeyError):
         return None  # not known yet, or a damaged note: the architecture itself says
 
 

@@ -29,7 +29,6 @@ from align.distributed.wrappers import check_launch, expected_wrapper, launched_
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.settings import attention_name
-from align.longseq.states import state_notices
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
@@ -130,9 +129,9 @@ def load_policy(run: Run) -> Any:
     check_readable(base, run.model.attention)
     policy = add_lora(base, lora_with_routers(base, run.model))
     freeze_routers(policy, run.model)
-    for said in (frozen_words(base), *state_notices(base)):
-        if said is not None:
-            tell(said)
+    said = frozen_words(base)
+    if said is not None:
+        tell(said)
     apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
     return policy
 
