@@ -111,7 +111,7 @@ _OTHER_ATTENTION = ("attn_logit_softcapping", "kv_lora_rank")
 
 
 def can_share(config: Any) -> bool:
-    """Whether every layer keeps keys and values of all tokens: no sliding window, no recurrent state.
+    """Whether every layer keeps keys and values of all tokens: no sliding window, no recurrent state, no latents.
 
     Whether they attend as prefix_attention.py does, the model itself shows (`reads_alike`).
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from weakref import WeakSet
 
 import torch
@@ -12,6 +10,7 @@ from transformers import PreTrainedModel
 
 from align.core.errors import UserError
 from align.longseq.own_logits import OwnRow, own_row_sums
+from align.models.structure import evaluating
 
 # Two rows that differ in their last token alone; what the tokens before it are given must not.
 _ROWS = ((1, 2, 3, 4), (1, 2, 3, 5))
@@ -37,7 +36,7 @@ def check_causal(model: nn.Module, lm: PreTrainedModel, device: torch.device) ->
     """
     if lm in _causal:
         return
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         first, second = (
             own_row_sums(model, lm, _row(torch.tensor([ids], device=device)), head_calls=1)[0]
             for ids in _ROWS
@@ -55,16 +54,3 @@ def _row(ids: Tensor) -> OwnRow:
     """The row with the tokens 1 and 2 scored."""
     positions = torch.arange(ids.shape[1], device=ids.device)
     return OwnRow(ids, positions[None], positions[:2], ids[0, 1:3], 2, 0)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it no dropout."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

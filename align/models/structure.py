@@ -45,3 +45,16 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         set_attention(model, before)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it no dropout; behind it every module trains again that did before."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -135,23 +135,11 @@ def test_prompts_of_different_samplings_are_no_family():
     assert [family.members for family in find_families([prompt] * 3, ["a", "b", "a"])] == [(0, 2), (1,)]
 
 
-LATENT = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-}
-
-
 @pytest.mark.parametrize(
-    ("kind", "values"),
-    [("llama", {}), ("gpt_oss", {"layer_types": ["full_attention"] * 2}), ("minicpm3", LATENT)],
+    ("kind", "values"), [("llama", {}), ("gpt_oss", {"layer_types": ["full_attention"] * 2})]
 )
-def test_sinks_and_latent_attention_read_a_prefix_once(kind, values):
+def test_sinks_read_a_prefix_once(kind, values):
     """The next token's probabilities are those of rows read whole, far closer than what is asked for."""
-    if kind == "minicpm3":
-        values = values | {"num_key_value_heads": 4}
     model = tiny_model(kind, **values)
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
     assert can_share(model.config)
@@ -172,3 +160,9 @@ def test_a_model_that_asks_for_more_reads_every_prompt_whole():
 def test_a_model_with_a_sliding_window_reads_every_prompt_whole():
     assert can_share(tiny_model().config)
     assert not can_share(tiny_model("mistral", sliding_window=64).config)
+
+
+def test_a_model_whose_cache_is_compressed_reads_every_prompt_whole():
+    """Latent attention keeps 16 + 8 numbers a token in place of its heads' keys and values."""
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    assert not can_share(tiny_model("minicpm3", **ranks, v_head_dim=12, num_key_value_heads=4).config)

@@ -9,15 +9,14 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.probe import check_computed
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings
+from align.models.small import few_layers
 from align.models.structure import find_causal_lm
 from align.models.text_part import set_attention
-from align.verification.small_copy import shrink
 from losses.types import PairLogps
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, randomise_lora_b
@@ -61,17 +60,17 @@ def test_every_family_is_proven_from_its_class_before_weights(kind):
 
 
 @pytest.mark.parametrize("kind", COMPOSITES)
-def test_the_small_copy_keeps_the_text_parts_heads_and_one_layer_of_the_rest(kind):
+def test_the_small_copy_keeps_the_text_parts_heads_and_few_layers_of_the_rest(kind):
     config = tiny_composite(kind).config
     config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers = 4, 3
     types = getattr(config.text_config, "layer_types", None)
     if types:
         config.text_config.layer_types = [types[0], types[0], types[0], types[-1]]
-    small = shrink(config)
+    small = few_layers(config, vocabulary=512)
     assert (config.text_config.num_hidden_layers, small.text_config.num_hidden_layers) == (4, 2)
     if types:
         assert small.text_config.layer_types == [types[0], types[-1]]
-    assert small.vision_config.num_hidden_layers == 1
+    assert small.vision_config.num_hidden_layers <= 2
     assert small.text_config.vocab_size == 512
     assert small.text_config.num_attention_heads == config.text_config.num_attention_heads
     assert small.model_type == config.model_type
@@ -84,13 +83,13 @@ class AllLogits(LlavaForConditionalGeneration):
         return super().forward(**kwargs)
 
 
-def test_a_model_that_makes_all_logits_is_refused():
-    """Their sum would be added to every log-prob."""
-    config = tiny_composite("llava").config
-    model = AllLogits(config).eval()
+def test_a_model_that_makes_all_logits_is_scored_like_any_other():
+    """Nothing of the logits that it makes unasked is added to a log-prob."""
+    model = AllLogits(tiny_composite("llava").config).double().eval()
+    example = make_example(np.random.default_rng(0), prompt=8, answers=[4, 2])
+    expected = plain_pair_logps(model, [example])
     set_attention(model, ATTENTION)
-    with pytest.raises(UserError, match="AllLogits makes the logits of all tokens"):
-        pair_logps(model, pack([make_example(np.random.default_rng(0), prompt=8, answers=[4, 2])]))
+    torch.testing.assert_close(pair_logps(model, pack([example])).chosen, expected.chosen, rtol=1e-6, atol=0)
 
 
 @dataclass(frozen=True)
