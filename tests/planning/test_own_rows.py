@@ -20,7 +20,7 @@ def test_tokens_and_pairs():
     rows = as_read(Rows(1000, (100, 50), short_prompt=200, prompts=2), "library")
     assert isinstance(rows, OwnRows)
     assert (rows.tokens, rows.at_once, rows.scored) == (4300, 1100, 300)
-    assert rows.pairs == 2 * (1100**2 + 1050**2) / 2
+    assert rows.pairs() == 2 * (1100 * 1101 + 1050 * 1051) / 2
     assert (rows.head_at_once("none"), rows.head_at_once("sequence")) == (100, 1100)
     assert rows.short().tokens == 2 * (2 * 200 + 150)
     assert as_read(Rows(1000, (100, 50)), "sdpa").tokens == 1150
