@@ -23,7 +23,7 @@ from align.models.structure import decoder_layers, find_causal_lm
 from align.models.text_part import of_layers, text_config
 from align.planning.counting import Kind, LayerCounter
 from align.planning.known import KNOWN
-from align.planning.layers import Attention, active_parameters, attention_of, mlp_width
+from align.planning.layers import Attention, active_parameters, adapted_experts, attention_of, mlp_width
 from align.planning.layers import UnknownModelError as UnknownModelError
 
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
@@ -50,6 +50,7 @@ class Architecture:
         all_layers: parameters of all decoder layers.
         active: of them those that a token goes through: of 8 experts the 2 that its router takes.
         largest_weight: of one tensor of a layer that trains; all experts' are one.
+        adapted_experts: numbers of the experts of a layer that have adapters, of the layer with the most.
         projections: query, key and value projections of all layers.
         head_parameters: of the output head (the tied embedding too).
         linear_parameters: of all linear layers but the head: what `model.quantization` packs.
@@ -80,6 +81,7 @@ class Architecture:
     all_layers: int
     active: float
     largest_weight: int
+    adapted_experts: int
     projections: int
     head_parameters: int
     linear_parameters: int
@@ -173,6 +175,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         all_layers=sum(map(_count, layers)),
         active=sum(active),
         largest_weight=max((p.numel() for p in largest.parameters() if p.requires_grad), default=0),
+        adapted_experts=max(map(adapted_experts, layers)),
         projections=sum(map(_projections, layers)),
         head_parameters=_count(head),
         linear_parameters=_linear_parameters(lm, head),

@@ -30,6 +30,8 @@ def counted_layers(
     wider = model.hidden * max(0, precision.stream - size)
     tile = min(levers.mlp_chunk or tokens, tokens)
     peak = max(layer.transient * tokens + layer.tile * tile for layer in layers)
+    # Adapted experts are summed with their adapters, and the sum has a gradient.
+    peak += 2 * model.adapted_experts * size
     return max(layer.kept for layer in layers) + wider, sum(layer.kept + wider for layer in layers), peak
 
 

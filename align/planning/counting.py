@@ -42,19 +42,24 @@ from align.planning.live import Called, Live
 
 # Tokens of a row that fills chunks of 64, 128 and 256 but for some; their number is prime, so that no weight has as
 # many elements as a tensor of all tokens.
-PROMPT, ANSWER = 1785, 254
+PROMPT, ANSWER = 1785, 62
 TOKENS = PROMPT + ANSWER
 TILES = (2, 8)
 _KERNEL = "cpu"
 _TYPES = {4: torch.float32, 2: torch.bfloat16}
 
-# What tells layers of a kind: the class, and every weight's name and shape.
+# What tells layers of a kind: the class, and every weight's name and shape; adapters are left out.
 Kind = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
 
 
 def kind_of(layer: nn.Module) -> Kind:
     """The kind of a decoder layer."""
-    return type(layer).__name__, tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
+    weights = [
+        (name.replace(".base_layer", ""), tuple(p.shape))
+        for name, p in layer.named_parameters()
+        if ".lora_" not in name
+    ]
+    return type(layer).__name__, tuple(weights)
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,14 @@ class LayerCounter:
 
     def __init__(self, config: PreTrainedConfig, lora: LoraSettings) -> None:
         self.config, self.lora = config, lora
-        self._found: dict[tuple[int, str, int], dict[Kind, LayerBytes]] = {}
+        self._runs: dict[tuple[int, bool], _Run] = {}
+        self._found: dict[tuple[int, bool, int], dict[Kind, LayerBytes]] = {}
         self._forward: dict[int, float] = {}
 
     @cached_property
     def heads(self) -> dict[Kind, Heads | None]:
         """What each kind of layer hands to attention; None where it has none."""
-        run = _Run(self.config, self.lora, 2)
+        run = self._run(2, checkpointed=True)
         return {kind_of(layer): run.heads.get(number) for number, layer in enumerate(run.layers)}
 
     def layers(self, size: int, mode: str, *, tiled: bool = False) -> dict[Kind, LayerBytes]:
@@ -111,29 +117,47 @@ class LayerCounter:
             mode: `memory.checkpointing`.
             tiled: whether `memory.mlp_chunk` is set.
         """
-        if not tiled:
-            return self._of(size, mode, 1)
-        few, many = (self._of(size, mode, tiles) for tiles in TILES)
-        return {kind: _split(few[kind], many[kind]) for kind in few}
+        if mode == "none":
+            return self._of(size, False, 1)
+        if tiled:
+            few, many = (self._of(size, True, tiles) for tiles in TILES)
+            found = {kind: _split(few[kind], many[kind]) for kind in few}
+        else:
+            found = self._of(size, True, 1)
+        if mode == "full":
+            return found
+        return {kind: _with_attention_kept(each, self.heads[kind], size) for kind, each in found.items()}
 
     def forward(self, size: int) -> float:
         """Bytes per token of the largest layer's forward without a graph, its input among them."""
         if size not in self._forward:
-            run = _Run(self.config, self.lora, size)
+            run = self._run(size, checkpointed=False)
             self._forward[size] = max(run.forward(number) for number in range(len(run.layers)))
         return self._forward[size]
 
-    def _of(self, size: int, mode: str, tiles: int) -> dict[Kind, LayerBytes]:
-        key = (size, mode, tiles)
+    def _run(self, size: int, *, checkpointed: bool) -> _Run:
+        key = (size, checkpointed)
+        if key not in self._runs:
+            self._runs[key] = _Run(self.config, self.lora, size)
+        return self._runs[key]
+
+    def _of(self, size: int, checkpointed: bool, tiles: int) -> dict[Kind, LayerBytes]:
+        key = (size, checkpointed, tiles)
         if key not in self._found:
-            run = _Run(self.config, self.lora, size)
-            chunk = None if tiles == 1 else -(-TOKENS // tiles)
-            apply_checkpointing(run.model, mode, mlp_chunk=chunk)
+            run = self._run(size, checkpointed=checkpointed)
+            if checkpointed:
+                apply_checkpointing(run.model, "full", mlp_chunk=None if tiles == 1 else -(-TOKENS // tiles))
             kinds: dict[Kind, int] = {}
             for number, layer in enumerate(run.layers):
                 kinds.setdefault(kind_of(layer), number)
             self._found[key] = {kind: run.backward(number) for kind, number in kinds.items()}
         return self._found[key]
+
+
+def _with_attention_kept(full: LayerBytes, heads: Heads | None, size: int) -> LayerBytes:
+    """With `keep_attention`: attention's output and log-sum-exp are kept, and not made again."""
+    output = 0.0 if heads is None else heads.heads * (heads.width * size + 4)
+    return replace(full, kept=full.kept + output, transient=full.transient - output)
 
 
 def _split(few: LayerBytes, many: LayerBytes) -> LayerBytes:

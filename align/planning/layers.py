@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -71,20 +72,21 @@ def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: Lo
     patterns = attention_patterns(text_config(config))
     if _like_llama(layers):
         return replace(_by_configuration(config, patterns, kinds), like_llama=True)
-    counter = LayerCounter(config, lora)
+    # Adapters of experts fold into their weights, which PEFT does not do on the meta device: they are added on top.
+    counter = LayerCounter(config, LoraSettings() if any(map(adapted_experts, layers)) else lora)
     try:
         seen = counter.heads
         found = [seen[kind] for kind in kinds]
         counter.layers(2, "full")
-    except (
-        Exception
-    ) as error:  # whatever a class ends in that needs values or takes its attention from elsewhere
-        if keeps_state(config) or any(_expert_share(layer, text_config(config)) for layer in layers):
+    except Exception as error:  # of a class that needs values, or whose attention is its own
+        if keeps_state(config):
             raise UnknownModelError(
                 f"{config.model_type} models cannot be counted on tensors without values ({first_line(error)})."
             ) from error
         return _by_configuration(config, patterns, kinds)
     attending = [one for one in found if one is not None]
+    if not attending and keeps_state(config):
+        raise _no_attention(config)
     if not attending:
         return _by_configuration(config, patterns, kinds)
     widest = max(attending, key=lambda one: one.heads * one.width)
@@ -111,6 +113,12 @@ def active_parameters(layer: nn.Module, config: PreTrainedConfig) -> float:
     """
     experts = _expert_share(layer, config)
     return sum(p.numel() * experts.get(id(p), 1.0) for p in layer.parameters())
+
+
+def adapted_experts(layer: nn.Module) -> int:
+    """Numbers of a layer's experts that have adapters: PEFT makes the sum of both anew in each forward."""
+    wrapped = (module for module in layer.modules() if isinstance(module, ParamWrapper))
+    return sum(module.get_param().numel() for module in wrapped)
 
 
 def mlp_width(active: float, hidden: int, attention: Attention) -> int:

@@ -153,12 +153,12 @@ def test_latent_attention_is_as_wide_as_its_keys():
     assert shared.transient > alone.transient / 4
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_next", "deepseek_v3"])
-def test_a_folder_with_a_configuration_is_enough(family, tmp_path, capsys):
+@pytest.mark.parametrize("family", ["qwen3_next", "deepseek_v3"])
+def test_a_folder_with_a_configuration_is_enough(family, tmp_path):
     """`align plan` says how layers are estimated, and finds settings that fit."""
     config_of(family).save_pretrained(tmp_path)
-    made = plan(f"model.path={tmp_path}", "method=simpo", "rows.prompt=3000", "memory.checkpointing=full")
-    assert made.given.memory.phase in ("layer", "head", "optimizer", "embedding")
+    made = plan(f"model.path={tmp_path}", "method=simpo", "rows.prompt=3000", "gpus=cpu", "gpus.memory_gb=90")
+    assert made.given.memory.phase == "layer"
     assert made.best is not None
     (line,) = notes(made.sizes)
     assert "estimated from one layer of each kind" in line
