@@ -13,7 +13,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
 from align.longseq.patterns import Pattern
-from align.longseq.support import keeps_state
 from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
 from align.models.paths import resolve_path
@@ -23,7 +22,14 @@ from align.models.structure import decoder_layers, find_causal_lm
 from align.models.text_part import of_layers, text_config
 from align.planning.counting import Kind, LayerCounter
 from align.planning.known import KNOWN
-from align.planning.layers import Attention, active_parameters, adapted_experts, attention_of, mlp_width
+from align.planning.layers import (
+    Attention,
+    active_parameters,
+    adapted_experts,
+    attention_of,
+    mlp_width,
+    runs_along_rows,
+)
 from align.planning.layers import UnknownModelError as UnknownModelError
 
 _LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
@@ -183,7 +189,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         lora_mlp=lora and bool(_MLP & set(settings.lora.target_modules)),
         embedding_trains=_count(embedding, trainable=True) > 0,
         head_trains=_count(head, trainable=True) > 0,
-        one_process=keeps_state(config),
+        one_process=any(map(runs_along_rows, layers)),
     )
 
 

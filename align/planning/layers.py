@@ -12,11 +12,12 @@ from transformers import PreTrainedConfig
 
 from align.core.errors import UserError, first_line
 from align.longseq.layer_pattern import attention_patterns
+from align.longseq.mixers import mixer_rule
 from align.longseq.patterns import FULL, Pattern
 from align.longseq.support import keeps_state
 from align.models.settings import LoraSettings
 from align.models.text_part import of_layers, text_config
-from align.planning.counting import Kind, LayerCounter, kind_of
+from align.planning.counting import Heads, Kind, LayerCounter, kind_of
 
 # How configurations call the number of experts, and how many of them a token goes through.
 _EXPERTS = re.compile(r"(n_routed|num_local|num|moe_num|n)_experts")
@@ -85,11 +86,9 @@ def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: Lo
             ) from error
         return _by_configuration(config, patterns, kinds)
     attending = [one for one in found if one is not None]
-    if not attending and keeps_state(config):
-        raise _no_attention(config)
-    if not attending:
+    if not attending and not any(map(runs_along_rows, layers)):
         return _by_configuration(config, patterns, kinds)
-    widest = max(attending, key=lambda one: one.heads * one.width)
+    widest = max(attending, key=lambda one: one.heads * one.width, default=Heads(1, 1, 1))
     return Attention(
         heads=widest.heads,
         kv_heads=widest.kv_heads,
@@ -102,6 +101,11 @@ def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: Lo
         like_llama=False,
         counter=counter,
     )
+
+
+def runs_along_rows(layer: nn.Module) -> bool:
+    """Whether a mixer of the layer keeps a state, so that a row stays on one process."""
+    return any(mixer_rule(type(module)) is not None for module in layer.modules())
 
 
 def active_parameters(layer: nn.Module, config: PreTrainedConfig) -> float:
