@@ -27,6 +27,7 @@ from align.planning.layers import (
     active_parameters,
     adapted_experts,
     attention_of,
+    expert_parameters,
     mlp_width,
     runs_along_rows,
 )
@@ -56,6 +57,7 @@ class Architecture:
         all_layers: parameters of all decoder layers.
         active: of them those that a token goes through: of 8 experts the 2 that its router takes.
         largest_weight: of one tensor of a layer that trains; all experts' are one.
+        layer_experts: parameters of a layer's experts, of the layer with the most.
         adapted_experts: numbers of the experts of a layer that have adapters, of the layer with the most.
         projections: query, key and value projections of all layers.
         head_parameters: of the output head (the tied embedding too).
@@ -87,6 +89,7 @@ class Architecture:
     all_layers: int
     active: float
     largest_weight: int
+    layer_experts: int
     adapted_experts: int
     projections: int
     head_parameters: int
@@ -181,6 +184,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         all_layers=sum(map(_count, layers)),
         active=sum(active),
         largest_weight=max((p.numel() for p in largest.parameters() if p.requires_grad), default=0),
+        layer_experts=max(expert_parameters(layer, text) for layer in layers),
         adapted_experts=max(map(adapted_experts, layers)),
         projections=sum(map(_projections, layers)),
         head_parameters=_count(head),

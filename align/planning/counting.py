@@ -27,6 +27,7 @@ from transformers.modeling_utils import set_zero3_state
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION, attend
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.mixers import mixer_rule
 from align.longseq.parallel import place_row
 from align.longseq.prepared import Attend
 from align.longseq.shared_prefix import pack
@@ -42,8 +43,9 @@ from align.planning.live import Called, Live
 
 # Tokens of a row that fills chunks of 64, 128 and 256 but for some; their number is prime, so that no weight has as
 # many elements as a tensor of all tokens.
-PROMPT, ANSWER = 1785, 62
-TOKENS = PROMPT + ANSWER
+ROW = (1785, 62)
+# The same for mixers that go token by token, which take long.
+SHORT_ROW = (447, 62)
 TILES = (2, 8)
 _KERNEL = "cpu"
 _TYPES = {4: torch.float32, 2: torch.bfloat16}
@@ -146,7 +148,8 @@ class LayerCounter:
         if key not in self._found:
             run = self._run(size, checkpointed=checkpointed)
             if checkpointed:
-                apply_checkpointing(run.model, "full", mlp_chunk=None if tiles == 1 else -(-TOKENS // tiles))
+                chunk = None if tiles == 1 else -(-run.tokens // tiles)
+                apply_checkpointing(run.model, "full", mlp_chunk=chunk)
             kinds: dict[Kind, int] = {}
             for number, layer in enumerate(run.layers):
                 kinds.setdefault(kind_of(layer), number)
@@ -172,6 +175,7 @@ class _Run:
 
     Attributes:
         layers: in their order.
+        tokens: of the row.
         heads: of the layers that attend, by number.
     """
 
@@ -191,7 +195,10 @@ class _Run:
             layer.register_forward_pre_hook(self._note(number), with_kwargs=True)
             for number, layer in enumerate(self.layers)
         ]
-        row, layout = place_row(_row(), None)
+        rules = [mixer_rule(type(module)) for module in lm.modules()]
+        lengths = SHORT_ROW if any(rule is not None and rule.cost for rule in rules) else ROW
+        self.tokens = sum(lengths)
+        row, layout = place_row(_row(*lengths), None)
         self.layout = replace(layout, exchange=self._exchange)
         with torch.no_grad(), Called():
             text_decoder(lm)(
@@ -240,7 +247,7 @@ class _Run:
         call, hidden, live = self._prepared(number)
         with torch.no_grad(), live:
             call()
-        return (live.peak + hidden.nbytes) / TOKENS
+        return (live.peak + hidden.nbytes) / self.tokens
 
     def backward(self, number: int) -> LayerBytes:
         """Of the layer's forward and backward pass."""
@@ -252,7 +259,7 @@ class _Run:
             gradient = torch.empty_like(output)
             live.peak = live.now
             output.backward(gradient)
-        return LayerBytes(kept / TOKENS, (live.peak - kept) / TOKENS)
+        return LayerBytes(kept / self.tokens, (live.peak - kept) / self.tokens)
 
 
 @contextmanager
@@ -270,7 +277,8 @@ def _gradients_dropped(layer: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _row() -> Any:
-    answer = Answer(np.zeros(ANSWER, dtype=np.int64), np.ones(ANSWER, dtype=bool))
-    example = TokenizedExample("count:1", np.zeros(PROMPT, dtype=np.int64), np.arange(PROMPT), (answer,))
+def _row(prompt: int, length: int) -> Any:
+    """One prompt with one answer."""
+    answer = Answer(np.zeros(length, dtype=np.int64), np.ones(length, dtype=bool))
+    example = TokenizedExample("count:1", np.zeros(prompt, dtype=np.int64), np.arange(prompt), (answer,))
     return pack([example]).rows[0]

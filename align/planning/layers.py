@@ -119,6 +119,12 @@ def active_parameters(layer: nn.Module, config: PreTrainedConfig) -> float:
     return sum(p.numel() * experts.get(id(p), 1.0) for p in layer.parameters())
 
 
+def expert_parameters(layer: nn.Module, config: PreTrainedConfig) -> int:
+    """Parameters of all experts of a layer, which wrappers that shard weights gather at once."""
+    experts = _expert_share(layer, config)
+    return sum(p.numel() for p in layer.parameters() if id(p) in experts)
+
+
 def adapted_experts(layer: nn.Module) -> int:
     """Numbers of a layer's experts that have adapters: PEFT makes the sum of both anew in each forward."""
     wrapped = (module for module in layer.modules() if isinstance(module, ParamWrapper))
@@ -145,6 +151,9 @@ def _expert_share(layer: nn.Module, config: PreTrainedConfig) -> dict[int, float
         for p in () if convolution else module.parameters(recurse=False):
             if p.ndim == 3 and p.shape[0] in counts:
                 shares[id(p)] = min(1.0, taken[0] / p.shape[0])
+        if isinstance(module, ParamWrapper) and module.get_param().shape[0] in counts:
+            adapters = [p for name, p in module.named_parameters() if name.startswith("lora_")]
+            shares |= {id(p): min(1.0, taken[0] / module.get_param().shape[0]) for p in adapters}
     return shares
 
 
