@@ -57,6 +57,7 @@ class Architecture:
         all_layers: parameters of all decoder layers.
         active: of them those that a token goes through: of 8 experts the 2 that its router takes.
         largest_weight: of one tensor of a layer that trains; all experts' are one.
+        with_experts: of each layer, whether it has experts.
         layer_experts: parameters of a layer's experts, of the layer with the most.
         adapted_experts: numbers of the experts of a layer that have adapters, of the layer with the most.
         projections: query, key and value projections of all layers.
@@ -89,6 +90,7 @@ class Architecture:
     all_layers: int
     active: float
     largest_weight: int
+    with_experts: tuple[bool, ...]
     layer_experts: int
     adapted_experts: int
     projections: int
@@ -184,6 +186,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         all_layers=sum(map(_count, layers)),
         active=sum(active),
         largest_weight=max((p.numel() for p in largest.parameters() if p.requires_grad), default=0),
+        with_experts=tuple(expert_parameters(layer, text) > 0 for layer in layers),
         layer_experts=max(expert_parameters(layer, text) for layer in layers),
         adapted_experts=max(map(adapted_experts, layers)),
         projections=sum(map(_projections, layers)),

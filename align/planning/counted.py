@@ -23,30 +23,31 @@ def counted_layers(
     """
     levers = strategy.levers
     tiled = levers.mlp_chunk is not None and levers.checkpointing != "none"
-    size = _size(model, precision, strategy.wrapper)
-    found = _counter(model).layers(size, levers.checkpointing, tiled=tiled)
-    layers = [found[kind] for kind in model.kinds]
+    sizes = _sizes(model, precision, strategy.wrapper)
+    found = {size: _counter(model).layers(size, levers.checkpointing, tiled=tiled) for size in set(sizes)}
+    layers = [found[size][kind] for size, kind in zip(sizes, model.kinds, strict=True)]
     # The residual stream is in the weights' type, whatever products are in.
-    wider = model.hidden * max(0, precision.stream - size)
+    wider = [model.hidden * max(0, precision.stream - size) for size in sizes]
+    kept = [layer.kept + more for layer, more in zip(layers, wider, strict=True)]
     tile = min(levers.mlp_chunk or tokens, tokens)
     peak = max(layer.transient * tokens + layer.tile * tile for layer in layers)
     # Adapted experts are summed with their adapters, and the sum has a gradient.
-    peak += 2 * model.adapted_experts * size
-    return max(layer.kept for layer in layers) + wider, sum(layer.kept + wider for layer in layers), peak
+    peak += 2 * model.adapted_experts * max(sizes)
+    return max(kept), sum(kept), peak
 
 
 def counted_forward(model: Architecture, precision: Precision, wrapper: str) -> float:
     """Bytes per token of the largest layer's forward without a graph."""
-    return _counter(model).forward(_size(model, precision, wrapper))
+    return _counter(model).forward(max(_sizes(model, precision, wrapper)))
 
 
-def _size(model: Architecture, precision: Precision, wrapper: str) -> int:
-    """Bytes of a number at which a layer is counted: of the products.
+def _sizes(model: Architecture, precision: Precision, wrapper: str) -> list[int]:
+    """Bytes of a number at which each layer is counted: of the products.
 
     Under autocast grouped products of experts stay in the weights' type, which FSDP2 has cast.
     """
-    experts = model.active < model.all_layers
-    return precision.weights if experts and wrapper in ("none", "ddp") else precision.products
+    uncast = precision.weights if wrapper in ("none", "ddp") else precision.products
+    return [uncast if share else precision.products for share in model.with_experts]
 
 
 def _counter(model: Architecture) -> LayerCounter:

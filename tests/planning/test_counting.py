@@ -122,7 +122,7 @@ def test_adapters_of_experts():
     """DeepSeek-V3, `all-linear`: of the experts' adapters two of eight; ZeRO-3 gathers a layer's experts at once."""
     lora = ModelSettings(lora=LoraSettings(r=16, target_modules=["all-linear"]))
     sizes, plain = measure(config_of("deepseek_v3"), lora), sizes_of("deepseek_v3")
-    assert sizes.layer_experts == plain.layer_experts == sizes.adapted_experts == 8 * 3 * 128 * 96
+    assert sizes.layer_experts > plain.layer_experts == sizes.adapted_experts == 8 * 3 * 128 * 96
     assert plain.active < sizes.active < plain.active + sizes.trainable / 2
     assert predict(sizes, Job(ROWS, Precision(2)), Strategy("zero3"), GPUS).buffers > 0
 
