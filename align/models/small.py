@@ -1,9 +1,10 @@
 """Small copies of an architecture: the same kinds of layers in a model that a CPU runs in a moment.
 
 `few_layers` keeps heads and widths and cuts layers and vocabulary: what `align verify` computes with. `small` makes
-everything small and is what the check at start and the table of architectures run. Both keep one layer of every kind
-that the configuration has: of 48 layers, every sixth with full attention and the others with a window, the first one
-dense and the others with experts, three stay. Sizes go by the names that configurations give them.
+everything small and is what the check at start and the table of architectures run; `one_of_each` cuts layers alone, for
+`align plan`, which counts without values. All keep one layer of every kind that the configuration has: of 48 layers,
+every sixth with full attention and the others with a window, the first one dense and the others with experts, three
+stay. Sizes go by the names that configurations give them.
 """
 
 from __future__ import annotations
@@ -87,6 +88,18 @@ def few_layers(config: PreTrainedConfig, *, vocabulary: int) -> PreTrainedConfig
     if isinstance(values.get("intermediate_size"), int):
         values["intermediate_size"] = min(values["intermediate_size"], values.get("hidden_size") or WIDTH)
     return _made(config, _with_layers(values), lambda part: few_layers(part, vocabulary=vocabulary))
+
+
+def one_of_each(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The same widths, experts and vocabulary with one layer of every kind: for tensors that have shapes alone.
+
+    Args:
+        config: of a causal language model, or of one that holds a text model's.
+    """
+    values = _with_layers(_without_noise(_plain(config)), resize=lambda own, _: dict(own))
+    made = _made(config, values, one_of_each)
+    made._experts_implementation = None  # as the class has it by itself: one after the other they need values
+    return made
 
 
 def small(config: PreTrainedConfig, *, keep: tuple[str, ...] = ()) -> PreTrainedConfig:
@@ -188,8 +201,27 @@ def _rope(parameters: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def _with_layers(values: dict[str, Any]) -> dict[str, Any]:
-    """One layer of every kind, in their order, two at least; lists with an entry a layer are cut alike."""
+def _own_sizes(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What one layer has of its own, made small as the others' values are: `head_dim` 512 beside 256: 32 beside 16."""
+    found = {name: _size(name, value, values) for name, value in own.items()}
+    if "qk_nope_head_dim" in own:
+        found |= {"head_dim": 24, "num_key_value_heads": HEADS}
+    elif "head_dim" in own:
+        found["head_dim"] = 32
+    return found
+
+
+def _with_layers(
+    values: dict[str, Any],
+    *,
+    resize: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = _own_sizes,
+) -> dict[str, Any]:
+    """One layer of every kind, in their order, two at least; lists with an entry a layer are cut alike.
+
+    Args:
+        values: of the configuration, which are changed.
+        resize: what becomes of the sizes that a layer has of its own.
+    """
     counts = [name for name in LAYER_COUNTS if isinstance(values.get(name), int)]
     if not counts:
         return values
@@ -214,19 +246,9 @@ def _with_layers(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("per_layer_config"), Mapping):
         own = {int(i): value for i, value in values["per_layer_config"].items()}
         values["per_layer_config"] = {
-            place: _own_sizes(own[i], values) for place, i in enumerate(kept) if i in own
+            place: resize(own[i], values) for place, i in enumerate(kept) if i in own
         } or None
     return values | {name: len(kept) for name in counts if values[name] > 0}
-
-
-def _own_sizes(own: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What one layer has of its own, made small as the others' values are: `head_dim` 512 beside 256: 32 beside 16."""
-    found = {name: _size(name, value, values) for name, value in own.items()}
-    if "qk_nope_head_dim" in own:
-        found |= {"head_dim": 24, "num_key_value_heads": HEADS}
-    elif "head_dim" in own:
-        found["head_dim"] = 32
-    return found
 
 
 def kept_layers(values: Mapping[str, Any], lists: Mapping[str, list[Any]], layers: int) -> list[int]:

@@ -24,6 +24,9 @@ degree n), in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_
   the graph of ranks without scored tokens.
 - **reference**: a forward without a graph, which is not tiled: 3I + 3H + 2Q + 2K.
 
+A layer unlike Llama's (experts, latent attention, a mixer that keeps a state, more norms) is counted instead
+(counting.py), one of each kind, and the largest of their peaks is taken as the phase *layer*.
+
 Exchanges add a second copy of attention's output Q (before and after it; gone when attention's backward begins), and:
 
 - *ulysses*: K' in K's place, the KV heads of the rank with the most, times n (a head that two ranks read is copied).
@@ -35,10 +38,11 @@ Exchanges add a second copy of attention's output Q (before and after it; gone w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from align.longseq.ulysses import share_heads
 from align.planning.architecture import Architecture
+from align.planning.counted import counted_forward, counted_layers
 from align.planning.job import Job, Levers, Precision, Rows, Strategy
 
 
@@ -51,6 +55,7 @@ class Activations:
         last_checkpoint: of the last layer that goes backward, when the others' are gone.
         offloaded: what waits on host or disk instead.
         mlp, attention, head, reference: the transient peaks of these phases; they do not meet.
+        layer: the peak of a layer that was counted as a whole, in the place of the first two.
     """
 
     checkpoints: float
@@ -60,6 +65,7 @@ class Activations:
     attention: float
     head: float
     reference: float
+    layer: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ def activations(model: Architecture, job: Job, strategy: Strategy) -> Activation
         attention=max(long.attention, short.attention),
         head=max(long.head, short.head),
         reference=long.reference,
+        layer=max(long.layer, short.layer),
     )
 
 
@@ -109,29 +116,45 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
     levers, precision = strategy.levers, job.precision.under(strategy.wrapper)
     tokens, once = (own_tokens(count, strategy.degree) for count in (rows.tokens, rows.at_once))
     width = _widths(model, precision, strategy)
-    saved = _saved(model, width, strategy.degree)
-    kept_output = width.query + model.heads * 4
-    layer = {"full": width.stream, "keep_attention": width.stream + kept_output}
-    unchecked = width.stream + saved + width.inner * (3 + (not model.lora or model.lora_mlp))
-    each = layer.get(levers.checkpointing, unchecked)
-    layers, offloaded = model.layers * each, 0.0
+    if model.counter is None:
+        each, layers, peaks = _by_formulas(model, width, strategy, once)
+    else:
+        each, layers, peak = counted_layers(model, precision, strategy, once)
+        # What the exchange adds is as in a Llama-like layer.
+        alone = replace(strategy, exchange="none", degree=1)
+        plain = _by_formulas(model, _widths(model, precision, alone), alone, once)[2]
+        more = max(_by_formulas(model, width, strategy, once)[2].values()) - max(plain.values())
+        peaks = {"mlp": 0.0, "attention": 0.0, "layer": peak + max(0.0, more)}
+    offloaded = 0.0
     if levers.offload != "none":
         # On its way out or in: the layer's own input and the one that is fetched meanwhile.
         offloaded = max(0, model.layers - 2) * width.stream
         layers -= offloaded
-    # What is kept is not made again, and without checkpointing nothing is.
-    again = {"full": saved, "keep_attention": saved - width.query, "none": 0.0}[levers.checkpointing]
-    mlp, attention = _layer_peaks(model, width, strategy, levers, once, again)
     return Activations(
         checkpoints=layers * tokens,
         # Of rows that are read one after the other the first goes backward while the others' are still kept.
         last_checkpoint=each * once + layers * (tokens - once),
         offloaded=offloaded * tokens,
-        mlp=mlp,
-        attention=attention,
+        **peaks,
         head=_head(model, precision, levers, width, once, math.ceil(_on_rank(scored, once, strategy))),
         reference=_reference(model, job, strategy, width),
     )
+
+
+def _by_formulas(
+    model: Architecture, width: _Widths, strategy: Strategy, tokens: int
+) -> tuple[float, float, dict[str, float]]:
+    """Bytes per token that one layer keeps and all keep, and the bytes of a layer's two peaks."""
+    levers = strategy.levers
+    saved = _saved(model, width, strategy.degree)
+    kept_output = width.query + model.heads * 4
+    kept = {"full": width.stream, "keep_attention": width.stream + kept_output}
+    unchecked = width.stream + saved + width.inner * (3 + (not model.lora or model.lora_mlp))
+    each = kept.get(levers.checkpointing, unchecked)
+    # What is kept is not made again, and without checkpointing nothing is.
+    again = {"full": saved, "keep_attention": saved - width.query, "none": 0.0}[levers.checkpointing]
+    mlp, attention = _layer_peaks(model, width, strategy, levers, tokens, again)
+    return each, model.layers * each, {"mlp": mlp, "attention": attention}
 
 
 def _on_rank(scored: int, tokens: int, strategy: Strategy) -> float:
@@ -242,7 +265,10 @@ def _reference(model: Architecture, job: Job, strategy: Strategy, width: _Widths
     both = job.policy_short or not job.reference_short
     rows = job.rows if both else job.rows.short()
     tokens = own_tokens(rows.at_once, strategy.degree)
-    layer = 3 * width.inner + 3 * width.stream + 2 * width.query + 2 * width.keys + width.norm_copy
+    if model.counter is None:
+        layer = 3 * width.inner + 3 * width.stream + 2 * width.query + 2 * width.keys + width.norm_copy
+    else:
+        layer = counted_forward(model, job.precision.under(strategy.wrapper), strategy.wrapper)
     scored = math.ceil(_on_rank(rows.head_at_once("none"), tokens, strategy))
     at_once = min(scored, strategy.levers.logits_chunk)
     return max(layer * tokens, at_once * model.vocabulary * 12 + 2 * width.stream * tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,24 +12,29 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
-from align.core.errors import UserError
-from align.longseq.layer_pattern import attention_patterns
 from align.longseq.patterns import Pattern
-from align.longseq.support import keeps_state
 from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
 from align.models.paths import resolve_path
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
-from align.models.structure import decoder_layers, experts, find_causal_lm
+from align.models.structure import decoder_layers, find_causal_lm
 from align.models.text_part import of_layers, text_config
+from align.planning.counting import Kind, LayerCounter
 from align.planning.known import KNOWN
+from align.planning.layers import (
+    Attention,
+    active_parameters,
+    adapted_experts,
+    attention_of,
+    expert_parameters,
+    mlp_width,
+    runs_along_rows,
+)
+from align.planning.layers import UnknownModelError as UnknownModelError
 
+_LATENT = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 _MLP = {"gate_proj", "up_proj", "down_proj", "gate_up_proj"}
-
-
-class UnknownModelError(UserError):
-    """A kind of model that the formulas do not describe."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,15 @@ class Architecture:
         tied: whether the output head is the token embedding; it is then counted once.
         parameters: all, adapters included.
         trainable: of them those that train.
-        layer_parameters: of the largest decoder layer, adapters included.
+        layer_parameters: of the largest decoder layer, adapters and all its experts included.
         layer_trainable: of them those that train.
-        projections: query, key and value projections of one layer.
+        all_layers: parameters of all decoder layers.
+        active: of them those that a token goes through: of 8 experts the 2 that its router takes.
+        largest_weight: of one tensor of a layer that trains; all experts' are one.
+        with_experts: of each layer, whether it has experts.
+        layer_experts: parameters of a layer's experts, of the layer with the most.
+        adapted_experts: numbers of the experts of a layer that have adapters, of the layer with the most.
+        projections: query, key and value projections of all layers.
         head_parameters: of the output head (the tied embedding too).
         linear_parameters: of all linear layers but the head: what `model.quantization` packs.
         lora: whether an adapter trains on frozen weights.
@@ -57,6 +68,11 @@ class Architecture:
         embedding_trains: whether the token embedding does.
         head_trains: whether the output head does.
         patterns: of each layer's attention, by which its work is counted; None of a layer without attention.
+        query_widths: heads · D of each layer's attention; 0 of a layer without.
+        one_process: whether layers keep a state, so that rows are not shared among processes.
+        kinds: of each layer, for `counter`.
+        like_llama: whether the formulas of activations.py are those of its layers.
+        counter: what other layers keep and need; None where they are estimated by these formulas.
     """
 
     layers: int
@@ -71,6 +87,12 @@ class Architecture:
     trainable: int
     layer_parameters: int
     layer_trainable: int
+    all_layers: int
+    active: float
+    largest_weight: int
+    with_experts: tuple[bool, ...]
+    layer_experts: int
+    adapted_experts: int
     projections: int
     head_parameters: int
     linear_parameters: int
@@ -79,10 +101,21 @@ class Architecture:
     embedding_trains: bool
     head_trains: bool
     patterns: tuple[Pattern | None, ...]
+    query_widths: tuple[int, ...]
+    one_process: bool
+    like_llama: bool
+    kinds: tuple[Kind, ...] = field(repr=False)
+    counter: LayerCounter | None = field(repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Every size; of the patterns how many layers have each: `{"Window(size=512)": 5, "Full()": 1}`."""
-        return vars(self) | {"patterns": dict(Counter(str(pattern) for pattern in self.patterns))}
+        sizes = {name: value for name, value in vars(self).items() if name not in ("kinds", "counter")}
+        return sizes | {"patterns": dict(Counter(str(pattern) for pattern in self.patterns))}
+
+    @property
+    def attending(self) -> float:
+        """How many layers attend, each as much as its width is of the widest: 32 of 32, or 12 of 48."""
+        return sum(self.query_widths) / self.query_width
 
     @property
     def query_width(self) -> int:
@@ -120,13 +153,15 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         settings: its adapter.
 
     Raises:
-        UnknownModelError: a mixture of experts or layers that keep a state, whose memory and time these formulas do
-            not know, or a model with code of its own.
+        UnknownModelError: layers that keep a state and cannot be counted, or a model with code of its own.
     """
-    _refuse_unknown(config)
     # The class itself, and a composite's parts as if within such a call: under ZeRO-3 `from_config` would scatter the
     # weights.
     model_class: Any = library_class(config)
+    if model_class is None:
+        raise UnknownModelError(
+            f"{config.model_type} models are not the library's own: align plan cannot count them."
+        )
     with torch.device("meta"), set_zero3_state():
         model = add_lora(model_class(copy.deepcopy(config)), settings.lora)
     lm = find_causal_lm(model)
@@ -134,65 +169,43 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     layers = list(decoder_layers(lm))
     largest = max(layers, key=_count)
     lora = settings.lora.r > 0
+    text = text_config(config)
+    attention = attention_of(config, layers, settings.lora)
+    active = [active_parameters(layer, text) for layer in layers]
     return Architecture(
         layers=len(layers),
-        **_widths(text_config(config)),
+        hidden=text.hidden_size,
+        intermediate=_intermediate(text, attention, max(active)),
+        vocabulary=text.vocab_size,
+        **vars(attention),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         parameters=_count(model),
         trainable=_count(model, trainable=True),
         layer_parameters=_count(largest),
         layer_trainable=_count(largest, trainable=True),
-        projections=_projections(largest),
+        all_layers=sum(map(_count, layers)),
+        active=sum(active),
+        largest_weight=max((p.numel() for p in largest.parameters() if p.requires_grad), default=0),
+        with_experts=tuple(expert_parameters(layer, text) > 0 for layer in layers),
+        layer_experts=max(expert_parameters(layer, text) for layer in layers),
+        adapted_experts=max(map(adapted_experts, layers)),
+        projections=sum(map(_projections, layers)),
         head_parameters=_count(head),
         linear_parameters=_linear_parameters(lm, head),
         lora=lora,
         lora_mlp=lora and bool(_MLP & set(settings.lora.target_modules)),
         embedding_trains=_count(embedding, trainable=True) > 0,
         head_trains=_count(head, trainable=True) > 0,
-        patterns=attention_patterns(text_config(config)),
+        one_process=any(map(runs_along_rows, layers)),
     )
 
 
-def _refuse_unknown(config: PreTrainedConfig) -> None:
-    """Raises UnknownModelError for a model that the formulas do not describe."""
-    count = experts(config)
-    if count > 1:
-        raise UnknownModelError(
-            f"{config.model_type} models are mixtures of {count} experts, which align plan does not know."
-        )
-    if keeps_state(config):
-        raise UnknownModelError(
-            f"{config.model_type} models have layers that keep a state, which align plan does not know."
-        )
-    if library_class(config) is None:
-        raise UnknownModelError(
-            f"{config.model_type} models are not the library's own: align plan cannot count them."
-        )
-
-
-def _widths(config: PreTrainedConfig) -> dict[str, int]:
-    """Widths and heads of the widest layer as the configuration names them; what it leaves out the library has.
-
-    Args:
-        config: of the text model, where the whole one has others beside it.
-    """
-
-    def widest(name: str) -> int | None:
-        return max((value for value in of_layers(config, name) if isinstance(value, int)), default=None)
-
-    heads = widest("num_attention_heads")
-    if heads is None:
-        raise UnknownModelError(
-            f"{config.model_type} models are not made of attention and MLPs: align plan cannot count them."
-        )
-    return {
-        "hidden": config.hidden_size,
-        "intermediate": widest("intermediate_size") or 4 * config.hidden_size,
-        "heads": heads,
-        "kv_heads": widest("num_key_value_heads") or heads,
-        "head_dim": widest("head_dim") or config.hidden_size // heads,
-        "vocabulary": config.vocab_size,
-    }
+def _intermediate(config: PreTrainedConfig, attention: Attention, active: float) -> int:
+    """I, as the configuration names it of the widest layer; with experts that are not counted, as wide as theirs."""
+    named = [value for value in of_layers(config, "intermediate_size") if isinstance(value, int)]
+    if named and (attention.like_llama or attention.counter is not None):
+        return max(named)
+    return mlp_width(active, config.hidden_size, attention)
 
 
 def _count(module: nn.Module, *, trainable: bool = False) -> int:
@@ -208,5 +221,5 @@ def _linear_parameters(model: nn.Module, head: nn.Module) -> int:
 
 def _projections(layer: nn.Module) -> int:
     """Parameters that make queries, keys and values of the layer's input."""
-    names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value")
+    names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", *_LATENT)
     return sum(_count(m) for name, m in layer.named_modules() if name.rsplit(".", 1)[-1] in names)

@@ -24,8 +24,8 @@ class Memory:
     Attributes:
         weights, gradients, optimizer, reference: at the peak; gradients that come later are not counted.
         checkpoints: what layers keep from the forward to the backward pass, as far as it is there at the peak.
-        transient: of the phase that makes the peak: `phase` names it (mlp, attention, head, reference, embedding,
-            optimizer or start); wrapper's buffers are in `buffers`.
+        transient: of the phase that makes the peak: `phase` names it (mlp, attention, layer where a layer is
+            counted whole, head, reference, embedding, optimizer or start); wrapper's buffers are in `buffers`.
         buffers: gradient buckets and gathered weights of the wrapper.
         runtime: a process before it has a model.
         phase: see `transient`.
@@ -117,6 +117,8 @@ def _moments(
         _Moment("head", before, acts.checkpoints, acts.head + cast),
         _Moment("mlp", first, acts.checkpoints, acts.mlp),
         _Moment("attention", first, acts.checkpoints, acts.attention),
+        _Moment("layer", first, acts.checkpoints, acts.layer),
+        _Moment("layer", later, acts.last_checkpoint, acts.layer),
         _Moment("mlp", later, acts.last_checkpoint, acts.mlp),
         _Moment("attention", later, acts.last_checkpoint, acts.attention),
         _Moment(
@@ -133,7 +135,8 @@ def _moments(
     if machine.device == "cuda":
         step = fixed.optimizer / max(1, job.optimizer_slots)
     else:
-        step = 3 * each * max(model.head_parameters * model.head_trains, model.layer_trainable / 4)
+        weight = model.layer_trainable / 4 if model.counter is None else model.largest_weight
+        step = 3 * each * max(model.head_parameters * model.head_trains, weight)
     return [*moments, _Moment("optimizer", fixed.gradients, 0.0, step if job.optimizer_slots else 0.0)]
 
 

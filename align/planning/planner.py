@@ -14,6 +14,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.distributed.names import check_wrapper_name, wrappers_on
 from align.longseq.parallel import choose_exchange, make_groups
 from align.longseq.settings import MemorySettings, ParallelSettings
+from align.longseq.support import check_degree
 from align.models.loading import load_tokenizer
 from align.models.settings import ModelSettings
 from align.planning import tables
@@ -29,6 +30,7 @@ from align.planning.request import (
     levers_of,
     machine_of,
     make_job,
+    notes,
     precision_of,
     read_method,
     row_lengths,
@@ -93,6 +95,7 @@ def make_plan(config: DictConfig) -> Plan:
         runtime=resident_memory(),
         products=precision_of(model, config.trainer, device=gpus.device).products,
     )
+    check_degree(architecture, config.parallel.degree)
     strategy = given_strategy(config, sizes, job, machine)
     given = price(sizes, job, strategy, machine)
     prompts = given.time.prompts
@@ -174,6 +177,7 @@ def show(plan: Plan, own: list[str]) -> None:
     """The tables, then the command to paste or the sentence that nothing fits."""
     console = Console()
     tables.show([describe(plan.sizes, plan.job), f"sizes from {plan.source}"], console=console)
+    tables.show(notes(plan.sizes), console=console)
     columns = {"given": plan.given}
     if plan.best is not None:
         columns["fastest that fits"] = plan.best

@@ -194,3 +194,21 @@ def describe(model: Architecture, job: Job) -> str:
         f"{model.parameters / 1e9:.2f}B parameters, {model.trainable / 1e9:.3g}B train ({trains}, {types}); "
         f"prompt {rows.prompt}, answers {' + '.join(map(str, rows.answers))} tokens, reference {job.reference}"
     )
+
+
+def notes(model: Architecture) -> list[str]:
+    """A line for a model whose layers are not Llama's: how they are estimated; none for others."""
+    if model.like_llama:
+        return []
+    active = model.parameters - model.all_layers + model.active
+    experts = (
+        f"; a token goes through {active / 1e9:.3g}B parameters" if model.active < model.all_layers else ""
+    )
+    if model.counter is None:
+        return [
+            f"layers' memory is estimated by the formulas of Llama's layer, which this model's are not{experts}"
+        ]
+    state = ", states by the library's own code, of which kernels keep less" if model.one_process else ""
+    return [
+        f"layers' memory is estimated from one layer of each kind ({len(set(model.kinds))}){state}{experts}"
+    ]

@@ -12,6 +12,7 @@ P parameters of which G train, N processes, w bytes a weight (`model.dtype`), g 
 | ZeRO-3 | P·w/N | G·g/N | (s+1)·4·G/N | up to 1e9 gathered weights, a bucket |
 | ZeRO-3 offload | on the host | on the host | on the host | up to 1e9 gathered weights, a bucket |
 
+The experts of a layer are gathered at once, where they are more than 1e9.
 (ZeRO: Rajbhandari et al. 2020, arXiv:1910.02054, section 3: 2P + 2P + 12P bytes for Adam in mixed precision; bucket
 and live parameters are DeepSpeed's defaults.) DeepSpeed keeps a master copy of what trains in 4 bytes, in every stage
 and whatever the weights' type, in fp32 a second one beside equal weights; it is counted with the optimizer. With
@@ -95,7 +96,7 @@ def states(
     shares = reference_shares(job, wrapper, processes, local=local)
     reference = _reference(model, precision, wrapper) / shares if job.reference == "frozen" else 0.0
     bucket = min(model.trainable, BUCKET) * trained
-    live = min(model.parameters, LIVE) * (2.0 if low else precision.weights)
+    live = max(min(model.parameters, LIVE), model.layer_experts) * (2.0 if low else precision.weights)
     if wrapper in ("none", "ddp"):
         return States(weights, gradients, optimizer, reference, gradients if wrapper == "ddp" else 0.0)
     if wrapper == "zero1":
@@ -125,11 +126,11 @@ def gradient_bytes(model: Architecture, precision: Precision, wrapper: str) -> f
 
 
 def gathered(model: Architecture) -> int:
-    """Parameters that FSDP2 has whole at a time in a forward: embedding, head and two layers.
+    """Parameters that FSDP2 has whole at a time in a forward: embedding, head and two layers, with all their experts.
 
     Of 8.0e9 with 32 layers of 0.22e9 each: 8.0e9 − 30 · 0.22e9 = 1.4e9.
     """
-    return model.parameters - (model.layers - 2) * model.layer_parameters
+    return model.parameters - model.all_layers + 2 * model.layer_parameters
 
 
 def _weights(model: Architecture, precision: Precision, *, low: bool) -> float:

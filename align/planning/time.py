@@ -1,6 +1,7 @@
 """Seconds of an optimizer step: floating-point work, and the bytes that processes exchange.
 
-**Work** of a row of T = P + Σa tokens, M parameters in the layers' matrices, V·H in the head, A = pairs of attention:
+**Work** of a row of T = P + Σa tokens, M parameters of the layers that a token goes through (of E
+experts k), V·H in the head, A = pairs of attention; a scan along the row is not counted:
 
 - forward of the layers 2·M·T, attention 4·Q·A a layer (two products over heads·D; A = P²/2 + Σ a·(P + a/2), since the
   prompt is shared: P²/2 once and not for each answer; in a layer with a window only the pairs within it), head 2·V·H·S
@@ -133,7 +134,7 @@ def _work(model: Architecture, job: Job, strategy: Strategy, rows: Rows) -> tupl
     backward = 1.0 + model.trainable / model.parameters if model.lora else 2.0
     tiling = 0.0
     if levers.mlp_chunk is not None and recompute:
-        tiling = 2 * 2.0 * model.layers * model.projections * rows.tokens
+        tiling = 2 * 2.0 * model.projections * rows.tokens
     total = layers * (1 + backward + recompute) + tiling + head * (2 + (1.0 if model.lora else 2.0))
     total_attention = attention * (1 + 2.5 + again)
     if job.policy_short:
@@ -162,10 +163,13 @@ def _reference_rows(job: Job, rows: Rows) -> list[Rows]:
 
 def _forward(model: Architecture, rows: Rows, scored: int) -> tuple[float, float]:
     """FLOPs of one forward: matrices with the head over `scored` tokens, and attention."""
-    matrices = 2.0 * model.layers * model.layer_parameters * rows.tokens
-    alike = Counter(pattern for pattern in model.patterns if pattern is not None)
-    pairs = sum(layers * rows.pairs(pattern) for pattern, layers in alike.items())
-    attention = 4.0 * model.query_width * pairs
+    matrices = 2.0 * model.active * rows.tokens
+    alike = Counter(zip(model.patterns, model.query_widths, strict=True))
+    attention = 4.0 * sum(
+        layers * width * rows.pairs(pattern)
+        for (pattern, width), layers in alike.items()
+        if pattern is not None
+    )
     return matrices + 2.0 * model.head_parameters * scored, attention
 
 
@@ -181,7 +185,7 @@ def exchange_bytes(
         reads += [(read, 1.0) for read in _reference_rows(job, rows)]
     inside = outside = 0.0
     for read, times in reads:
-        each = times * model.layers * own_tokens(read.tokens, strategy.degree) * job.precision.products
+        each = times * model.attending * own_tokens(read.tokens, strategy.degree) * job.precision.products
         ulysses, gather = (each * width for width in _sent(model, strategy))
         # Ulysses groups are consecutive ranks; a gather group steps over them.
         span = min(strategy.ulysses, machine.per_node)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from transformers import MambaConfig
+from transformers import MambaConfig, PreTrainedConfig
 
 from align.longseq.checkpointing import apply_checkpointing
 from align.models.settings import ModelSettings
 from align.planning.architecture import UnknownModelError, measure
 from align.planning.job import Job, Levers, OwnRows, Precision, Rows, Strategy, as_read
 from align.planning.memory import predict
+from align.planning.time import step_time
 from tests.planning.plans import plan
 from tests.planning.test_planning import CPU, live_peak
 from tests.tiny import tiny_model
@@ -50,6 +51,15 @@ def test_a_plan_reads_more_and_neither_tiles_nor_shards():
     assert own.plain.memory.total == shared.plain.memory.total
 
 
-def test_a_model_without_attention_is_not_counted():
-    with pytest.raises(UnknownModelError, match="mamba models are not made of attention and MLPs"):
-        measure(MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64), ModelSettings())
+def test_a_model_without_attention_is_counted():
+    """Mamba: no pairs, no sharing among processes, and its memory from one layer."""
+    sizes = measure(MambaConfig(hidden_size=32, num_hidden_layers=3, vocab_size=64), ModelSettings())
+    assert (sizes.query_widths, sizes.attending, sizes.one_process) == ((0, 0, 0), 0, True)
+    job = Job(as_read(Rows(1000, (100, 50)), "library"), Precision())
+    assert predict(sizes, job, Strategy(levers=Levers("full")), CPU).transient > 1100 * 64 * 4
+    assert step_time(sizes, job, Strategy(), CPU).exchange_bytes == 0
+
+
+def test_what_cannot_be_counted_is_refused():
+    with pytest.raises(UnknownModelError, match="mine models are not the library's own"):
+        measure(type("Mine", (PreTrainedConfig,), {"model_type": "mine"})(), ModelSettings())
