@@ -37,12 +37,14 @@ class Family:
         marks: what its layers have, as the tables of docs/architectures.md call it.
         values: of the configuration, over the class's defaults.
         targets: LoRA's, where the default does not fit the model's names.
+        reading: settings of the rows, where the template asks for some.
     """
 
     template: str | None = None
     marks: tuple[str, ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
     targets: str | None = None
+    reading: tuple[str, ...] = ()
 
 
 FAMILIES = {
@@ -55,7 +57,7 @@ FAMILIES = {
     "cohere2": Family("cohere2", ("window",)),
     "exaone4": Family(None, ("window",)),
     "llama4_text": Family(None, ("window", "MoE")),
-    "deepseek_v3": Family("deepseekv3", ("MLA", "MoE")),
+    "deepseek_v3": Family("deepseekv3", ("MLA", "MoE"), reading=("data.thinking=close",)),
     "glm4_moe_lite": Family("glm4moe", ("MLA", "MoE")),
     "minicpm3": Family(None, ("MLA",)),
     "qwen3_next": Family("qwen3_instruct_2507", ("state", "MoE")),
@@ -64,7 +66,9 @@ FAMILIES = {
     "qwen3_5_moe": Family("qwen3_6", ("state", "MoE", "images")),
     "kimi_linear": Family(None, ("state", "MLA", "MoE")),
     "nemotron_h": Family("nemotron_3_nano", ("state", "MoE")),
-    "granitemoehybrid": Family(None, ("state", "MoE"), {"layer_types": ["mamba", "attention"]}),
+    "granitemoehybrid": Family(
+        None, ("state", "MoE"), {"layer_types": ["linear_attention", "full_attention"]}
+    ),
     "falcon_h1": Family(None, ("state",)),
     "jamba": Family(None, ("state", "MoE")),
     "minimax": Family(None, ("state", "MoE")),

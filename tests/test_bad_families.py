@@ -43,7 +43,7 @@ CASES = {
     "one process for two": (
         "gemma3_text",
         ["parallel=ulysses", "parallel.degree=2"],
-        "parallel.degree=2 does not divide the 1 process of this run: use one of 1, or start a multiple of 2 processes.",
+        "does not divide the 1 process of this run: use one of 1, or start a multiple of 2 processes.",
     ),
     "tiles around the library's attention": (
         "gemma3_text",
