@@ -34,6 +34,7 @@ from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
 from align.models.lora import add_lora
 from align.models.routers import freeze_routers, lora_with_routers
+from align.models.settings import LIBRARY
 from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
@@ -130,7 +131,8 @@ def load_policy(run: Run) -> Any:
     check_readable(base, run.model.attention)
     policy = add_lora(base, lora_with_routers(base, run.model))
     freeze_routers(policy, run.model)
-    for said in (frozen_words(base), *state_notices(base)):
+    costs = [] if run.model.attention == LIBRARY else state_notices(base)
+    for said in (frozen_words(base), *costs):
         if said is not None:
             tell(said)
     apply_checkpointing(policy, run.memory.checkpointing, **run.memory.levers())
