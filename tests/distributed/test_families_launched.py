@@ -100,6 +100,7 @@ def test_two_processes_train_as_one(folder, alone, kind, form, exchange):
     done = subprocess.run(launch, capture_output=True, text=True, env=os.environ, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
+    assert done.stderr.count("is a mixture of") == (kind != "gemma3_text")  # by the first process alone
     wanted = moved(folder / kind, expected)
     found = moved(folder / kind, folder / output)
     scale = max(float(value.norm()) for value in wanted.values())
