@@ -24,6 +24,9 @@ from align.models.settings import LIBRARY, ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 
+AUTO = "auto"
+TOLERANCE = 1e-5  # where rounding is less
+
 if TYPE_CHECKING:
     from align.verification.comparison import Difference
 
@@ -93,16 +96,21 @@ def verify(config: DictConfig) -> Verification:
         parallel = comparison.form_groups(parallel_settings, plain.config, config, accelerator)
         outcomes = comparison.run_all(config, memory, (plain, shared, launched), accelerator, parallel)
         differences = comparison.compare(outcomes)
+        tolerance, why = config.tolerance, ""
+        if tolerance == AUTO:
+            examples = comparison.examples_of(config, accelerator.num_processes // parallel_settings.degree)
+            tolerance, why = comparison.tolerated(differences, TOLERANCE, plain, examples, outcomes[0])
         if accelerator.is_main_process:
             comparison.show(
                 differences,
                 title=model.path,
-                tolerance=config.tolerance,
+                tolerance=tolerance,
+                why=why,
                 gradients=len(outcomes[0].gradients),
             )
     finally:
         accelerator.end_training()
-    return Verification(differences, config.tolerance)
+    return Verification(differences, tolerance)
 
 
 def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSettings]:
@@ -110,8 +118,9 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     for key, least in (("prompt_tokens", 2), ("answer_tokens", 3)):
         if not isinstance(config[key], int) or config[key] < least:
             raise UserError(f"{key}={config[key]} must be a whole number from {least} on.")
-    if not isinstance(config.tolerance, (int, float)) or config.tolerance <= 0:
-        raise UserError(f"tolerance={config.tolerance} must be a positive number.")
+    given = config.tolerance
+    if given != AUTO and (not isinstance(given, (int, float)) or given <= 0):
+        raise UserError(f"tolerance={given} must be a positive number, or {AUTO}.")
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)

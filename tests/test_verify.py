@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import CONFIG_MAPPING
 
+from tests.families import save_family
 from tests.forked import run
 from tests.tiny import save_tiny
 
@@ -53,6 +54,18 @@ def test_an_error_above_the_tolerance_gives_exit_code_one(folder, tmp_path):
     assert "NO" in said
 
 
+def test_what_rounding_alone_moves_counts_as_exact(tmp_path):
+    """A linear attention in chunks, in float32: padded rows move as far with the last bit of their weights."""
+    save_family(tmp_path / "model", "qwen3_next", weights=False)
+    words = ("model.lora.r=4", "seed=3")
+    code, said = verify_forked(tmp_path / "model", tmp_path, *words, "tolerance=1e-5")
+    assert code == 1, said
+    (tmp_path / "said").unlink()
+    code, said = verify_forked(tmp_path / "model", tmp_path, *words)
+    assert code == 0, said
+    assert "twice what the last bit of the weights changes on padded rows" in said
+
+
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
@@ -73,7 +86,7 @@ def test_an_architecture_that_is_not_computed_is_refused(tmp_path, kind, sentenc
     [
         ("prompt_tokens=1", "prompt_tokens=1 must be a whole number from 2 on."),
         ("memory.offload=host", "memory.offload=host moves activations off an accelerator"),
-        ("tolerance=0", "tolerance=0 must be a positive number."),
+        ("tolerance=0", "tolerance=0 must be a positive number, or auto."),
         ("model.attention=flash2", "which model.attention=flash2 does not take"),
         ("parallel=gather", "parallel.degree=2 does not divide the 1 process "),
     ],

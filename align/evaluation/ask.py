@@ -14,7 +14,7 @@ from rich.console import Console
 
 from align.core.errors import UserError
 from align.core.files import write_bytes_atomically
-from align.core.readable import counted
+from align.core.readable import agreeing, counted
 from align.generation.generators import (
     Completion,
     Message,
@@ -106,7 +106,8 @@ def cut_note(records: Sequence[Mapping[str, Any]], limit: str) -> list[str]:
         limit: what cut them, for people: the suite's key.
     """
     cut = sum(bool(record["cut"]) for record in records)
-    return [f"{cut} of {counted(len(records), 'answer')} were cut at {limit}."] if cut else []
+    were = agreeing(len(records), "was", "were")
+    return [f"{cut} of {counted(len(records), 'answer')} {were} cut at {limit}."] if cut else []
 
 
 def adopt_answers(stage: str, workspace: Workspace) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
-from align.core.readable import counted
+from align.core.readable import agreeing, counted
 from align.documents.loading import load_documents
 from align.evaluation.ask import first_shows, wait_for_all
 from align.evaluation.intervals import Measure, Score, mean_interval
@@ -89,7 +89,10 @@ class Perplexity:
             f"(suite.max_documents={self.max_documents})."
         ]
         cut = sum(len(ids) > self.length for _, ids in chosen)
-        ends = [f"{cut} of {counted(len(chosen), 'document')} were cut at suite.length={self.length} tokens."]
+        were = agreeing(len(chosen), "was", "were")
+        ends = [
+            f"{cut} of {counted(len(chosen), 'document')} {were} cut at suite.length={self.length} tokens."
+        ]
         notes = [*(read if len(chosen) < len(encoded) else []), *(ends if cut else [])]
         return texts, [*notes, *self._beyond(max(len(ids) for _, ids in texts), evaluation)]
 

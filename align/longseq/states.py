@@ -62,8 +62,9 @@ def state_mixers(model: nn.Module) -> list[nn.Module]:
 
 
 def state_notices(model: nn.Module) -> list[str]:
-    """A sentence for each class of the model's mixers that costs more than one run along the row."""
-    kinds = {type(module).__name__: mixer_rule(type(module)) for module in state_mixers(model)}
+    """A sentence for each class of the model's mixers, prepared or not, that costs more than one run along the row."""
+    mixers = [*state_mixers(model), *(mixer for _, mixer in _unprepared(model, None))]
+    kinds = {type(module).__name__: mixer_rule(type(module)) for module in mixers}
     return [
         f"{name} {rule.cost}: it costs more than other layers, which are run once for the row."
         for name, rule in kinds.items()

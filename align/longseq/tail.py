@@ -38,6 +38,8 @@ _HARMLESS = frozenset(
         "detach",
         "clone",
         "_to_copy",
+        "to",  # as `torch.inference_mode` shows it
+        "type_as",
         "contiguous",
         "lift_fresh",
         "transpose",

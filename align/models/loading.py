@@ -6,6 +6,8 @@ import warnings
 from typing import Any
 
 import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -23,7 +25,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
-from align.models.paths import resolve_path
+from align.models.paths import check_weights, resolve_path
 from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
 from align.models.renamings import forget_unused_renamings
@@ -62,6 +64,12 @@ def load_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrain
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
+    except StrictDataclassError as error:
+        raise UserError(
+            f"{key}={settings.path}: transformers {transformers.__version__} does not know what its config.json says "
+            f"({loading_problem(error.__cause__ or error)}): correct that, or install the version of transformers that "
+            "the model was made for."
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"{key}={settings.path}: no model could be loaded ({loading_problem(error)})."
@@ -135,6 +143,7 @@ def load_causal_lm(
             process's GPU.
     """
     require_quantization(settings.quantization)
+    check_weights(settings.path)
     config = load_config(settings)
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from align.models.settings import LoraSettings
 
 _EMBEDDINGS = {"embed_tokens", "lm_head"}
+_KEYS_AND_VALUES = ("kv_a_proj_with_mqa", "kv_b_proj")
+# What a projection is called where attention is latent (DeepSeek, Kimi), and where one makes all three (Phi-3).
+_LATENT = {"q_proj": ("q_a_proj", "q_b_proj"), "k_proj": _KEYS_AND_VALUES, "v_proj": _KEYS_AND_VALUES}
+_FUSED = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj")
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> torch.nn.Module:
@@ -85,28 +89,28 @@ def _saved_of(model: PreTrainedModel, settings: LoraSettings, targets: list[str]
 
 
 def _targets_of(model: PreTrainedModel, settings: LoraSettings) -> list[str]:
-    """The last names of the target modules; a model that fuses q, k and v (Phi-3) has them under its own name.
+    """The last names of the target modules; `q_proj`, `k_proj` and `v_proj` under the names that the model has.
 
-    `[all-linear]` is every linear layer but the head and those of routers.
+    Of DeepSeek-V3 `k_proj` is `kv_a_proj_with_mqa` and `kv_b_proj`, of Phi-3 `qkv_proj`; of Kimi-Linear, whose layers
+    differ, `k_proj` and both of the former. `[all-linear]` is every linear layer but the head and those of routers.
     """
-    names = {_leaf(name) for name, _ in text_modules(model)}
+    left_out = {model.get_output_embeddings()}
+    left_out.update(part for router in routers_of(model).values() for part in router.modules())
+    modules = [(name, module) for name, module in text_modules(model) if module not in left_out]
+    linear = sorted({_leaf(name) for name, module in modules if isinstance(module, Linear)})
     if settings.target_modules == ["all-linear"]:
-        left_out = {model.get_output_embeddings()}
-        left_out.update(part for router in routers_of(model).values() for part in router.modules())
-        linear = [
-            name
-            for name, module in text_modules(model)
-            if isinstance(module, Linear) and module not in left_out
-        ]
-        return sorted({_leaf(name) for name in linear})
-    fused = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
-    targets = [name if name in names else fused.get(name, name) for name in settings.target_modules]
-    missing = sorted(set(targets) - names)
-    if missing:
-        raise UserError(
-            f"model.lora.target_modules names {', '.join(missing)}, which {type(model).__name__} does not have."
-        )
-    return sorted(set(targets))
+        return linear
+    names = {_leaf(name) for name, _ in text_modules(model)}
+    targets: set[str] = set()
+    for wanted in settings.target_modules:
+        found = {wanted, *_LATENT.get(wanted, ())} & names or {_FUSED.get(wanted, wanted)} & names
+        if not found:
+            raise UserError(
+                f"model.lora.target_modules names {wanted}, which {type(model).__name__} does not have: name some of "
+                f"{', '.join(linear)}, or set model.lora.target_modules=[all-linear]."
+            )
+        targets |= found
+    return sorted(targets)
 
 
 def _within_text_part(model: PreTrainedModel, targets: list[str]) -> list[str] | str:

@@ -41,3 +41,16 @@ def check_path(path: str, *, key: str = "model.path") -> None:
         return
     if Path(path).exists() or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"{key}={path} is no model folder: name an existing folder or a Hub id (owner/name).")
+
+
+def check_weights(path: str, *, key: str = "model.path") -> None:
+    """Refuses a folder without weights, which has enough for `align plan` and `align verify` alone.
+
+    Raises:
+        UserError: no file in the folder could hold any.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        raise UserError(
+            f"{key}={path} has a config.json but no weights (*.safetensors or *.bin): name the folder that has both."
+        )

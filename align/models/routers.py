@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import AlignWarning, UserError, first_line
-from align.core.telling import tell
+from align.core.telling import is_first, tell
 from align.models.settings import LoraSettings, ModelSettings, MoeSettings
 from align.models.structure import experts, find_causal_lm
 
@@ -154,7 +154,7 @@ def check_experts(
         _check_offered(moe, config, model_class)
     if moe.balance:
         tell(f"{named}: {moe.balance:g} times its load-balancing loss is added to each step's loss.")
-    else:
+    elif is_first():  # once in a launch, not by every process
         warnings.warn(
             f"{named}: its load-balancing loss takes no part in preference training; set model.moe.balance for that"
             f"{_named_coefficient(config)}.",

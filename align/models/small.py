@@ -63,6 +63,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"indexer_budget|index_topk", 4),
     (r"indexer_compress_ratio|index_block_size|index_topk_blocks|index_local_blocks|index_kpool", 2),
 )
+_VOCABULARIES = r"(\w+_)?vocab_size(_per_layer_input)?"  # Gemma-4 embeds a token anew for each layer
 # Tokens with a meaning of their own, which rows of the check leave out: they are drawn from FIRST_TOKEN on.
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "mask_token_id": 3}
 _TOKENS |= {"cls_token_id": 3, "eod_token_id": 2, "decoder_start_token_id": 1, "forced_eos_token_id": 2}
@@ -83,7 +84,7 @@ def few_layers(config: PreTrainedConfig, *, vocabulary: int) -> PreTrainedConfig
         vocabulary: tokens that it knows.
     """
     values = _without_noise(_plain(config))
-    for name in [name for name in values if re.fullmatch(r"(\w+_)?vocab_size", name)]:
+    for name in [name for name in values if re.fullmatch(_VOCABULARIES, name)]:
         values[name] = vocabulary
     if isinstance(values.get("intermediate_size"), int):
         values["intermediate_size"] = min(values["intermediate_size"], values.get("hidden_size") or WIDTH)

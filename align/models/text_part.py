@@ -171,7 +171,8 @@ def frozen_words(model: PreTrainedModel) -> str | None:
     others = list(other_parts(model))
     if not others:
         return None
+    verb, they = ("is", "it") if len(others) == 1 else ("are", "they")
     return (
-        f"{type(model).__name__} is a composite: its text part trains; {', '.join(others)} are frozen, not run, and "
-        "saved as they came."
+        f"{type(model).__name__} is a composite: its text part trains; {', '.join(others)} {verb} frozen, not run, and "
+        f"saved as {they} came."
     )

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import log_softmax
-from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 from align.core.errors import UserError
 from align.evaluation.perplexity import Perplexity
 from align.evaluation.token_logps import learned_positions, sequence_logps, sliding_logps
+from align.longseq.small_model import build_small
+from align.models.loading import library_class
 from tests.evaluation.helpers import Answers, evaluation
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -36,6 +38,15 @@ def ids():
 def test_equals_the_librarys_logits(model, ids):
     with torch.inference_mode():
         torch.testing.assert_close(sequence_logps(model, ids), plain_logps(model, ids))
+
+
+@pytest.mark.parametrize("kind", ["nemotron_h", "cohere", "falcon_h1"])
+def test_what_a_class_does_around_its_head_is_done_again(kind, ids):
+    """Within inference mode conversions have other names: Nemotron-H's of its hidden states; the others scale."""
+    config = CONFIG_MAPPING[kind]()
+    model = build_small(library_class(config), config, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(sequence_logps(model, ids), plain_logps(model, ids), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(8, 3), (8, 7), (5, 1), (23, 4), (40, 9)])

@@ -102,6 +102,8 @@ def test_few_layers_keep_heads_and_widths():
     made = few_layers(CONFIG_MAPPING["gemma3_text"](hidden_size=640, head_dim=256), vocabulary=512)
     assert (made.hidden_size, made.head_dim, made.vocab_size) == (640, 256, 512)
     assert made.layer_types == ["sliding_attention", "full_attention"]
+    made = few_layers(CONFIG_MAPPING["gemma4_text"](), vocabulary=512)
+    assert (made.vocab_size, made.vocab_size_per_layer_input) == (512, 512)
 
 
 def test_a_small_model_has_the_same_wide_weights_every_time():

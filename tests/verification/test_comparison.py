@@ -19,7 +19,7 @@ from align.longseq.settings import MemorySettings
 from align.models.settings import ModelSettings
 from align.verification.comparison import compare, run_all, start_accelerator
 from align.verification.small_copy import build_small_copy, random_examples
-from align.verify import Verification
+from align.verify import TOLERANCE, Verification
 from tests.distributed import run_distributed
 from tests.longseq import plain
 from tests.tiny import save_tiny, tiny_model
@@ -89,7 +89,7 @@ def verdicts(rank: int, size: int, folder: str) -> dict[str, bool]:
             outcomes = run_all(config, memory, tuple(copies), accelerator, parallel)
             losses = [outcome.loss for outcome in outcomes]
             assert max(losses) - min(losses) < 1e-4, "a wrong backward does not show in the loss"
-            found[name] = Verification(compare(outcomes), config.tolerance).exact
+            found[name] = Verification(compare(outcomes), TOLERANCE).exact
     return found
 
 
