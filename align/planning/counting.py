@@ -103,6 +103,7 @@ class LayerCounter:
         self.config, self.lora = config, lora
         self._runs: dict[tuple[int, bool], _Run] = {}
         self._found: dict[tuple[int, bool, int], dict[Kind, LayerBytes]] = {}
+        self._tiles: dict[int, dict[Kind, LayerBytes]] = {}
         self._forward: dict[int, float] = {}
 
     @cached_property
@@ -121,14 +122,20 @@ class LayerCounter:
         """
         if mode == "none":
             return self._of(size, False, 1)
-        if tiled:
-            few, many = (self._of(size, True, tiles) for tiles in TILES)
-            found = {kind: _split(few[kind], many[kind]) for kind in few}
-        else:
-            found = self._of(size, True, 1)
+        found = self._tiled(size) if tiled else self._of(size, True, 1)
         if mode == "full":
             return found
         return {kind: _with_attention_kept(each, self.heads[kind], size) for kind, each in found.items()}
+
+    def _tiled(self, size: int) -> dict[Kind, LayerBytes]:
+        """In tiles; as without them where layers are not handed the row's layout (Mamba) or cut tokens otherwise."""
+        if size not in self._tiles:
+            try:
+                few, many = (self._of(size, True, tiles) for tiles in TILES)
+                self._tiles[size] = {kind: _split(few[kind], many[kind]) for kind in few}
+            except (KeyError, RuntimeError):
+                self._tiles[size] = self._of(size, True, 1)
+        return self._tiles[size]
 
     def forward(self, size: int) -> float:
         """Bytes per token of the largest layer's forward without a graph, its input among them."""

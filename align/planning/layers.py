@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from peft.tuners.lora.layer import ParamWrapper
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from align.core.errors import UserError, first_line
 from align.longseq.layer_pattern import attention_patterns
-from align.longseq.mixers import mixer_rule
+from align.longseq.mixers import attends, mixer_rule
 from align.longseq.patterns import FULL, Pattern
 from align.longseq.support import keeps_state
 from align.models.settings import LoraSettings
@@ -77,6 +77,7 @@ def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: Lo
     counter = LayerCounter(config, LoraSettings() if any(map(adapted_experts, layers)) else lora)
     try:
         seen = counter.heads
+        kinds = tuple(_nearest(kind, seen) for kind in kinds)
         found = [seen[kind] for kind in kinds]
         counter.layers(2, "full")
     except Exception as error:  # of a class that needs values, or whose attention is its own
@@ -84,6 +85,9 @@ def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: Lo
             raise UnknownModelError(
                 f"{config.model_type} models cannot be counted on tensors without values ({first_line(error)})."
             ) from error
+        if len(patterns) == len(layers):  # else a layer attends more than once
+            own = [any(attends(type(module)) for module in layer.modules()) for layer in layers]
+            patterns = _where_attending(own, patterns)
         return _by_configuration(config, patterns, kinds)
     attending = [one for one in found if one is not None]
     if not attending and not any(map(runs_along_rows, layers)):
@@ -93,14 +97,28 @@ def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: Lo
         heads=widest.heads,
         kv_heads=widest.kv_heads,
         head_dim=widest.width,
-        patterns=tuple(
-            None if one is None else pattern or FULL for one, pattern in zip(found, patterns, strict=True)
-        ),
+        patterns=_where_attending([one is not None for one in found], patterns),
         query_widths=tuple(0 if one is None else one.heads * one.width for one in found),
         kinds=kinds,
         like_llama=False,
         counter=counter,
     )
+
+
+def _nearest(kind: Kind, seen: Iterable[Kind]) -> Kind:
+    """The kind itself, or of those that were seen the one of its class with the most weights in common.
+
+    Zamba-2's shared layers have adapters of their own in each place.
+    """
+    return min(seen, key=lambda other: (other[0] != kind[0], len(set(other[1]) ^ set(kind[1]))))
+
+
+def _where_attending(
+    attending: list[bool], patterns: tuple[Pattern | None, ...]
+) -> tuple[Pattern | None, ...]:
+    """The pattern of each layer that attends, full where the configuration has none for it; None of the others."""
+    named = patterns if len(patterns) == len(attending) else (None,) * len(attending)
+    return tuple((pattern or FULL) if one else None for one, pattern in zip(attending, named, strict=True))
 
 
 def runs_along_rows(layer: nn.Module) -> bool:
