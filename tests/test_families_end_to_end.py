@@ -17,7 +17,6 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoTokenizer
 
 from align.models.loading import library_class
-from align.runs import exit_codes
 from tests.families import FAMILIES, make_pairs, make_questions, save_family
 from tests.forked import run
 
@@ -115,18 +114,12 @@ def test_it_is_exact(base):
 
 
 def test_it_is_planned(base):
-    """Or refused in the one sentence that says what of it the plan does not know."""
     log = base.parent / "plan.log"
     words = ("gpus=h100_80gb", "method=dpo", f"model.path={base}", *rows(base))
     (code,) = run(["align", "plan", *words], log=log)
     said = log.read_text()
     assert not SCARES.search(said), said
-    if code == exit_codes.USAGE:
-        assert re.fullmatch(
-            r"align plan: \w+ models [^\n]*, which align plan does not know\.", said.strip()
-        ), said
-    else:
-        assert code == 0 and "GB" in said, said
+    assert code == 0 and "GB" in said, said
 
 
 @torch.no_grad()
