@@ -22,6 +22,7 @@ class CappedKernel:
     """
 
     varlen = False
+    halved = range(0)
 
     def __init__(self, softcap: float) -> None:
         self._cap = softcap

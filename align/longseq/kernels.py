@@ -27,6 +27,7 @@ class Kernel(Protocol):
     """Forward and backward of one attention call; h query heads are a multiple of k key-value heads."""
 
     varlen: bool  # whether one call takes several squares; else each square is a call
+    halved: range  # sizes of causal squares that cost more than two of half the size and a rectangle
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
@@ -50,9 +51,13 @@ class Kernel(Protocol):
 
 
 class CpuKernel:
-    """torch's flash attention for CPU: fp64, fp32, fp16, bf16, strided, grouped heads unexpanded."""
+    """torch's flash attention for CPU: fp64, fp32, fp16, bf16, strided, grouped heads unexpanded.
+
+    A causal square of a few hundred tokens takes as long as a rectangle of that size, twice as long as its pairs.
+    """
 
     varlen = False
+    halved = range(192, 1536)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
@@ -86,6 +91,7 @@ class CudaFlashKernel:
     """
 
     varlen = False
+    halved = range(0)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
@@ -126,6 +132,7 @@ class CudaEfficientKernel:
     """torch's memory-efficient attention for CUDA: fp32, widths that 4 divides; grouped heads are expanded."""
 
     varlen = False
+    halved = range(0)
     _ALIGNED = 32  # its log-sum-exp is padded to a multiple of this
 
     def forward(

@@ -75,7 +75,7 @@ def _token_major(like: Tensor) -> Tensor:
 
 def _calls(parts: Sequence[Part], kernel: Kernel) -> Sequence[Part]:
     """Parts as the kernel takes them: several squares in one call, or a call each."""
-    return parts if kernel.varlen else [one for part in parts for one in part.each()]
+    return parts if kernel.varlen else [one for part in parts for one in part.each(kernel.halved)]
 
 
 def _taken(states: Tensor, span: Span, part: Part) -> Tensor:

@@ -42,15 +42,33 @@ class Part:
     squares: tuple[int, ...] = ()
     mirrored: bool = False
 
-    def each(self) -> Iterator[Part]:
-        """One part for each square, for kernels that take one sequence a call; itself for a rectangle."""
-        if len(self.squares) < 2:
+    def each(self, halved: range = range(0)) -> Iterator[Part]:
+        """One part for each square, for kernels that take one sequence a call; itself for a rectangle.
+
+        Args:
+            halved: sizes of squares that are cut into two of half the size and the rectangle between them: a square of
+                6 is two of 3, and 3 queries that see 3 keys. Squares come before the rectangles of their queries.
+        """
+        if not self.squares:
             yield self
             return
         query, key = self.queries[0], self.keys[0]
         for size in self.squares:
-            yield Part((query, query + size), (key, key + size), (size,), self.mirrored)
+            yield from _square(query, key, size, self.mirrored, halved)
             query, key = query + size, key + size
+
+
+def _square(query: int, key: int, size: int, mirrored: bool, halved: range) -> Iterator[Part]:
+    """A square from these tokens on, or its halves and the rectangle between them."""
+    if size not in halved:
+        yield Part((query, query + size), (key, key + size), (size,), mirrored)
+        return
+    half = size // 2
+    yield from _square(query, key, half, mirrored, halved)
+    yield from _square(query + half, key + half, size - half, mirrored, halved)
+    first, second = (query, query + half), (query + half, query + size)
+    earlier, later = (key, key + half), (key + half, key + size)
+    yield Part(first, later) if mirrored else Part(second, earlier)
 
 
 class Own:

@@ -189,7 +189,8 @@ def prove(
         kind, sentence = (
             (EXACT, "") if found.exact else (DIFFERS, _differs(model_class, found, named, attention))
         )
-        name, notices = str(dtype).removeprefix("torch."), tuple(state_notices(model))
+        name = str(dtype).removeprefix("torch.")
+        notices = () if attention == LIBRARY else tuple(state_notices(model))
         return Verdict(kind, sentence, found.loss, found.gradient, name, notices)
     return verdict
 

@@ -14,7 +14,6 @@ from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
 from align.distributed.build_locks import warn_of_left_locks
 from align.longseq.flash import check_flash
-from align.longseq.parallel import make_groups
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config, check_degree
@@ -51,7 +50,6 @@ def check(config: DictConfig) -> Run:
     check_architecture(settings.model)
     check_tiles(settings.model, settings.memory)
     check_degree(load_config(settings.model), settings.parallel.degree)
-    make_groups(arguments.world_size, settings.parallel.degree)
     check_sharded_experts(settings.model, arguments)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)

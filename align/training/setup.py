@@ -27,7 +27,7 @@ from align.distributed.agreement import check_agreement, check_same_settings
 from align.distributed.names import check_quantised
 from align.distributed.wrappers import check_launch, expected_wrapper, launched_wrapper
 from align.longseq.checkpointing import apply_checkpointing
-from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
+from align.longseq.parallel import SequenceParallel, choose_exchange, make_groups, start_parallel
 from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, load_tokenizer, native_window
@@ -52,6 +52,7 @@ def launched_settings(config: DictConfig, run: Run) -> dict[str, Any]:
 def check_processes(run: Run, config: DictConfig) -> None:
     """Refuses a launch that was turned into another one, and processes that were started with different settings."""
     check_launch(run.arguments)
+    make_groups(run.arguments.world_size, run.parallel.degree)
     check_quantised(run.model.quantization, launched_wrapper(run.arguments))
     check_same_settings(launched_settings(config, run), device=run.arguments.device)
 

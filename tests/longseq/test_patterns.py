@@ -129,6 +129,22 @@ def test_a_window_is_two_calls_for_kernels_that_take_several_squares():
     )
 
 
+@given(st.integers(1, 70), st.integers(1, 9), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_halved_squares_hold_the_same_pairs_once(size, least, mirrored):
+    """Down to the least size, whatever it is; squares come before the rectangles of their queries."""
+    part = Part((3, 3 + size), (5, 5 + size), (size,), mirrored)
+    pieces = list(part.each(range(least + 1, 100)))
+    whole, halves = (seen_by_parts(each, 80, 80) for each in ([part], pieces))
+    assert torch.equal(whole, halves)
+    covered = set()
+    for piece in pieces:
+        queries = set(range(*piece.queries))
+        assert (piece.squares and not queries & covered) or (not piece.squares and queries <= covered)
+        assert not piece.squares or piece.squares[0] <= least
+        covered |= queries
+
+
 def test_a_window_makes_no_mask_and_copies_no_more_than_its_blocks():
     """No tensor is larger than the output; what is reversed is a block at a time."""
     layout = layout_of([(20, [400, 300])])

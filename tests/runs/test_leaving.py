@@ -8,10 +8,12 @@ import sys
 import pytest
 
 PROCESS = """
-import atexit
-atexit.register(sum, range(10**8))  # the last exit function: holds the interpreter's lock to the end, some seconds
+import atexit, sys, time
+begun = time.perf_counter()
+sum(range(10**7))
+numbers = int(10**7 * 4 / (time.perf_counter() - begun))
+atexit.register(sum, range(numbers))  # the last exit function: holds the interpreter's lock to the end, four seconds
 
-import sys, time
 import torch
 import torch.distributed as dist
 from align.runs.command import hydra_entry
