@@ -40,11 +40,6 @@ CASES = {
         ["model.attention=library", "parallel=gather", "parallel.degree=2"],
         "which model.attention=library cannot: set parallel=none.",
     ),
-    "one process for two": (
-        "gemma3_text",
-        ["parallel=ulysses", "parallel.degree=2"],
-        "does not divide the 1 process of this run: use one of 1, or start a multiple of 2 processes.",
-    ),
     "tiles around the library's attention": (
         "gemma3_text",
         ["model.attention=library", "memory.mlp_chunk=16", "memory.checkpointing=full"],
@@ -84,6 +79,21 @@ def test_it_is_refused_in_one_sentence_and_nothing_is_written(name, folder, tmp_
     refusals = re.findall(r"^align train: .*$", said, re.MULTILINE)
     assert len(refusals) == 1 and refusals[0].endswith(sentence), said
     assert "Traceback" not in said
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_a_degree_that_the_processes_do_not_make_is_refused_before_rows_are_read(folder, tmp_path):
+    """Not before: a command that starts processes is one process itself."""
+    save_family(tmp_path / "model", "gemma3_text")
+    paths = [
+        f"model.path={tmp_path / 'model'}",
+        f"data.path={folder / 'rows.jsonl'}",
+        f"output={tmp_path / 'out'}",
+    ]
+    (code,) = run(["align", "train", *paths, "parallel=ulysses", "parallel.degree=2"], log=tmp_path / "said")
+    said = (tmp_path / "said").read_text()
+    assert code == exit_codes.USAGE and "Traceback" not in said, said
+    assert "parallel.degree=2 does not divide the 1 process of this run: use one of 1" in said
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
