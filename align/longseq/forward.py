@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -235,20 +235,24 @@ def _scoring(
     forward shows on no position at all. Two temporary forward hooks do it, so the head runs inside the wrapped
     module's own forward, where FSDP and ZeRO-3 hold its weights gathered, and the result leaves through the
     wrapper's output, where they attach their backward hooks. `prepend` puts ours before a wrapper's hook on the
-    same module.
+    same module. The head computes in the precision of the forward, around which accelerate puts autocast, and behind
+    which the second hook runs.
     """
     hidden: list[Tensor] = []
+    precisions: list[AbstractContextManager[Any]] = []
     watch = TailWatch(lm)
 
     def after_decoder(module: nn.Module, args: Any, output: Any) -> None:
         check_last_hidden_state(lm, output)
         hidden.append(output.last_hidden_state)
+        precisions.append(_same_autocast(output.last_hidden_state.device.type))
         watch.begin(output.last_hidden_state)
 
     def after_model(module: nn.Module, args: Any, output: Any) -> Any:
         head = watch.end(output.logits).of(lm.get_output_embeddings())
-        # Adding nothing of the head's own output keeps its parameters in the graph when nothing is scored.
-        output.logits = score(hidden.pop(), head) + output.logits[..., :0].sum()
+        with precisions.pop():
+            # Adding nothing of the head's own output keeps its parameters in the graph when nothing is scored.
+            output.logits = score(hidden.pop(), head) + output.logits[..., :0].sum()
         return output
 
     handles = [
@@ -261,6 +265,15 @@ def _scoring(
         watch.stop()
         for handle in handles:
             handle.remove()
+
+
+def _same_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast as it is now, to be entered later."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(
+        device, dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+    )
 
 
 def _no_nll(sums: Tensor, lengths: Tensor, context: Tensor, batch: SharedPrefixBatch) -> None:

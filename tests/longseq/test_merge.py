@@ -233,6 +233,22 @@ def test_autocast_lowers_the_precision_as_for_torchs_own_function():
     assert 0 < relative_error(lowered, exact) < 1e-2
 
 
+@pytest.mark.parametrize("attention", [ATTENTION, "sdpa"])
+def test_the_head_computes_in_the_forwards_precision(attention):
+    """accelerate puts autocast around the policy's forward, a reference has it around the call: the same bits."""
+    rng = np.random.default_rng(0)
+    batch = pack([make_example(rng, prompt=40, answers=[20, 9])])
+    policy, reference = tiny_model(), tiny_model()
+    for model in (policy, reference):
+        model.set_attn_implementation(attention)
+    policy.forward = torch.autocast("cpu", torch.bfloat16)(policy.forward)
+    with torch.no_grad():
+        own = pair_logps(policy, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            other = pair_logps(reference, batch)
+    assert torch.equal(own.chosen, other.chosen) and torch.equal(own.rejected, other.rejected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
