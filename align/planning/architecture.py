@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
+from align.core.errors import first_line
 from align.longseq.patterns import Pattern
 from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
@@ -153,7 +154,8 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         settings: its adapter.
 
     Raises:
-        UnknownModelError: layers that keep a state and cannot be counted, or a model with code of its own.
+        UnknownModelError: layers that keep a state and cannot be counted, a model with code of its own, or a
+            configuration that no model can be made of.
     """
     # The class itself, and a composite's parts as if within such a call: under ZeRO-3 `from_config` would scatter the
     # weights.
@@ -163,7 +165,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
             f"{config.model_type} models are not the library's own: align plan cannot count them."
         )
     with torch.device("meta"), set_zero3_state():
-        model = add_lora(model_class(copy.deepcopy(config)), settings.lora)
+        model = add_lora(_made(model_class, config), settings.lora)
     lm = find_causal_lm(model)
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
     layers = list(decoder_layers(lm))
@@ -198,6 +200,21 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         head_trains=_count(head, trainable=True) > 0,
         one_process=any(map(runs_along_rows, layers)),
     )
+
+
+def _made(model_class: Any, config: PreTrainedConfig) -> Any:
+    """A model of the class; raises UnknownModelError where its own code cannot make one of this configuration."""
+    if not hasattr(text_config(config), "num_hidden_layers"):
+        raise UnknownModelError(
+            f"{config.model_type} models do not say how many layers they have, which align plan counts by."
+        )
+    try:
+        return model_class(copy.deepcopy(config))
+    except Exception as error:  # whatever the class says of values that do not fit or are not there
+        raise UnknownModelError(
+            f"No {model_class.__name__} can be made of this configuration ({first_line(error)}): look at the "
+            "config.json of model.path."
+        ) from error
 
 
 def _intermediate(config: PreTrainedConfig, attention: Attention, active: float) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import MambaConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MambaConfig, PreTrainedConfig
 
 from align.longseq.checkpointing import apply_checkpointing
 from align.models.settings import ModelSettings
@@ -63,3 +63,18 @@ def test_a_model_without_attention_is_counted():
 def test_what_cannot_be_counted_is_refused():
     with pytest.raises(UnknownModelError, match="mine models are not the library's own"):
         measure(type("Mine", (PreTrainedConfig,), {"model_type": "mine"})(), ModelSettings())
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("blt", "blt models do not say how many layers they have"),
+        (
+            "lfm2_moe",
+            r"No Lfm2MoeForCausalLM can be made of this configuration \(.*\): look at the config.json of",
+        ),
+    ],
+)
+def test_a_configuration_that_no_model_can_be_made_of_is_no_defect_of_ours(kind, sentence):
+    with pytest.raises(UnknownModelError, match=sentence):
+        measure(CONFIG_MAPPING[kind](), ModelSettings())
