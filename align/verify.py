@@ -20,7 +20,7 @@ from align.longseq.settings import (
     check_own_rows_settings,
 )
 from align.models.checks import check_model
-from align.models.settings import LIBRARY, ModelSettings
+from align.models.settings import OF_LIBRARY, ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 
@@ -124,7 +124,7 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
-    if model.attention not in ("sdpa", LIBRARY):
+    if model.attention not in ("sdpa", *OF_LIBRARY):
         raise UserError(
             f"align verify compares gradients in float32, which model.attention={model.attention} does not take: "
             "set model.attention=sdpa here; the tests of the kernels are `pytest -m gpu`."

@@ -35,7 +35,7 @@ from align.longseq.small_model import build_small
 from align.longseq.support import check_config, keeps_state
 from align.longseq.verdicts import EXACT, UNPROVEN, Verdict
 from align.models.loading import library_class
-from align.models.settings import LIBRARY
+from align.models.settings import LIBRARY, MASKED
 from align.models.small import small
 from align.models.structure import experts, find_causal_lm
 from align.models.text_part import is_composite, set_attention, text_config
@@ -99,10 +99,17 @@ def examine(architecture: Architecture) -> dict[str, Any]:
     row["verdict"] = VERDICTS[verdict.kind]
     if verdict.kind == EXACT:
         return row | {"parallel": parallel_error(model_class, config)}
-    own = verdict_of(model_class, config, LIBRARY)
-    if own.kind == EXACT:
-        return row | {"verdict": "own rows", "loss": own.loss, "gradient": own.gradient, "dtype": own.dtype}
-    return row | {"own rows": own.sentence}
+    for verdict, attention in (("by a mask", MASKED), ("own rows", LIBRARY)):
+        other = verdict_of(model_class, config, attention)
+        if other.kind == EXACT:
+            return row | {
+                "verdict": verdict,
+                "loss": other.loss,
+                "gradient": other.gradient,
+                "dtype": other.dtype,
+            }
+        row[verdict] = other.sentence
+    return row
 
 
 def verdict_of(model_class: type[PreTrainedModel], config: PreTrainedConfig, attention: str) -> Verdict:

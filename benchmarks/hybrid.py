@@ -17,8 +17,13 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.data.examples import TokenizedExample
+    from losses.types import PairLogps
 
 RESULTS = Path(__file__).parent / "results" / "hybrid.json"
 WAYS = ("shared prefix", "padded rows")
@@ -50,7 +55,7 @@ def main() -> None:
     if asked.way:
         print(json.dumps(run(asked.way, asked.prompt, asked.answer, asked.rounds)))
         return
-    found = {way: _in_a_process(way, asked) for way in WAYS}
+    found = {way: in_a_process("benchmarks.hybrid", way, asked) for way in WAYS}
     ours, theirs = (found[way] for way in WAYS)
     found["ratios"] = {
         "speed": statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"]),
@@ -64,8 +69,9 @@ def main() -> None:
     )
 
 
-def _in_a_process(way: str, asked: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.hybrid", "--way", way]
+def in_a_process(module: str, way: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """What `python -m MODULE --way WAY` prints last."""
+    command = [sys.executable, "-m", module, "--way", way]
     command += [f"--{name}={getattr(asked, name)}" for name in ("prompt", "answer", "rounds")]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
@@ -74,37 +80,53 @@ def _in_a_process(way: str, asked: argparse.Namespace) -> dict[str, Any]:
 
 def run(way: str, prompt: int, answer: int, rounds: int) -> dict[str, Any]:
     """Seconds of each step after one to warm up, bytes above the model, and the loss."""
-    import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
-    from align.data.examples import Answer, TokenizedExample
     from align.longseq import ATTENTION, pack, pair_logps
     from align.longseq.checkpointing import apply_checkpointing
     from align.longseq.plain_rows import plain_pair_logps
-    from losses import logo_loss
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, about its own names
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(Qwen3NextConfig(**SIZES), dtype=torch.float32).train()
-    random = np.random.default_rng(0)
-    ids = [random.integers(0, SIZES["vocab_size"], size) for size in (prompt, answer, answer, answer)]
-    answers = tuple(Answer(each, np.ones(answer, dtype=bool)) for each in ids[1:])
-    example = TokenizedExample("random:1", ids[0], np.arange(prompt), answers)
+    example = random_example(prompt, answer, vocabulary=SIZES["vocab_size"])
     if way == "shared prefix":
         model.set_attn_implementation(ATTENTION)
         apply_checkpointing(model, "keep_attention")
         batch = pack([example])
     else:
         model.gradient_checkpointing_enable()
+
+    def forward() -> PairLogps:
+        return pair_logps(model, batch) if way == "shared prefix" else plain_pair_logps(model, [example])
+
+    return steps(model, forward, rounds)
+
+
+def random_example(prompt: int, answer: int, *, vocabulary: int) -> TokenizedExample:
+    """A prompt with three answers of as many tokens, always the same."""
+    import numpy as np
+
+    from align.data.examples import Answer, TokenizedExample
+
+    random = np.random.default_rng(0)
+    ids = [random.integers(0, vocabulary, size) for size in (prompt, answer, answer, answer)]
+    answers = tuple(Answer(each, np.ones(answer, dtype=bool)) for each in ids[1:])
+    return TokenizedExample("random:1", ids[0], np.arange(prompt), answers)
+
+
+def steps(model: Any, forward: Callable[[], PairLogps], rounds: int) -> dict[str, Any]:
+    """Seconds of each step after one to warm up, bytes above the model, and the loss, which is LOGO's."""
+    from losses import logo_loss
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(1 + rounds):
         model.zero_grad()
         started = time.process_time()
-        logps = pair_logps(model, batch) if way == "shared prefix" else plain_pair_logps(model, [example])
-        loss = logo_loss(logps, beta=2.5, gamma=0.25, sft_weight=0.1).loss.mean()
+        loss = logo_loss(forward(), beta=2.5, gamma=0.25, sft_weight=0.1).loss.mean()
         loss.backward()
         seconds.append(time.process_time() - started)
     above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def kind(row: Mapping[str, Any]) -> str:
 
 def counts() -> str:
     """How many classes have each verdict."""
-    verdicts = ("shared", "own rows", "refused", "unproven", "traceback", "not built")
+    verdicts = ("shared", "by a mask", "own rows", "refused", "unproven", "traceback", "not built")
     found = Counter((kind(row), row["verdict"]) for row in classes().values())
     kinds = ("decoder", "text part of a composite", "decoder of an encoder's family")
     rows = [[each, *(str(found[each, verdict]) for verdict in verdicts)] for each in kinds]
@@ -75,21 +76,21 @@ def shared() -> str:
 
 
 def sentence(row: Mapping[str, Any]) -> str:
-    """Why, in one cell: where neither way is taken, what rows of their own say; without what to set."""
+    """Why it reads as it does, in one cell, without what to set: what the way before it says, or the last one."""
     return (
-        str(row.get("own rows") or row["sentence"])
+        str((row["verdict"] == "own rows" and row.get("by a mask")) or row.get("own rows") or row["sentence"])
         .split(": set model.attention=library")[0]
         .replace("|", "\\|")
     )
 
 
-def own_rows() -> str:
-    """The classes that read a row for each answer, exactly."""
+def of_library(verdict: str, why: str) -> str:
+    """The classes that the library's attention reads exactly in one of its ways."""
     rows = [
         [f"`{name}`", made_of(row), power(row["loss"]), power(row["gradient"]), sentence(row)]
-        for name, row in chosen("own rows")
+        for name, row in chosen(verdict)
     ]
-    return table(["type", "has", "loss, at most", "gradients, at most", "why it shares no prompt"], rows)
+    return table(["type", "has", "loss, at most", "gradients, at most", why], rows)
 
 
 def refused() -> str:
@@ -105,6 +106,7 @@ def refused() -> str:
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     (PAGE, "counts"): counts,
     (PAGE, "shared"): shared,
-    (PAGE, "own rows"): own_rows,
+    (PAGE, "by a mask"): partial(of_library, "by a mask", "why not by the shared-prefix attention"),
+    (PAGE, "own rows"): partial(of_library, "own rows", "why not by a mask"),
     (PAGE, "refused"): refused,
 }

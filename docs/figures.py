@@ -134,13 +134,15 @@ def performance() -> Iterator[str]:
 
 
 def long_sequences() -> Iterator[str]:
-    """docs/long-sequences.md: what a window costs, and a hybrid's step."""
+    """docs/long-sequences.md: what a window costs, a hybrid's step, and a mask."""
     cells = {cell["pattern"]: cell for cell in read("windows.json")["cells"]}
     window = cells["Window(size=512)"]
     yield f"{window['ratio']:.2f} × the time of full attention, for {window['pairs']:.2f} × its pairs"
     assert window["kept_ratio"] == 1.0
     ratios = read("hybrid.json")["ratios"]
     yield f"is {ratios['speed']:.1f} × as fast as with padded rows, in {ratios['memory']:.2f} × the memory"
+    ratios = read("masked.json")["ratios"]
+    yield f"a step is {ratios['speed']:.1f} × as fast, in {ratios['memory']:.2f} × the memory"
 
 
 def methods() -> Iterator[str]:

@@ -38,6 +38,7 @@ class Family:
         values: of the configuration, over the class's defaults.
         targets: LoRA's, where the default does not fit the model's names.
         reading: settings of the rows, where the template asks for some.
+        attention: `model.attention` that trains it.
     """
 
     template: str | None = None
@@ -45,6 +46,7 @@ class Family:
     values: dict[str, Any] = field(default_factory=dict)
     targets: str | None = None
     reading: tuple[str, ...] = ()
+    attention: str = "sdpa"
 
 
 FAMILIES = {
@@ -78,6 +80,9 @@ FAMILIES = {
     "qwen3_moe": Family("qwen3", ("MoE",)),
     "qwen2_5_vl": Family("qwen2_5_vl", ("images",)),
     "qwen3_vl": Family("qwen3_vl", ("images",)),
+    # An index that selects all keys here: among random scores many are equal.
+    "glm_moe_dsa": Family("glm4moe", ("MLA", "MoE"), {"index_topk": 2048}, attention="masked"),
+    "stablelm": Family(None, attention="masked"),
 }
 
 

@@ -1,7 +1,7 @@
 """Each family from a checkpoint folder to a folder, by the commands alone: trained, planned, verified, exported, asked.
 
 Every command runs in a process of its own, as a user's does; the folder has the chat template that TRL has for the
-family. `make test` runs three of them, `make test-slow` all.
+family. `make test` runs four of them, `make test-slow` all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from align.models.loading import library_class
 from tests.families import FAMILIES, make_pairs, make_questions, save_family
 from tests.forked import run
 
-QUICK = ("gemma3_text", "gpt_oss", "qwen3_next")
+QUICK = ("gemma3_text", "gpt_oss", "qwen3_next", "stablelm")
 # One whose window, whose sinks, whose latent attention and whose state a generated token has to go on from.
 ASKED = ("gemma3_text", "gpt_oss", "glm4_moe_lite", "qwen3_next")
 # Whose mixers cannot take up a state, or take it up token by token, which has to be said.
@@ -52,7 +52,7 @@ def command(base: Path, *words: str) -> str:
     log = base.parent / f"{words[0]}.log"
     log.unlink(missing_ok=True)
     if words[0] != "export":
-        words = (*words, f"model.path={base}")
+        words = (*words, f"model.path={base}", *attention(base))
     (code,) = run(["align", *words], log=log)
     said = log.read_text()
     assert code == 0, said[-3000:]
@@ -69,6 +69,11 @@ def trained(base: Path, name: str, *words: str) -> tuple[str, dict[str, Any]]:
 
 def rows(base: Path) -> tuple[str, ...]:
     return (f"data.path={base.parent / 'rows.jsonl'}", *FAMILIES[base.name].reading)
+
+
+def attention(base: Path) -> tuple[str, ...]:
+    name = FAMILIES[base.name].attention
+    return () if name == "sdpa" else (f"model.attention={name}",)
 
 
 def lora(base: Path) -> tuple[str, ...]:
@@ -102,7 +107,9 @@ def test_all_parameters_train_from_a_margin_of_exactly_zero(base):
     assert results["before"]["eval_loss"] == pytest.approx(0.6931472, abs=1e-6)
     assert re.search(r"step 1/2 .* margin 0\.000", said)
     assert results["after"]["eval_rewards/margins"] != 0.0
-    saving = ("memory.mlp_chunk=32", "memory.checkpointing=full", "memory.offload=disk")
+    saving = ("memory.checkpointing=full", "memory.offload=disk")
+    if not attention(base):
+        saving += ("memory.mlp_chunk=32",)
     packed = ("trainer.per_device_train_batch_size=2", "trainer.gradient_accumulation_steps=1")
     _, saved = trained(base, "saving", "method=dpo", *saving, *packed, "data.tokens_per_row=2000")
     assert saved["before"]["eval_rewards/margins"] == 0.0
@@ -115,7 +122,7 @@ def test_it_is_exact(base):
 
 def test_it_is_planned(base):
     log = base.parent / "plan.log"
-    words = ("gpus=h100_80gb", "method=dpo", f"model.path={base}", *rows(base))
+    words = ("gpus=h100_80gb", "method=dpo", f"model.path={base}", *attention(base), *rows(base))
     (code,) = run(["align", "plan", *words], log=log)
     said = log.read_text()
     assert not SCARES.search(SLOWER.sub("", said)), said

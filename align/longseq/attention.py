@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from align.longseq.kernels import sdpa_kernel, with_softcap
@@ -43,6 +43,7 @@ from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
 from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import Span
+from align.models.text_part import current_attention
 
 # Keywords that models hand to every attention function and that change nothing here.
 HARMLESS = {
@@ -55,6 +56,11 @@ HARMLESS = {
     "logits_to_keep",  # some composites hand it down to their text part
     "routing",  # of balance.py, for routers
 }
+
+
+def is_ours(model: PreTrainedModel) -> bool:
+    """Whether the attention of a model's text part is one of these."""
+    return current_attention(model) in ATTENTIONS.values()
 
 
 def attend(

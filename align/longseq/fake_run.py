@@ -21,11 +21,11 @@ from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
 from align.longseq.head_probe import check_parts
 from align.longseq.own_logits import check_own_rows
-from align.longseq.settings import cannot_share
+from align.longseq.settings import BY_ROWS, cannot_share
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.small_model import default_dtype
 from align.longseq.support import check_supported
-from align.models.settings import LIBRARY
+from align.models.settings import LIBRARY, MASKED, OF_LIBRARY
 from align.models.text_part import set_attention
 
 
@@ -49,7 +49,7 @@ def check_structure(model_class: type[PreTrainedModel], config: PreTrainedConfig
     """
     # The class itself: under ZeRO-3 the library's `from_config` would scatter the weights.
     build: Any = model_class
-    if attention == LIBRARY:
+    if attention in OF_LIBRARY:
         return _check_own_rows(build, config)
     batch = _smallest_batch()
     try:
@@ -94,13 +94,17 @@ def _check_own_rows(build: Any, config: PreTrainedConfig) -> bool:
     return True
 
 
+_READ = {LIBRARY: "read rows of their own", MASKED: "read packed rows by a mask"}
+_INSTEAD = {LIBRARY: "use another model", MASKED: BY_ROWS}
+
+
 def cannot_run(
     model_class: type[PreTrainedModel], error: BaseException, named: str = "", attention: str = "sdpa"
 ) -> str:
     """The sentence for a class that ends in somebody else's error."""
     said = first_line(error).split(". ")[0]
-    if attention == LIBRARY:
-        return f"{model_class.__name__}{named} cannot read rows of their own ({said}): use another model."
+    if attention in OF_LIBRARY:
+        return f"{model_class.__name__}{named} cannot {_READ[attention]} ({said}): {_INSTEAD[attention]}."
     other = "use LoRA, or another adapter that changes weights" if named else None
     problem = f"{model_class.__name__}{named} cannot be run by the shared-prefix forward ({said})"
     return str(cannot_share(problem, instead=other))

@@ -14,20 +14,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.distributed.agreement import agree_on_calls
-from align.longseq.attention import ATTENTIONS, PreparedLayout
+from align.longseq.attention import PreparedLayout, is_ours
 from align.longseq.balance import Routing
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.head_probe import check_last_hidden_state
-from align.longseq.logps import sum_by_index, token_logps
+from align.longseq.logps import sums_of_row, token_logps
+from align.longseq.masked import masked_totals
 from align.longseq.own_rows import own_row_tokens, own_totals
 from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
 from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
-from align.longseq.states import count_spans, prepare_states, state_mixers
+from align.longseq.states import called_for, most_spans, prepare_states
 from align.longseq.support import check_every_layer_called
 from align.longseq.tail import TailWatch
-from align.models.structure import find_causal_lm
-from align.models.text_part import current_attention, text_decoder
+from align.models.settings import LIBRARY, MASKED
+from align.models.structure import find_causal_lm, reading_of
+from align.models.text_part import text_decoder
 from losses.types import PairLogps
 
 
@@ -47,7 +49,8 @@ def pair_logps(
     Args:
         model: a causal language model, bare or inside PEFT, DDP, FSDP or DeepSpeed. Loaded with one of
             `attention.ATTENTIONS` it reads the packed rows; with an attention of the library's a row for each answer
-            (own_rows.py), slower. Its mode (`training`) only decides about dropout and checkpointing.
+            (own_rows.py), or packed rows by a mask (masked.py) where `set_reading` has said so, both slower. Its mode
+            (`training`) only decides about dropout and checkpointing.
         batch: B prompts with at most A = 1 + M answers each, packed in rows.
         parallel: this process's place in the group that shares every row; None runs whole rows here. All
             ranks of the group get the same result, and gradients whose mean over the world is the true one.
@@ -98,8 +101,8 @@ class _Way:
 
 
 def _way(lm: PreTrainedModel) -> _Way:
-    """As the model's attention is ours or the library's."""
-    return _SHARED if current_attention(lm) in ATTENTIONS.values() else _OWN
+    """As the model's attention is ours or the library's, and then as `set_reading` has said."""
+    return _SHARED if is_ours(lm) else _OF_LIBRARY[reading_of(lm)]
 
 
 def _shared_totals(
@@ -125,7 +128,10 @@ def _shared_totals(
 
 
 _SHARED = _Way(_shared_totals, attrgetter("num_tokens"))
-_OWN = _Way(own_totals, own_row_tokens)
+_OF_LIBRARY = {
+    LIBRARY: _Way(own_totals, own_row_tokens),
+    MASKED: _Way(masked_totals, attrgetter("num_tokens")),
+}
 
 
 @dataclass(frozen=True)
@@ -169,34 +175,18 @@ def _calls(
     calls += [_call(empty_row(batch), parallel, nll_scope, chunk_size) for _ in range(missing)]
     # Layers are cut into as many tiles as the longest row of any process needs.
     most_tokens = agree_on_calls(model, [call.row.input_ids.shape[1] for call in calls], device)
-    most_spans = _most_spans(model, calls, device)
+    spans = most_spans(model, [call.layout for call in calls], device)
     return [
-        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens, most_spans=spans))
-        for call, slices, tokens, spans in zip(calls, head_calls, most_tokens, most_spans, strict=True)
+        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens, most_spans=most))
+        for call, slices, tokens, most in zip(calls, head_calls, most_tokens, spans, strict=True)
     ]
-
-
-def _most_spans(model: nn.Module, calls: list[_Call], device: torch.device) -> list[int | None]:
-    """For each call, how often every process runs a mixer that keeps a state; None where each goes by its own row."""
-    if not state_mixers(model):
-        return [None] * len(calls)
-    own = [count_spans(call.layout) for call in calls]
-    agreed = agree_on_calls(model, own, device)
-    return [None] * len(calls) if agreed is own else list(agreed)
 
 
 def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: str, chunk_size: int) -> _Call:
     """The call that one row takes by itself: 2,500 tokens to score at 1,024 a time are 3 calls of the head."""
     own, layout = place_row(row, parallel)
-    predictor, target = _scored_tokens(own, nll_scope)
+    predictor, target = own.scored_tokens(nll_scope)
     return _Call(own, layout, predictor, target, max(1, math.ceil(len(target) / chunk_size)))
-
-
-def _scored_tokens(row: SharedPrefixRow, nll_scope: str) -> tuple[Tensor, Tensor]:
-    """`[S]` predictors and target ids: the answers' tokens, then the prompt's where the NLL covers it."""
-    if nll_scope != "sequence":
-        return row.predictor, row.target
-    return torch.cat([row.predictor, row.context_predictor]), torch.cat([row.target, row.context_target])
 
 
 def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call, keywords: Mapping[str, Any]) -> Tensor:
@@ -206,7 +196,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call, keywords: Map
     def score(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
         return token_logps(head, hidden[0, call.predictor], call.target, slices=call.head_calls)
 
-    with _scoring(lm, score):
+    with _scoring(lm, score), called_for(call.layout):
         output = model(
             input_ids=row.input_ids,
             position_ids=row.position_ids,
@@ -217,12 +207,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call, keywords: Map
             **keywords,
         )
     check_every_layer_called(lm, call.layout.callers)
-    logps = output.logits
-    prompts, answers = row.lengths.shape
-    sums = sum_by_index(logps[: len(row.predictor)], row.answer, prompts * answers).view(prompts, answers)
-    context = logps[len(row.predictor) :]
-    context_sums = sum_by_index(context, row.context_prompt[: len(context)], prompts)
-    return torch.cat([sums, context_sums[:, None]], dim=1)
+    return sums_of_row(row, output.logits)
 
 
 @contextmanager

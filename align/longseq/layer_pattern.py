@@ -16,6 +16,8 @@ ATTENTION_TYPES = frozenset({_FULL, _WINDOW, _CHUNKED})
 
 # Entries of layers with a state that runs along the row (states.py); a hybrid one has attention beside it.
 STATE_TYPES = frozenset({"linear_attention", "conv", _HYBRID})
+# Entries of layers that attend fully to keys that an index of their own selects among those that a mask allows.
+SELECTING = frozenset({"indexed_attention"})
 # Entries of layers that mix no tokens.
 TOKENWISE_TYPES = frozenset({"mlp", "moe"})
 

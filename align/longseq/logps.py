@@ -11,6 +11,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from align.longseq.shared_prefix import SharedPrefixRow
+
 
 def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, *, slices: int) -> Tensor:
     """Log-probability of each target token, in nats.
@@ -59,6 +61,20 @@ def sum_by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
         return torch.zeros(size, dtype=values.dtype, device=values.device).index_add(0, index, values)
     bounds = torch.searchsorted(index, torch.arange(size + 1, device=index.device))
     return torch.segment_reduce(values.to(sum_dtype(values.device)), "sum", offsets=bounds, unsafe=True)
+
+
+def sums_of_row(row: SharedPrefixRow, logps: Tensor) -> Tensor:
+    """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
+
+    Args:
+        row: b prompts with A answers each, or a process's shard of it.
+        logps: of `row.scored_tokens(…)`.
+    """
+    prompts, answers = row.lengths.shape
+    sums = sum_by_index(logps[: len(row.predictor)], row.answer, prompts * answers).view(prompts, answers)
+    context = logps[len(row.predictor) :]
+    context_sums = sum_by_index(context, row.context_prompt[: len(context)], prompts)
+    return torch.cat([sums, context_sums[:, None]], dim=1)
 
 
 def _slice_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor) -> Tensor:

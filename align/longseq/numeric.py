@@ -24,9 +24,10 @@ from align.longseq.forward import pair_logps
 from align.longseq.head_probe import check_parts
 from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
+from align.models.settings import MASKED, OF_LIBRARY
 from align.models.small import FIRST_TOKEN, VOCABULARY
-from align.models.structure import decoder_layers, find_causal_lm
-from align.models.text_part import set_attention, text_config, text_decoder
+from align.models.structure import decoder_layers, find_causal_lm, set_reading
+from align.models.text_part import current_attention, set_attention, text_config, text_decoder
 from losses.types import PairLogps
 
 # Largest relative errors that count as exact, by the dtype that a class runs in on a CPU.
@@ -76,12 +77,12 @@ def examples() -> list[TokenizedExample]:
     ]
 
 
-def measure(model: nn.Module, *, shared: bool = True) -> Measured:
+def measure(model: nn.Module, *, attention: str = "sdpa") -> Measured:
     """Both ways on one model: the loss, every gradient and, where they differ, where it begins.
 
     Args:
         model: a small causal language model on the CPU, inside PEFT or not, with random weights in float64 or float32.
-        shared: the shared prefix is held against padded rows; else it is rows of their own.
+        attention: as `model.attention`: what is held against padded rows.
 
     Raises:
         NotProvenError: the model does not run on padded rows, or to numbers that are none.
@@ -89,12 +90,16 @@ def measure(model: nn.Module, *, shared: bool = True) -> Measured:
     """
     rows, lm = examples(), find_causal_lm(model)
     dtype = next(model.parameters()).dtype
+    shared, own = attention not in OF_LIBRARY, current_attention(lm)
     batch = pack(rows)
     with Float64() if dtype == torch.float64 else nullcontext():
         expected = _expected(model, rows)
+        set_reading(lm, attention)
         if shared:
             check_parts(lm)
             set_attention(lm, ATTENTION)
+        elif attention == MASKED:
+            set_attention(lm, own)  # a mask has another form in each
         actual = outcome(model, lambda: pair_logps(model, batch))
         found = compare(actual, expected, TOLERANCE[dtype])
         if found.exact:

@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from align.core.errors import UserError
 from align.longseq.logps import sum_dtype, token_logps
+from align.longseq.settings import BY_ROWS
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class OwnRow:
         target: `[s + c]` the ids that they predict.
         scored: s.
         slot: flat index `prompt · A + answer` in the batch; B · A for a row that scores nothing.
+        mask: who sees whom, as the model takes it; None is causal.
     """
 
     input_ids: Tensor
@@ -41,6 +43,7 @@ class OwnRow:
     target: Tensor
     scored: int
     slot: int
+    mask: Any = None
 
 
 def own_row_sums(model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_calls: int) -> Tensor:
@@ -52,10 +55,15 @@ def own_row_sums(model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_cal
         row: what it reads.
         head_calls: in how many slices hidden states go through what stands behind the body.
     """
+    logps = own_row_logps(model, lm, row, head_calls=head_calls).to(sum_dtype(row.input_ids.device))
+    return torch.stack([logps[: row.scored].sum(), logps[row.scored :].sum()])
+
+
+def own_row_logps(model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_calls: int) -> Tensor:
+    """`[s + c]` log-probs of a row's tokens, as `own_row_sums` adds them up; fp32, or fp64 of an fp64 model."""
     with _scoring(lm, row, head_calls):
         output = model(input_ids=row.input_ids, **_keywords(lm, row))
-    logps = _first(output).to(sum_dtype(row.input_ids.device))
-    return torch.stack([logps[: row.scored].sum(), logps[row.scored :].sum()])
+    return _first(output)
 
 
 def check_own_rows(lm: PreTrainedModel) -> None:
@@ -89,11 +97,11 @@ def _takes_more(lm: PreTrainedModel) -> bool:
 def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
     """What is handed to the forward beside the tokens, as far as it takes it.
 
-    The mask says that no token is padding. Without one the library reads a jump of positions as the start of another
-    sequence, and hides what lies before it.
+    The mask says that no token is padding, where it says nothing else. Without one the library reads a jump of
+    positions as the start of another sequence, and hides what lies before it.
     """
     given = {
-        "attention_mask": torch.ones_like(row.input_ids),
+        "attention_mask": torch.ones_like(row.input_ids) if row.mask is None else row.mask,
         "position_ids": row.position_ids,
         "use_cache": False,
         "return_dict": True,
@@ -102,6 +110,20 @@ def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
     if _takes_more(lm):  # and hands it on to its body, which would else keep a cache
         taken.add("use_cache")
     return {name: value for name, value in given.items() if name in taken}
+
+
+def refuse_positions(lm: PreTrainedModel, attention: str) -> None:
+    """Refuses a model that takes no mask or no positions, of which a packed row has others than 0, 1, 2, ….
+
+    Args:
+        lm: the causal language model.
+        attention: `model.attention`.
+    """
+    missing = [name for name in _OF_TOKENS if name not in _taken(lm)]
+    if missing:
+        raise UserError(
+            f"{type(lm).__name__} takes no {missing[0]}, which model.attention={attention} hands it: {BY_ROWS}."
+        )
 
 
 def check_positions(lm: PreTrainedModel, rows: list[OwnRow]) -> None:
@@ -118,6 +140,8 @@ def check_positions(lm: PreTrainedModel, rows: list[OwnRow]) -> None:
 
 
 # ---- the model's own logits, a slice at a time
+
+_OF_TOKENS = ("attention_mask", "position_ids")  # what is not the same for a slice of the row's tokens
 
 
 def _bodies(lm: PreTrainedModel) -> dict[str, nn.Module]:
@@ -181,7 +205,7 @@ def _logits_behind(lm: PreTrainedModel, name: str, output: Any, row: OwnRow) -> 
     It runs on a shallow copy of the model, which shares every part with it but the one called `name`.
     """
     body = lm.get_submodule(name)
-    keywords = {key: value for key, value in _keywords(lm, row).items() if not isinstance(value, Tensor)}
+    keywords = {key: value for key, value in _keywords(lm, row).items() if key not in _OF_TOKENS}
 
     def logits(states: Tensor) -> Tensor:
         behind = _with_part(lm, name, _Given(body, _with_first(output, states[None])))

@@ -24,8 +24,9 @@ from align.distributed.agreement import agree_on_calls
 from align.longseq.own_logits import OwnRow, check_own_rows, check_positions, own_row_sums
 from align.longseq.own_rows_probe import check_causal
 from align.longseq.parallel import SequenceParallel
+from align.longseq.settings import whole_rows
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
-from align.models.settings import NO_BALANCE
+from align.models.settings import LIBRARY, no_balance
 
 
 def own_rows(batch: SharedPrefixBatch, *, nll_scope: str = "none") -> list[OwnRow]:
@@ -81,12 +82,9 @@ def own_totals(
         UserError: a sequence-parallel group, a load-balancing loss, or a model that cannot read rows of their own.
     """
     if routing is not None:
-        raise UserError(NO_BALANCE)
+        raise UserError(no_balance(LIBRARY))
     if parallel is not None:
-        raise UserError(
-            f"parallel.degree={parallel.degree} shares a row between processes, which the library's own attention "
-            "cannot: set parallel=none with model.attention=library."
-        )
+        raise UserError(whole_rows(LIBRARY, parallel.degree))
     check_own_rows(lm)
     check_causal(model, lm, batch.rows[0].input_ids.device)
     rows = own_rows(batch, nll_scope=nll_scope)

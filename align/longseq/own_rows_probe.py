@@ -41,13 +41,18 @@ def check_causal(model: nn.Module, lm: PreTrainedModel, device: torch.device) ->
             own_row_sums(model, lm, _row(torch.tensor([ids], device=device)), head_calls=1)[0]
             for ids in _ROWS
         )
-    weight = next(value for value in lm.parameters() if value.is_floating_point())
-    if not abs(first.item() - second.item()) <= _ROUNDING[weight.element_size()]:
+    if differ(lm, first, second):
         raise UserError(
             f"{type(lm).__name__} is not causal: its tokens see those behind them, so that it has no log-probs of "
             "answers: use a causal language model."
         )
     _causal.add(lm)
+
+
+def differ(lm: PreTrainedModel, first: Tensor, second: Tensor) -> bool:
+    """Whether two log-probs, in nats, differ by more than a model's rounding."""
+    weight = next(value for value in lm.parameters() if value.is_floating_point())
+    return not abs(first.item() - second.item()) <= _ROUNDING[weight.element_size()]
 
 
 def _row(ids: Tensor) -> OwnRow:

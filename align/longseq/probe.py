@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from align.core.errors import AlignWarning, UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import Measured, NotProvenError, measure
-from align.longseq.settings import cannot_share
+from align.longseq.settings import BY_ROWS, by_a_mask, cannot_share
 from align.longseq.small_model import build_small, draw_adapter
 from align.longseq.states import state_notices
 from align.longseq.support import check_config, check_readable
@@ -30,12 +30,12 @@ from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, k
 from align.models.loading import causal_lm_class, load_config
 from align.models.lora import add_lora
 from align.models.routers import check_experts
-from align.models.settings import LIBRARY, ModelSettings
+from align.models.settings import LIBRARY, MASKED, OF_LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm
 
 # How many keys a layer selects by an index of its own: among random scores many are equal, and the length of a row
-# decides between them, so that rows of their own are compared with padded ones without a selection.
-_SELECTIONS = ("index_topk",)
+# decides between them, so that the library's own attention is compared with padded rows without a selection.
+_SELECTIONS = ("index_topk", "indexer_budget")
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,13 @@ def check_architecture(model: ModelSettings) -> None:
 def check_computed(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, *, attention: str = "sdpa"
 ) -> bool:
-    """Refuses a class that the shared-prefix forward, or rows of their own, do not compute exactly.
+    """Refuses a class that the shared-prefix forward, or the library's own attention, does not compute exactly.
 
     Args:
         model_class: the model's class.
         config: its configuration.
-        attention: as `model.attention`; with `library` it is rows of their own that are held against padded ones.
+        attention: as `model.attention`; with `library` it is rows of their own that are held against padded ones, with
+            `masked` packed rows with a mask.
 
     Returns:
         Whether values were compared; where no small model of the class runs on a CPU, its structure alone is checked,
@@ -166,7 +167,7 @@ def prove(
         attention: as `model.attention`.
     """
     named = "" if adapter is None else adapter.named
-    keep = _SELECTIONS if attention == LIBRARY else ()
+    keep = _SELECTIONS if attention in OF_LIBRARY else ()
     verdict = Verdict(UNPROVEN)
     for dtype in (torch.float64, torch.float32):
         try:
@@ -177,7 +178,7 @@ def prove(
             check_readable(model, attention)
             if adapter is not None:
                 model = _with_adapter(model, adapter)
-            found = measure(model, shared=attention != LIBRARY)
+            found = measure(model, attention=attention)
         except NotProvenError as error:
             verdict = Verdict(UNPROVEN, _not_proven(model_class, first_line(error), named))
             continue
@@ -202,11 +203,14 @@ def _check(
     adapter: Adapter | None,
 ) -> bool:
     """The verdict, remembered or found out now; raises it, or says that values were not proven."""
-    way = LIBRARY if attention == LIBRARY else "shared"
+    way = attention if attention in OF_LIBRARY else "shared"
     key = key_of(model_class, config, [way, None if adapter is None else adapter.settings])
     verdict = recall(key)
     if verdict is None:
-        verdict = prove(model_class, config, adapter=adapter, attention=attention)
+        verdict = _settled(prove(model_class, config, adapter=adapter, attention=attention), attention)
+        if verdict.kind in (DIFFERS, REFUSED) and attention not in OF_LIBRARY:
+            masked = prove(model_class, config, adapter=adapter, attention=MASKED).kind == EXACT
+            verdict = replace(verdict, sentence=by_a_mask(verdict.sentence)) if masked else verdict
         if verdict.kind == UNPROVEN:
             check_structure(model_class, config, attention)
         remember(key, verdict)
@@ -216,6 +220,18 @@ def _check(
     if verdict.kind == UNPROVEN:
         tell(verdict.sentence)
     return verdict.kind == EXACT
+
+
+def _settled(verdict: Verdict, attention: str) -> Verdict:
+    """Nothing but its values says of a class whether it heeds a mask: with `masked` what is not proven is refused."""
+    if verdict.kind != UNPROVEN or attention != MASKED:
+        return verdict
+    unproven = verdict.sentence.split(": its layers")[0]
+    return Verdict(REFUSED, f"{unproven}, so that nothing proves that it heeds a mask: {BY_ROWS}.")
+
+
+_WAYS = {LIBRARY: "in rows of their own", MASKED: "on packed rows with a mask"}
+_INSTEAD = {LIBRARY: "use another model", MASKED: BY_ROWS}
 
 
 def _with_adapter(model: Any, adapter: Adapter) -> nn.Module:
@@ -248,7 +264,7 @@ def _small_adapter(adapter: PeftConfig) -> PeftConfig:
 
 def _said(error: Exception, attention: str) -> Exception:
     """What a model ends in that ran on padded rows; most often it reads the mask that a shared prefix does without."""
-    if "NoneType" in str(error) and attention != LIBRARY:
+    if "NoneType" in str(error) and attention not in OF_LIBRARY:
         return ValueError(
             "its layers read an attention mask by themselves, which a shared prefix does without"
         )
@@ -257,14 +273,14 @@ def _said(error: Exception, attention: str) -> Exception:
 
 def _differs(model_class: type[PreTrainedModel], found: Measured, named: str, attention: str) -> str:
     """The sentence for a class, or an adapter on it, that would train to other values."""
-    way = "in rows of their own" if attention == LIBRARY else "on a shared prefix"
+    way = _WAYS.get(attention, "on a shared prefix")
     problem = (
         f"{model_class.__name__}{named} computes something else {way} than on padded rows: {found.what} differs (the "
         f"loss by {found.loss:.0e}, gradients by up to {found.gradient:.0e}), so that it would train wrongly"
     )
     other = "use LoRA, or another adapter that changes weights" if named else None
-    if attention == LIBRARY:
-        return f"{problem}: {other or 'use another model'}."
+    if attention in OF_LIBRARY:
+        return f"{problem}: {other or _INSTEAD[attention]}."
     return str(cannot_share(problem, instead=other))
 
 

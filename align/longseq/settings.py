@@ -8,7 +8,7 @@ from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-from align.models.settings import LIBRARY
+from align.models.settings import OF_LIBRARY
 
 ATTENTION = "align_shared"
 # `model.attention` → the name that transformers knows it by. A name with "flash" or "sdpa" in it would make
@@ -23,7 +23,7 @@ FLASH_MODULES = {
     ),
 }
 SOFTCAP = " softcap "  # in a kernel's name: between its own name and the cap on scores
-ATTENTION_CHOICES = (*ATTENTIONS, LIBRARY)  # of `model.attention`
+ATTENTION_CHOICES = (*ATTENTIONS, *OF_LIBRARY)  # of `model.attention`
 CHECKPOINTING_MODES = ("none", "full", "keep_attention")  # of `memory.checkpointing`, see checkpointing.py
 OFFLOAD = ("none", "host", "disk")
 CHOICES = ("given", "auto")  # of `memory.choose`
@@ -73,7 +73,7 @@ class ParallelSettings:
 
 
 def attention_name(attention: str) -> str | None:
-    """What transformers knows `model.attention` by; None for `library`, where each class takes what it supports."""
+    """What transformers knows `model.attention` by; None for the library's, where each class takes what it supports."""
     return ATTENTIONS.get(attention)
 
 
@@ -85,11 +85,29 @@ def cannot_share(problem: str, *, instead: str | None = None) -> UserError:
         instead: another way out, as in `set data.max_length=4096`.
     """
     other = "" if instead is None else f"{instead}, or "
-    return UserError(f"{problem}: {other}set model.attention=library to read a row for each answer.")
+    return UserError(f"{problem}: {other}{BY_ROWS}.")
+
+
+def by_a_mask(sentence: str) -> str:
+    """The same refusal for a model whose prompt a mask shares."""
+    return sentence.replace(BY_ROWS, BY_A_MASK)
+
+
+# The ways out of the shared-prefix forward, as a sentence ends.
+BY_ROWS = "set model.attention=library to read a row for each answer"
+BY_A_MASK = "set model.attention=masked to share it by a mask"
+
+
+def whole_rows(attention: str, degree: int) -> str:
+    """The refusal of a row shared between processes by the library's attention."""
+    return (
+        f"parallel.degree={degree} shares a row between processes, which model.attention={attention} cannot: "
+        "set parallel=none."
+    )
 
 
 def check_own_rows_settings(attention: str, memory: MemorySettings, parallel: ParallelSettings) -> None:
-    """Refuses what rows of their own do without.
+    """Refuses what the library's own attention does without.
 
     Args:
         attention: `model.attention`, like the groups one that is known.
@@ -99,16 +117,13 @@ def check_own_rows_settings(attention: str, memory: MemorySettings, parallel: Pa
     Raises:
         UserError: names the key and what to set.
     """
-    if attention != LIBRARY:
+    if attention not in OF_LIBRARY:
         return
     if parallel.degree > 1:
-        raise UserError(
-            f"parallel.degree={parallel.degree} shares a row between processes, which model.attention=library cannot: "
-            "set parallel=none."
-        )
+        raise UserError(whole_rows(attention, parallel.degree))
     if memory.mlp_chunk is not None:
         raise UserError(
-            f"memory.mlp_chunk={memory.mlp_chunk} cuts layers at our attention, which model.attention=library does "
+            f"memory.mlp_chunk={memory.mlp_chunk} cuts layers at our attention, which model.attention={attention} does "
             "without: set memory.mlp_chunk=null."
         )
 

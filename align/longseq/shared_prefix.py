@@ -100,6 +100,14 @@ class SharedPrefixRow:
     context_prompt: Tensor
     context_length: Tensor
 
+    def scored_tokens(self, nll_scope: str) -> tuple[Tensor, Tensor]:
+        """`[S]` predictors and target ids: the answers' tokens, then the prompt's where the NLL covers it."""
+        if nll_scope != "sequence":
+            return self.predictor, self.target
+        return torch.cat([self.predictor, self.context_predictor]), torch.cat(
+            [self.target, self.context_target]
+        )
+
     def to(self, device: torch.device | str) -> SharedPrefixRow:
         """The same row with its tensors on `device`."""
         tensors: dict[str, Any] = {

@@ -15,7 +15,8 @@ layer's other parts still read the prompt once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial, wraps
 from typing import Any
@@ -26,12 +27,19 @@ from torch.utils._pytree import tree_map_only
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.core.errors import UserError
+from align.distributed.agreement import agree_on_calls
 from align.longseq.mixers import MixerRule, SpanCache, State, mixer_rule
 from align.longseq.prepared import PreparedLayout
 from align.longseq.shared_prefix import PackedPrompt, Span
 
-# The layout of the row that a decoder layer runs over, for mixers whose layer does not hand keywords on.
+# The layout of the row that the model is called for, and of the one that a decoder layer runs over: several models hand
+# keywords on to their layers and no further, or not even there (Mamba).
+_CALLED: ContextVar[PreparedLayout | None] = ContextVar("called_layout", default=None)
 _HANDED: ContextVar[PreparedLayout | None] = ContextVar("handed_layout", default=None)
+
+
+# The keyword by which a prepared decoder layer gets it where its model hands it no `layout`.
+CALLED_LAYOUT = "called_layout"
 
 
 class StateMixer:
@@ -54,6 +62,31 @@ def prepare_states(model: nn.Module) -> None:
         _become(mixer, _running_spans)
         if layer is not None and not isinstance(layer, _Handing):
             _become(layer, _handing_down)
+
+
+@contextmanager
+def called_for(layout: PreparedLayout) -> Iterator[None]:
+    """Within it the model's forward is that of the row with this layout."""
+    token = _CALLED.set(layout)
+    try:
+        yield
+    finally:
+        _CALLED.reset(token)
+
+
+def most_spans(model: nn.Module, layouts: Sequence[PreparedLayout], device: torch.device) -> list[int | None]:
+    """For each row, how often every process runs a mixer; None where each goes by its own row.
+
+    Args:
+        model: as it is called, its mixers prepared.
+        layouts: of this process's rows, as many as every other process has.
+        device: that processes agree on.
+    """
+    if not state_mixers(model):
+        return [None] * len(layouts)
+    own = [count_spans(layout) for layout in layouts]
+    agreed = agree_on_calls(model, own, device)
+    return [None] * len(layouts) if agreed is own else list(agreed)
 
 
 def state_mixers(model: nn.Module) -> list[nn.Module]:
@@ -98,15 +131,21 @@ def _become(module: nn.Module, subclass: Callable[[Any], Any]) -> None:
 def _handing_down(kind: Any) -> Any:
     """A subclass of a decoder layer's class that leaves its layout for the mixers in it, recomputed or not."""
 
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # A keyword, so that a checkpoint keeps it for the layer's recomputation.
+        given = {} if {"layout", CALLED_LAYOUT} & kwargs.keys() else {CALLED_LAYOUT: _CALLED.get()}
+        return kind.__call__(self, *args, **kwargs, **given)
+
     @wraps(kind.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        token = _HANDED.set(kwargs.get("layout"))
+        called = kwargs.pop(CALLED_LAYOUT, None)
+        token = _HANDED.set(kwargs.get("layout", called))
         try:
             return kind.forward(self, *args, **kwargs)
         finally:
             _HANDED.reset(token)
 
-    return _subclass(kind, _Handing, forward)
+    return _subclass(kind, _Handing, forward=forward, __call__=call)
 
 
 @cache
@@ -126,12 +165,12 @@ def _running_spans(kind: Any) -> Any:
         own = partial(kind.forward, self)
         return layout.mix(self, partial(_over_spans, own, rule, layout), hidden, keywords)
 
-    return _subclass(kind, StateMixer, forward)
+    return _subclass(kind, StateMixer, forward=forward)
 
 
-def _subclass(kind: Any, mark: type, forward: Callable[..., Any]) -> Any:
-    """`kind` with another forward, under the same name: wrappers find layers by the names of their classes."""
-    return type(kind.__name__, (mark, kind), {"forward": forward, "__module__": kind.__module__})
+def _subclass(kind: Any, mark: type, **methods: Callable[..., Any]) -> Any:
+    """`kind` with other methods, under the same name: wrappers find layers by the names of their classes."""
+    return type(kind.__name__, (mark, kind), {**methods, "__module__": kind.__module__})
 
 
 class _Calls:

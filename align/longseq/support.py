@@ -15,7 +15,7 @@ from align.longseq.mixers import attends, mixer_rule
 from align.longseq.own_logits import check_own_rows
 from align.longseq.settings import cannot_share
 from align.models.rope import rope_types
-from align.models.settings import LIBRARY
+from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.structure import find_causal_lm
 from align.models.text_part import is_composite, text_config, text_decoder
 
@@ -24,12 +24,12 @@ _COPIES = re.compile(r"\.(original_module|modules_to_save\.[^.]+)(?=\.|$)")
 
 
 def check_readable(model: nn.Module, attention: str) -> None:
-    """Refuses a model that cannot read rows as `model.attention` has them: packed, or with `library` of their own.
+    """Refuses a model that cannot read rows as `model.attention` has them: by our attention, or the library's.
 
     Raises:
         UserError: names the model's class and the reason.
     """
-    if attention == LIBRARY:
+    if attention in OF_LIBRARY:
         check_own_rows(find_causal_lm(model))
     else:
         check_supported(model)
@@ -149,6 +149,7 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
     family = config.model_type
     config = text_config(config)
     _check_dynamic(config)
+    _check_sparse(config)
     if attention == LIBRARY:
         return
     if "longrope" in rope_types(config):
@@ -156,6 +157,15 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing",
             instead="override it with model.rope.type (yarn, linear, default)",
+        )
+
+
+def _check_sparse(config: PreTrainedConfig) -> None:
+    """Refuses BigBird's blocks, which it takes in long rows alone, and which see what lies behind them."""
+    if getattr(config, "attention_type", None) == "block_sparse" and not config.is_encoder_decoder:
+        raise UserError(
+            f"This {config.model_type} model has attention_type=block_sparse, which reads long rows in both "
+            "directions and has no log-probs of answers: set attention_type to original_full in its config.json."
         )
 
 

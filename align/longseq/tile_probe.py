@@ -22,7 +22,7 @@ from align.longseq.shared_prefix import pack
 from align.longseq.small_model import build_small
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
-from align.models.settings import LIBRARY, ModelSettings
+from align.models.settings import OF_LIBRARY, ModelSettings
 from align.models.text_part import set_attention
 
 TILE = 5  # tokens, of rows of 46
@@ -38,7 +38,7 @@ def check_tiles(model: ModelSettings, memory: MemorySettings) -> None:
     Raises:
         UserError: what to set instead.
     """
-    if memory.mlp_chunk is not None and model.attention != LIBRARY:
+    if memory.mlp_chunk is not None and model.attention not in OF_LIBRARY:
         config = load_config(model)
         kind = causal_lm_class(model, config)
         if kind is not None:

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
+from align.longseq.states import CALLED_LAYOUT
 from align.longseq.token_tiles import Tiles, has_tokens, of_tile
 
 
@@ -122,7 +123,7 @@ def tiled_layer(
     once over all 2,000, and the layer runs on each tile again with its 500 rows of attention's output given.
 
     Args:
-        layer: the decoder layer's forward with its keywords, `layout` among them.
+        layer: the decoder layer's forward with its keywords, the row's layout among them.
         hidden: `[1, T, H]`.
         others: what else the layer takes by position, such as Gemma-4's second embedding of each token `[1, T, E]`.
         size: tokens of a tile.
@@ -131,7 +132,8 @@ def tiled_layer(
     Raises:
         UserError: tokens do not lie along the second dimension, as in Gemma-3n, whose layers take several copies.
     """
-    layout: PreparedLayout = layer.keywords["layout"]
+    name = "layout" if "layout" in layer.keywords else CALLED_LAYOUT
+    layout: PreparedLayout = layer.keywords[name]
     if hidden.shape[0] != 1:
         raise UserError(
             f"{type(layer.args[0]).__name__} takes hidden states in {hidden.shape[0]} copies, which memory.mlp_chunk "
@@ -143,7 +145,7 @@ def tiled_layer(
         return layer(hidden, *others)
     tiles = Tiles.of(tokens, count)
     runs = [
-        _TileRun(partial(layer, **of_tile(layer.keywords, tokens, tiles, *bounds)), layout)
+        _TileRun(partial(layer, **of_tile(layer.keywords, tokens, tiles, *bounds)), name, layout)
         for bounds in tiles.bounds
     ]
     beside = [of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
@@ -174,11 +176,12 @@ class _TileRun:
 
     Args:
         layer: with the tile's keywords.
+        name: of the keyword that is the layout.
         layout: of the row.
     """
 
-    def __init__(self, layer: partial[Tensor], layout: PreparedLayout) -> None:
-        self.layer, self.layout = layer, layout
+    def __init__(self, layer: partial[Tensor], name: str, layout: PreparedLayout) -> None:
+        self.layer, self.name, self.layout = layer, name, layout
         self.forms: list[TreeSpec] = []
         self.station: _Station | None = None
 
@@ -194,7 +197,7 @@ class _TileRun:
         layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
         self.station = None
         try:
-            return self.layer(hidden, *others, layout=layout)
+            return self.layer(hidden, *others, **{self.name: layout})
         except _StationReached as reached:
             self.station = reached.station
             return reached.states

@@ -7,7 +7,7 @@ from align.core.errors import UserError
 from align.models.paths import check_path
 from align.models.quantization import check_quantization
 from align.models.rope import TYPES
-from align.models.settings import DTYPES, LIBRARY, NO_BALANCE, LoraSettings, ModelSettings
+from align.models.settings import DTYPES, OF_LIBRARY, LoraSettings, ModelSettings, no_balance
 
 MOST_RANK = 65_536  # no layer of a model is as wide
 
@@ -31,8 +31,8 @@ def check_model(settings: ModelSettings) -> None:
         )
     check_lora(settings.lora)
     settings.moe.check()
-    if settings.moe.balance and settings.attention == LIBRARY:
-        raise UserError(NO_BALANCE)
+    if settings.moe.balance and settings.attention in OF_LIBRARY:
+        raise UserError(no_balance(settings.attention))
     check_path(settings.path)
 
 

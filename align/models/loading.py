@@ -31,6 +31,7 @@ from align.models.quantization import quantization_config, require_quantization
 from align.models.renamings import forget_unused_renamings
 from align.models.rope import override_rope
 from align.models.settings import EXPERTS, ModelSettings
+from align.models.structure import set_reading
 from align.models.text_part import attention_by_part, is_composite, text_config
 
 
@@ -159,6 +160,7 @@ def load_causal_lm(
             revision=settings.revision,
             **experts_keyword(settings),
         )
+    set_reading(model, settings.attention)
     forget_unused_renamings(model)
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)

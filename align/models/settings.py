@@ -10,6 +10,8 @@ from align.core.errors import UserError
 EMBEDDED = "embedded"  # `model.path` of the model that a PyPI package brings
 DTYPES = ("auto", "float32", "bfloat16")  # of `model.dtype`
 LIBRARY = "library"  # `model.attention` that reads a row for each answer, through transformers' own attention
+MASKED = "masked"  # `model.attention` that reads packed rows through it, by a mask of a row's tokens times themselves
+OF_LIBRARY = (LIBRARY, MASKED)
 ROUTERS = ("auto", "train", "freeze")  # of `model.moe.router`
 # `model.moe.experts` → the name that transformers knows the computation by; None leaves the choice to it.
 EXPERTS = {"auto": None, "eager": "eager", "grouped": "grouped_mm", "batched": "batched_mm"}
@@ -61,10 +63,12 @@ class MoeSettings:
         check_choice("model.moe.experts", self.experts, EXPERTS)
 
 
-NO_BALANCE = (
-    "model.moe.balance counts what routers decide of packed rows, which model.attention=library does not read: set "
-    "model.moe.balance=0."
-)
+def no_balance(attention: str) -> str:
+    """The refusal of a load-balancing loss with the library's attention."""
+    return (
+        f"model.moe.balance counts what routers decide where layers run by our attention, which "
+        f"model.attention={attention} does without: set model.moe.balance=0."
+    )
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.text_part import current_attention, set_attention, text_config, text_decoder
 
 
@@ -34,6 +36,26 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 def library_attention(model: PreTrainedModel) -> str:
     """The name of the library's own attention that the model's class supports: torch's kernels, or plain products."""
     return "sdpa" if model._supports_sdpa else "eager"
+
+
+def set_reading(model: nn.Module, attention: str) -> None:
+    """Has `pair_logps` read a model through the library's attention as `model.attention` says: `library` or `masked`.
+
+    Any other word is `library`, which is what a model reads by of which nothing has been said.
+    """
+    lm: Any = find_causal_lm(model)
+    lm.align_reading = attention if attention in OF_LIBRARY else LIBRARY
+
+
+def reading_of(model: PreTrainedModel) -> str:
+    """What `set_reading` has said."""
+    reading: str = getattr(model, "align_reading", LIBRARY)
+    return reading
+
+
+def takes_masks(model: PreTrainedModel) -> bool:
+    """Whether its attention takes a mask of its tokens times themselves, as FlashAttention does not."""
+    return current_attention(model) in ("sdpa", "eager")
 
 
 @contextmanager

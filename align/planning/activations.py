@@ -130,8 +130,10 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
         # On its way out or in: the layer's own input and the one that is fetched meanwhile.
         offloaded = max(0, model.layers - 2) * width.stream
         layers -= offloaded
+    # Booleans, and what a kernel adds to scores.
+    mask = rows.mask * (1 + precision.products)
     return Activations(
-        checkpoints=layers * tokens,
+        checkpoints=layers * tokens + mask,
         # Of rows that are read one after the other the first goes backward while the others' are still kept.
         last_checkpoint=each * once + layers * (tokens - once),
         offloaded=offloaded * tokens,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from align.longseq.patterns import FULL, Pattern, seen_pairs
-from align.models.settings import LIBRARY
+from align.models.settings import LIBRARY, MASKED
 
 GB = 1e9
 
@@ -56,6 +56,11 @@ class Rows:
     def at_once(self) -> int:
         """Tokens of one call of the model: all."""
         return self.tokens
+
+    @property
+    def mask(self) -> int:
+        """Entries of a mask: there is none."""
+        return 0
 
     def head_at_once(self, nll_scope: str) -> int:
         """Tokens that the head scores in one call: the answers', and with `sequence` (LongPO's NLL) the prompt's."""
@@ -108,9 +113,41 @@ class OwnRows(Rows):
         return self.rows * sum(seen_pairs(pattern, (0, self.prompt + a)) for a in self.answers)
 
 
+@dataclass(frozen=True)
+class MaskedRows(Rows):
+    """The same where the library's attention reads each prompt with its answers by a mask (`model.attention=masked`).
+
+    `MaskedRows(prompt=1000, answers=(100, 50), prompts=2)`: two rows of 1,150 tokens, read one after the other, each
+    with a mask of 1,322,500 entries.
+    """
+
+    shared: ClassVar[bool] = False
+
+    @property
+    def at_once(self) -> int:
+        """P + Σ a: one prompt with its answers."""
+        return self.prompt + sum(self.answers)
+
+    @property
+    def mask(self) -> int:
+        """Entries of a row's mask."""
+        return self.at_once**2
+
+    def head_at_once(self, nll_scope: str) -> int:
+        """One prompt's answers, and with `sequence` the prompt."""
+        return sum(self.answers) + (self.prompt if nll_scope == "sequence" else 0)
+
+    def pairs(self, pattern: Pattern = FULL) -> int:
+        """(P + Σ a)² a row: those that are hidden are computed too."""
+        return self.rows * self.mask
+
+
+_READ: dict[str, type[Rows]] = {LIBRARY: OwnRows, MASKED: MaskedRows}
+
+
 def as_read(rows: Rows, attention: str) -> Rows:
-    """The rows as `model.attention` has them read: packed, or with `library` each answer behind its whole prompt."""
-    return OwnRows(**vars(rows)) if attention == LIBRARY else rows
+    """The rows as `model.attention` has them read: packed by our attention, or in the library's ways."""
+    return _READ[attention](**vars(rows)) if attention in _READ else rows
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from align.data.notices import notices
 from align.data.settings import DataSettings, PositionSettings
 from align.data.unread import unused_short
 from align.data.vocabulary import vocabulary_of
-from align.longseq.attention import ATTENTIONS
+from align.longseq.attention import is_ours
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
 from align.longseq.probe import check_architecture, check_model_in_memory
@@ -36,9 +36,9 @@ from align.longseq.support import check_config, check_readable
 from align.longseq.tile_probe import check_tiles_of
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
 from align.models.precision import training_dtype, warn_of_low_weights
-from align.models.settings import LIBRARY, ModelSettings
-from align.models.structure import find_causal_lm, library_attention
-from align.models.text_part import current_attention, freeze_other_parts, set_attention
+from align.models.settings import LIBRARY, OF_LIBRARY, ModelSettings
+from align.models.structure import find_causal_lm, library_attention, set_reading, takes_masks
+from align.models.text_part import freeze_other_parts, set_attention
 from align.reference.sources import (
     Reference,
     keeps_float32_copy,
@@ -46,7 +46,7 @@ from align.reference.sources import (
 from align.runs.api import store
 from align.training.collate import Collator
 from align.training.methods import Method, named_method
-from align.training.row_costs import own_rows_notice
+from align.training.row_costs import attention_notice
 from align.training.sharded_experts import prepare_sharded_experts
 from align.training.starting_reference import make_reference
 
@@ -151,9 +151,7 @@ def read_config(model: nn.Module | str) -> PreTrainedConfig:
 
 
 def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str = "sdpa") -> nn.Module:
-    """A model whose attention is the shared prefix's, or the library's where that is asked for.
-
-    One that has the shared prefix's already is returned as it is.
+    """A model that reads rows as `attention` says; one that has the shared prefix's already is returned as it is.
 
     Args:
         model: a causal language model of transformers, inside PEFT or not; or a folder, a Hub id or `embedded`.
@@ -170,22 +168,20 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
         model = load_causal_lm(settings, attention=attention_name(attention))
     else:
         check_model_in_memory(model, attention)
-        if attention != LIBRARY and _is_ours(model):
+        if attention not in OF_LIBRARY and is_ours(find_causal_lm(model)):
             return model
     check_readable(model, attention)
     lm, name = find_causal_lm(model), attention_name(attention)
-    if name is not None or _is_ours(model):
-        set_attention(lm, name or library_attention(lm))
+    if name is None and (is_ours(lm) or not (attention == LIBRARY or takes_masks(lm))):
+        name = library_attention(lm)
+    if name is not None:
+        set_attention(lm, name)
+    set_reading(lm, attention)
     freeze_other_parts(lm)
-    if memory.mlp_chunk is not None and attention != LIBRARY:
+    if memory.mlp_chunk is not None and attention not in OF_LIBRARY:
         check_tiles_of(type(lm), lm.config)
     apply_checkpointing(model, memory.checkpointing, **memory.levers())
     return model
-
-
-def _is_ours(model: nn.Module) -> bool:
-    """Whether the model's attention is the shared prefix's."""
-    return current_attention(find_causal_lm(model)) in ATTENTIONS.values()
 
 
 def prepare_rows(
@@ -232,7 +228,7 @@ def prepare_rows(
         )
     unused = [] if method.needs.short else unused_short(data)
     said = [*notices(data, window=window, limit=f"max_length={max_length}"), *unused]
-    for sentence in [*said, *own_rows_notice(data, attention)]:
+    for sentence in [*said, *attention_notice(data, attention)]:
         warnings.warn(f"{what}: {sentence}", AlignWarning, stacklevel=2)
     return data.train
 

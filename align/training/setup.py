@@ -38,7 +38,7 @@ from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
-from align.training.row_costs import own_rows_notice
+from align.training.row_costs import attention_notice
 from align.training.run import Run
 from align.training.trainer import PreferenceTrainer
 
@@ -104,7 +104,7 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
     if run.arguments.process_index == 0:
         window = native_window(run.model) if run.data.max_length is None else None
         unused = [] if run.method.needs.short else unused_short(data)
-        costs = own_rows_notice(data, run.model.attention)
+        costs = attention_notice(data, run.model.attention)
         for sentence in [*notices(data, window=window), *unused, *costs]:
             tell(sentence)
 

@@ -25,10 +25,12 @@ from align.data.examples import TokenizedExample
 from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
+from align.longseq.attention import is_ours
 from align.longseq.parallel import SequenceParallel, choose_exchange, start_parallel
 from align.longseq.plain_rows import plain_pair_logps, relative_error
-from align.longseq.settings import ATTENTIONS, MemorySettings, ParallelSettings
-from align.models.structure import find_causal_lm
+from align.longseq.settings import MemorySettings, ParallelSettings
+from align.models.settings import LIBRARY, MASKED
+from align.models.structure import find_causal_lm, reading_of
 from align.models.text_part import of_layers
 from align.verification.small_copy import random_examples
 from losses import logo_loss
@@ -186,8 +188,11 @@ def tolerated(
 
 def way_of(model: nn.Module) -> str:
     """How the model reads a batch, for the table."""
-    ours = find_causal_lm(model).config._attn_implementation in ATTENTIONS.values()
-    return "shared prefix" if ours else "rows of their own"
+    lm = find_causal_lm(model)
+    return "shared prefix" if is_ours(lm) else _OF_LIBRARY[reading_of(lm)]
+
+
+_OF_LIBRARY = {LIBRARY: "rows of their own", MASKED: "packed rows by a mask"}
 
 
 def step_loss(logps: PairLogps) -> Tensor:

@@ -14,6 +14,7 @@ from align.models.loading import auto_class, experts_keyword, load_config
 from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.models.small import few_layers
+from align.models.structure import set_reading
 from align.models.text_part import attention_by_part
 
 VOCABULARY = 512
@@ -40,6 +41,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: in
             trust_remote_code=settings.trust_remote_code,
             **experts_keyword(settings),
         )
+        set_reading(base, settings.attention)
         check_readable(base, settings.attention)
         model = add_lora(base, settings.lora)
         for name, weight in model.named_parameters():

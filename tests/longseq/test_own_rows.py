@@ -33,7 +33,8 @@ from align.longseq.own_rows import own_rows
 from align.longseq.settings import MemorySettings
 from align.longseq.support import check_config
 from align.models.identity import Identity
-from align.models.structure import find_causal_lm
+from align.models.settings import LIBRARY
+from align.models.structure import find_causal_lm, set_reading
 from align.reference.cache import Cached, LogpStore
 from align.reference.sources import AdapterOff, Frozen
 from align.runs import checkpoints
@@ -49,8 +50,8 @@ from tests.training.helpers import DPO, make_trainer, weights
 
 METHODS = sorted(path.stem for path in (Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-# What cannot share a prompt: own masks (MPT, BLOOM: ALiBi), soft caps over a short window, a factor on the logits, a
-# body that calls its decoder past itself (OPT), states alone, states beside attention.
+# Own masks (MPT, BLOOM: ALiBi), soft caps over a short window, a factor on the logits, a body that calls its decoder
+# past itself (OPT), states alone, states beside attention.
 MODELS = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "cohere": SIZES | {"intermediate_size": 48, "num_key_value_heads": 2, "logit_scale": 0.3},
@@ -351,7 +352,7 @@ def test_a_model_that_reads_both_ways_is_refused_in_its_first_forward():
 
 def test_a_trainer_of_a_model_that_cannot_share_names_the_argument(tmp_path):
     with pytest.raises(UserError, match="set attention=library to read a row for each answer"):
-        make_trainer(tmp_path, model=build("mamba"))
+        make_trainer(tmp_path, model=build("bloom"))
 
 
 def test_a_trainer_takes_the_librarys_attention_also_of_a_model_that_has_ours(tmp_path):
@@ -384,7 +385,7 @@ def test_tiles_are_refused(tmp_path):
 UNLIKE = ((20, (7, 3)), (40, (5, 6, 2)), (18, (2, 4)), (30, (8, 2)))
 
 
-def wrapped(rank: int, size: int, names: list[str]) -> dict[str, dict[str, float]]:
+def wrapped(rank: int, size: int, names: list[str], attention: str) -> dict[str, dict[str, float]]:
     """Errors of three clipped steps in each wrapper, against padded rows in one process."""
     case = Case(rows=UNLIKE, nll_scope="sequence", checkpointing="full")
     expected = plain_training(case)
@@ -397,6 +398,7 @@ def wrapped(rank: int, size: int, names: list[str]) -> dict[str, dict[str, float
     found = {}
     for name in names:
         model = case.build("sdpa")
+        set_reading(model, attention)
         assert find_causal_lm(model).config._attn_implementation == "sdpa"
         start = {key: value.detach().clone() for key, value in trainable(model).items()}
         case.apply_memory(model)
@@ -418,17 +420,17 @@ def wrapped(rank: int, size: int, names: list[str]) -> dict[str, dict[str, float
 
 
 def test_ddp_and_fsdp_with_unlike_numbers_of_rows():
-    check_wrappers(["ddp", "fsdp2"])
+    check_wrappers(["ddp", "fsdp2"], LIBRARY)
 
 
 @pytest.mark.slow
 def test_zero_with_unlike_numbers_of_rows():
     pytest.importorskip("deepspeed")
-    check_wrappers(["zero3"])
+    check_wrappers(["zero3"], LIBRARY)
 
 
-def check_wrappers(names: list[str]) -> None:
-    for found in run_distributed(wrapped, 2, names):
+def check_wrappers(names: list[str], attention: str) -> None:
+    for found in run_distributed(wrapped, 2, names, attention):
         assert list(found) == names
         for name, errors in found.items():
             for what, error in errors.items():

@@ -31,6 +31,11 @@ from tests.tiny import KINDS, tiny_model
     ("kind", "values", "reason"),
     [
         ("musicgen", {}, "no text decoder can be told"),
+        (
+            "big_bird",
+            {"is_decoder": True},
+            "attention_type=block_sparse, which reads long rows in both directions",
+        ),
     ],
 )
 def test_refused_by_name(kind, values, reason):

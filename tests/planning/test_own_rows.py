@@ -1,4 +1,4 @@
-"""Plans of `model.attention=library`: each answer behind its whole prompt, one row of them at a time."""
+"""Plans of the library's attention: each answer behind its whole prompt, or a prompt with its answers and a mask."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 from transformers import CONFIG_MAPPING, MambaConfig, PreTrainedConfig
 
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.patterns import Window
 from align.models.settings import ModelSettings
 from align.planning.architecture import UnknownModelError, measure
-from align.planning.job import Job, Levers, OwnRows, Precision, Rows, Strategy, as_read
+from align.planning.job import Job, Levers, MaskedRows, OwnRows, Precision, Rows, Strategy, as_read
 from align.planning.memory import predict
 from align.planning.time import step_time
 from tests.planning.plans import plan
@@ -25,6 +26,22 @@ def test_tokens_and_pairs():
     assert (rows.head_at_once("none"), rows.head_at_once("sequence")) == (100, 1100)
     assert rows.short().tokens == 2 * (2 * 200 + 150)
     assert as_read(Rows(1000, (100, 50)), "sdpa").tokens == 1150
+
+
+def test_a_mask_has_the_rows_tokens_times_themselves():
+    """A row of 1,150 tokens for each prompt, all of whose pairs are computed, whatever the layer sees."""
+    rows = as_read(Rows(1000, (100, 50), short_prompt=200, prompts=2), "masked")
+    assert isinstance(rows, MaskedRows) and not rows.shared
+    assert (rows.tokens, rows.at_once, rows.mask) == (2300, 1150, 1150**2)
+    assert rows.pairs() == rows.pairs(Window(8)) == 2 * 1150**2
+    assert (rows.head_at_once("none"), rows.head_at_once("sequence")) == (150, 1150)
+    assert rows.short().mask == 350**2
+    architecture = measure(tiny_model().config, ModelSettings())
+    packed, masked = (
+        predict(architecture, Job(each, Precision()), Strategy(levers=Levers("full")), CPU).total
+        for each in (Rows(1000, (100, 50)), as_read(Rows(1000, (100, 50)), "masked"))
+    )
+    assert masked - packed == 5 * 1150**2  # a byte, and what is added to a score, in float32
 
 
 @pytest.mark.parametrize("mode", ["none", "full", "keep_attention"])

@@ -1,4 +1,4 @@
-"""What `model.attention=library` is said to cost, and what is refused with it before anything is read."""
+"""What the library's attention is said to cost, and what is refused with it before anything is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.data.stored_rows import to_example
 from align.longseq import pack
 from align.longseq.own_rows import own_row_tokens
-from align.training.row_costs import own_rows_notice
+from align.training.row_costs import attention_notice
 from align.training.settings import read_settings
 from tests.rows import make_rows
 from tests.tiny import tiny_tokenizer
@@ -25,11 +25,16 @@ def test_the_line_counts_the_rows_that_are_read(tmp_path):
     batch = pack([to_example(row) for row in data.train])
     own, shared = own_row_tokens(batch), batch.num_tokens
     assert own > 2 * shared
-    assert own_rows_notice(data, "sdpa") == []
-    assert own_rows_notice(data, "library") == [
+    assert attention_notice(data, "sdpa") == []
+    assert attention_notice(data, "library") == [
         f"model.attention=library reads a row for each answer: {own} tokens an epoch, {own / shared:.2f} × the "
         f"{shared} that rows with a shared prompt would take."
     ]
+    longest = max(to_example(row).num_tokens for row in data.train)
+    (said,) = attention_notice(data, "masked")
+    assert said.endswith(
+        f": {longest**2} pairs in a mask for the longest prompt with its answers, of {longest} tokens."
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,11 +45,12 @@ def test_the_line_counts_the_rows_that_are_read(tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["train", "verify", "plan"])
-def test_what_rows_of_their_own_do_without_is_refused(command, words, sentence):
+@pytest.mark.parametrize("attention", ["library", "masked"])
+def test_what_the_librarys_attention_does_without_is_refused(attention, command, words, sentence):
     from align import plan, verify
 
     check = {"train": read_settings, "verify": verify.check, "plan": plan.check}[command]
     with hydra.initialize_config_module("hydra_conf", version_base="1.3"):
-        config = hydra.compose(command, ["model.attention=library", *words])
+        config = hydra.compose(command, [f"model.attention={attention}", *words])
     with pytest.raises(UserError, match=sentence):
         check(config)
