@@ -95,7 +95,7 @@ def by_a_mask(sentence: str) -> str:
 
 # The ways out of the shared-prefix forward, as a sentence ends.
 BY_ROWS = "set model.attention=library to read a row for each answer"
-BY_A_MASK = "set model.attention=masked to share it by a mask"
+BY_A_MASK = "set model.attention=masked to share the prompt by a mask"
 
 
 def whole_rows(attention: str, degree: int) -> str:

@@ -60,7 +60,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
         WINDOW,
     ),
     (r"indexer_head_dim", 16),
-    (r"indexer_budget|index_topk", 4),
+    (r"indexer_budget|index_topk|keep_window_size", 4),
     (r"indexer_compress_ratio|index_block_size|index_topk_blocks|index_local_blocks|index_kpool", 2),
 )
 _VOCABULARIES = r"(\w+_)?vocab_size(_per_layer_input)?"  # Gemma-4 embeds a token anew for each layer

@@ -290,7 +290,7 @@ def test_a_row_is_read_by_one_process_and_not_in_tiles(tmp_path):
 def test_a_refusal_names_the_mask_where_it_shares_the_prompt(tmp_path):
     model = build("stablelm", dtype=torch.float32)
     set_reading(model, LIBRARY)
-    with pytest.raises(UserError, match="set attention=masked to share it by a mask"):
+    with pytest.raises(UserError, match="set attention=masked to share the prompt by a mask"):
         make_trainer(tmp_path, model=model)
 
 

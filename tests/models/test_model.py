@@ -433,9 +433,12 @@ def test_what_the_library_is_asked_for(machine, monkeypatch, save):
     machine(package=True, gpu=True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     asked = {}
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda path, **keywords: asked.update(keywords)
-    )
+
+    def load(path: str, **keywords):
+        asked.update(keywords)
+        return tiny_model()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     load_causal_lm(settings(save(), quantization="nf4"))
     assert asked["quantization_config"].bnb_4bit_compute_dtype is torch.float32
     assert asked["device_map"] == {"": 3}
