@@ -83,6 +83,7 @@ FAMILIES = {
     # An index that selects all keys here: among random scores many are equal.
     "glm_moe_dsa": Family("glm4moe", ("MLA", "MoE"), {"index_topk": 2048}, attention="masked"),
     "stablelm": Family(None, attention="masked"),
+    "bloom": Family(None, targets="[query_key_value,dense]", attention="library"),
 }
 
 

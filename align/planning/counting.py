@@ -33,6 +33,7 @@ from align.longseq.prepared import Attend
 from align.longseq.shared_prefix import pack
 from align.longseq.small_model import default_dtype
 from align.longseq.states import prepare_states
+from align.longseq.support import check_supported
 from align.models.loading import library_class
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings
@@ -192,6 +193,7 @@ class _Run:
             model = build(copy.deepcopy(one_of_each(config)))
             self.model = add_lora(model.to(_TYPES[size]), lora).train()
         lm = find_causal_lm(self.model)
+        check_supported(lm)  # else the library warns of a class that it cannot switch, and goes on
         set_attention(lm, ATTENTION)
         prepare_states(lm)
         self.layers = list(decoder_layers(lm))
