@@ -46,26 +46,50 @@ SIZES = {
 
 def main() -> None:
     """Both ways, in turn; or with `--way` one of them, which prints what it took."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--prompt", type=int, default=4096, help="tokens")
-    arguments.add_argument("--answer", type=int, default=128, help="tokens of each of three answers")
+    compare("benchmarks.hybrid", WAYS, run, description=__doc__, sizes=(4096, 128), results=RESULTS)
+
+
+def compare(
+    module: str,
+    ways: tuple[str, str],
+    run: Callable[..., dict[str, Any]],
+    *,
+    description: str | None,
+    sizes: tuple[int, int],
+    results: Path,
+) -> None:
+    """The command of a benchmark of two ways to take a step: the first one's speed and memory over the second one's.
+
+    Args:
+        module: of the benchmark, which is called again for each way.
+        ways: ours, and the other.
+        run: takes steps in one of them, with tokens of the prompt, tokens of an answer, and rounds.
+        description: for `--help`.
+        sizes: tokens of the prompt and of each of three answers, where no others are asked for.
+        results: the file that is written.
+    """
+    arguments = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    arguments.add_argument("--prompt", type=int, default=sizes[0], help="tokens")
+    arguments.add_argument("--answer", type=int, default=sizes[1], help="tokens of each of three answers")
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--way", choices=WAYS)
+    arguments.add_argument("--way", choices=ways)
     asked = arguments.parse_args()
     if asked.way:
         print(json.dumps(run(asked.way, asked.prompt, asked.answer, asked.rounds)))
         return
-    found = {way: in_a_process("benchmarks.hybrid", way, asked) for way in WAYS}
-    ours, theirs = (found[way] for way in WAYS)
+    found = {way: in_a_process(module, way, asked) for way in ways}
+    ours, theirs = (found[way] for way in ways)
     found["ratios"] = {
         "speed": statistics.median(theirs["seconds"]) / statistics.median(ours["seconds"]),
         "memory": ours["bytes"] / theirs["bytes"],
         "loss": abs(ours["loss"] - theirs["loss"]) / abs(theirs["loss"]),
     }
-    RESULTS.write_text(json.dumps({"prompt": asked.prompt, "answer": asked.answer, **found}, indent=1) + "\n")
+    results.write_text(json.dumps({"prompt": asked.prompt, "answer": asked.answer, **found}, indent=1) + "\n")
     print(
-        f"{found['ratios']['speed']:.2f} × as fast as padded rows in {found['ratios']['memory']:.2f} × the memory; "
-        f"losses differ by {found['ratios']['loss']:.0e}"
+        f"{ways[0]}: {found['ratios']['speed']:.2f} × as fast as {ways[1]} in {found['ratios']['memory']:.2f} × the "
+        f"memory; losses differ by {found['ratios']['loss']:.0e}"
     )
 
 

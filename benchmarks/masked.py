@@ -8,14 +8,11 @@ way is a process of its own; seconds are the processor's, memory as in hybrid.py
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import warnings
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hybrid import in_a_process, random_example, steps
+from benchmarks.hybrid import compare, random_example, steps
 
 RESULTS = Path(__file__).parent / "results" / "masked.json"
 WAYS = ("masked", "library")  # `model.attention`
@@ -32,27 +29,7 @@ SIZES = {
 
 def main() -> None:
     """Both ways, in turn; or with `--way` one of them, which prints what it took."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--prompt", type=int, default=2048, help="tokens")
-    arguments.add_argument("--answer", type=int, default=256, help="tokens of each of three answers")
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--way", choices=WAYS)
-    asked = arguments.parse_args()
-    if asked.way:
-        print(json.dumps(run(asked.way, asked.prompt, asked.answer, asked.rounds)))
-        return
-    found = {way: in_a_process("benchmarks.masked", way, asked) for way in WAYS}
-    masked, own = (found[way] for way in WAYS)
-    found["ratios"] = {
-        "speed": statistics.median(own["seconds"]) / statistics.median(masked["seconds"]),
-        "memory": masked["bytes"] / own["bytes"],
-        "loss": abs(masked["loss"] - own["loss"]) / abs(own["loss"]),
-    }
-    RESULTS.write_text(json.dumps({"prompt": asked.prompt, "answer": asked.answer, **found}, indent=1) + "\n")
-    print(
-        f"{found['ratios']['speed']:.2f} × as fast as a row for each answer in {found['ratios']['memory']:.2f} × the "
-        f"memory; losses differ by {found['ratios']['loss']:.0e}"
-    )
+    compare("benchmarks.masked", WAYS, run, description=__doc__, sizes=(2048, 256), results=RESULTS)
 
 
 def run(way: str, prompt: int, answer: int, rounds: int) -> dict[str, Any]:
