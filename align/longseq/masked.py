@@ -4,8 +4,8 @@ For models whose attention is code of their own, or that select keys by an index
 a prompt is read once for all its answers, and a mask `[T, T]` of the row's T tokens says who sees whom, as the layout
 has it: of a prompt of 10 tokens with answers of 4 and 3 the 17th sees 0 … 9 and 14 … 16. The model computes all T · T
 scores, those that are masked too, so that this is slower and larger than the shared-prefix attention (attention.py),
-and faster than a row for each answer (own_rows.py), which computes them for each answer. Prompts are read one after the
-other, also where several are packed in a row.
+and, where prompts are longer than their answers, faster than a row for each answer (own_rows.py). Prompts are read one
+after the other, also where several are packed in a row.
 
 Layers with a window get a mask of their own, by the kinds that `layer_types` of the configuration names. Layers that
 keep a state run by the row's layout, as they do there. Log-probs are of the model's own logits (own_logits.py).
