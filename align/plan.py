@@ -16,7 +16,7 @@ from align.longseq.settings import (
     ATTENTION_CHOICES,
     MemorySettings,
     ParallelSettings,
-    check_own_rows_settings,
+    check_library_settings,
 )
 from align.models.checks import check_lora
 from align.models.paths import check_path
@@ -93,7 +93,7 @@ def check(config: DictConfig) -> None:
     memory.check(accelerator=True)
     parallel.check()
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
-    check_own_rows_settings(model.attention, memory, parallel)
+    check_library_settings(model.attention, memory, parallel)
     typed(PositionSettings, config, "positions")
     check_wrapper_name(config.wrapper, gpus.device)
     if gpus.count > 1:

@@ -17,7 +17,7 @@ from align.longseq.settings import (
     ATTENTION_CHOICES,
     MemorySettings,
     ParallelSettings,
-    check_own_rows_settings,
+    check_library_settings,
 )
 from align.models.checks import check_model
 from align.models.settings import OF_LIBRARY, ModelSettings
@@ -133,7 +133,7 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     memory.check(accelerator=True)
     parallel = typed(ParallelSettings, config, "parallel")
     parallel.check()
-    check_own_rows_settings(model.attention, memory, parallel)
+    check_library_settings(model.attention, memory, parallel)
     return model, memory, parallel
 
 

@@ -21,7 +21,7 @@ from align.longseq.attention import ATTENTION
 from align.longseq.forward import pair_logps
 from align.longseq.head_probe import check_parts
 from align.longseq.own_logits import check_own_rows
-from align.longseq.settings import BY_ROWS, cannot_share
+from align.longseq.settings import INSTEAD, cannot_share
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.longseq.small_model import default_dtype
 from align.longseq.support import check_supported
@@ -95,7 +95,6 @@ def _check_own_rows(build: Any, config: PreTrainedConfig) -> bool:
 
 
 _READ = {LIBRARY: "read rows of their own", MASKED: "read packed rows by a mask"}
-_INSTEAD = {LIBRARY: "use another model", MASKED: BY_ROWS}
 
 
 def cannot_run(
@@ -104,7 +103,7 @@ def cannot_run(
     """The sentence for a class that ends in somebody else's error."""
     said = first_line(error).split(". ")[0]
     if attention in OF_LIBRARY:
-        return f"{model_class.__name__}{named} cannot {_READ[attention]} ({said}): {_INSTEAD[attention]}."
+        return f"{model_class.__name__}{named} cannot {_READ[attention]} ({said}): {INSTEAD[attention]}."
     other = "use LoRA, or another adapter that changes weights" if named else None
     problem = f"{model_class.__name__}{named} cannot be run by the shared-prefix forward ({said})"
     return str(cannot_share(problem, instead=other))

@@ -35,12 +35,12 @@ from align.longseq.layer_pattern import (
     attention_patterns,
 )
 from align.longseq.logps import sums_of_row
-from align.longseq.own_logits import OwnRow, check_own_rows, own_row_logps, refuse_positions
+from align.longseq.own_logits import OwnRow, check_takes_mask, check_way, own_row_logps
 from align.longseq.own_rows_probe import differ
 from align.longseq.parallel import SequenceParallel
 from align.longseq.patterns import FULL, Pattern
 from align.longseq.prepared import PreparedLayout, prepare
-from align.longseq.settings import BY_ROWS, whole_rows
+from align.longseq.settings import BY_ROWS
 from align.longseq.shared_prefix import (
     Layout,
     PackedPrompt,
@@ -51,7 +51,7 @@ from align.longseq.shared_prefix import (
     pack,
 )
 from align.longseq.states import called_for, most_spans, prepare_states
-from align.models.settings import MASKED, no_balance
+from align.models.settings import MASKED
 from align.models.structure import evaluating
 from align.models.text_part import current_attention, text_config
 
@@ -80,12 +80,8 @@ def masked_totals(
     Raises:
         UserError: a sequence-parallel group, a load-balancing loss, or a model that does not heed a mask.
     """
-    if routing is not None:
-        raise UserError(no_balance(MASKED))
-    if parallel is not None:
-        raise UserError(whole_rows(MASKED, parallel.degree))
-    check_own_rows(lm)
-    refuse_positions(lm, MASKED)
+    check_way(lm, MASKED, parallel=parallel, routing=routing)
+    check_takes_mask(lm)
     _check_apart(model, lm, batch.rows[0].input_ids.device)
     return _totals(model, lm, batch, nll_scope=nll_scope, chunk_size=chunk_size)
 

@@ -20,7 +20,9 @@ from transformers.utils import ModelOutput
 
 from align.core.errors import UserError
 from align.longseq.logps import sum_dtype, token_logps
-from align.longseq.settings import BY_ROWS
+from align.longseq.parallel import SequenceParallel
+from align.longseq.settings import BY_ROWS, whole_rows
+from align.models.settings import no_balance
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,27 @@ def own_row_logps(model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_ca
     with _scoring(lm, row, head_calls):
         output = model(input_ids=row.input_ids, **_keywords(lm, row))
     return _first(output)
+
+
+def check_way(
+    lm: PreTrainedModel, attention: str, *, parallel: SequenceParallel | None, routing: Any
+) -> None:
+    """Refuses what the library's attention does without, whichever way rows are read through it.
+
+    Args:
+        lm: the causal language model.
+        attention: `model.attention`: `library` or `masked`.
+        parallel: as `pair_logps`, like the next.
+        routing: what would take in the routers' decisions.
+
+    Raises:
+        UserError: a sequence-parallel group, a load-balancing loss, or a model without log-probs of answers.
+    """
+    if routing is not None:
+        raise UserError(no_balance(attention))
+    if parallel is not None:
+        raise UserError(whole_rows(attention, parallel.degree))
+    check_own_rows(lm)
 
 
 def check_own_rows(lm: PreTrainedModel) -> None:
@@ -112,17 +135,12 @@ def _keywords(lm: PreTrainedModel, row: OwnRow) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name in taken}
 
 
-def refuse_positions(lm: PreTrainedModel, attention: str) -> None:
-    """Refuses a model that takes no mask or no positions, of which a packed row has others than 0, 1, 2, ….
-
-    Args:
-        lm: the causal language model.
-        attention: `model.attention`.
-    """
+def check_takes_mask(lm: PreTrainedModel) -> None:
+    """Refuses a model that takes no mask or no positions, of which a packed row has others than 0, 1, 2, …."""
     missing = [name for name in _OF_TOKENS if name not in _taken(lm)]
     if missing:
         raise UserError(
-            f"{type(lm).__name__} takes no {missing[0]}, which model.attention={attention} hands it: {BY_ROWS}."
+            f"{type(lm).__name__} takes no {missing[0]}, which model.attention=masked hands it: {BY_ROWS}."
         )
 
 

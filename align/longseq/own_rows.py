@@ -19,14 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.core.errors import UserError
 from align.distributed.agreement import agree_on_calls
-from align.longseq.own_logits import OwnRow, check_own_rows, check_positions, own_row_sums
+from align.longseq.own_logits import OwnRow, check_positions, check_way, own_row_sums
 from align.longseq.own_rows_probe import check_causal
 from align.longseq.parallel import SequenceParallel
-from align.longseq.settings import whole_rows
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
-from align.models.settings import LIBRARY, no_balance
+from align.models.settings import LIBRARY
 
 
 def own_rows(batch: SharedPrefixBatch, *, nll_scope: str = "none") -> list[OwnRow]:
@@ -81,11 +79,7 @@ def own_totals(
     Raises:
         UserError: a sequence-parallel group, a load-balancing loss, or a model that cannot read rows of their own.
     """
-    if routing is not None:
-        raise UserError(no_balance(LIBRARY))
-    if parallel is not None:
-        raise UserError(whole_rows(LIBRARY, parallel.degree))
-    check_own_rows(lm)
+    check_way(lm, LIBRARY, parallel=parallel, routing=routing)
     check_causal(model, lm, batch.rows[0].input_ids.device)
     rows = own_rows(batch, nll_scope=nll_scope)
     check_positions(lm, rows)

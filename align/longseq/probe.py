@@ -22,7 +22,7 @@ from align.core.errors import AlignWarning, UserError, first_line
 from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import Measured, NotProvenError, measure
-from align.longseq.settings import BY_ROWS, by_a_mask, cannot_share
+from align.longseq.settings import BY_ROWS, INSTEAD, by_a_mask, cannot_share
 from align.longseq.small_model import build_small, draw_adapter
 from align.longseq.states import state_notices
 from align.longseq.support import check_config, check_readable
@@ -231,7 +231,6 @@ def _settled(verdict: Verdict, attention: str) -> Verdict:
 
 
 _WAYS = {LIBRARY: "in rows of their own", MASKED: "on packed rows with a mask"}
-_INSTEAD = {LIBRARY: "use another model", MASKED: BY_ROWS}
 
 
 def _with_adapter(model: Any, adapter: Adapter) -> nn.Module:
@@ -280,7 +279,7 @@ def _differs(model_class: type[PreTrainedModel], found: Measured, named: str, at
     )
     other = "use LoRA, or another adapter that changes weights" if named else None
     if attention in OF_LIBRARY:
-        return f"{problem}: {other or _INSTEAD[attention]}."
+        return f"{problem}: {other or INSTEAD[attention]}."
     return str(cannot_share(problem, instead=other))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-from align.models.settings import OF_LIBRARY
+from align.models.settings import LIBRARY, MASKED, OF_LIBRARY
 
 ATTENTION = "align_shared"
 # `model.attention` → the name that transformers knows it by. A name with "flash" or "sdpa" in it would make
@@ -96,6 +96,8 @@ def by_a_mask(sentence: str) -> str:
 # The ways out of the shared-prefix forward, as a sentence ends.
 BY_ROWS = "set model.attention=library to read a row for each answer"
 BY_A_MASK = "set model.attention=masked to share the prompt by a mask"
+# `model.attention` of the library's → what is left where it does not compute a model exactly.
+INSTEAD = {LIBRARY: "use another model", MASKED: BY_ROWS}
 
 
 def whole_rows(attention: str, degree: int) -> str:
@@ -106,7 +108,7 @@ def whole_rows(attention: str, degree: int) -> str:
     )
 
 
-def check_own_rows_settings(attention: str, memory: MemorySettings, parallel: ParallelSettings) -> None:
+def check_library_settings(attention: str, memory: MemorySettings, parallel: ParallelSettings) -> None:
     """Refuses what the library's own attention does without.
 
     Args:

@@ -36,10 +36,8 @@ from align.longseq.shared_prefix import PackedPrompt, Span
 # keywords on to their layers and no further, or not even there (Mamba).
 _CALLED: ContextVar[PreparedLayout | None] = ContextVar("called_layout", default=None)
 _HANDED: ContextVar[PreparedLayout | None] = ContextVar("handed_layout", default=None)
-
-
-# The keyword by which a prepared decoder layer gets it where its model hands it no `layout`.
-CALLED_LAYOUT = "called_layout"
+# The keyword by which a prepared decoder layer gets the former where its model hands it no `layout`.
+_CALLED_LAYOUT = "called_layout"
 
 
 class StateMixer:
@@ -133,12 +131,12 @@ def _handing_down(kind: Any) -> Any:
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         # A keyword, so that a checkpoint keeps it for the layer's recomputation.
-        given = {} if {"layout", CALLED_LAYOUT} & kwargs.keys() else {CALLED_LAYOUT: _CALLED.get()}
+        given = {} if {"layout", _CALLED_LAYOUT} & kwargs.keys() else {_CALLED_LAYOUT: _CALLED.get()}
         return kind.__call__(self, *args, **kwargs, **given)
 
     @wraps(kind.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        called = kwargs.pop(CALLED_LAYOUT, None)
+        called = kwargs.pop(_CALLED_LAYOUT, None)
         token = _HANDED.set(kwargs.get("layout", called))
         try:
             return kind.forward(self, *args, **kwargs)

@@ -29,7 +29,6 @@ from torch.utils.checkpoint import checkpoint
 
 from align.core.errors import UserError
 from align.longseq.attention import Attend, PreparedLayout
-from align.longseq.states import CALLED_LAYOUT
 from align.longseq.token_tiles import Tiles, has_tokens, of_tile
 
 
@@ -123,17 +122,17 @@ def tiled_layer(
     once over all 2,000, and the layer runs on each tile again with its 500 rows of attention's output given.
 
     Args:
-        layer: the decoder layer's forward with its keywords, the row's layout among them.
+        layer: the decoder layer's forward with its keywords, `layout` among them.
         hidden: `[1, T, H]`.
         others: what else the layer takes by position, such as Gemma-4's second embedding of each token `[1, T, E]`.
         size: tokens of a tile.
         recomputing: entered while the checkpoint recomputes the layer.
 
     Raises:
-        UserError: tokens do not lie along the second dimension, as in Gemma-3n, whose layers take several copies.
+        UserError: tokens do not lie along the second dimension, as in Gemma-3n, whose layers take several copies, or
+            there is no layout.
     """
-    name = "layout" if "layout" in layer.keywords else CALLED_LAYOUT
-    layout: PreparedLayout = layer.keywords[name]
+    layout = _layout_of(layer)
     if hidden.shape[0] != 1:
         raise UserError(
             f"{type(layer.args[0]).__name__} takes hidden states in {hidden.shape[0]} copies, which memory.mlp_chunk "
@@ -145,7 +144,7 @@ def tiled_layer(
         return layer(hidden, *others)
     tiles = Tiles.of(tokens, count)
     runs = [
-        _TileRun(partial(layer, **of_tile(layer.keywords, tokens, tiles, *bounds)), name, layout)
+        _TileRun(partial(layer, **of_tile(layer.keywords, tokens, tiles, *bounds)), layout)
         for bounds in tiles.bounds
     ]
     beside = [of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
@@ -171,17 +170,27 @@ def tiled_layer(
         del output
 
 
+def _layout_of(layer: partial[Tensor]) -> PreparedLayout:
+    """The row's, which Mamba's model does not hand to its layers: in them there is nothing to tile but the mixer."""
+    found: PreparedLayout | None = layer.keywords.get("layout")
+    if found is None:
+        raise UserError(
+            f"{type(layer.args[0]).__name__} is not handed the row's layout by its model, by which memory.mlp_chunk "
+            "cuts it: set memory.mlp_chunk=null."
+        )
+    return found
+
+
 class _TileRun:
     """The layer's forward over one tile, as far as the first station whose output is not given.
 
     Args:
         layer: with the tile's keywords.
-        name: of the keyword that is the layout.
         layout: of the row.
     """
 
-    def __init__(self, layer: partial[Tensor], name: str, layout: PreparedLayout) -> None:
-        self.layer, self.name, self.layout = layer, name, layout
+    def __init__(self, layer: partial[Tensor], layout: PreparedLayout) -> None:
+        self.layer, self.layout = layer, layout
         self.forms: list[TreeSpec] = []
         self.station: _Station | None = None
 
@@ -197,7 +206,7 @@ class _TileRun:
         layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
         self.station = None
         try:
-            return self.layer(hidden, *others, **{self.name: layout})
+            return self.layer(hidden, *others, layout=layout)
         except _StationReached as reached:
             self.station = reached.station
             return reached.states

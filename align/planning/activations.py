@@ -130,8 +130,9 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
         # On its way out or in: the layer's own input and the one that is fetched meanwhile.
         offloaded = max(0, model.layers - 2) * width.stream
         layers -= offloaded
-    # Booleans, and what a kernel adds to scores.
-    mask = rows.mask * (1 + precision.products)
+    # Booleans of every row, and what a kernel adds to scores: kept by each layer that is not checkpointed.
+    added = model.layers * rows.rows if levers.checkpointing == "none" else 1
+    mask = rows.mask * (rows.rows + added * precision.products)
     return Activations(
         checkpoints=layers * tokens + mask,
         # Of rows that are read one after the other the first goes backward while the others' are still kept.

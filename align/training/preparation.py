@@ -30,7 +30,7 @@ from align.longseq.settings import (
     MemorySettings,
     ParallelSettings,
     attention_name,
-    check_own_rows_settings,
+    check_library_settings,
 )
 from align.longseq.support import check_config, check_readable
 from align.longseq.tile_probe import check_tiles_of
@@ -89,7 +89,7 @@ def prepare(
     if not isinstance(method, Method):
         raise UserError(f"method is a {type(method).__name__}: give a name, or what align.method(…) makes.")
     degree = 1 if parallel is None else parallel.degree
-    check_own_rows_settings(attention, memory, ParallelSettings(degree=degree))
+    check_library_settings(attention, memory, ParallelSettings(degree=degree))
     if not torch.accelerator.is_available():
         arguments.dataloader_pin_memory = False  # pins nothing, and warns of it at every loader
     if isinstance(model, str) and tokenizer is None:

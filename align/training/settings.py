@@ -15,7 +15,7 @@ from align.longseq.settings import (
     ATTENTION_CHOICES,
     MemorySettings,
     ParallelSettings,
-    check_own_rows_settings,
+    check_library_settings,
 )
 from align.models.checks import check_model
 from align.models.paths import check_path
@@ -77,7 +77,7 @@ def read_settings(config: DictConfig) -> Settings:
     parallel.check()
     check_model(model)
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
-    check_own_rows_settings(model.attention, memory, parallel)
+    check_library_settings(model.attention, memory, parallel)
     if reference.fill_only and model.quantization != "none":
         raise UserError(
             "reference.fill_only has no adapter, which model.quantization needs: fill the cache while training."

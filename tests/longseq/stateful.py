@@ -92,6 +92,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "zamba": _ZAMBA | {"mamba_dt_rank": 4, "n_mamba_heads": 2},
     "zamba2": _ZAMBA
     | {"mamba_ngroups": 1, "n_mamba_heads": 4, "chunk_size": 8, "num_mem_blocks": 1, "adapter_rank": 4},
+    # Models of nothing else, which hand no keywords on to their layers.
+    "mamba": {"state_size": 8, "time_step_rank": 4, "expand": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "expand": 2, "state_size": 8, "n_groups": 1, "chunk_size": 8},
     # Convolutions within attention, which no rule here names.
     "zaya": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
 }

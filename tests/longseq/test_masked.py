@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -33,23 +32,25 @@ from align.models.settings import LIBRARY, MASKED
 from align.models.structure import set_reading
 from align.models.text_part import set_attention
 from align.reference.sources import AdapterOff
-from align.runs import checkpoints
 from align.training.trainer import PreferenceTrainer
 from benchmarks.architecture_worker import Architecture
 from losses.types import PairLogps
+from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, randomise_lora_b
+from tests.longseq.sharded import Case
 from tests.longseq.test_own_rows import (
     METHODS,
     assert_alike,
+    check_resumed,
+    check_two_steps,
     check_wrappers,
     examples,
-    method,
     mixed,
     one_by_one,
-    with_short,
 )
+from tests.longseq.wrapped import TOLERANCES, WRAPPERS, Wrapper, _worst, alone
 from tests.tiny import tiny_model
-from tests.training.helpers import DPO, make_trainer, weights
+from tests.training.helpers import make_trainer
 
 # Attention of their own (GPT-J, Falcon), a mask of its own (StableLM), keys that an index selects (DeepSeek-V3.2,
 # GLM-5), that and windows by kinds of layers (dots.3), that beside layers with a state (Qwen4), windows and a head of
@@ -200,44 +201,11 @@ def test_the_adapter_off_is_the_model_without_it():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains(tmp_path, name):
-    """Two steps of a GPT-J; a margin against the starting model is 0 before the first, to the last bit."""
-    trainer = make_trainer(
-        tmp_path,
-        method=method(name),
-        model=build("gptj", dtype=torch.float32),
-        attention="masked",
-        collator=with_short,
-        max_steps=2,
-    )
-    start = weights(trainer)
-    trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 2 and np.isfinite(losses).all()
-    assert any(not torch.equal(value, start[key]) for key, value in weights(trainer).items())
-    if trainer.method.needs.reference == "same":
-        assert trainer.state.log_history[0]["rewards/margins"] == 0.0
+    check_two_steps(tmp_path, name, build("gptj", dtype=torch.float32), "masked")
 
 
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(tmp_path):
-    def trainer(folder: str) -> PreferenceTrainer:
-        return make_trainer(
-            tmp_path / folder,
-            method=DPO,
-            model=build("stablelm", dtype=torch.float32),
-            attention="masked",
-            max_steps=4,
-            save_strategy="steps",
-            save_steps=2,
-        )
-
-    whole, broken = trainer("whole"), trainer("broken")
-    whole.train()
-    broken.args.max_steps = 2
-    broken.train()
-    resumed = trainer("broken")
-    resumed.train(resume_from_checkpoint=str(checkpoints.last_good(tmp_path / "broken")))
-    assert resumed.state.global_step == 4
-    assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(resumed).items())
+    check_resumed(tmp_path, partial(build, "stablelm", dtype=torch.float32), "masked")
 
 
 # ---- what is refused
@@ -299,6 +267,26 @@ def test_a_refusal_names_the_mask_where_it_shares_the_prompt(tmp_path):
 
 def test_ddp_and_fsdp():
     check_wrappers(["ddp", "fsdp2"], MASKED)
+
+
+def unlike(rank: int, size: int, name: str) -> float:
+    """The worst gradient's error of one prompt on the first process and two on the second, against all in one."""
+    rows = Case(rows=((20, (7, 3)), (40, (5, 6)), (18, (2, 4)))).examples()
+
+    def gradients_of(wrapper: Wrapper, read: list[TokenizedExample], factor: float) -> dict[str, Any]:
+        model, batch = Case().build("sdpa"), pack(read)
+        set_reading(model, MASKED)
+        step, _ = wrapper(model)
+        return step(lambda called: factor * pair_logps(called, batch, chunk_size=3).chosen.sum())[1]
+
+    expected = gradients_of(alone, rows, 1 / size)
+    return _worst(gradients_of(WRAPPERS[name], rows[rank : 1 + 2 * rank], 1.0), expected)
+
+
+def test_unlike_numbers_of_prompts():
+    """The first process reads an empty row while the second still has one."""
+    for error in run_distributed(unlike, 2, "fsdp2"):
+        assert error <= TOLERANCES["gradient"]
 
 
 @pytest.mark.slow

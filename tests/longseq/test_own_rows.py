@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -289,12 +290,16 @@ def with_short(rows: list[TokenizedExample]) -> dict:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains(tmp_path, name):
-    """Two steps of a Gemma-2; a margin against the starting model is 0 before the first, to the last bit."""
+    check_two_steps(tmp_path, name, build("gemma2"), "library")
+
+
+def check_two_steps(folder: Path, name: str, model: nn.Module, attention: str) -> None:
+    """Two steps of a method; a margin against the starting model is 0 before the first, to the last bit."""
     trainer = make_trainer(
-        tmp_path,
+        folder,
         method=method(name),
-        model=build("gemma2"),
-        attention="library",
+        model=model,
+        attention=attention,
         collator=with_short,
         max_steps=2,
     )
@@ -308,16 +313,21 @@ def test_every_method_trains(tmp_path, name):
 
 
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(tmp_path):
-    def trainer(folder, **settings):
+    check_resumed(tmp_path, partial(build, "mamba"), "library")
+
+
+def check_resumed(tmp_path: Path, make: Callable[[], nn.Module], attention: str) -> None:
+    """Four steps, and two with two more from their checkpoint."""
+
+    def trainer(folder: str) -> PreferenceTrainer:
         return make_trainer(
             tmp_path / folder,
             method=DPO,
-            model=build("mamba"),
-            attention="library",
+            model=make(),
+            attention=attention,
             max_steps=4,
             save_strategy="steps",
             save_steps=2,
-            **settings,
         )
 
     whole = trainer("whole")

@@ -37,6 +37,10 @@ CASES = {
     "full": StateCase(rows=ROWS, tokens_per_row=45, model=DENSE, checkpointing="full"),
     "tiled": StateCase(rows=ROWS, tokens_per_row=45, model=DENSE, checkpointing="full", mlp_chunk=9),
 }
+# Whose model hands its layers no layout.
+ALONE = {
+    "full": StateCase(rows=ROWS, tokens_per_row=45, kind="mamba2", plain="eager", checkpointing="full"),
+}
 WHOLE = {"full": StateCase(rows=ROWS, tokens_per_row=45, model={"num_experts": 1}, kind="jamba")}
 
 
@@ -53,7 +57,7 @@ def test_rows_are_unlike():
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2", "zero3"])
-@pytest.mark.parametrize("cases", [CASES, WHOLE], ids=["qwen3_next", "jamba"])
+@pytest.mark.parametrize("cases", [CASES, WHOLE, ALONE], ids=["qwen3_next", "jamba", "mamba2"])
 def test_processes_with_unlike_numbers_of_answers(wrapper, cases):
     if wrapper == "zero3":
         pytest.importorskip("deepspeed")

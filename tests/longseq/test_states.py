@@ -105,6 +105,20 @@ def test_memory_levers(kind, checkpointing, chunk):
         assert_parity(model, other, examples())
 
 
+@pytest.mark.parametrize("checkpointing", ["full", "keep_attention"])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_layers_that_are_handed_no_layout(kind, checkpointing):
+    """A checkpoint keeps it for their recomputation; tiles have nothing to cut in them."""
+    model = in_float64(state_model(kind)).train()
+    other = shared(model)
+    apply_checkpointing(other, checkpointing, offload="disk")
+    with float64_throughout():
+        assert_parity(model, other, examples())
+    apply_checkpointing(other, checkpointing, mlp_chunk=7)
+    with pytest.raises(UserError, match=r"not handed the row's layout .* set memory\.mlp_chunk=null"):
+        pair_logps(other, pack(examples()))
+
+
 @pytest.mark.parametrize("kind", ["zamba", "zamba2"])
 def test_a_layer_within_a_layer(kind):
     """Zamba's hybrid layers hold a layer, and take more than hidden states by position."""
@@ -123,6 +137,7 @@ LORA = {
     "nemotron_h": ["in_proj", "q_proj", "k_proj", "o_proj"],  # PEFT refuses out_proj
     "jamba": ["in_proj", "x_proj", "out_proj", "q_proj"],
     "lfm2": ["in_proj", "out_proj", "q_proj"],
+    "mamba": ["in_proj", "x_proj"],
 }
 
 
@@ -134,7 +149,7 @@ def test_adapters_on_a_mixers_projections(kind):
     randomise_lora_b(model)
     other = copy.deepcopy(model)
     find_causal_lm(other).set_attn_implementation(ATTENTION)
-    apply_checkpointing(other, "full", mlp_chunk=7)
+    apply_checkpointing(other, "full", mlp_chunk=None if kind == "mamba" else 7)
     with float64_throughout():
         assert_parity(model, other, examples())
 
