@@ -8,7 +8,7 @@ and, where prompts are longer than their answers, faster than a row for each ans
 after the other, also where several are packed in a row.
 
 Layers with a window get a mask of their own, by the kinds that `layer_types` of the configuration names. Layers that
-keep a state run by the row's layout, as they do there. Log-probs are of the model's own logits (own_logits.py).
+keep a state run along prompt and answers apart (states.py). Log-probs are of the model's own logits (own_logits.py).
 """
 
 from __future__ import annotations
