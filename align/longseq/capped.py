@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-SCORES = 2**24  # of one block of queries, in all heads: 64 MB in fp32
+SCORES = 2**24  # of one block of queries, in all heads of a batch: 64 MB in fp32
 
 
 class CappedKernel:
@@ -70,7 +70,7 @@ class CappedKernel:
     def _scores(
         self, query: Tensor, key: Tensor, rows: slice, squares: tuple[int, ...], scaling: float
     ) -> tuple[Tensor, Tensor]:
-        """Capped scores `[1, k, g, q, n]`, −∞ where a query does not see a key, and the cap's slope there."""
+        """Capped scores `[B, k, g, q, n]`, −∞ where a query does not see a key, and the cap's slope there."""
         bounded = (
             _grouped(query.to(_precision(query)), key) @ _wide(key).transpose(3, 4) * scaling / self._cap
         ).tanh()
@@ -84,7 +84,7 @@ class CappedKernel:
 def _blocks(query: Tensor, key: Tensor, squares: tuple[int, ...]) -> Iterator[tuple[slice, int]]:
     """Queries that are attended at once, and how many keys, from the first on, the last of them sees."""
     length = query.shape[2]
-    size = max(1, SCORES // (query.shape[1] * key.shape[2]))
+    size = max(1, SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
     for start in range(0, length, size):
         stop = min(start + size, length)
         yield slice(start, stop), stop if squares else key.shape[2]
@@ -95,10 +95,10 @@ def _precision(states: Tensor) -> torch.dtype:
 
 
 def _grouped(states: Tensor, key: Tensor) -> Tensor:
-    """`[1, h, …]` → `[1, k, h / k, …]`: the query heads of each KV head together."""
+    """`[B, h, …]` → `[B, k, h / k, …]`: the query heads of each KV head together."""
     return states.unflatten(1, (key.shape[1], -1))
 
 
 def _wide(states: Tensor) -> Tensor:
-    """Keys or values `[1, k, n, D]` → `[1, k, 1, n, D]`, in fp32 at least."""
+    """Keys or values `[B, k, n, D]` → `[B, k, 1, n, D]`, in fp32 at least."""
     return states.to(_precision(states))[:, :, None]

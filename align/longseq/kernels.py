@@ -26,13 +26,16 @@ Squares = tuple[int, ...]
 class Kernel(Protocol):
     """Forward and backward of one attention call; h query heads are a multiple of k key-value heads."""
 
-    varlen: bool  # whether one call takes several squares; else each square is a call
+    varlen: bool  # whether one call takes squares of any sizes; else a batch of equal ones
     halved: range  # sizes of causal squares that cost more than two of half the size and a rectangle
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
     ) -> tuple[Tensor, Tensor]:
-        """`[1, h, q, D]`, `[1, k, n, D]` twice → output `[1, h, q, D]` and log-sum-exp `[1, h, q]`."""
+        """`[B, h, q, D]`, `[B, k, n, D]` twice → output `[B, h, q, D]` and log-sum-exp `[B, h, q]`.
+
+        Where a call takes several squares, B is 1; else it counts calls of one shape that are done at once.
+        """
         ...
 
     def backward(
@@ -158,7 +161,7 @@ class CudaEfficientKernel:
         scaling: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See `Kernel`."""
-        heads, length, width = key.shape[1:]
+        batch, heads, length, width = key.shape
         shared = query.shape[1] // heads
         expanded = [states.repeat_interleave(shared, dim=1) for states in (key, value)]
         # Infinity makes the padding's weights exp(−∞) = 0.
@@ -169,7 +172,7 @@ class CudaEfficientKernel:
             gradient, query, *expanded, None, output, lse, random, random, 0.0, wanted, bool(squares),
             scale=scaling,
         )  # fmt: skip
-        grad_key, grad_value = (one.view(1, heads, shared, length, width).sum(2) for one in grads)
+        grad_key, grad_value = (one.view(batch, heads, shared, length, width).sum(2) for one in grads)
         return grad_query, grad_key, grad_value
 
 

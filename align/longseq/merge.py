@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from align.longseq.kernels import Kernel, kernel_named
 from align.longseq.logps import sum_dtype
-from align.longseq.parts import Part, unflatten
+from align.longseq.parts import Call, Part, unflatten
 from align.longseq.shared_prefix import Span
 
 
@@ -73,15 +73,26 @@ def _token_major(like: Tensor) -> Tensor:
     return like.new_empty(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
 
 
-def _calls(parts: Sequence[Part], kernel: Kernel) -> Sequence[Part]:
-    """Parts as the kernel takes them: several squares in one call, or a call each."""
-    return parts if kernel.varlen else [one for part in parts for one in part.each(kernel.halved)]
+def _calls(parts: Sequence[Part], kernel: Kernel) -> Sequence[Call]:
+    """Parts as the kernel takes them: squares of any sizes in one call, or a call for each run of equal ones."""
+    if kernel.varlen:
+        return [Call(part) for part in parts]
+    return [call for part in parts for call in part.each(kernel.halved)]
 
 
-def _taken(states: Tensor, span: Span, part: Part) -> Tensor:
-    """The tokens `span` of `[1, h, T, …]` as the kernel reads them: where they lie, or a reversed copy."""
-    tokens = states[:, :, slice(*span)]
-    return tokens.flip(2) if part.mirrored else tokens
+def _view(states: Tensor, span: Span, call: Call) -> Tensor:
+    """What `span` takes of `[1, h, T, …]`, and as often as the call repeats: a view `[count, h, n, …]`."""
+    if call.count == 1:
+        return states[:, :, slice(*span)]
+    start, stop = span
+    reach = states[0, :, start : stop + (call.count - 1) * call.step]
+    return reach.unfold(1, stop - start, call.step).movedim((1, -1), (0, 2))
+
+
+def _taken(states: Tensor, span: Span, call: Call) -> Tensor:
+    """`_view` as the kernel reads it: where it lies, or a reversed copy."""
+    tokens = _view(states, span, call)
+    return tokens.flip(2) if call.part.mirrored else tokens
 
 
 def _sizes(part: Part) -> tuple[int, ...]:
@@ -95,18 +106,18 @@ def _run(
     precision = torch.promote_types(query.dtype, torch.float32)
     output = _token_major(query)
     lse = query.new_empty(query.shape[:3], dtype=precision)
-    for part in _calls(parts, kernel):
+    for call in _calls(parts, kernel):
+        part = call.part
         found, found_lse = kernel.forward(
-            _taken(query, part.queries, part),
-            _taken(key, part.keys, part),
-            _taken(value, part.keys, part),
+            _taken(query, part.queries, call),
+            _taken(key, part.keys, call),
+            _taken(value, part.keys, call),
             _sizes(part),
             scaling,
         )
         if part.mirrored:
             found, found_lse = found.flip(2), found_lse.flip(2)
-        queries = slice(*part.queries)
-        here, here_lse = output[:, :, queries], lse[:, :, queries]
+        here, here_lse = _view(output, part.queries, call), _view(lse, part.queries, call)
         if part.squares and not part.mirrored:
             # These squares come first and hold every query once.
             here.copy_(found)
@@ -153,25 +164,25 @@ class MergedAttention(Function):
         kernel = kernel_named(ctx.kernel)
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        for part in _calls(unflatten(ctx.parts), kernel):
+        for call in _calls(unflatten(ctx.parts), kernel):
+            part = call.part
             found = kernel.backward(
-                _taken(gradient, part.queries, part),
-                _taken(query, part.queries, part),
-                _taken(key, part.keys, part),
-                _taken(value, part.keys, part),
-                _taken(output, part.queries, part),
-                _taken(lse, part.queries, part),
+                _taken(gradient, part.queries, call),
+                _taken(query, part.queries, call),
+                _taken(key, part.keys, call),
+                _taken(value, part.keys, call),
+                _taken(output, part.queries, call),
+                _taken(lse, part.queries, call),
                 _sizes(part),
                 ctx.scaling,
             )
-            part_query, part_key, part_value = (one.flip(2) for one in found) if part.mirrored else found
-            queries, keys = slice(*part.queries), slice(*part.keys)
+            of_query, of_key, of_value = (one.flip(2) for one in found) if part.mirrored else found
             if part.squares and not part.mirrored:
-                grad_query[:, :, queries] = part_query
+                _view(grad_query, part.queries, call).copy_(of_query)
             else:
-                grad_query[:, :, queries] += part_query
-            grad_key[:, :, keys] += part_key
-            grad_value[:, :, keys] += part_value
+                _view(grad_query, part.queries, call).add_(of_query)
+            _view(grad_key, part.keys, call).add_(of_key)
+            _view(grad_value, part.keys, call).add_(of_value)
         grad_sinks = None if sinks is None else _sinks_gradient(gradient, sinks, output, lse)
         return grad_query, grad_key, grad_value, grad_sinks, None, None, None
 

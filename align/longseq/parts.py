@@ -15,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 from align.longseq.patterns import FULL, Pattern
 from align.longseq.shared_prefix import PackedPrompt, Span
@@ -42,20 +42,38 @@ class Part:
     squares: tuple[int, ...] = ()
     mirrored: bool = False
 
-    def each(self, halved: range = range(0)) -> Iterator[Part]:
-        """One part for each square, for kernels that take one sequence a call; itself for a rectangle.
+    def each(self, halved: range = range(0)) -> Iterator[Call]:
+        """One call for all squares of a size that follow each other, for kernels that take no sequences of unlike
+        sizes; itself for a rectangle.
 
         Args:
             halved: sizes of squares that are cut into two of half the size and the rectangle between them: a square of
                 6 is two of 3, and 3 queries that see 3 keys. Squares come before the rectangles of their queries.
         """
         if not self.squares:
-            yield self
+            yield Call(self)
             return
         query, key = self.queries[0], self.keys[0]
-        for size in self.squares:
-            yield from _square(query, key, size, self.mirrored, halved)
-            query, key = query + size, key + size
+        for size, alike in groupby(self.squares):
+            count = len(list(alike))
+            for part in _square(query, key, size, self.mirrored, halved):
+                yield Call(part, count, step=size)
+            query, key = query + count * size, key + count * size
+
+
+@dataclass(frozen=True)
+class Call:
+    """A part as often as it repeats: all blocks of a window are alike, and a kernel takes them as a batch.
+
+    Attributes:
+        part: the first.
+        count: how many there are.
+        step: tokens from one to the next, in queries and in keys alike; no fewer than either has.
+    """
+
+    part: Part
+    count: int = 1
+    step: int = 1
 
 
 def _square(query: int, key: int, size: int, mirrored: bool, halved: range) -> Iterator[Part]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import groupby
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.core.errors import UserError
 from align.longseq.attention import attend, attend_plain, prepare
-from align.longseq.kernels import kernel_named
+from align.longseq.kernels import CAPPED, kernel_named, register_kernel
 from align.longseq.layer_pattern import layer_pattern
-from align.longseq.merge import _run
+from align.longseq.merge import MergedAttention, _run
 from align.longseq.parts import Part, flatten, parts_of, unflatten
 from align.longseq.patterns import FULL, Block, Chunked, Full, Window, seen_pairs
+from align.longseq.settings import SOFTCAP
 from align.longseq.sharding import balanced_shards, count_tokens
 from align.longseq.ulysses import share_heads
 from tests.longseq.test_merge import HEADS, ROWS, Largest, layout_of, states
@@ -25,11 +27,11 @@ PATTERNS = st.one_of(
 )
 
 
-def seen_by_parts(parts, queries: int, keys: int) -> torch.Tensor:
+def seen_by_calls(calls, queries: int, keys: int) -> torch.Tensor:
     """`[queries, keys]` how often each pair is computed."""
     seen = torch.zeros(queries, keys, dtype=torch.long)
-    for part in parts:
-        for one in part.each():
+    for call in calls:
+        for one in repeats(call):
             rows, columns = slice(*one.queries), slice(*one.keys)
             block = torch.ones_like(seen[rows, columns])
             if one.squares:
@@ -37,6 +39,13 @@ def seen_by_parts(parts, queries: int, keys: int) -> torch.Tensor:
                 block = block.triu() if one.mirrored else block.tril()
             seen[rows, columns] += block
     return seen
+
+
+def repeats(call) -> list[Part]:
+    """The parts of a call, one by one."""
+    part, steps = call.part, [i * call.step for i in range(call.count)]
+    spans = [tuple(tuple(end + step for end in span) for span in (part.queries, part.keys)) for step in steps]
+    return [Part(*both, part.squares, part.mirrored) for both in spans]
 
 
 def seen_by_pattern(layout, pattern) -> torch.Tensor:
@@ -60,7 +69,8 @@ def test_parts_hold_every_pair_once(rows, pattern, degree):
     for spans in balanced_shards(layout, degree):
         parts = parts_of(layout.prompts, spans, pattern)
         own = [token for start, stop in spans for token in range(start, stop)]
-        assert torch.equal(seen_by_parts(parts, len(own), layout.length), expected[own])
+        calls = [call for part in parts for call in part.each()]
+        assert torch.equal(seen_by_calls(calls, len(own), layout.length), expected[own])
         assert unflatten(flatten(parts)) == list(parts)
         squares = [part for part in parts if part.squares and not part.mirrored]
         assert parts[: len(squares)] == tuple(squares)
@@ -129,20 +139,75 @@ def test_a_window_is_two_calls_for_kernels_that_take_several_squares():
     )
 
 
-@given(st.integers(1, 70), st.integers(1, 9), st.booleans())
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 9), st.booleans())
+@example([40] * 3 + [7], 3, True)
 @settings(max_examples=60, deadline=None)
-def test_halved_squares_hold_the_same_pairs_once(size, least, mirrored):
-    """Down to the least size, whatever it is; squares come before the rectangles of their queries."""
-    part = Part((3, 3 + size), (5, 5 + size), (size,), mirrored)
-    pieces = list(part.each(range(least + 1, 100)))
-    whole, halves = (seen_by_parts(each, 80, 80) for each in ([part], pieces))
+def test_halved_squares_hold_the_same_pairs_once(sizes, least, mirrored):
+    """Down to the least size, whatever it is; squares come before the rectangles of their queries, and equal squares
+    that follow each other are a batch."""
+    total = sum(sizes)
+    part = Part((3, 3 + total), (5, 5 + total), tuple(sizes), mirrored)
+    calls = list(part.each(range(least + 1, 100)))
+    whole, halves = (seen_by_calls(each, 210, 210) for each in (part.each(), calls))
     assert torch.equal(whole, halves)
     covered = set()
-    for piece in pieces:
-        queries = set(range(*piece.queries))
-        assert (piece.squares and not queries & covered) or (not piece.squares and queries <= covered)
-        assert not piece.squares or piece.squares[0] <= least
-        covered |= queries
+    for call in calls:
+        for piece in repeats(call):
+            queries = set(range(*piece.queries))
+            assert (piece.squares and not queries & covered) or (not piece.squares and queries <= covered)
+            assert not piece.squares or piece.squares[0] <= least
+            covered |= queries
+    assert len(list(part.each())) == len(list(groupby(sizes)))
+
+
+class Batches:
+    """A kernel of which squares of these sizes are halved, and which notes the largest batch."""
+
+    varlen = False
+
+    def __init__(self, kernel, halved) -> None:
+        self.kernel, self.halved, self.largest = kernel, halved, 0
+
+    def forward(self, *arguments):
+        return self.called(self.kernel.forward, arguments)
+
+    def backward(self, *arguments):
+        return self.called(self.kernel.backward, arguments)
+
+    def called(self, run, arguments):
+        self.largest = max(self.largest, len(arguments[0]))
+        return self.run(run, *arguments)
+
+    def run(self, run, *arguments):
+        return run(*arguments)
+
+
+class OneByOne(Batches):
+    """Its batches in a loop."""
+
+    def run(self, run, *arguments):
+        *batched, squares, scaling = arguments
+        size = len(batched[0])
+        one_by_one = [run(*(one[i : i + 1] for one in batched), squares, scaling) for i in range(size)]
+        return tuple(torch.cat(each) for each in zip(*one_by_one, strict=True))
+
+
+@pytest.mark.parametrize("name", ["cpu", f"{CAPPED}{SOFTCAP}3.0"])
+@pytest.mark.parametrize("halved", [range(0), range(6, 100)])
+def test_a_batch_of_blocks_is_the_blocks_one_by_one(name, halved):
+    """Output and gradients: causal and mirrored squares of a window, the last one shorter."""
+    layout = layout_of([(70, [9, 5]), (33, [])])
+    calls = flatten(parts_of(layout.prompts, ((0, layout.length),), Window(12)))
+    leaves, gradient = states((4, 2), layout.length, layout.length)
+    found = []
+    for number, kind in enumerate((Batches, OneByOne)):
+        kernel = kind(kernel_named(name), halved)
+        register_kernel(f"batches_{number}", kernel)
+        output = MergedAttention.apply(*leaves, None, calls, 0.3, f"batches_{number}")
+        found.append((output, *torch.autograd.grad(output, leaves, gradient)))
+        assert kernel.largest == 6
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
 
 
 def test_a_window_makes_no_mask_and_copies_no_more_than_its_blocks():
