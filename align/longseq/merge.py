@@ -124,7 +124,9 @@ def _run(
             here_lse.copy_(found_lse)
         else:
             weight = torch.sigmoid(found_lse - here_lse)[..., None]  # exp(l_part − l)
-            here.copy_(torch.lerp(here.to(precision), found.to(precision), weight))
+            here.copy_(
+                here.to(precision).lerp_(found.to(precision), weight)
+            )  # in place, but for half precisions
             here_lse.copy_(torch.logaddexp(here_lse, found_lse))
     return output, lse
 

@@ -81,7 +81,7 @@ def _square(query: int, key: int, size: int, mirrored: bool, halved: range) -> I
     if size not in halved:
         yield Part((query, query + size), (key, key + size), (size,), mirrored)
         return
-    half = size // 2
+    half = size // 2 if mirrored else size - size // 2  # the rectangle has the larger half of the keys
     yield from _square(query, key, half, mirrored, halved)
     yield from _square(query + half, key + half, size - half, mirrored, halved)
     first, second = (query, query + half), (query + half, query + size)
