@@ -82,11 +82,11 @@ def _calls(parts: Sequence[Part], kernel: Kernel) -> Sequence[Call]:
 
 def _view(states: Tensor, span: Span, call: Call) -> Tensor:
     """What `span` takes of `[1, h, T, …]`, and as often as the call repeats: a view `[count, h, n, …]`."""
+    start, size = span[0], span[1] - span[0]
     if call.count == 1:
-        return states[:, :, slice(*span)]
-    start, stop = span
-    reach = states[0, :, start : stop + (call.count - 1) * call.step]
-    return reach.unfold(1, stop - start, call.step).movedim((1, -1), (0, 2))
+        return states.narrow(2, start, size)
+    reach = states.squeeze(0).narrow(1, start, size + (call.count - 1) * call.step)
+    return reach.unfold(1, size, call.step).movedim((1, -1), (0, 2))
 
 
 def _taken(states: Tensor, span: Span, call: Call) -> Tensor:

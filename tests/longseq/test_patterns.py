@@ -210,6 +210,21 @@ def test_a_batch_of_blocks_is_the_blocks_one_by_one(name, halved):
         torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("cuda_flash", torch.bfloat16), ("cuda_efficient", torch.float32)]
+)
+@pytest.mark.parametrize("width", [60, 64])
+def test_torchs_kernels_for_a_gpu_take_batches(name, dtype, width):
+    """By the shapes that torch states for its operators, on tensors without values."""
+    layout = layout_of([(300, [90, 20])])
+    calls = flatten(parts_of(layout.prompts, ((0, layout.length),), Window(32)))
+    leaves, gradient = states((4, 2), layout.length, layout.length, dtype=dtype, width=width)
+    there = [one.detach().to("meta").requires_grad_() for one in leaves]
+    output = MergedAttention.apply(*there, None, calls, 0.3, name)
+    gradients = torch.autograd.grad(output, there, gradient.to("meta"))
+    assert [one.shape for one in (output, *gradients)] == [one.shape for one in (gradient, *leaves)]
+
+
 def test_a_window_makes_no_mask_and_copies_no_more_than_its_blocks():
     """No tensor is larger than the output; what is reversed is a block at a time."""
     layout = layout_of([(20, [400, 300])])
