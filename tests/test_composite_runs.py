@@ -21,7 +21,7 @@ from align.training.trained_policy import merged_model, read_policy
 from tests.rows import make_rows
 from tests.tiny import PROCESSOR_FILES, save_tiny_composite, tiny_tokenizer
 
-KINDS = ("mistral3", "qwen2_5_vl", "gemma3")
+KINDS = [pytest.param("mistral3", marks=pytest.mark.slow), "qwen2_5_vl", "gemma3"]
 
 
 def run(monkeypatch, capfd, *arguments: str) -> tuple[str, str]:

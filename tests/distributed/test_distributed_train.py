@@ -81,7 +81,7 @@ def held_out(results: dict) -> dict[str, float]:
 CASES = [
     # One group of two: its last, ragged batch has nobody to share with.
     pytest.param(2, 4, "parallel=auto", id="auto 2"),
-    pytest.param(4, 2, "parallel=gather", id="data-parallel 2 x gather 2"),
+    pytest.param(4, 2, "parallel=gather", id="data-parallel 2 x gather 2", marks=pytest.mark.slow),
     pytest.param(2, 2, "parallel=none", id="data-parallel 2", marks=pytest.mark.slow),
     pytest.param(4, 2, "parallel=ulysses", id="data-parallel 2 x ulysses 2", marks=pytest.mark.slow),
 ]

@@ -96,7 +96,7 @@ def table():
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("degree", [2, 3, 4])
+@pytest.mark.parametrize("degree", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_loss_and_every_gradient_as_in_one_process(table, degree, kind, name):
     errors = table(degree)[kind, name]
     worst = max(errors, key=errors.__getitem__)
