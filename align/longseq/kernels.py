@@ -105,7 +105,7 @@ class CudaFlashKernel:
         output, lse, *_ = _aten._scaled_dot_product_flash_attention(
             query, key, value, 0.0, bool(squares), scale=scaling
         )
-        return output.narrow(3, 0, width), lse
+        return output[..., :width], lse
 
     def backward(
         self,
@@ -128,7 +128,7 @@ class CudaFlashKernel:
         gradients = _aten._scaled_dot_product_flash_attention_backward(
             *states, lse.contiguous(), None, None, *lengths, 0.0, bool(squares), random, unused, scale=scaling
         )
-        return tuple(one.narrow(3, 0, width) for one in gradients)  # type: ignore[return-value]
+        return tuple(one[..., :width] for one in gradients)  # type: ignore[return-value]
 
 
 class CudaEfficientKernel:
@@ -147,7 +147,7 @@ class CudaEfficientKernel:
         output, lse, *_ = _aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, bool(squares), scale=scaling
         )
-        return output, lse.narrow(2, 0, query.shape[2])
+        return output, lse[..., : query.shape[2]]
 
     def backward(
         self,

@@ -124,9 +124,7 @@ def _run(
             here_lse.copy_(found_lse)
         else:
             weight = torch.sigmoid(found_lse - here_lse)[..., None]  # exp(l_part − l)
-            here.copy_(
-                here.to(precision).lerp_(found.to(precision), weight)
-            )  # in place, but for half precisions
+            here.copy_(here.to(precision).lerp_(found.to(precision), weight))  # fp32 is merged where it lies
             here_lse.copy_(torch.logaddexp(here_lse, found_lse))
     return output, lse
 

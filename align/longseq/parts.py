@@ -20,6 +20,10 @@ from itertools import accumulate, groupby
 from align.longseq.patterns import FULL, Pattern
 from align.longseq.shared_prefix import PackedPrompt, Span
 
+REVERSED = (
+    2**14
+)  # tokens of mirrored squares in one part, if they are more than one: it bounds what reversing copies
+
 
 @dataclass(frozen=True)
 class Part:
@@ -43,8 +47,7 @@ class Part:
     mirrored: bool = False
 
     def each(self, halved: range = range(0)) -> Iterator[Call]:
-        """One call for all squares of a size that follow each other, for kernels that take no sequences of unlike
-        sizes; itself for a rectangle.
+        """A call for each run of equal squares, for kernels that take no sequences of unlike sizes; a rectangle is one.
 
         Args:
             halved: sizes of squares that are cut into two of half the size and the rectangle between them: a square of
@@ -219,7 +222,10 @@ class _Calls:
 
 
 class _Squares:
-    """Squares; one that goes on where the last one ends, in queries and in keys, joins its call."""
+    """Squares; one that goes on where the last one ends, in queries and in keys, joins its call.
+
+    Of mirrored ones no more than `REVERSED` tokens: their copies would grow with the row.
+    """
 
     def __init__(self, *, mirrored: bool) -> None:
         self._mirrored = mirrored
@@ -229,7 +235,8 @@ class _Squares:
         size = queries[1] - queries[0]
         if self._calls:
             (first_query, last_query), (first_key, last_key), sizes = self._calls[-1]
-            if last_query == queries[0] and last_key == keys[0]:
+            full = self._mirrored and queries[1] - first_query > REVERSED
+            if last_query == queries[0] and last_key == keys[0] and not full:
                 sizes.append(size)
                 self._calls[-1] = ((first_query, queries[1]), (first_key, keys[1]), sizes)
                 return

@@ -15,7 +15,7 @@ from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.kernels import CAPPED, kernel_named, register_kernel
 from align.longseq.layer_pattern import layer_pattern
 from align.longseq.merge import MergedAttention, _run
-from align.longseq.parts import Part, flatten, parts_of, unflatten
+from align.longseq.parts import REVERSED, Part, flatten, parts_of, unflatten
 from align.longseq.patterns import FULL, Block, Chunked, Full, Window, seen_pairs
 from align.longseq.settings import SOFTCAP
 from align.longseq.sharding import balanced_shards, count_tokens
@@ -131,12 +131,15 @@ def test_blocks():
 
 
 def test_a_window_is_two_calls_for_kernels_that_take_several_squares():
-    """All causal squares are one part and all mirrored ones another, however long the prompt."""
+    """All causal squares are one part and all mirrored ones another, until what is reversed would grow too large."""
     layout = layout_of([(12, [])])
     assert parts_of(layout.prompts, ((0, 12),), Window(4)) == (
         Part((0, 12), (0, 12), (3, 3, 3, 3)),
         Part((3, 12), (0, 9), (3, 3, 3), mirrored=True),
     )
+    causal, *mirrored = parts_of(layout_of([(99_900, [])]).prompts, ((0, 99_900),), Window(1000))
+    assert len(causal.squares) == 100 and len(mirrored) == 7
+    assert all(part.mirrored and part.queries[1] - part.queries[0] <= REVERSED for part in mirrored)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 9), st.booleans())
@@ -226,7 +229,7 @@ def test_torchs_kernels_for_a_gpu_take_batches(name, dtype, width):
 
 
 def test_a_window_makes_no_mask_and_copies_no_more_than_its_blocks():
-    """No tensor is larger than the output; what is reversed is a block at a time."""
+    """No tensor is larger than the output: what is reversed is less than the row."""
     layout = layout_of([(20, [400, 300])])
     leaves, _ = states((2, 1), layout.length, layout.length)
     parts = parts_of(layout.prompts, ((0, layout.length),), Window(64))
