@@ -166,11 +166,10 @@ def shared_prefix_attention(
     query, key = (_at_least(states, value.shape[3]) for states in (query, key))
     kernel = None if dropout else chooser(query, value, softcap)
     if kernel is None:
-        way: Attend = partial(attend_plain, **asked, dropout=dropout)
-        attended = _reached(layout, query, key, value, way)
+        attended = _reached(layout, query, key, value, partial(attend_plain, **asked, dropout=dropout))
     else:
-        way = partial(attend, **asked, kernel=kernel)
-        attended = _reached(layout, query, key, value, way, unlike=kernel_named(kernel).unlike)
+        here = partial(attend, **asked, kernel=kernel)
+        attended = _reached(layout, query, key, value, here, unlike=kernel_named(kernel).unlike)
     return attended.transpose(1, 2).contiguous(), None  # some models view it (JetMoe)
 
 
