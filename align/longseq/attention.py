@@ -32,6 +32,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from align.core.errors import UserError
 from align.longseq.choice import CHOOSERS, Chooser, best_kernel
+from align.longseq.keep_attention import operators_kept
 from align.longseq.kernels import kernel_named
 from align.longseq.layer_pattern import UNSAID, Unsaid, layer_pattern
 from align.longseq.merge import MergedAttention
@@ -166,11 +167,17 @@ def shared_prefix_attention(
     query, key = (_at_least(states, value.shape[3]) for states in (query, key))
     kernel = None if dropout else chooser(query, value, softcap)
     if kernel is None:
-        attended = _reached(layout, query, key, value, partial(attend_plain, **asked, dropout=dropout))
+        attended = _reached(layout, query, key, value, partial(_plainly, **asked, dropout=dropout))
     else:
         here = partial(attend, **asked, kernel=kernel)
         attended = _reached(layout, query, key, value, here, unlike=kernel_named(kernel).unlike)
     return attended.transpose(1, 2).contiguous(), None  # some models view it (JetMoe)
+
+
+def _plainly(query: Tensor, key: Tensor, value: Tensor, **asked: Any) -> Tensor:
+    """`attend_plain`, whose operators checkpointing may keep."""
+    with operators_kept():
+        return attend_plain(query, key, value, **asked)
 
 
 def _reached(

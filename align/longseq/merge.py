@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from align.longseq.kept import kept
 from align.longseq.kernel import Kernel
 from align.longseq.kernels import kernel_named
 from align.longseq.logps import sum_dtype
@@ -43,8 +44,7 @@ def attention_parts(
 ) -> tuple[Tensor, Tensor]:
     """Attention over `parts` (see `parts.flatten`) by the named kernel, without gradient.
 
-    An operator of its own, so that checkpointing can keep what it returns (keep_attention.py): one output and
-    one log-sum-exp, whatever the number of calls.
+    An operator of its own, so that a plan can count a layer on tensors without numbers without its many calls.
 
     Returns:
         `[1, h, Q, E]`, as wide as the values, and, in the kernel's precision, `[1, h, Q]`.
@@ -190,7 +190,7 @@ class MergedAttention(Function):
         kernel: str,
     ) -> Tensor:
         """The merged output."""
-        output, lse = attention_parts(query, key, value, sinks, parts, scaling, kernel)
+        output, lse = kept(lambda: attention_parts(query, key, value, sinks, parts, scaling, kernel))
         ctx.save_for_backward(query, key, value, sinks, output, lse)
         ctx.parts, ctx.scaling, ctx.kernel = parts, scaling, kernel
         return output
