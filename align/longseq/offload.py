@@ -32,6 +32,7 @@ class HostStore(Store):
     def _forget(self, places: list[Place]) -> None:
         for place in places:
             place.abandon()
+            place.abandon_arrival()
             place.lane.free(place.copy)
 
 
@@ -65,6 +66,8 @@ class DiskStore(Store):
         place.filled = self._thread.submit(self._read, place, arrival)
 
     def _forget(self, places: list[Place]) -> None:
+        for place in places:
+            place.abandon()
         with contextlib.suppress(RuntimeError):  # at the end of the process there is no thread any more
             self._thread.submit(self._release, places)
 
@@ -123,7 +126,7 @@ class DiskStore(Store):
         """In the thread, behind all that was to be done with them."""
         for place in places:
             place.lane.enter()
-            place.abandon()
+            place.abandon_arrival()
             if place.offset is not None:
                 del self._used[place.offset]
         if not self._used:

@@ -76,12 +76,16 @@ class Place:
         self.tensor = None
 
     def abandon(self) -> None:
-        """Drops what is still on the device, or on its way there, in order with the copies that are under way."""
+        """Drops what has never left the device; its copy out still ends."""
         if self.tensor is not None:
             self.lane.let_go(self.copy)
+            self.tensor = None
+
+    def abandon_arrival(self) -> None:
+        """Drops what is on its way back, which nobody has asked for; that copy still ends, too."""
         if self.arrival is not None:
             self.lane.arrive(self.arrival)
-        self.tensor = self.arrival = None
+            self.arrival = None
 
 
 class Sent:

@@ -199,6 +199,32 @@ def test_the_host_waits_for_nothing_and_copies_run_beside_the_computation():
     assert device.synchronised == 0
 
 
+@pytest.mark.parametrize("build", [HostStore, DiskStore])
+def test_what_is_dropped_unread_is_not_overwritten_while_copies_run(build):
+    """A step that ends early, as after an error: what is on its way out or back keeps its memory until it is there."""
+    shape = torch.Size((1, 72, 16))
+    for seed in range(20):
+        device = LateStreams(seed)
+        store = store_on(device, build, prefetch=2)
+        for step in range(3):
+            stored = [send(store, device.empty(shape, torch.float32)) for _ in range(LAYERS)]
+            for _ in range(step):
+                store.unpack(stored.pop())
+            stored.clear()
+            if isinstance(store, DiskStore):
+                store._thread.submit(int).result()
+            kept = device.empty(shape, torch.float32)
+            device.fill(kept, 7)
+            found: list[set[int]] = []
+            device.look(kept, found)
+            device.run()
+            device.look(kept, found)
+            device.run()
+            assert found == [{7}, {7}]
+            del kept
+        assert device.live == 0
+
+
 def test_pinned_memory_is_reused_and_does_not_grow():
     """As many slabs as the longest row takes: 6 layers of 102 · 64 bytes are 2 slabs each."""
     device, lanes = LateStreams(), []
