@@ -81,7 +81,7 @@ FAMILIES: dict[str, Fused] = {
     **dict.fromkeys(("olmo2", "olmo3"), Fused(_ROUNDED_LAST)),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _GEMMA),
     "phi3": Fused(mlp=_ONE_PROJECTION),
-    "glm4": Fused(mlp=_ONE_PROJECTION, rotary=False),
+    **dict.fromkeys(("glm", "glm4"), Fused(mlp=_ONE_PROJECTION, rotary=False)),
     **dict.fromkeys(("mixtral", "qwen3_moe"), Fused(mlp=None)),
 }
 

@@ -9,8 +9,10 @@ import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
 
+import hydra
 import pytest
 import torch
+from omegaconf import DictConfig
 from torch import nn
 from transformers.models.llama import modeling_llama
 
@@ -23,6 +25,7 @@ from align.models.loading import load_causal_lm, load_config
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
 from align.reference.settings import ReferenceSettings, reference_model
+from align.training import run
 from tests.longseq.plain import assert_close, randomise_lora_b, relative_error
 from tests.models.fused import assert_counts, family_config, family_model, loss_of, step
 from tests.models.liger_standin import CALLS, install
@@ -159,6 +162,11 @@ def test_what_is_saved_is_the_plain_model(tmp_path):
 # ---- settings
 
 
+def compose_train(*words: str) -> DictConfig:
+    with hydra.initialize_config_module("hydra_conf", version_base="1.3"):
+        return hydra.compose("train", [*words])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("llama")
@@ -225,6 +233,21 @@ def test_what_is_unknown_missing_or_unproven_is_refused(chosen, monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'long-preference\[liger\]'"):
         check_kernels(chosen, config)
     check_kernels(replace(chosen, kernels="none"), config)
+
+
+def test_a_run_on_a_cpu_goes_on_without_them_and_one_on_a_gpu_is_checked(
+    folder, tmp_path, monkeypatch, capsys
+):
+    words = [f"model.path={folder}", "model.kernels=liger", f"output={tmp_path}", "method=dpo"]
+    config = compose_train(*words)
+    assert run.check(config).model.kernels == "none"
+    assert "model.kernels=liger is off" in capsys.readouterr().err
+    monkeypatch.setattr(run, "kernels_on", lambda settings, device: settings.kernels)
+    assert run.check(config).model.kernels == "liger"
+    save_tiny(tmp_path / "other", "gpt_neox")
+    other = compose_train(*words, f"reference.model={tmp_path / 'other'}")
+    with pytest.raises(UserError, match=r"not for gpt_neox: set model\.kernels=none for reference\.model="):
+        run.check(other)
 
 
 def test_weights_that_zero3_has_scattered_are_taken_over():
