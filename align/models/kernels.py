@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, update_wrapper
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
@@ -44,11 +44,13 @@ class Mlp:
 
     Attributes:
         module: its name in `liger_kernel.transformers`.
-        activations: names in the configuration of the activation that it computes.
+        key: of the configuration, which names the activation that the family computes.
+        activations: names of the one that the module computes.
         projections: of the family's own module, which the new one calls.
     """
 
     module: str = "LigerSwiGLUMLP"
+    key: str = "hidden_act"
     activations: tuple[str, ...] = ("silu", "swish")
     projections: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 
@@ -70,7 +72,8 @@ class Fused:
 
 
 _ROUNDED_LAST = Norm("gemma")
-_GEMMA = Fused(Norm("gemma", 1.0), Mlp("LigerGEGLUMLP", ("gelu_pytorch_tanh",)))
+_GEMMA = Fused(Norm("gemma", 1.0), Mlp("LigerGEGLUMLP", activations=("gelu_pytorch_tanh",)))
+_GEMMA_2 = replace(_GEMMA, mlp=Mlp("LigerGEGLUMLP", "hidden_activation", ("gelu_pytorch_tanh",)))
 _ONE_PROJECTION = Mlp("LigerPhi3SwiGLUMLP", projections=("gate_up_proj", "down_proj"))
 _ROTARY = "apply_rotary_pos_emb"  # what attention of transformers calls
 
@@ -79,7 +82,8 @@ FAMILIES: dict[str, Fused] = {
     **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3", "exaone4"), Fused()),
     **dict.fromkeys(("qwen2_5_vl_text", "qwen3_vl_text"), Fused(rotary=False)),
     **dict.fromkeys(("olmo2", "olmo3"), Fused(_ROUNDED_LAST)),
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _GEMMA),
+    "gemma": _GEMMA,
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA_2),
     "phi3": Fused(mlp=_ONE_PROJECTION),
     **dict.fromkeys(("glm", "glm4"), Fused(mlp=_ONE_PROJECTION, rotary=False)),
     **dict.fromkeys(("mixtral", "qwen3_moe"), Fused(mlp=None)),
@@ -131,11 +135,10 @@ def check_kernels(settings: ModelSettings, config: PreTrainedConfig, *, key: str
         raise UserError(
             f"model.kernels={LIGER} is proven for {known}, and not for {text.model_type}: {instead}."
         )
-    activation = getattr(text, "hidden_activation", None) or getattr(text, "hidden_act", None)
-    if fused.mlp is not None and activation not in fused.mlp.activations:
+    if fused.mlp is not None and getattr(text, fused.mlp.key) not in fused.mlp.activations:
         raise UserError(
             f"model.kernels={LIGER} computes {' or '.join(fused.mlp.activations)} in {text.model_type}, and not "
-            f"{activation}: {instead}."
+            f"{getattr(text, fused.mlp.key)}: {instead}."
         )
 
 

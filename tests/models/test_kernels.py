@@ -224,6 +224,12 @@ def test_what_is_unknown_missing_or_unproven_is_refused(chosen, monkeypatch):
     gelu.hidden_act = "gelu"
     with pytest.raises(UserError, match="silu or swish in llama, and not gelu"):
         check_kernels(chosen, gelu)
+    first, second = family_config("gemma"), family_config("gemma2")
+    first.hidden_act, first.hidden_activation = "gelu", "gelu_pytorch_tanh"  # its class reads the former
+    second.hidden_act = "gelu"  # and this one's the other
+    check_kernels(chosen, second)
+    with pytest.raises(UserError, match="gelu_pytorch_tanh in gemma, and not gelu"):
+        check_kernels(chosen, first)
     remote = family_config("llama")
     remote.auto_map = {"AutoModelForCausalLM": "code.Model"}
     check_kernels(chosen, remote)
