@@ -6,7 +6,7 @@ tests/models/test_liger.py runs liger-kernel's own, in Triton's interpreter or o
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import hydra
@@ -17,16 +17,21 @@ from torch import nn
 from transformers.models.llama import modeling_llama
 
 from align.core.errors import UserError
+from align.longseq import ATTENTION
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.parallel import start_parallel
 from align.models import kernels
 from align.models.checks import check_model
 from align.models.kernels import FAMILIES, check_kernels, fuse, kernels_on
 from align.models.loading import load_causal_lm, load_config
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
+from align.models.structure import find_causal_lm
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training import run
+from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, randomise_lora_b, relative_error
+from tests.longseq.sharded import Case, case_errors
 from tests.models.fused import assert_counts, family_config, family_model, loss_of, step
 from tests.models.liger_standin import CALLS, install
 from tests.tiny import save_tiny
@@ -104,6 +109,39 @@ def test_adapters_on_every_projection_and_trained_norms():
     trained = [name for name, parameter in fused.named_parameters() if parameter.requires_grad]
     assert any("gate_proj.lora_B" in name for name in trained)
     assert any("layernorm.modules_to_save" in name for name in trained)
+
+
+@dataclass(frozen=True)
+class FusedCase(Case):
+    """A sharded step by the kernels, against padded rows without them."""
+
+    def build(self, attention: str) -> nn.Module:
+        model = super().build(attention)
+        if attention == ATTENTION:
+            fuse(find_causal_lm(model))
+        return model
+
+
+CASES = {
+    "heads 9/3, tiled": FusedCase(heads=(9, 3), checkpointing="full", mlp_chunk=9),
+    "LoRA, attention kept": FusedCase(model={"kind": "qwen3"}, lora=True, checkpointing="keep_attention"),
+    "one projection of queries, keys and values": FusedCase(model={"kind": "phi3"}),
+}
+
+
+def table_worker(rank: int, size: int) -> dict[tuple[str, str], dict[str, float]]:
+    install(pytest.MonkeyPatch())  # this process ends with it
+    return {
+        (kind, name): case_errors(case, start_parallel(kind, size))
+        for kind in ("ulysses", "gather")
+        for name, case in CASES.items()
+    }
+
+
+def test_rows_shared_by_two_processes():
+    """What an exchange hands back is written over by the rotary embedding's backward pass."""
+    for case, errors in run_distributed(table_worker, 2)[0].items():
+        assert max(errors.values()) <= ROUNDING, case
 
 
 class _Unpacked(nn.Module):
