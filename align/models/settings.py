@@ -80,7 +80,7 @@ class ModelSettings:
     path: str = EMBEDDED
     revision: str | None = None
     dtype: str = "auto"
-    attention: str = "sdpa"
+    attention: str = "auto"
     kernels: str = "none"
     trust_remote_code: bool = False
     quantization: str = "none"
