@@ -21,7 +21,7 @@ from align.models.text_part import text_config, text_decoder
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -145,8 +145,8 @@ def check_kernels(settings: ModelSettings, config: PreTrainedConfig, *, key: str
 def fuse(model: PreTrainedModel) -> dict[str, int]:
     """Exchanges the text decoder's RMSNorms, gated MLPs and rotary embeddings for liger-kernel's, in place.
 
-    A Llama of 16 layers gets 33 `LigerRMSNorm`, 16 `LigerSwiGLUMLP` and 16 `liger_rotary_pos_emb`, and keeps every name
-    in its state dict.
+    A Llama of 16 layers gets 33 `LigerRMSNorm`, 16 `LigerSwiGLUMLP` and 16 `LigerRopeFunction`, and keeps every name in
+    its state dict.
 
     Args:
         model: a causal language model of one of `FAMILIES` (`check_kernels` refuses others), fused once.
@@ -154,15 +154,13 @@ def fuse(model: PreTrainedModel) -> dict[str, int]:
     Returns:
         How many modules compute by each of liger-kernel's names.
     """
-    from liger_kernel.transformers import liger_rotary_pos_emb
-
     fused = FAMILIES[text_config(model.config).model_type]
     counts: Counter[str] = Counter()
     for parent in list(text_decoder(model).modules()):
         kind: Any = type(parent)
         if fused.rotary and _calls_rotary(kind):
-            parent.__class__ = _with_rotary(kind, liger_rotary_pos_emb)
-            counts[liger_rotary_pos_emb.__name__] += 1
+            parent.__class__ = _with_fused_rotary(kind)
+            counts["LigerRopeFunction"] += 1
         for name, module in list(parent.named_children()):
             new = _exchanged(module, fused)
             if new is not None:
@@ -223,13 +221,24 @@ def _calls_rotary(kind: Any) -> bool:
 
 
 @cache
-def _with_rotary(kind: Any, rotary: Any) -> Any:
-    """A subclass of an attention's class: its forward is the class's own with `rotary` as rotary embedding."""
+def _with_fused_rotary(kind: Any) -> Any:
+    """A subclass of an attention's class: its forward is the class's own, but for `apply_rotary_pos_emb`."""
     own = kind.forward
-    names = {**own.__globals__, _ROTARY: rotary}
+    names = {**own.__globals__, _ROTARY: _fused_rotary}
     forward = FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
     forward.__kwdefaults__ = own.__kwdefaults__
     return type(kind.__name__, (kind,), {"forward": update_wrapper(forward, own)})
+
+
+def _fused_rotary(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """`[b, H, T, D]` queries and keys, turned where they lie by `[·, T, ≤ D]` cosines and sines.
+
+    The function itself, and not `liger_rotary_pos_emb`: where CuTe's compiler is installed, which FlashAttention 4
+    needs, that takes another kernel with a gradient than without, so another in the policy than in its reference.
+    """
+    from liger_kernel.ops import LigerRopeFunction
+
+    return LigerRopeFunction.apply(query, key, cos, sin)  # type: ignore[no-any-return]
 
 
 @cache

@@ -55,6 +55,6 @@ def assert_counts(family: str, counts: dict[str, int], *, layers: int) -> None:
     fused = FAMILIES[family]
     of_layers = {} if fused.mlp is None else {fused.mlp.module: layers}
     if fused.rotary:
-        of_layers["liger_rotary_pos_emb"] = layers
+        of_layers["LigerRopeFunction"] = layers
     assert counts["LigerRMSNorm"] >= 2 * layers + 1
     assert counts == {"LigerRMSNorm": counts["LigerRMSNorm"], **of_layers}

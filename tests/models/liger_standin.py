@@ -1,4 +1,4 @@
-"""A stand-in for `liger_kernel.transformers`: the signatures and semantics of liger-kernel 0.8.5, in PyTorch.
+"""A stand-in for `liger_kernel`: the signatures and semantics of liger-kernel 0.8.5, in PyTorch.
 
 What its kernels write over is written over here too: RMSNorm's gradient with `in_place`, the gate and up states of a
 gated MLP in the backward pass, queries and keys in both passes of the rotary embedding. All of it goes through
@@ -147,10 +147,12 @@ def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return flat.transpose(1, 2)
 
 
-class _Rope(Function):
+class LigerRopeFunction(Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+    def forward(ctx: Any, q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None) -> Any:
+        CALLS["LigerRopeFunction"] += 1
         assert q.dim() == k.dim() == 4 and cos.dim() == sin.dim() == 3 and cos.shape[1] == q.shape[2]
+        assert position_ids is None and unsqueeze_dim == 1 and rotary_dim is None
         ctx.save_for_backward(cos, sin)
         return _turn(q, cos, sin), _turn(k, cos, sin)
 
@@ -160,21 +162,17 @@ class _Rope(Function):
         return _turn(dq, cos, -sin), _turn(dk, cos, -sin), None, None
 
 
-def liger_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1, rotary_dim=None):
-    CALLS["liger_rotary_pos_emb"] += 1
-    assert position_ids is None and unsqueeze_dim == 1 and rotary_dim is None
-    return _Rope.apply(q, k, cos, sin)
-
-
 def install(monkeypatch: Any) -> None:
     """Puts the stand-in where `import liger_kernel` and `find_spec` look, until the test ends."""
-    package, module = ModuleType("liger_kernel"), ModuleType("liger_kernel.transformers")
+    package, *parts = (
+        ModuleType(name) for name in ("liger_kernel", "liger_kernel.transformers", "liger_kernel.ops")
+    )
     package.__spec__ = ModuleSpec("liger_kernel", None)
-    for offered in (
-        LigerRMSNorm, LigerSwiGLUMLP, LigerGEGLUMLP, LigerPhi3SwiGLUMLP, liger_rotary_pos_emb
-    ):  # fmt: skip
-        setattr(module, offered.__name__, offered)
-    package.transformers = module  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "liger_kernel", package)
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", module)
+    modules = (LigerRMSNorm, LigerSwiGLUMLP, LigerGEGLUMLP, LigerPhi3SwiGLUMLP)
+    for part, offered in zip(parts, (modules, (LigerRopeFunction,)), strict=True):
+        for each in offered:
+            setattr(part, each.__name__, each)
+        setattr(package, part.__name__.rpartition(".")[2], part)
+    for module in (package, *parts):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     CALLS.clear()

@@ -223,7 +223,7 @@ def test_policy_and_reference_are_loaded_with_the_kernels(chosen, monkeypatch, c
         model = load_causal_lm(settings)
         assert type(model.model.norm).__name__ == "LigerRMSNorm"
         assert type(model.model.layers[0].mlp).__name__ == "LigerSwiGLUMLP"
-    said = "model.kernels=liger: LlamaForCausalLM computes by 5 LigerRMSNorm, 2 LigerSwiGLUMLP, 2 liger_rotary_pos_emb."
+    said = "model.kernels=liger: LlamaForCausalLM computes by 5 LigerRMSNorm, 2 LigerRopeFunction, 2 LigerSwiGLUMLP."
     assert capsys.readouterr().err.splitlines() == [said]
 
 
