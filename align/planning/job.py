@@ -188,12 +188,13 @@ class Precision:
 
 @dataclass(frozen=True)
 class Levers:
-    """Group `memory`."""
+    """Group `memory`; `prefetch`: layers' inputs that are brought back ahead of the backward pass."""
 
     checkpointing: str = "keep_attention"
     logits_chunk: int = 1024
     offload: str = "none"
     mlp_chunk: int | None = None
+    prefetch: int = 1
 
 
 @dataclass(frozen=True)
