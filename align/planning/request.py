@@ -35,8 +35,13 @@ class Request:
     prompts: int
 
 
-def row_lengths(config: DictConfig, method: Method) -> Rows:
+def row_lengths(config: DictConfig, method: Method, *, otherwise: int | None = None) -> Rows:
     """Rows by the numbers of the key `rows`.
+
+    Args:
+        config: the whole configuration.
+        method: whether it reads rejected answers and short contexts.
+        otherwise: tokens of a prompt where neither `rows.prompt` nor `data.max_length` says how long it is; None asks.
 
     Raises:
         UserError: no length is given, or one is too small.
@@ -44,6 +49,8 @@ def row_lengths(config: DictConfig, method: Method) -> Rows:
     settings = typed(RowSettings, config, "rows")
     rejected = settings.rejected if method.uses_rejected() else 0
     prompt = settings.prompt
+    if prompt is None and config.data.max_length is None and otherwise is not None:
+        prompt = otherwise
     if prompt is None:
         if config.data.max_length is None:
             raise UserError("rows.prompt is not set: give it, data.max_length or data.path.")

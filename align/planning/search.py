@@ -115,7 +115,7 @@ def cheapest(
     # Speeds within a hundredth count as equal; then what asks for less is simpler.
     best = min((one.time.per_prompt for one in fitting), default=0.0)
     close = [one for one in fitting if one.time.per_prompt <= 1.01 * best]
-    return min(close, key=_levers_pulled, default=None)
+    return min(close, key=levers_pulled, default=None)
 
 
 def smallest(
@@ -137,10 +137,10 @@ def cheapest_levers(model: Architecture, job: Job, strategy: Strategy, machine: 
     ]
     fitting = [one for one in priced if one.fits(machine)]
     best = min((one.time.total for one in fitting), default=0.0)
-    return min((one for one in fitting if one.time.total <= 1.01 * best), key=_levers_pulled, default=None)
+    return min((one for one in fitting if one.time.total <= 1.01 * best), key=levers_pulled, default=None)
 
 
-def _levers_pulled(priced: Priced) -> tuple[int, float]:
+def levers_pulled(priced: Priced) -> tuple[int, float]:
     """How many settings differ from the defaults, then the memory: less is simpler.
 
     With `memory.mlp_chunk` set and a degree of 4, and 60 GB in all: (2, 60e9).

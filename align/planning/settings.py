@@ -23,6 +23,10 @@ OPTIMIZERS: dict[str, tuple[int, int | None]] = {
 }
 
 
+FASTEST, LENGTH = "fastest", "length"
+GOALS = (FASTEST, LENGTH)  # of `goal`
+
+
 class UnknownOptimizerError(UserError):
     """An optimizer whose state the formulas do not know."""
 

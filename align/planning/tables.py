@@ -91,7 +91,7 @@ def memory_table(columns: dict[str, Priced], machine: Machine) -> Table:
             table.add_row(label, *(f"{getattr(one.memory, name) / GB:.1f}" for one in columns.values()))
     table.add_section()
     table.add_row("wrapper", *(one.strategy.wrapper for one in columns.values()))
-    table.add_row("degree", *(_degree(one.strategy) for one in columns.values()))
+    table.add_row("degree", *(degree(one.strategy) for one in columns.values()))
     table.add_row("seconds a step", *(f"{one.time.total:.3g}" for one in columns.values()))
     for part in ("compute", "exchange", "wrapper", "host"):
         table.add_row(f"  {part}", *(f"{getattr(one.time, part):.3g}" for one in columns.values()))
@@ -99,7 +99,8 @@ def memory_table(columns: dict[str, Priced], machine: Machine) -> Table:
     return table
 
 
-def _degree(strategy: Strategy) -> str:
+def degree(strategy: Strategy) -> str:
+    """`ulysses × 8`; 1 where rows are not shared."""
     return f"{strategy.exchange} × {strategy.degree}" if strategy.degree > 1 else "1"
 
 

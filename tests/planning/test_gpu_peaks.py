@@ -50,7 +50,7 @@ def test_what_did_not_fit_is_not_predicted_to(llama):
 
 
 def test_kernels_take_by_heads_and_type(llama):
-    """Q of 4,096: fp32 gradients 4·Q, and those of keys and values for each query head; alone on a rank's heads none."""
+    """Q of 4,096: fp32 gradients 4·Q, and those of keys and values for each query head; a lone head has none."""
     alone = kernel_workspace(llama, Precision(2), Strategy(), 1000)
     assert alone == (4 * 4096 + 2 * 2 * 4096) * 1000
     assert kernel_workspace(llama, Precision(4), Strategy(), 1000) == 4 * 4 * 4096 * 1000
