@@ -251,9 +251,9 @@ def _projections(layer: nn.Module) -> int:
 
 def _adapted(layer: nn.Module, *, mlp: bool) -> int:
     """Input widths of a layer's linear modules with LoRA, of its MLP or of the rest: q, k, v and o of 4,096: 16,384."""
-    adapted = {
+    adapted: dict[str, int | None] = {
         name.rsplit(".", 1)[-1]: module.in_features
         for name, module in layer.named_modules()
         if isinstance(module, LoraLinear)
     }
-    return sum(width for name, width in adapted.items() if (name in _MLP) == mlp)
+    return sum(int(width or 0) for name, width in adapted.items() if (name in _MLP) == mlp)
