@@ -277,8 +277,9 @@ def all_tables() -> dict[tuple[str, str], str]:
     """Every table, the miniature's and the architectures' too."""
     from docs.architectures import TABLES as ARCHITECTURES
     from docs.miniature import TABLES as MINIATURE
+    from docs.scaling_tables import TABLES as SCALING
 
-    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES).items()}
+    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES | SCALING).items()}
 
 
 def main() -> None:

@@ -238,6 +238,7 @@ class Machine:
         memory: bytes of one GPU that a run may use (CPU: a process's share of the host's).
         flops: peak dense FLOP/s of one GPU in the type of the products.
         mfu: share of the peak that the model's products reach.
+        attention_mfu: share of it that attention reaches; None is `mfu`.
         intra_bandwidth: bytes/s from a GPU to others of its node, one direction.
         inter_bandwidth: bytes/s from a GPU to other nodes.
         host_memory: bytes of a node's memory.
@@ -258,6 +259,12 @@ class Machine:
     host_bandwidth: float
     disk_bandwidth: float
     runtime: float
+    attention_mfu: float | None = None
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """FLOP/s that a GPU reaches in the model's products, and in attention."""
+        return self.flops * self.mfu, self.flops * (self.attention_mfu or self.mfu)
 
     @property
     def per_node(self) -> int:

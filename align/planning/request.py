@@ -180,6 +180,7 @@ def machine_of(settings: GpuSettings, *, memory: float, runtime: float, products
         memory=memory / share if settings.memory_gb is None else settings.memory_gb * GB / share,
         flops=settings.peak_tflops * 1e12 / halved,
         mfu=settings.mfu,
+        attention_mfu=settings.attention_mfu,
         intra_bandwidth=settings.intra_gb_per_s * GB,
         inter_bandwidth=settings.inter_gb_per_s * GB,
         host_memory=settings.host_gb * GB,

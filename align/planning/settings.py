@@ -66,6 +66,7 @@ class GpuSettings:
     memory_gb: float | None = 80.0
     peak_tflops: float = 312.0
     mfu: float = 0.4
+    attention_mfu: float | None = None
     intra_gb_per_s: float = 250.0
     inter_gb_per_s: float = 25.0
     host_gb: float = 1000.0
