@@ -36,7 +36,12 @@ from align.planning.time import work
 FOLDER = Path(__file__).parent / "results" / "gpu"
 GROUP = Path(hydra_conf.__file__).parent / "gpus"
 # A file of `hydra_conf/gpus/` → what the card's own name has in it.
-CARDS = {"h100_80gb": "H100 80GB", "a100_80gb": "A100-SXM4-80GB", "rtx4090": "RTX 4090"}
+CARDS = {
+    "h100_80gb": "H100 80GB",
+    "h200": "H200",
+    "a100_80gb": "A100-SXM4-80GB",
+    "rtx4090": "RTX 4090",
+}
 MODEL, RANK, ANSWER = "meta-llama/Meta-Llama-3-8B-Instruct", 16, 512
 TILES = {"tiles": {"mode": "full", "mlp_chunk": 4096}}  # of the stage `length`
 

@@ -53,6 +53,7 @@ def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:
         arguments.world_size,
         products=job.precision.products,
         degree=run.parallel.degree,
+        folder=run.memory.offload_folder,
     )
     strategy = _strategy(sizes, rows, run.parallel, run.memory, arguments)
     advised = advice() if machine.device == "cuda" and arguments.process_index == 0 else None
@@ -92,7 +93,13 @@ def fit_verify(
     precision = precision_of(model, None, device=_device_kind(at.device))
     sizes = measure(load_config(model), model)
     processes = at.num_processes
-    machine = machine_here(at.device, processes, products=precision.products, degree=degree)
+    machine = machine_here(
+        at.device,
+        processes,
+        products=precision.products,
+        degree=degree,
+        folder=memory.offload_folder,
+    )
     exchange = "none" if degree == 1 else "gather"
     strategy = Strategy("none" if processes == 1 else "ddp", exchange, degree, levers_of(memory))
     return _chosen(sizes, Job(rows, precision), strategy, machine, memory, say=at.is_main_process)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +52,13 @@ def machines_here(processes: int) -> int:
 
 
 def machine_here(
-    device: torch.device, processes: int, *, products: int, degree: int = 1, reading: Reading = TORCH
+    device: torch.device,
+    processes: int,
+    *,
+    products: int,
+    degree: int = 1,
+    folder: str | None = None,
+    reading: Reading = TORCH,
 ) -> Machine:
     """The device that this process runs on, and those beside it; speeds are those of `gpus`' defaults.
 
@@ -61,8 +69,10 @@ def machine_here(
         processes: of the launch.
         products: bytes of a number in products.
         degree: processes that share a row.
+        folder: `memory.offload_folder`; None is the temporary folder.
         reading: what is asked of a GPU.
     """
+    disk = float(shutil.disk_usage(tempfile.gettempdir() if folder is None else folder).free)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     runtime = resident_memory()
     if device.type == "cuda":
@@ -71,6 +81,7 @@ def machine_here(
         machine = replace(
             machine_of(settings, memory=0.0, runtime=0.0, products=products),
             nodes=machines_here(processes),
+            disk_memory=disk,
             memory=gpu_memory(device, expandable=is_expandable(), reading=reading),
             runtime=gpu_runtime(groups_of(processes, degree)),
         )
@@ -88,7 +99,7 @@ def machine_here(
     )
     machine = machine_of(settings, memory=0.0, runtime=runtime, products=products)
     # What processes have already is no longer available, but counted in what each needs.
-    return _agreed(replace(machine, memory=available_memory() / local + runtime))
+    return _agreed(replace(machine, memory=available_memory() / local + runtime, disk_memory=disk))
 
 
 def _agreed(machine: Machine) -> Machine:
@@ -101,6 +112,7 @@ def _agreed(machine: Machine) -> Machine:
         machine,
         memory=min(one.memory for one in found),
         host_memory=min(one.host_memory for one in found),
+        disk_memory=min(one.disk_memory for one in found),
         runtime=max(one.runtime for one in found),
         nodes=max(one.nodes for one in found),
     )

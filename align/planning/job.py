@@ -107,6 +107,7 @@ class Machine:
         host_memory: bytes of a node's memory.
         host_bandwidth: bytes/s from a GPU to its host.
         disk_bandwidth: bytes/s of a node's disk.
+        disk_memory: bytes that are free on a node's disk; infinite where nobody says.
         runtime: bytes that a process needs before it has a model: context, kernels, communication buffers.
     """
 
@@ -123,6 +124,7 @@ class Machine:
     disk_bandwidth: float
     runtime: float
     attention_mfu: float | None = None
+    disk_memory: float = math.inf
 
     @property
     def rates(self) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from align.distributed.names import WRAPPERS
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Levers, Machine, Strategy
 from align.planning.memory import Memory, predict
-from align.planning.search import DISK_ROOM, HEADROOM, Priced, levers_pulled, price, strategies
+from align.planning.search import OFFLOAD_ROOM, Priced, fits, levers_pulled, price, strategies
 from align.planning.tables import PARTS, gigabytes, to_json
 
 GRANULE = 1024  # tokens: lengths are multiples of it
@@ -110,12 +110,14 @@ def with_prompt(job: Job, prompt: int) -> Job:
 
 
 def bound(model: Architecture, job: Job, strategy: Strategy, machine: Machine, prompt: int) -> str:
-    """What keeps `GRANULE` tokens more from fitting: the host's memory, or the part of the GPU's that grows most."""
+    """What keeps `GRANULE` tokens more from fitting: host memory, disk, or the part of the GPU's that grows most."""
     now, more = (
         predict(model, with_prompt(job, length), strategy, machine) for length in (prompt, prompt + GRANULE)
     )
-    if more.host > DISK_ROOM * machine.host_memory:
+    if more.host > OFFLOAD_ROOM * machine.host_memory:
         return f"host memory: {gigabytes(now.host)} a machine, {_a_token(more.host - now.host)}"
+    if more.disk > OFFLOAD_ROOM * machine.disk_memory:
+        return f"disk: {gigabytes(now.disk)} a machine, {_a_token(more.disk - now.disk)}"
     part, grown = max(_growth(now, more), key=lambda pair: pair[1])
     return f"{part} in the phase {more.phase}: {gigabytes(getattr(more, part))}, {_a_token(grown)}"
 
@@ -130,9 +132,7 @@ def _growth(now: Memory, more: Memory) -> Iterator[tuple[str, float]]:
 
 
 def _fits(model: Architecture, job: Job, strategy: Strategy, machine: Machine, prompt: int) -> bool:
-    memory = predict(model, with_prompt(job, prompt), strategy, machine)
-    room = memory.total <= HEADROOM * machine.memory
-    return room and memory.host <= DISK_ROOM * machine.host_memory
+    return fits(predict(model, with_prompt(job, prompt), strategy, machine), machine)
 
 
 def _faster(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -143,8 +144,8 @@ def sentences(plan: LengthPlan) -> Iterator[str]:
     """What bounds the longest, what it leaves open, and how the rows that there are stand to it."""
     first = plan.ways[0]
     yield f"longest: {first.prompt} tokens, bounded by {first.bound}; {GRANULE} tokens more do not fit"
-    if first.priced.memory.disk:
-        yield f"the disk needs {tables.gigabytes(first.priced.memory.disk)} a machine, which is not looked at"
+    if first.priced.memory.disk and math.isinf(plan.machine.disk_memory):
+        yield f"the disk needs {tables.gigabytes(first.priced.memory.disk)} a machine; gpus.disk_gb says what is free"
     if plan.least and plan.best is not None:
         yield f"the longest prompt that was asked for has {plan.least} tokens: here it is a least length, and fits"
     if plan.cut is not None:
@@ -167,7 +168,7 @@ def to_json(plan: LengthPlan) -> dict[str, object]:
     return {
         "model": plan.sizes.to_json(),
         "rows": vars(plan.job.rows),
-        "machine": vars(plan.machine),
+        "machine": tables.machine_json(plan.machine),
         "at_least": plan.least,
         "given": None if plan.given is None else plan.given.to_json(plan.machine),
         "longest": None if plan.best is None else plan.best.to_json(plan.machine),

@@ -143,7 +143,7 @@ def to_json(plan: Plan) -> dict[str, object]:
     return {
         "model": plan.sizes.to_json(),
         "rows": vars(plan.job.rows),
-        "machine": vars(plan.machine),
+        "machine": tables.machine_json(plan.machine),
         "given": tables.to_json(plan.given, plan.machine),
         "cheapest": tables.to_json(plan.best, plan.machine),
         "row_an_answer_fused_head": tables.to_json(plan.fused, plan.machine),

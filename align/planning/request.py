@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +187,7 @@ def machine_of(settings: GpuSettings, *, memory: float, runtime: float, products
         host_memory=settings.host_gb * GB,
         host_bandwidth=settings.host_gb_per_s * GB,
         disk_bandwidth=settings.disk_gb_per_s * GB,
+        disk_memory=math.inf if settings.disk_gb is None else settings.disk_gb * GB,
         runtime=runtime if settings.runtime_gb is None else settings.runtime_gb * GB,
     )
 

@@ -16,7 +16,7 @@ from align.planning.time import Time, step_time
 HEADROOM = (
     0.95  # of the memory that a plan may fill: the prediction is good to some per cent, not to the byte
 )
-DISK_ROOM = 0.8  # of the host memory that offloading may fill
+OFFLOAD_ROOM = 0.8  # of the host's memory or of its disk that offloading may fill
 MLP_CHUNKS = (None, 8192, 2048, 512)
 LOGITS_CHUNKS = (1024, 256)
 
@@ -31,9 +31,14 @@ class Priced:
     time: Time
 
     def fits(self, machine: Machine) -> bool:
-        """Whether GPU and host have room."""
-        room = self.memory.total <= HEADROOM * machine.memory
-        return room and self.memory.host <= DISK_ROOM * machine.host_memory
+        """Whether GPU, host and disk have room."""
+        return fits(self.memory, machine)
+
+
+def fits(memory: Memory, machine: Machine) -> bool:
+    """Whether GPU, host and disk have room for it."""
+    room = memory.total <= HEADROOM * machine.memory and memory.host <= OFFLOAD_ROOM * machine.host_memory
+    return room and memory.disk <= OFFLOAD_ROOM * machine.disk_memory
 
 
 def price(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced:

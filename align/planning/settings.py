@@ -72,6 +72,7 @@ class GpuSettings:
     host_gb: float = 1000.0
     host_gb_per_s: float = 20.0
     disk_gb_per_s: float = 3.0
+    disk_gb: float | None = None
     runtime_gb: float | None = 1.5
 
     def check(self) -> None:

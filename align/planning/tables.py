@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
@@ -120,6 +121,11 @@ def to_json(priced: Priced | None, machine: Machine) -> dict[str, Any] | None:
         "seconds": priced.time.to_json(),
         "overrides": overrides(priced),
     }
+
+
+def machine_json(machine: Machine) -> dict[str, Any]:
+    """Its numbers; null for a disk without an end, which JSON has no number for."""
+    return {key: None if value == math.inf else value for key, value in vars(machine).items()}
 
 
 def show(lines: list[str], *, console: Console | None = None) -> None:

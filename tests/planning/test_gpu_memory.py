@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -67,6 +69,12 @@ def test_a_gpu_is_asked_once(monkeypatch):
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:512")
     fixed = machine_here(GPU, 1, products=2, reading=answers)
     assert fixed.memory == pytest.approx(80e9 * (1 - FRAGMENTED))
+
+
+def test_the_disk_is_that_of_the_offload_folder(tmp_path):
+    """What is free there, so that `memory=auto` does not choose a disk that is too small."""
+    machine = machine_here(GPU, 1, products=2, folder=str(tmp_path), reading=reading(80e9))
+    assert machine.disk_memory == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
 
 
 def least(rank: int, size: int) -> tuple[float, float]:

@@ -102,6 +102,23 @@ def test_the_hosts_memory_may_be_the_bound(llama):
     assert longest(llama, LOGO, strategy, small, prompt).bound.startswith("host memory: 5")
 
 
+def test_a_disk_may_be_the_bound(llama):
+    """Where `gpus.disk_gb` says what is free; else it is not looked at, and a line says how much is needed."""
+    strategy = Strategy(levers=Levers("full", 1024, "disk", 2048))
+    small = replace(GPU, disk_memory=64e9)
+    prompt = longest_prompt(llama, LOGO, strategy, small)
+    assert prompt == longest_prompt(
+        llama, LOGO, Strategy(levers=Levers("full", 1024, "host", 2048)), replace(GPU, host_memory=64e9)
+    )
+    assert longest(llama, LOGO, strategy, small, prompt).bound.startswith("disk: 5")
+    words = ["model=llama3_8b", "model.lora.r=16", "gpus=h100_80gb", "gpus.count=1", "gpus.host_gb=137"]
+    said = list(length_plan.sentences(plan_length(*words)))
+    assert any("the disk needs 12" in line for line in said)
+    told = plan_length(*words, "gpus.disk_gb=64")
+    assert not any("the disk needs" in line for line in length_plan.sentences(told))
+    assert told.best is not None and told.best.bound.startswith("host memory: 109.")
+
+
 def test_what_holds_nothing_is_left_out(llama):
     assert longest_prompts(llama, LOGO, replace(GPU, memory=10e9), prompts=8) == []
     assert longest_prompt(llama, LOGO, Strategy(), replace(GPU, memory=10e9)) == 0
