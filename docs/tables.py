@@ -277,8 +277,9 @@ def all_tables() -> dict[tuple[str, str], str]:
     """Every table, the miniature's and the architectures' too."""
     from docs.architectures import TABLES as ARCHITECTURES
     from docs.miniature import TABLES as MINIATURE
+    from docs.plan_tables import TABLES as PLANS
 
-    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES).items()}
+    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES | PLANS).items()}
 
 
 def main() -> None:

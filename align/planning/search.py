@@ -16,7 +16,7 @@ from align.planning.time import Time, step_time
 HEADROOM = (
     0.95  # of the memory that a plan may fill: the prediction is good to some per cent, not to the byte
 )
-DISK_ROOM = 0.8  # of the host memory that offloading may fill
+OFFLOAD_ROOM = 0.8  # of the host's memory or of its disk that offloading may fill
 MLP_CHUNKS = (None, 8192, 2048, 512)
 LOGITS_CHUNKS = (1024, 256)
 
@@ -31,9 +31,14 @@ class Priced:
     time: Time
 
     def fits(self, machine: Machine) -> bool:
-        """Whether GPU and host have room."""
-        room = self.memory.total <= HEADROOM * machine.memory
-        return room and self.memory.host <= DISK_ROOM * machine.host_memory
+        """Whether GPU, host and disk have room."""
+        return fits(self.memory, machine)
+
+
+def fits(memory: Memory, machine: Machine) -> bool:
+    """Whether GPU, host and disk have room for it."""
+    room = memory.total <= HEADROOM * machine.memory and memory.host <= OFFLOAD_ROOM * machine.host_memory
+    return room and memory.disk <= OFFLOAD_ROOM * machine.disk_memory
 
 
 def price(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced:
@@ -115,7 +120,7 @@ def cheapest(
     # Speeds within a hundredth count as equal; then what asks for less is simpler.
     best = min((one.time.per_prompt for one in fitting), default=0.0)
     close = [one for one in fitting if one.time.per_prompt <= 1.01 * best]
-    return min(close, key=_levers_pulled, default=None)
+    return min(close, key=levers_pulled, default=None)
 
 
 def smallest(
@@ -137,10 +142,10 @@ def cheapest_levers(model: Architecture, job: Job, strategy: Strategy, machine: 
     ]
     fitting = [one for one in priced if one.fits(machine)]
     best = min((one.time.total for one in fitting), default=0.0)
-    return min((one for one in fitting if one.time.total <= 1.01 * best), key=_levers_pulled, default=None)
+    return min((one for one in fitting if one.time.total <= 1.01 * best), key=levers_pulled, default=None)
 
 
-def _levers_pulled(priced: Priced) -> tuple[int, float]:
+def levers_pulled(priced: Priced) -> tuple[int, float]:
     """How many settings differ from the defaults, then the memory: less is simpler.
 
     With `memory.mlp_chunk` set and a degree of 4, and 60 GB in all: (2, 60e9).
