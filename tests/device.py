@@ -42,6 +42,7 @@ TO_HOST = {"cpu", "numpy", "tolist", "__array__"}
 FROM_NUMBERS = {"tensor", "as_tensor", "asarray"}
 
 
+_OURS = re.compile(r"/(align|losses)/")
 _THIS = re.compile(r"/tests/device\.py|/torch/")
 
 
@@ -51,16 +52,19 @@ class StandIn:
     Attributes:
         waits: names of what waited for it so far, in order.
         places: where each of them was called from, for messages.
+        ours: those of `waits` that code of this project asked for itself.
         of_library: those of `LIBRARY`, which are not among `waits`.
     """
 
     def __init__(self) -> None:
         self.waits: list[str] = []
         self.places: list[str] = []
+        self.ours: list[str] = []
         self.of_library: list[str] = []
         self._held: dict[int, StorageWeakRef] = {}
         self._modes = (_Operators(self), _Functions(self))
         self._silent = False
+        self.busy = False  # within a function of its tensors
 
     def __enter__(self) -> StandIn:
         for mode in self._modes:
@@ -97,6 +101,8 @@ class StandIn:
             self.of_library.append(frames[-1].name)
             return
         self.waits.append(name)
+        if _OURS.search(frames[-1].filename):
+            self.ours.append(name)
         self.places.append(f"{name}: " + " < ".join(f"{f.name}:{f.lineno}" for f in frames[:-5:-1]))
 
     def read(self, name: str, function: Any, *args: Any) -> Any:
@@ -132,8 +138,10 @@ class _Operators(TorchDispatchMode):
         here = [tensor in self.device for tensor in given]
         if not any(here):
             result = func(*args, **kwargs)
-            if not given and torch._C._current_graph_task_id() != -1:
-                self.device.hold(result)  # autograd's own, where a gradient is missing
+            if not given and (self.device.busy or torch._C._current_graph_task_id() != -1):
+                self.device.hold(
+                    result
+                )  # made by a function of such tensors, or by autograd for want of a gradient
             return result
         if func.namespace == "c10d":
             return func(*args, **kwargs)
@@ -190,7 +198,12 @@ class _Functions(TorchFunctionMode):
                 self.device.wait(f"{name} of the host's numbers")
                 result = result.clone()
             return self.device.hold(result) if isinstance(result, Tensor) else result
-        return func(*args, **kwargs)
+        before = self.device.busy
+        self.device.busy = any(tensor in self.device for tensor in tensors_of((args, kwargs)))
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.device.busy = before
 
     def _to(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """`Tensor.to`: the device is one of the arguments, or there is none."""

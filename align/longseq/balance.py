@@ -66,7 +66,7 @@ class Routing:
         self.router, self.real, self.device = router, real, device
         # Choices and probabilities by expert, tokens times layers, weight.
         self._sums = torch.zeros(2 * router.experts + 2, dtype=sum_dtype(device), device=device)
-        self._sums[-1] = weight
+        self._sums[-1].fill_(weight)
         self._own = 0
         self._routers: set[nn.Module] = set()
         self._recording = True

@@ -34,6 +34,7 @@ from align.training.sampling import DigestingCollator, MarkedCollator
 from align.training.trainer import PreferenceTrainer
 from tests.device import DEVICE, StandIn
 from tests.distributed import run_distributed
+from tests.longseq.balanced import mixture
 from tests.longseq.plain import make_example
 from tests.tiny import tiny_model
 
@@ -108,8 +109,8 @@ def make_trainer(
 def micro_batches(trainer: PreferenceTrainer, device: StandIn, batches: list[dict]) -> list[list[str]]:
     """What each micro-batch of one step waited for: from the loader's move to the end of the backward pass."""
     device.hold(trainer.model)
-    for reference in [getattr(trainer.reference, "live", trainer.reference)]:
-        device.hold(reference.model)
+    if trainer.reference is not None:
+        device.hold(getattr(trainer.reference, "live", trainer.reference).model)
     found = []
     with device:
         total = trainer._get_num_items_in_batch(batches, DEVICE)
@@ -150,6 +151,20 @@ def test_the_librarys_attention_waits_no_more(attention, tmp_path):
     trainer.prompt_losses(trainer.model, collated())
     device = StandIn()
     assert micro_batches(trainer, device, [collated()]) == [CHECK], device.places
+
+
+def test_routers_are_counted_in_one_wait(tmp_path):
+    """The load-balancing loss looks whether every token was routed; the library's experts wait by themselves."""
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), report_to=[], use_cpu=True, remove_unused_columns=False
+    )
+    model = mixture("mixtral").build(ATTENTION)
+    trainer = PreferenceTrainer(
+        model, arguments, method=method("logo"), balance=0.01, data_collator=lambda rows: rows
+    )
+    device = StandIn()
+    micro_batches(trainer, device, [collated()])
+    assert device.ours == ["_local_scalar_dense", *CHECK], device.places
 
 
 def test_logs_wait_when_they_are_read(tmp_path):
