@@ -19,6 +19,7 @@ from accelerate.utils import send_to_device
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 import hydra_conf
@@ -267,6 +268,23 @@ def test_a_batch_is_one_tensor_wherever_it_goes():
                 if isinstance(value, Tensor):
                     assert torch.equal(getattr(row, name), value)
                     assert getattr(row, name).untyped_storage()._cdata == other.flat.untyped_storage()._cdata
+
+
+def test_a_loaders_worker_hands_on_one_tensor_and_the_digest():
+    """What it packs and digests arrives as it is, `real` and `owner` as arrays, which no loader moves."""
+    loader = DataLoader(range(2), collate_fn=lambda numbers: collated(), num_workers=1)
+    (inputs,) = list(loader)[:1]
+    batch, expected = inputs["batch"], collated()["batch"]
+    assert batch.known_digest == expected.known_digest is not None
+    assert torch.equal(batch.flat, expected.flat)
+    assert batch.rows[-1].target.untyped_storage()._cdata == batch.flat.untyped_storage()._cdata
+    device = StandIn()
+    with device:
+        moved = send_to_device(inputs, DEVICE)
+    assert moved["batch"].known_digest == expected.known_digest
+    assert not device.waits
+    assert moved["real"].tolist() == [True, True, False, True]
+    assert moved["owner"].tolist() == [0, 0, 1, 2, 3]
 
 
 def test_digests_tell_rows_apart():
