@@ -79,10 +79,9 @@ class StandIn:
         return tensor.untyped_storage()._cdata in self._held
 
     def hold(self, values: Any) -> Any:
-        """Takes tensors, or a module's, as tensors of the device."""
-        if isinstance(values, nn.Module):
-            values = [*values.parameters(), *values.buffers()]
-        for tensor in tensors_of(values):
+        """Takes tensors, or a module's, as tensors of the device; returns what it was given."""
+        own = [*values.parameters(), *values.buffers()] if isinstance(values, nn.Module) else values
+        for tensor in tensors_of(own):
             storage = StorageWeakRef(tensor.untyped_storage())
             self._held[storage.cdata] = storage  # which keeps the number from being used again
         return values
@@ -120,9 +119,9 @@ def tensors_of(values: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
-def _in_a_collective() -> bool:
-    """Whether torch's own code of one is running: gloo copies what it has received."""
-    return any("distributed_c10d" in frame.filename for frame in traceback.extract_stack())
+def _running(file: str) -> bool:
+    """Whether code of a file with this end of a name has led here."""
+    return any(frame.filename.endswith(file) for frame in traceback.extract_stack())
 
 
 class _Operators(TorchDispatchMode):
@@ -158,8 +157,8 @@ class _Operators(TorchDispatchMode):
         """Counts what waits, and refuses what fails."""
         apart = [tensor for tensor, held in zip(given, here, strict=True) if not held]
         if name == "copy_":
-            if apart and not (len(args) > 2 and args[2]) and not _in_a_collective():
-                self.device.wait(name)
+            if apart and not (len(args) > 2 and args[2]) and not _running("distributed_c10d.py"):
+                self.device.wait(name)  # but for gloo's own, of what it has received
             return
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             indices = list(tensors_of(args[1]))
@@ -216,8 +215,8 @@ class _Functions(TorchFunctionMode):
             named = [each for each in asked if isinstance(each, (torch.device, str))]
             target = torch.device(named[0]) if named else (DEVICE if tensor in self.device else HOST)
         result = func(*args, **kwargs)
-        if (tensor in self.device) == (target == DEVICE):
-            return result
+        if (tensor in self.device) == (target == DEVICE) or _running("clip_grad.py"):
+            return result  # clipping is told by C++, which knows no stand-in, where its gradients are
         if not (kwargs.get("non_blocking") and target == DEVICE):
             self.device.wait(f"to {'the device' if target == DEVICE else 'the host'}")
         copied = result.clone()
