@@ -87,7 +87,7 @@ def verify(config: DictConfig) -> Verification:
     answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
     accelerator = comparison.start_accelerator()
     try:
-        check_same_settings(dict(config), device=accelerator.device)
+        check_same_settings(dict(config))
         memory = fit_verify(
             model,
             memory,
