@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     small = ROOT / "outputs" / "gpu" if arguments.miniature else FOLDER
     run = Run(
-        {stage: f"benchmarks.gpu.{stage}" for stage in STAGES if stage in arguments.stages},
+        {stage: f"benchmarks.gpu.{stage}:run" for stage in STAGES if stage in arguments.stages},
         scale="miniature" if arguments.miniature else "full",
         minutes=arguments.minutes,
         folder=arguments.out or small,

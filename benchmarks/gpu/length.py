@@ -2,7 +2,7 @@
 
 A prompt is doubled until a step does not fit, then one between the last two is tried. A step of a deep model on a long
 prompt takes minutes, so that by default a few layers are measured, at two depths, and the rest is extrapolated: memory
-and seconds are a constant and so much for each layer, which a third depth checks. `--layers 0` measures the whole model.
+and seconds are a constant and so much for each layer, which a third depth checks. `--layers 0` measures all layers.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _room(device: Device) -> float | None:
 
 
 def of_depth(context: Context, task: Task) -> dict[str, Any]:
-    """A step of the whole model, or what follows from two shallower ones, and at first from a third that checks them."""
+    """A step of the whole model, or what follows from two shallower ones; at first a third one checks them."""
     device, depth = context.device, SHAPES[task.shape].layers
     more = context.of_scale(context.layers, 2)
     if not more:

@@ -100,7 +100,7 @@ class Run:
     """One call of `make gpu`.
 
     Args:
-        targets: stage → its module, in the order in which they run.
+        targets: stage → `module:function`, in the order in which they run.
         scale: see `Context`.
         minutes: for all of them.
         folder: of the card's file.

@@ -1,7 +1,7 @@
 """The process in which stages run: orders come as JSON lines, findings go back as JSON lines.
 
     hello      {"card": …, "cuda": true, "versions": {…}}
-    order      {"target": "benchmarks.gpu.kernels", "scale": "full", "seconds": 60, "layers": 8}
+    order      {"target": "benchmarks.gpu.kernels:run", "scale": "full", "seconds": 60, "layers": 8}
     finding    {"name": …, "value": …}, as often as there are some
     its end    {"ended": null}, or the last lines of a traceback
 
@@ -58,9 +58,10 @@ def do(order: dict[str, Any], pipe: IO[str]) -> str | None:
         order["layers"],
     )
     try:
-        stage = importlib.import_module(order["target"])
+        module, _, function = order["target"].partition(":")
+        stage = getattr(importlib.import_module(module), function)
         gc.freeze()  # the libraries' objects need not be looked at whenever a cell is cleaned away
-        stage.run(context)
+        stage(context)
     except Exception as error:
         return last_lines(error)
     finally:
