@@ -10,6 +10,7 @@ from rich.table import Table
 from benchmarks.gpu.results import FOLDER, STAGES, Entry, newest
 
 NOT_RUN = "not run"
+RIVALS = {"trl": "DPOTrainer", "trl_fastest": "DPOTrainer at its fastest", "padded": "padded rows"}
 CHECKED = ("kernels", "step")  # stages of checks: an error in one of their cells is one that has not passed
 
 
@@ -103,14 +104,21 @@ def _step(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _speed(result: Mapping[str, Any]) -> Iterator[str]:
-    for name, ratio in result.get("ratios", {}).items():
-        memory = f" in {ratio['memory']:.2f} × the memory" if "memory" in ratio else ""
-        yield f"{name}: {ratio['speed']:.2f} ×{memory}"
-    shares = [
-        cell["mfu"] for name, cell in _cells(result).items() if name.endswith("shared") and "mfu" in cell
-    ]
+    ratios = result.get("ratios", {})
+    for rival, named in RIVALS.items():
+        own = [ratio for name, ratio in ratios.items() if name.endswith(f", {rival}")]
+        if own:
+            memory = [ratio["memory"] for ratio in own if "memory" in ratio]
+            less = f", {_range(memory)} × the memory" if memory else ""
+            yield f"against {named} {_range([ratio['speed'] for ratio in own])} × as fast{less} ({len(own)} jobs)"
+    shares = [cell["mfu"] for name, cell in _cells(result).items() if name.endswith("shared") and "mfu" in cell]
     if shares:
         yield f"up to {100 * max(shares):.2g} % of the matrix rate"
+
+
+def _range(values: list[float]) -> str:
+    low, high = (f"{edge(values):.2f}" for edge in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def _length(result: Mapping[str, Any]) -> Iterator[str]:
