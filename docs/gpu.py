@@ -25,7 +25,9 @@ ABOUT = {
 def stages() -> str:
     """Each stage, what it is about, and its newest result, or `not run`."""
     found = summary.lines()
-    return table(["stage", "what", "result"], [[f"`{stage}`", ABOUT[stage], found[stage]] for stage in STAGES])
+    return table(
+        ["stage", "what", "result"], [[f"`{stage}`", ABOUT[stage], found[stage]] for stage in STAGES]
+    )
 
 
 def proof() -> str:
@@ -33,7 +35,9 @@ def proof() -> str:
     cards: dict[str, list[str]] = {}
     for stage in STAGES:
         result = newest(stage)
-        said = "not run yet" if result is None else f"{result[0]} ({result[1]['date']}, `{result[1]['commit']}`)"
+        said = (
+            "not run yet" if result is None else f"{result[0]} ({result[1]['date']}, `{result[1]['commit']}`)"
+        )
         cards.setdefault(said, []).append(stage)
     return "`make gpu`: " + "; ".join(f"{', '.join(names)}: {said}" for said, names in cards.items()) + "."
 
@@ -69,10 +73,20 @@ def plans() -> str:
     def row(name: str, cell: Any) -> list[str]:
         predicted, measured, error = cell["predicted"], cell["measured"], cell["error"]
         memory = [f"{predicted['gib']:.1f} / {measured['gib']:.1f} GiB", f"{100 * error['memory']:+.1f} %"]
-        seconds = [f"{predicted['seconds']:.2f} / {measured['seconds']:.2f} s", f"{100 * error['time']:+.1f} %"]
+        seconds = [
+            f"{predicted['seconds']:.2f} / {measured['seconds']:.2f} s",
+            f"{100 * error['time']:+.1f} %",
+        ]
         return [name, *memory, *seconds, f"{cell['mfu']['reached']:.2f}"]
 
-    headings = ["job", "memory, predicted / measured", "error", "a step, predicted / measured", "error", "`mfu` reached"]
+    headings = [
+        "job",
+        "memory, predicted / measured",
+        "error",
+        "a step, predicted / measured",
+        "error",
+        "`mfu` reached",
+    ]
     return _of_cells("planner", headings, lambda cell: "predicted" in cell, row)
 
 
@@ -83,7 +97,9 @@ def _of_cells(
     found = newest(stage)
     if found is None:
         return f"`{stage}`: not run.\n"
-    cells = {name: cell for name, cell in found[1]["result"].items() if isinstance(cell, dict) and shown(cell)}
+    cells = {
+        name: cell for name, cell in found[1]["result"].items() if isinstance(cell, dict) and shown(cell)
+    }
     return table(headings, [row(name, cell) for name, cell in cells.items()])
 
 

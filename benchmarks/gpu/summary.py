@@ -111,7 +111,9 @@ def _speed(result: Mapping[str, Any]) -> Iterator[str]:
             memory = [ratio["memory"] for ratio in own if "memory" in ratio]
             less = f", {_range(memory)} × the memory" if memory else ""
             yield f"against {named} {_range([ratio['speed'] for ratio in own])} × as fast{less} ({len(own)} jobs)"
-    shares = [cell["mfu"] for name, cell in _cells(result).items() if name.endswith("shared") and "mfu" in cell]
+    shares = [
+        cell["mfu"] for name, cell in _cells(result).items() if name.endswith("shared") and "mfu" in cell
+    ]
     if shares:
         yield f"up to {100 * max(shares):.2g} % of the matrix rate"
 
