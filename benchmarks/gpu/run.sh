@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a bare GPU machine: installs the carried wheels (collect.sh) into .site, without a network, and starts the stages.
-#   bash benchmarks/gpu/run.sh --minutes 8 --out "$OUT"
-#   bash benchmarks/gpu/run.sh install              # only what was carried, where more is still to come
+#   benchmarks/gpu/run.sh --minutes 8 --out "$OUT"
+#   benchmarks/gpu/run.sh install              # only what was carried, where more is still to come
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
