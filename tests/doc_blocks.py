@@ -226,11 +226,6 @@ def _export(words: list[str], folder: Path) -> None:
     assert all(re.fullmatch(r"[A-Z_]+=.*", word) for word in words), words
 
 
-def _gpu(words: list[str], folder: Path) -> None:
-    """`benchmarks/gpu/run.sh …`: hands its options to `python -m benchmarks.gpu`."""
-    _python(["-m", "benchmarks.gpu", *words], folder)
-
-
 RULES = {
     "align": _align,
     "accelerate": _accelerate,
@@ -238,7 +233,7 @@ RULES = {
     "make": _make,
     "pip": _pip,
     "pytest": _pytest,
-    "benchmarks/gpu/run.sh": _gpu,
+    "benchmarks/gpu/run.sh": lambda words, folder: _python(["-m", "benchmarks.gpu", *words], folder),
     "launchers/multi_node.sh": _multi_node,
     "launchers/two_hosts.sh": _two_hosts,
     "sbatch": _sbatch,

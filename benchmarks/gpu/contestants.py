@@ -155,9 +155,7 @@ def shared(task: Task) -> Step:
 def padded(task: Task) -> Step:
     """Rows padded to one length through the library's forward, sdpa, checkpointing; logits of the answers alone."""
     policy, method = task.policy("sdpa"), task.loss()
-    policy.gradient_checkpointing_enable({"use_reentrant": False})
-    if task.parameters == "lora":
-        policy.enable_input_require_grads()
+    policy.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     needed = method.needs.reference != "none"
     frozen = task.model("sdpa").eval() if needed and task.parameters == "full" else None
     row = task.example()

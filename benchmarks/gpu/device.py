@@ -54,6 +54,10 @@ class Device:
         """GiB that tensors held at most since `clean`; None on a CPU, where torch does not count."""
         return torch.cuda.max_memory_allocated() / GIB if self.cuda else None
 
+    def held_gib(self) -> float | None:
+        """GiB that tensors hold now; None on a CPU."""
+        return torch.cuda.memory_allocated() / GIB if self.cuda else None
+
     def room_gib(self) -> float | None:
         """GiB that tensors can have in all: what is free, and what this process holds already; None on a CPU."""
         if not self.cuda:

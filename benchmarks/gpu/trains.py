@@ -1,7 +1,7 @@
 """Runs of `align train` beside stage `step`: reference margins before the first step, and a run that is killed.
 
-Each is a process forked from a server that has imported the libraries and has not touched the GPU, so that a start
-takes a second. On a machine with many cores they run side by side.
+Each is a process of its own, and all run side by side. Without a GPU they are forked from a server that has imported
+the libraries, so that a start takes a second; beside a GPU, which a forked process may not use, they start anew.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ class Trains:
         self._folder, self._context = folder, context
         save_tiny(folder / "model")
         make_rows(folder / "rows.jsonl", 30)
-        self._forks = multiprocessing.get_context("forkserver")
-        self._forks.set_forkserver_preload(["align.train", "align.training.setup", "align.planning.fit"])
+        self._begun: list[Any] = []
+        self._processes = multiprocessing.get_context("spawn" if context.device.cuda else "forkserver")
+        self._processes.set_forkserver_preload(["align.train", "align.training.setup", "align.planning.fit"])
         every = list(product(METHODS, PRECISIONS))
         self._margins = {
             f"{method}, {precision}": self._start(
@@ -78,9 +79,16 @@ class Trains:
     def _start(self, name: str, *overrides: str) -> Any:
         paths = (f"data.path={self._folder / 'rows.jsonl'}", f"model.path={self._folder / 'model'}")
         words = ["align", "train", *paths, f"output={self._folder / name}", *COMMON, *overrides]
-        process = self._forks.Process(target=_command, args=(words, self._folder / f"{name}.log"))
+        process = self._processes.Process(target=_command, args=(words, self._folder / f"{name}.log"))
         process.start()
+        self._begun.append(process)
         return process
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for process in self._begun:
+            process.kill()
+            process.join()
 
     def _wait(self, process: Any, name: str) -> None:
         process.join(max(1.0, self._context.left()))
@@ -103,7 +111,7 @@ class Trains:
             }
         return {
             "rewards": found,
-            "passed": all(value == 0 for one in found.values() for value in one.values()),
+            "passed": all(one and set(one.values()) == {0.0} for one in found.values()),
         }
 
     def resumed(self) -> dict[str, Any]:
