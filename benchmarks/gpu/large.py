@@ -19,8 +19,8 @@ from benchmarks.gpu.device import GIB
 from benchmarks.gpu.kernel_cases import BOUNDS, layout_of
 
 WIDTH, ANSWER, SAMPLED = 128, 64, 4
-# Tensors of the query's size that exist at once: query, output, their gradients, what a kernel needs; in fp32, where heads
-# are expanded, keys and values too, and with a window copies of blocks.
+# Tensors of the query's size that exist at once: query, output, their gradients, what a kernel needs; in fp32, where
+# heads are expanded, keys and values too, and with a window copies of blocks.
 TENSORS = {torch.bfloat16: 10, torch.float32: 14}
 
 

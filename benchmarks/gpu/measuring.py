@@ -50,7 +50,7 @@ def cost(
 
 @contextmanager
 def restored(kind: str) -> Iterator[None]:
-    """Behind it the architecture's module in transformers is as it was: Liger replaces functions of it for all models."""
+    """Behind it the architecture's module in transformers is as it was: Liger replaces functions in it for all."""
     module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     before = dict(vars(module))
     try:

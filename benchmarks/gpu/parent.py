@@ -23,7 +23,7 @@ from benchmarks.gpu.results import Entry, commit, file_of, replace_stage
 SHARES = {
     "environment": 15,
     "kernels": 60,
-    "step": 75,
+    "step": 90,
     "speed": 150,
     "length": 120,
     "planner": 60,

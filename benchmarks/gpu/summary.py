@@ -31,7 +31,7 @@ def failures(stage: str, entry: Entry) -> list[str]:
 
 
 def _failed(result: Mapping[str, Any]) -> list[str]:
-    return [name for name, cell in _cells(result).items() if "error" in cell or cell.get("passed") is False]
+    return [name for name, cell in _findings(result).items() if "error" in cell or cell.get("passed") is False]
 
 
 def line(stage: str, folder: Any = FOLDER) -> str:
@@ -59,9 +59,14 @@ def table(card: str, entries: Mapping[str, Entry]) -> Table:
     return made
 
 
-def _cells(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Findings that are more than a number or a sentence."""
+def _findings(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What cells kept, errors among it; not what is a number or a sentence."""
     return {name: cell for name, cell in result.items() if isinstance(cell, Mapping)}
+
+
+def _cells(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The same without cells that ended in an error."""
+    return {name: cell for name, cell in _findings(result).items() if not isinstance(cell.get("error"), str)}
 
 
 def _environment(result: Mapping[str, Any]) -> Iterator[str]:
@@ -86,12 +91,12 @@ def _kernels(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _step(result: Mapping[str, Any]) -> Iterator[str]:
-    cells = {name: cell for name, cell in _cells(result).items() if name != "bounds"}
-    checks = [name for name, cell in cells.items() if cell.keys() & {"passed", "error"}]
+    checks = [name for name, cell in _findings(result).items() if cell.keys() & {"passed", "error"}]
     if checks:
         failed = _failed(result)
         but = f" (not: {', '.join(failed)})" if failed else ""
         yield f"{len(checks) - len(failed)} of {len(checks)} checks passed{but}"
+    cells = {name: cell for name, cell in _cells(result).items() if name != "bounds"}
     exact = [cell["fp32"]["gradient"] for cell in cells.values() if "fp32" in cell]
     if exact:
         yield f"worst gradient error in fp32 {max(exact):.1e} over {len(exact)} architectures"
