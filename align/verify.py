@@ -15,12 +15,13 @@ from align.core.errors import UserError
 from align.core.readable import Readable
 from align.longseq.settings import (
     ATTENTION_CHOICES,
+    FLASH_MODULES,
     MemorySettings,
     ParallelSettings,
     check_library_settings,
 )
 from align.models.checks import check_model
-from align.models.settings import OF_LIBRARY, ModelSettings
+from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 
@@ -124,7 +125,7 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
-    if model.attention not in ("sdpa", *OF_LIBRARY):
+    if model.attention in FLASH_MODULES:
         raise UserError(
             f"align verify compares gradients in float32, which model.attention={model.attention} does not take: "
             "set model.attention=sdpa here; the tests of the kernels are `pytest -m gpu`."

@@ -22,11 +22,11 @@ from align.longseq.settings import check_memory
 from align.longseq.tiling import Recomputing, tiled_layer
 from align.models.structure import find_causal_lm
 
-# Contexts around a layer's forward and around its recomputation.
-Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+# Of a layer with its keywords: contexts around its forward and around its recomputation.
+Contexts = Callable[[partial[Tensor]], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
-def _no_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+def _no_contexts(layer: partial[Tensor]) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     return nullcontext(), nullcontext()
 
 
@@ -54,7 +54,7 @@ class LayerCheckpoint:
 
     def __call__(self, layer: partial[Tensor], hidden: Tensor, *others: Any) -> Tensor:
         """`layer(hidden, *others)`; of the forward only the arguments are kept, and what the mode keeps."""
-        forward, recompute = self.contexts()
+        forward, recompute = self.contexts(layer)
         recomputing = Recomputing(recompute)
         run: Callable[..., Tensor] = layer
         if self.mlp_chunk is not None:

@@ -13,7 +13,13 @@ from align.models.settings import LIBRARY, MASKED, OF_LIBRARY
 ATTENTION = "align_shared"
 # `model.attention` → the name that transformers knows it by. A name with "flash" or "sdpa" in it would make
 # transformers ask whether the package is there, or whether a class allows it, and prepare masks of its own.
-ATTENTIONS = {"sdpa": ATTENTION, "flash2": "align_fa2", "flash3": "align_fa3"}
+ATTENTIONS = {
+    "auto": ATTENTION,
+    "sdpa": "align_torch",
+    "flash2": "align_fa2",
+    "flash3": "align_fa3",
+    "flash4": "align_fa4",
+}
 # `model.attention` → the module that has to be there, and where it comes from.
 FLASH_MODULES = {
     "flash2": ("flash_attn.flash_attn_interface", "the extra `flash` (pip install -e '.[flash]')"),
@@ -21,6 +27,7 @@ FLASH_MODULES = {
         "flash_attn_interface",
         "FlashAttention 3, which the extra `flash` does not bring: build it in the folder hopper of flash-attn",
     ),
+    "flash4": ("flash_attn.cute.interface", "the extra `flash4` (pip install -e '.[flash4]')"),
 }
 SOFTCAP = " softcap "  # in a kernel's name: between its own name and the cap on scores
 ATTENTION_CHOICES = (*ATTENTIONS, *OF_LIBRARY)  # of `model.attention`

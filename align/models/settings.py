@@ -78,7 +78,7 @@ class ModelSettings:
     path: str = EMBEDDED
     revision: str | None = None
     dtype: str = "auto"
-    attention: str = "sdpa"
+    attention: str = "auto"
     trust_remote_code: bool = False
     quantization: str = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)

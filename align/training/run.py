@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
 from align.distributed.build_locks import warn_of_left_locks
-from align.longseq.flash import check_flash
+from align.longseq.flash_fit import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config, check_degree
@@ -62,7 +62,7 @@ def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
     if model.attention in FLASH_MODULES:
         weights = resolve_dtype(model.dtype)
         lowered = torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else weights
-        check_flash(model.attention, dtype=lowered, weights=weights, width=head_width(load_config(model)))
+        check_flash(model.attention, dtype=lowered, weights=weights, widths=head_widths(load_config(model)))
 
 
 def check_scheduler(arguments: TrainingArguments) -> None:
@@ -89,13 +89,18 @@ def check_scheduler(arguments: TrainingArguments) -> None:
         ) from error
 
 
-def head_width(config: PreTrainedConfig) -> int | None:
-    """Numbers of a key in the widest of a model's heads; None where its configuration does not say."""
+def head_widths(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Numbers of a key and of a value in the widest of a model's heads; None where its configuration does not say."""
     named, heads = of_layers(config, "head_dim"), of_layers(config, "num_attention_heads")
     if not named and heads:
         named = [text_config(config).hidden_size // min(heads)]
     named += of_layers(config, "global_head_dim")
-    return max((width for width in named if isinstance(width, int)), default=None)
+    latent = zip(of_layers(config, "qk_nope_head_dim"), of_layers(config, "qk_rope_head_dim"), strict=False)
+    keys = [sum(both) for both in latent] or named
+    values = of_layers(config, "v_head_dim") or keys
+    if not keys or not all(isinstance(width, int) for width in (*keys, *values)):
+        return None
+    return max(*keys, *values), max(values)
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
