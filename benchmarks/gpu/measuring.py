@@ -1,0 +1,83 @@
+"""What a step of a task costs: seconds, tokens, memory, and its share of what the card reaches."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.contestants import Step, Task
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.shapes import SHAPES, pairs
+
+
+def cost(
+    make: Callable[[Task], Step], task: Task, device: Device, *, rate: float, shared: bool
+) -> dict[str, Any]:
+    """A step of one contestant, after one that does not count.
+
+    Args:
+        make: of CONTESTANTS.
+        task: what is trained.
+        device: where.
+        rate: TFLOP/s of a product of matrices in bf16 there.
+        shared: whether the contestant reads the prompt once, which its own FLOPs follow from.
+
+    Returns:
+        `seconds` of forward and backward, `tokens_per_s` of the row (its prompt once, whoever reads it more often),
+        `peak_gib`, `model_gib` before the step, `loss`, and `mfu`: FLOPs of the tokens that the contestant reads,
+        without recomputation, over its seconds and the card's measured rate.
+    """
+    with restored(SHAPES[task.shape].kind):
+        step = make(task)
+        device.clean()
+        model_gib = device.held_gib()
+        loss = step().item()
+        seconds = device.seconds(step, warm=0)
+    flops = step_flops(task, shared=shared)
+    return {
+        "seconds": seconds,
+        "tokens_per_s": (task.prompt + sum(task.answers)) / seconds,
+        "peak_gib": device.peak_gib(),
+        "model_gib": model_gib,
+        "loss": loss,
+        "mfu": flops / seconds / (rate * 1e12),
+    }
+
+
+@contextmanager
+def restored(kind: str) -> Iterator[None]:
+    """Behind it the architecture's module in transformers is as it was: Liger replaces functions in it for all."""
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+    before = dict(vars(module))
+    try:
+        yield
+    finally:
+        vars(module).update(before)
+
+
+def step_flops(task: Task, *, shared: bool) -> float:
+    """FLOPs of a step: forward, backward (twice it, or once where weights are frozen), and a reference's forward.
+
+    Recomputation is not counted, nor LoRA's own small products. 1.3e9 weights in layers that all train, on 1,000 tokens
+    and with attention left out: 3 · 2 · 1.3e9 · 1,000 = 7.8e12.
+    """
+    of_token, of_pair, of_scored = SHAPES[task.shape].flops(task.layers)
+    scored = sum(task.answers)
+    tokens = scored + task.prompt * (1 if shared else len(task.answers))
+    layers, attention = of_token * tokens, of_pair * pairs(task.prompt, task.answers, shared=shared)
+    head = of_scored * scored
+    frozen = task.parameters == "lora"
+    trained = layers * (2 if frozen else 3) + attention * 3 + head * (2 if frozen else 3)
+    reference = layers + attention + head if task.loss().needs.reference != "none" else 0.0
+    return trained + reference
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a step did not fit, on the device or on the host."""
+    return (
+        isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "out of memory" in str(error).lower()
+    )
