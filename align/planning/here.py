@@ -149,7 +149,7 @@ def choose_levers(sizes: Architecture, job: Job, strategy: Strategy, machine: Ma
 
     Args:
         sizes, job, machine: of the run.
-        strategy: its wrapper and degree; its levers are not read.
+        strategy: its wrapper and degree; of its levers `prefetch` alone is read.
 
     Returns:
         The levers; where none fits those that need the least, and the sentence says so.
@@ -174,6 +174,6 @@ def choose_levers(sizes: Architecture, job: Job, strategy: Strategy, machine: Ma
 def _least(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced:
     sets = [
         price(sizes, job, replace(strategy, levers=levers), machine)
-        for levers in lever_sets(machine.device, job.rows)
+        for levers in lever_sets(machine.device, job.rows, prefetch=strategy.levers.prefetch)
     ]
     return min(sets, key=lambda one: (one.memory.total, one.time.total))

@@ -159,7 +159,9 @@ def read_method(config: DictConfig) -> Method:
 
 def levers_of(memory: MemorySettings) -> Levers:
     """Group `memory` as the predictor takes it."""
-    return Levers(memory.checkpointing, memory.logits_chunk, memory.offload, memory.mlp_chunk)
+    return Levers(
+        memory.checkpointing, memory.logits_chunk, memory.offload, memory.mlp_chunk, memory.prefetch
+    )
 
 
 def machine_of(settings: GpuSettings, *, memory: float, runtime: float, products: int) -> Machine:

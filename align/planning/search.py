@@ -51,12 +51,13 @@ def price(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -
     )
 
 
-def lever_sets(device: str, rows: Rows | None = None) -> Iterator[Levers]:
+def lever_sets(device: str, rows: Rows | None = None, *, prefetch: int = 1) -> Iterator[Levers]:
     """Every combination of the group `memory`, fewest levers first.
 
     Args:
         device: a CPU has no host to offload to.
         rows: what is read; rows of their own are not tiled. None is rows that share their prompts.
+        prefetch: as the key, which is no choice of a plan.
     """
     offloads = ("none", "host", "disk") if device == "cuda" else ("none", "disk")
     chunks = MLP_CHUNKS if rows is None or rows.shared else (None,)
@@ -64,7 +65,7 @@ def lever_sets(device: str, rows: Rows | None = None) -> Iterator[Levers]:
         for mode in ("none", "keep_attention", "full"):
             if mode == "none" and (mlp is not None or offload != "none"):
                 continue
-            yield Levers(mode, logits, offload, mlp)
+            yield Levers(mode, logits, offload, mlp, prefetch)
 
 
 def strategies(
@@ -138,7 +139,7 @@ def cheapest_levers(model: Architecture, job: Job, strategy: Strategy, machine: 
     """`memory=auto`: wrapper and degree are given, the levers chosen; None where no set fits."""
     priced = [
         price(model, job, replace(strategy, levers=levers), machine)
-        for levers in lever_sets(machine.device, job.rows)
+        for levers in lever_sets(machine.device, job.rows, prefetch=strategy.levers.prefetch)
     ]
     fitting = [one for one in priced if one.fits(machine)]
     best = min((one.time.total for one in fitting), default=0.0)
