@@ -31,7 +31,9 @@ def failures(stage: str, entry: Entry) -> list[str]:
 
 
 def _failed(result: Mapping[str, Any]) -> list[str]:
-    return [name for name, cell in _findings(result).items() if "error" in cell or cell.get("passed") is False]
+    return [
+        name for name, cell in _findings(result).items() if "error" in cell or cell.get("passed") is False
+    ]
 
 
 def line(stage: str, folder: Any = FOLDER) -> str:
