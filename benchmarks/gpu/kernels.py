@@ -26,19 +26,14 @@ def run(context: Context) -> None:
     """A cell for each kernel and type: how many cases pass, the worst error of each result, and what fails."""
     torch.backends.cuda.matmul.allow_tf32 = False
     rows = context.of_scale(ROWS, SMALL_ROWS)
-    bounds = {str(dtype)[6:]: bound for dtype, bound in BOUNDS.items()}
-    context.keep("bounds", bounds)
-    here = list(kernels_here(context.device))
-    context.cells(
-        {f"{kernel} {str(dtype)[6:]}": partial(_all, context, kernel, dtype, rows) for kernel, dtype in here}
-    )
-    context.cells(
-        {
-            f"{kernel} {str(dtype)[6:]}, large tensors": partial(large, context, kernel, dtype)
-            for kernel, dtype in here
-            if dtype != torch.float16
-        }
-    )
+    context.keep("bounds", {str(dtype)[6:]: bound for dtype, bound in BOUNDS.items()})
+    work: dict[str, Callable[[], Any]] = {}
+    for kernel, dtype in kernels_here(context.device):  # packages last: some compile each shape first
+        name = f"{kernel} {str(dtype)[6:]}"
+        work[name] = partial(_all, context, kernel, dtype, rows)
+        if dtype == torch.float32 or (dtype == torch.bfloat16 and kernel != "cuda_efficient"):
+            work[f"{name}, large tensors"] = partial(large, context, kernel, dtype)
+    context.cells(work)
 
 
 def _all(context: Context, kernel: str, dtype: torch.dtype, rows: Any) -> dict[str, Any]:
