@@ -6,7 +6,8 @@ export TOKENIZERS_PARALLELISM = false
 # Processes that `make test` spreads the tests over: one a core, at most eight; `make test WORKERS=1` takes one.
 WORKERS ?= logical
 
-.PHONY: help demo architectures test test-slow test-parity test-survival fuzz check smoke miniature bench docs examples clean
+.PHONY: help demo architectures test test-slow test-parity test-survival fuzz check smoke miniature bench gpu gpu-wheels
+.PHONY: docs examples clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -83,6 +84,14 @@ miniature: $(VENV)/.installed     ## the papers' claims on small models: missing
 
 bench: $(VENV)/.installed         ## speed and memory against TRL and padded rows
 	$(BIN)/python benchmarks/forward.py
+
+MINUTES ?= 8
+gpu: $(VENV)/.installed           ## on a GPU: kernels, steps, speed, length, the planner, in MINUTES=8; STAGES="kernels speed"
+	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES) $(if $(STAGES),--stages $(STAGES))
+
+WHEELS ?= base liger
+gpu-wheels: $(VENV)/.installed    ## wheels into .whl/ that a bare GPU machine lacks; WHEELS="base liger flash4 model"
+	PYTHON=$(BIN)/python bash benchmarks/gpu/collect.sh $(WHEELS)
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[docs]'

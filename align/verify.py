@@ -15,12 +15,13 @@ from align.core.errors import UserError
 from align.core.readable import Readable
 from align.longseq.settings import (
     ATTENTION_CHOICES,
+    FLASH_MODULES,
     MemorySettings,
     ParallelSettings,
     check_library_settings,
 )
 from align.models.checks import check_model
-from align.models.settings import OF_LIBRARY, ModelSettings
+from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 
@@ -61,6 +62,7 @@ def verify(config: DictConfig) -> Verification:
     # Nothing above imports torch, so that a slip is answered at once.
     import torch
 
+    from align.core.telling import tell
     from align.distributed.agreement import check_same_settings
     from align.longseq.checkpointing import apply_checkpointing
     from align.longseq.probe import check_architecture
@@ -73,6 +75,8 @@ def verify(config: DictConfig) -> Verification:
     from align.verification.small_copy import build_small_copy
 
     memory.check(accelerator=torch.accelerator.is_available())
+    if model.kernels != "none":
+        tell(f"align verify computes the model's own modules: model.kernels={model.kernels} is left out.")
     check_architecture(model)
     check_degree(load_config(model), parallel_settings.degree)
     # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
@@ -124,7 +128,7 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     model = typed(ModelSettings, config, "model")
     check_model(model)
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
-    if model.attention not in ("sdpa", *OF_LIBRARY):
+    if model.attention in FLASH_MODULES:
         raise UserError(
             f"align verify compares gradients in float32, which model.attention={model.attention} does not take: "
             "set model.attention=sdpa here; the tests of the kernels are `pytest -m gpu`."

@@ -84,42 +84,6 @@ def forward_ways(cells: Mapping[str, Any]) -> str:
     return "".join(f"- {way}: {', '.join(names)}.\n" for way, names in ways.items())
 
 
-def gpu_speed() -> str:
-    """A step on one H100 against padded rows through the library's forward."""
-    rows = []
-    for name, cell in read("gpu/first_look-H100.json")["speed"].items():
-        prompt, answers = name.split(" + ", 1)
-        ours, padded = cell["ours"], cell["padded"]
-        rows.append(
-            [
-                *(f"{int(prompt):,}", answers.strip("()").replace(", ", " + ")),
-                *(f"{ours['seconds']:.2f} s", f"{padded['seconds']:.2f} s", f"{cell['ratio'][0]:.2f} ×"),
-                *(f"{ours['peak_gib']:.1f} GiB", f"{padded['peak_gib']:.1f} GiB"),
-            ]
-        )
-    return table(["prompt", "answers", "here", "padded rows", "speed", "peak here", "peak padded"], rows)
-
-
-def gpu_length() -> str:
-    """How long a step may be on one H100, 8B with LoRA."""
-    rows = []
-    for name, cell in read("gpu/first_look-H100.json")["length"].items():
-        checkpointing, rest = name.split(" ", 1)
-        levers, prompt = rest.rsplit(" ", 1)
-        keys = re.findall(r"'(\w+)': '?(\w+)'?", levers)
-        settings = [
-            f"memory.checkpointing={checkpointing}",
-            *(f"memory.{key}={value}" for key, value in keys),
-        ]
-        found = (
-            ["out of memory", ""]
-            if isinstance(cell, str)
-            else [f"{cell['seconds']:.1f} s", f"{cell['peak_gib']:.1f} GiB"]
-        )
-        rows.append([f"`{' '.join(settings)}`", f"{int(prompt):,}", *found])
-    return table(["settings", "prompt", "a step", "peak memory"], rows)
-
-
 def smoke() -> str:
     """Every method by one override (`make smoke`)."""
     rows = []
@@ -256,8 +220,6 @@ TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/scaling.md", "parity"): parity,
     ("docs/performance.md", "forward"): forward,
     ("docs/performance.md", "levers"): levers,
-    ("docs/performance.md", "gpu speed"): gpu_speed,
-    ("docs/performance.md", "gpu length"): gpu_length,
     ("docs/methods.md", "smoke"): smoke,
     ("docs/planning.md", "plan check"): plan_check,
     ("docs/planning.md", "published plans"): published,
@@ -274,11 +236,13 @@ def marked(text: str, name: str) -> str:
 
 
 def all_tables() -> dict[tuple[str, str], str]:
-    """Every table, the miniature's and the architectures' too."""
+    """Every table: the miniature's, the architectures' and the GPU's too."""
     from docs.architectures import TABLES as ARCHITECTURES
+    from docs.gpu import TABLES as GPU
     from docs.miniature import TABLES as MINIATURE
+    from docs.plan_tables import TABLES as PLANS
 
-    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES).items()}
+    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES | PLANS | GPU).items()}
 
 
 def main() -> None:

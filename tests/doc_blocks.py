@@ -233,6 +233,7 @@ RULES = {
     "make": _make,
     "pip": _pip,
     "pytest": _pytest,
+    "benchmarks/gpu/run.sh": lambda words, folder: _python(["-m", "benchmarks.gpu", *words], folder),
     "launchers/multi_node.sh": _multi_node,
     "launchers/two_hosts.sh": _two_hosts,
     "sbatch": _sbatch,

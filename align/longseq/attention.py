@@ -30,7 +30,10 @@ from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from align.longseq.kernels import sdpa_kernel, with_softcap
+from align.core.errors import UserError
+from align.longseq.choice import CHOOSERS, Chooser, best_kernel
+from align.longseq.keep_attention import operators_kept
+from align.longseq.kernels import kernel_named
 from align.longseq.layer_pattern import UNSAID, Unsaid, layer_pattern
 from align.longseq.merge import MergedAttention
 from align.longseq.patterns import FULL, Pattern
@@ -38,6 +41,7 @@ from align.longseq.plain_attention import attend_plain as attend_plain
 from align.longseq.plain_attention import nothing, of_heads
 from align.longseq.prepared import Attend as Attend
 from align.longseq.prepared import PreparedLayout as PreparedLayout
+from align.longseq.prepared import local
 from align.longseq.prepared import prepare as prepare
 from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
@@ -80,7 +84,7 @@ def attend(
     Args:
         query: `[1, h, Q, D]`, the queries that `layout` was prepared for, in row order.
         key: `[1, k, T, D]`, h a multiple of k.
-        value: `[1, k, T, D]`.
+        value: `[1, k, T, E]`; E is D but for kernels that take narrower values.
         layout: the row, and which of its queries these are.
         kernel: its name in kernels.py.
         pattern: which of the tokens before it a token of a branch sees.
@@ -89,7 +93,7 @@ def attend(
         scaling: factor on the scores; None is `D ** -0.5`.
 
     Returns:
-        `[1, h, Q, D]`.
+        `[1, h, Q, E]`.
     """
     parts = layout.parts(pattern)
     if not parts:
@@ -122,7 +126,7 @@ def shared_prefix_attention(
     sliding_window: int | Unsaid | None = UNSAID,
     s_aux: Tensor | None = None,
     softcap: float | None = None,
-    flash: str | None = None,
+    chooser: Chooser = best_kernel,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over one row of shared prompts, or over this process's shard of it (T tokens here).
@@ -139,20 +143,19 @@ def shared_prefix_attention(
         sliding_window: tokens that a token sees, itself included, in layers that have a window; see layer_pattern.py.
         s_aux: `[H]` sinks: a logit for each head that joins the softmax and has no value.
         softcap: c of scores `c · tanh(s / c)`.
-        flash: `flash2` or `flash3`; None takes torch's kernels.
+        chooser: names the kernel; see choice.py.
 
     Returns:
-        `[1, T, H, D]` and None (no weights).
+        `[1, T, H, E]` and None (no weights).
 
     Raises:
         UserError: the model asks for attention that this function does not compute.
     """
     if layout is None:
-        raise cannot_share(
-            f"{type(module).__name__} was not handed the row's layout: either the model does not pass forward "
-            "keywords on to its attention, and cannot share a prompt, or it was called other than through pair_logps"
-        )
+        raise _no_layout(module)
     _refuse_unsupported({"attention_mask": attention_mask, **kwargs})
+    if softcap is not None and dropout:
+        raise cannot_share("The model's attention asks for soft-capped scores and for dropout at once")
     layout.callers.add(module)
     query, key, value = _lower_precision((query, key, value))
     asked: dict[str, Any] = {
@@ -161,33 +164,53 @@ def shared_prefix_attention(
         "sinks": s_aux,
         "scaling": query.shape[3] ** -0.5 if scaling is None else scaling,
     }
-    width = value.shape[3]
-    query, key, value = _alike(query, key, value)
-    kernel = None if dropout else flash or sdpa_kernel(query, value)
-    here = _attend_by(kernel, softcap, dropout, asked)
-    attended = layout.exchange(query, key, value, here)[..., :width]
+    query, key = (_at_least(states, value.shape[3]) for states in (query, key))
+    kernel = None if dropout else chooser(query, value, softcap)
+    if kernel is None:
+        attended = _reached(layout, query, key, value, partial(_plainly, **asked, dropout=dropout))
+    else:
+        here = partial(attend, **asked, kernel=kernel)
+        attended = _reached(layout, query, key, value, here, unlike=kernel_named(kernel).unlike)
     return attended.transpose(1, 2).contiguous(), None  # some models view it (JetMoe)
 
 
-def _attend_by(kernel: str | None, softcap: float | None, dropout: float, asked: dict[str, Any]) -> Attend:
-    """Attention by a kernel, or the plain way where there is none, with all that a layer asks for."""
-    if softcap is not None and dropout:
-        raise cannot_share("The model's attention asks for soft-capped scores and for dropout at once")
-    if softcap is not None:
-        kernel = with_softcap(kernel, softcap)
-    if kernel is None:
-        return partial(attend_plain, **asked, dropout=dropout)
-    return partial(attend, **asked, kernel=kernel)
+def _plainly(query: Tensor, key: Tensor, value: Tensor, **asked: Any) -> Tensor:
+    """`attend_plain`, whose operators checkpointing may keep."""
+    with operators_kept():
+        return attend_plain(query, key, value, **asked)
 
 
-def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with keys and values of one width: zeros behind the narrower ones change no score and no output."""
-    missing = query.shape[3] - value.shape[3]
-    if missing > 0:
-        value = pad(value, (0, missing))
-    elif missing < 0:
-        query, key = (pad(states, (0, -missing)) for states in (query, key))
-    return query, key, value
+def _reached(
+    layout: PreparedLayout, query: Tensor, key: Tensor, value: Tensor, attend: Attend, *, unlike: bool = False
+) -> Tensor:
+    """Attention with keys and values from wherever they are; `unlike` says that it takes values narrower than keys."""
+    width = value.shape[3]
+    if unlike and layout.exchange is local:
+        return attend(query, key, value)
+    way = _narrowed(attend, width) if unlike else attend
+    return layout.exchange(query, key, _at_least(value, query.shape[3]), way)[..., :width]
+
+
+def _at_least(states: Tensor, width: int) -> Tensor:
+    """Zeros behind what is narrower, which change no score and no output that was there."""
+    missing = width - states.shape[3]
+    return pad(states, (0, missing)) if missing > 0 else states
+
+
+def _narrowed(attend: Attend, width: int) -> Attend:
+    """Attention whose values come and whose output goes with zeros behind their `width`, as exchanges send them."""
+
+    def narrowed(query: Tensor, key: Tensor, value: Tensor, *, heads: Span | None = None) -> Tensor:
+        return _at_least(attend(query, key, value[..., :width], heads=heads), value.shape[3])
+
+    return narrowed
+
+
+def _no_layout(module: nn.Module) -> UserError:
+    return cannot_share(
+        f"{type(module).__name__} was not handed the row's layout: either the model does not pass forward "
+        "keywords on to its attention, and cannot share a prompt, or it was called other than through pair_logps"
+    )
 
 
 def _refuse_unsupported(extras: dict[str, Any]) -> None:
@@ -205,6 +228,5 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 
 
 for _choice, _name in ATTENTIONS.items():
-    _flash = None if _choice == "sdpa" else _choice
-    AttentionInterface.register(_name, partial(shared_prefix_attention, flash=_flash))
+    AttentionInterface.register(_name, partial(shared_prefix_attention, chooser=CHOOSERS[_choice]))
     AttentionMaskInterface.register(_name, _no_mask)

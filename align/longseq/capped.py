@@ -22,6 +22,7 @@ class CappedKernel:
     """
 
     varlen = False
+    unlike = False
     halved = range(0)
 
     def __init__(self, softcap: float) -> None:

@@ -2,24 +2,27 @@
 
 With 32 layers a step then runs attention's forward 32 times, where `memory.checkpointing=full` runs it 64 times.
 As torch's selective checkpointing, which does not fit here: it insists on the same operations in the forward
-and in the recomputation, and ZeRO-3 gathers weights in the one that did not need to in the other.
+and in the recomputation, and ZeRO-3 gathers weights in the one that did not need to in the other. It also asks Python
+about every operation of a layer, which takes a GPU's host longer than a short row takes the GPU; our attention says
+itself what is to be kept (kept.py), and only the library's is found among all operations.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
-from align.longseq.merge import attention_parts
+from align.longseq.kept import Keeper, Keeping, Returning, current_keeper
 
-# Operators whose outputs (attention and log-sum-exp) are kept; anything else in a layer is recomputed. Ours is
-# one for all calls of a layer; the kernels by themselves are those of the plain path.
-ATTENTION_OPS = frozenset({attention_parts._opoverload}) | frozenset(
+# The library's attention as operators; anything else in a layer is recomputed.
+ATTENTION_OPS = frozenset(
     getattr(torch.ops.aten, name).default
     for name in (
         "_scaled_dot_product_flash_attention_for_cpu",
@@ -32,40 +35,35 @@ ATTENTION_OPS = frozenset({attention_parts._opoverload}) | frozenset(
 )
 
 
-class _Keeping(TorchDispatchMode):
-    """Runs everything and keeps what attention kernels return."""
+class _Operators(TorchDispatchMode):
+    """Hands the calls of attention's operators to a keeper."""
 
-    def __init__(self, kept: deque[Any]) -> None:
+    def __init__(self, keeper: Keeper) -> None:
         super().__init__()
-        self.kept = kept
+        self._keeper = keeper
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func in ATTENTION_OPS:
-            # Detached: autograd will hang the graph on `output` itself, which would then keep itself alive.
-            self.kept.append(tree_map_only(Tensor, torch.Tensor.detach, output))
-        return output
+        run: Callable[[], Any] = partial(func, *args, **(kwargs or {}))
+        return self._keeper(run) if func in ATTENTION_OPS else run()
 
 
-class _Returning(TorchDispatchMode):
-    """Returns what was kept in place of running attention kernels again; each once."""
-
-    def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
-        self.kept = kept
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in ATTENTION_OPS:
-            return func(*args, **(kwargs or {}))
-        if not self.kept:
-            raise RuntimeError(
-                "A layer checkpointed with keep_attention can be gone through backward only once: "
-                "use memory.checkpointing=full with retain_graph."
-            )
-        return self.kept.popleft()
+def operators_kept() -> AbstractContextManager[Any]:
+    """Around attention by the library's operators in a layer of which ours is kept: those are, too."""
+    keeper = current_keeper()
+    return nullcontext() if keeper is None else _Operators(keeper)
 
 
-def keep_attention_contexts() -> tuple[_Keeping, _Returning]:
-    """What `torch.utils.checkpoint` takes as `context_fn`: around the forward, and around the recomputation."""
+def keep_attention_contexts(
+    layer: partial[Tensor],
+) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What `torch.utils.checkpoint` takes as `context_fn`: around the forward, and around the recomputation.
+
+    Args:
+        layer: with its keywords; a row's `layout` is among them where the attention is ours.
+    """
     kept: deque[Any] = deque()
-    return _Keeping(kept), _Returning(kept)
+    keepers = Keeping(kept), Returning(kept)
+    if "layout" in layer.keywords:
+        return keepers
+    keeping, returning = (_Operators(keeper) for keeper in keepers)
+    return keeping, returning

@@ -1,186 +1,17 @@
-"""Attention kernels that return their log-sum-exp and take a merged one back: torch's own, flash-attn's by name.
-
-They are the ones behind `scaled_dot_product_attention`, called by their operators because the function hides
-the log-sum-exp. torch's context parallelism calls them the same way.
-"""
+"""Attention kernels by their names: torch's own, flash-attn's packages, and one with a cap on scores."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from align.longseq.capped import CappedKernel
 from align.longseq.flash import load_flash
+from align.longseq.kernel import Kernel
 from align.longseq.settings import FLASH_MODULES, SOFTCAP
+from align.longseq.torch_kernels import CpuKernel, CudaEfficientKernel, CudaFlashKernel
 
-_aten = torch.ops.aten
 CAPPED = "capped"  # the name of capped.py's kernel, before its cap
-
-# Sizes of a part's causal squares; empty for a rectangle, where every query sees every key. See parts.Part.
-Squares = tuple[int, ...]
-
-
-class Kernel(Protocol):
-    """Forward and backward of one attention call; h query heads are a multiple of k key-value heads."""
-
-    varlen: bool  # whether one call takes squares of any sizes; else a batch of equal ones
-    halved: range  # sizes of causal squares that cost more than two of half the size and a rectangle
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """`[B, h, q, D]`, `[B, k, n, D]` twice → output `[B, h, q, D]` and log-sum-exp `[B, h, q]`.
-
-        Where a call takes several squares, B is 1; else it counts calls of one shape that are done at once.
-        """
-        ...
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        lse: Tensor,
-        squares: Squares,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of query, key and value; output and log-sum-exp are the merged ones."""
-        ...
-
-
-class CpuKernel:
-    """torch's flash attention for CPU: fp64, fp32, fp16, bf16, strided, grouped heads unexpanded.
-
-    A causal square of a few hundred tokens takes as long as a rectangle of that size, twice as long as its pairs.
-    """
-
-    varlen = False
-    halved = range(192, 1536)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """See `Kernel`."""
-        return _aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, bool(squares), scale=scaling
-        )
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        lse: Tensor,
-        squares: Squares,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Kernel`."""
-        return _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, query, key, value, output, lse, 0.0, bool(squares), scale=scaling
-        )
-
-
-class CudaFlashKernel:
-    """torch's FlashAttention for CUDA from Ampere on: fp16 and bf16, grouped heads unexpanded.
-
-    Widths up to 256, padded to a multiple of 8.
-    """
-
-    varlen = False
-    halved = range(0)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """See `Kernel`."""
-        width = query.shape[3]
-        query, key, value = (_pad_width(states) for states in (query, key, value))
-        output, lse, *_ = _aten._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, bool(squares), scale=scaling
-        )
-        return output[..., :width], lse
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        lse: Tensor,
-        squares: Squares,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Kernel`."""
-        width = query.shape[3]
-        states = [_pad_width(one) for one in (gradient, query, key, value, output)]
-        # What a forward without dropout leaves there: nothing in the random state is read.
-        random = torch.empty(2, dtype=torch.uint64, device=query.device)
-        unused = torch.empty((), dtype=torch.uint64, device=query.device)
-        lengths = (query.shape[2], key.shape[2])
-        gradients = _aten._scaled_dot_product_flash_attention_backward(
-            *states, lse.contiguous(), None, None, *lengths, 0.0, bool(squares), random, unused, scale=scaling
-        )
-        return tuple(one[..., :width] for one in gradients)  # type: ignore[return-value]
-
-
-class CudaEfficientKernel:
-    """torch's memory-efficient attention for CUDA: fp32, widths that 4 divides; grouped heads are expanded."""
-
-    varlen = False
-    halved = range(0)
-    _ALIGNED = 32  # its log-sum-exp is padded to a multiple of this
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, squares: Squares, scaling: float
-    ) -> tuple[Tensor, Tensor]:
-        """See `Kernel`."""
-        shared = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
-        output, lse, *_ = _aten._scaled_dot_product_efficient_attention(
-            query, key, value, None, True, 0.0, bool(squares), scale=scaling
-        )
-        return output, lse[..., : query.shape[2]]
-
-    def backward(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        output: Tensor,
-        lse: Tensor,
-        squares: Squares,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Kernel`."""
-        batch, heads, length, width = key.shape
-        shared = query.shape[1] // heads
-        expanded = [states.repeat_interleave(shared, dim=1) for states in (key, value)]
-        # Infinity makes the padding's weights exp(−∞) = 0.
-        lse = pad(lse, (0, -lse.shape[2] % self._ALIGNED), value=torch.inf)
-        random = torch.empty((), dtype=torch.long, device=query.device)
-        wanted = (True, True, True, False)
-        grad_query, *grads, _ = _aten._scaled_dot_product_efficient_attention_backward(
-            gradient, query, *expanded, None, output, lse, random, random, 0.0, wanted, bool(squares),
-            scale=scaling,
-        )  # fmt: skip
-        grad_key, grad_value = (one.view(batch, heads, shared, length, width).sum(2) for one in grads)
-        return grad_query, grad_key, grad_value
-
-
-def _pad_width(states: Tensor) -> Tensor:
-    """`[…, D]` with zeros up to a multiple of 8, which changes no score: a width of 60 becomes 64."""
-    missing = -states.shape[-1] % 8
-    return pad(states, (0, missing)) if missing else states
-
 
 _KERNELS: dict[str, Kernel] = {
     "cpu": CpuKernel(),
@@ -228,13 +59,22 @@ def sdpa_kernel(query: Tensor, value: Tensor) -> str | None:
 def cuda_kernel(dtype: torch.dtype, width: int, capability: tuple[int, int]) -> str | None:
     """The kernel of torch's for one type and width on a GPU; None where both of ours would end in an error.
 
+    As `scaled_dot_product_attention` chooses (`sdp_utils.cpp`), but for widths that 8 does not divide, which are padded
+    here and leave it without a fused kernel.
+
     Args:
         dtype: of query, key and value.
         width: D, of each.
         capability: of the GPU: `(8, 0)` is an A100, `(7, 5)` a T4.
     """
-    if dtype in (torch.float16, torch.bfloat16) and width <= 256 and capability >= (8, 0):
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half and capability >= (8, 0) and width <= 256 and not _backward_missing(width, capability):
         return "cuda_flash"
-    if dtype == torch.float32 and width % 4 == 0 and capability >= (5, 0):
-        return "cuda_efficient"
-    return None
+    oldest = {torch.float32: (5, 0), torch.float16: (5, 0), torch.bfloat16: (8, 0)}.get(dtype)
+    return "cuda_efficient" if oldest is not None and capability >= oldest else None
+
+
+def _backward_missing(width: int, capability: tuple[int, int]) -> bool:
+    """Whether torch's FlashAttention has no gradient of such heads: 200 wide on an RTX 4090 (8.9) or 5090 (12.0)."""
+    small = (8, 6) <= capability <= (8, 9) or (12, 0) <= capability <= (12, 1)
+    return small and 192 < width <= 224

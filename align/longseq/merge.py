@@ -24,7 +24,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from align.longseq.kernels import Kernel, kernel_named
+from align.longseq.kept import kept
+from align.longseq.kernel import Kernel
+from align.longseq.kernels import kernel_named
 from align.longseq.logps import sum_dtype
 from align.longseq.parts import Call, Part, unflatten
 from align.longseq.shared_prefix import Span
@@ -42,13 +44,12 @@ def attention_parts(
 ) -> tuple[Tensor, Tensor]:
     """Attention over `parts` (see `parts.flatten`) by the named kernel, without gradient.
 
-    An operator of its own, so that checkpointing can keep what it returns (keep_attention.py): one output and
-    one log-sum-exp, whatever the number of calls.
+    An operator of its own, so that a plan can count a layer on tensors without numbers without its many calls.
 
     Returns:
-        `[1, h, Q, D]` and, in the kernel's precision, `[1, h, Q]`.
+        `[1, h, Q, E]`, as wide as the values, and, in the kernel's precision, `[1, h, Q]`.
     """
-    output, lse = _run(query, key, value, unflatten(list(parts)), scaling, kernel_named(kernel))
+    output, lse = run_parts(query, key, value, unflatten(list(parts)), scaling, kernel_named(kernel))
     if sinks is not None:
         _add_sinks(output, lse, sinks)
     return output, lse
@@ -65,12 +66,13 @@ def _(
     kernel: str,
 ) -> tuple[Tensor, Tensor]:
     precision = torch.promote_types(query.dtype, torch.float32)
-    return _token_major(query), query.new_empty(query.shape[:3], dtype=precision)
+    return _token_major(query, value), query.new_empty(query.shape[:3], dtype=precision)
 
 
-def _token_major(like: Tensor) -> Tensor:
-    """Empty `[1, h, Q, D]` whose memory runs `[1, Q, h, D]`, which is what the layer reads next."""
-    return like.new_empty(like.shape[0], like.shape[2], like.shape[1], like.shape[3]).transpose(1, 2)
+def _token_major(query: Tensor, value: Tensor) -> Tensor:
+    """Empty `[1, h, Q, E]` whose memory runs `[1, Q, h, E]`, which is what the layer reads next."""
+    batch, heads, length, _ = query.shape
+    return query.new_empty(batch, length, heads, value.shape[3]).transpose(1, 2)
 
 
 def _calls(parts: Sequence[Part], kernel: Kernel) -> Sequence[Call]:
@@ -100,11 +102,12 @@ def _sizes(part: Part) -> tuple[int, ...]:
     return part.squares[::-1] if part.mirrored else part.squares
 
 
-def _run(
+def run_parts(
     query: Tensor, key: Tensor, value: Tensor, parts: Sequence[Part], scaling: float, kernel: Kernel
 ) -> tuple[Tensor, Tensor]:
+    """Merged output and log-sum-exp of `parts`, of which the squares come first; shapes as in `attention_parts`."""
     precision = torch.promote_types(query.dtype, torch.float32)
-    output = _token_major(query)
+    output = _token_major(query, value)
     lse = query.new_empty(query.shape[:3], dtype=precision)
     for call in _calls(parts, kernel):
         part = call.part
@@ -130,10 +133,46 @@ def _run(
 
 
 def _add_sinks(output: Tensor, lse: Tensor, sinks: Tensor) -> None:
-    """Lets each head's sink join the softmax, in place: output `[1, h, Q, D]`, log-sum-exp `[1, h, Q]`, sinks `[h]`."""
+    """Lets each head's sink join the softmax, in place: output `[1, h, Q, E]`, log-sum-exp `[1, h, Q]`, sinks `[h]`."""
     logits = sinks.to(lse.dtype)[None, :, None]
     output.mul_(torch.sigmoid(lse - logits)[..., None])
     lse.copy_(torch.logaddexp(lse, logits))
+
+
+def run_parts_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    lse: Tensor,
+    parts: Sequence[Part],
+    scaling: float,
+    kernel: Kernel,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value: every call's backward from the merged output and log-sum-exp."""
+    grad_query = torch.empty_like(query)
+    grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+    for call in _calls(parts, kernel):
+        part = call.part
+        found = kernel.backward(
+            _taken(gradient, part.queries, call),
+            _taken(query, part.queries, call),
+            _taken(key, part.keys, call),
+            _taken(value, part.keys, call),
+            _taken(output, part.queries, call),
+            _taken(lse, part.queries, call),
+            _sizes(part),
+            scaling,
+        )
+        of_query, of_key, of_value = (one.flip(2) for one in found) if part.mirrored else found
+        if part.squares and not part.mirrored:
+            _view(grad_query, part.queries, call).copy_(of_query)
+        else:
+            _view(grad_query, part.queries, call).add_(of_query)
+        _view(grad_key, part.keys, call).add_(of_key)
+        _view(grad_value, part.keys, call).add_(of_value)
+    return grad_query, grad_key, grad_value
 
 
 class MergedAttention(Function):
@@ -151,7 +190,7 @@ class MergedAttention(Function):
         kernel: str,
     ) -> Tensor:
         """The merged output."""
-        output, lse = attention_parts(query, key, value, sinks, parts, scaling, kernel)
+        output, lse = kept(lambda: attention_parts(query, key, value, sinks, parts, scaling, kernel))
         ctx.save_for_backward(query, key, value, sinks, output, lse)
         ctx.parts, ctx.scaling, ctx.kernel = parts, scaling, kernel
         return output
@@ -162,29 +201,11 @@ class MergedAttention(Function):
         """Every call's backward from the merged output and log-sum-exp."""
         query, key, value, sinks, output, lse = ctx.saved_tensors
         kernel = kernel_named(ctx.kernel)
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        for call in _calls(unflatten(ctx.parts), kernel):
-            part = call.part
-            found = kernel.backward(
-                _taken(gradient, part.queries, call),
-                _taken(query, part.queries, call),
-                _taken(key, part.keys, call),
-                _taken(value, part.keys, call),
-                _taken(output, part.queries, call),
-                _taken(lse, part.queries, call),
-                _sizes(part),
-                ctx.scaling,
-            )
-            of_query, of_key, of_value = (one.flip(2) for one in found) if part.mirrored else found
-            if part.squares and not part.mirrored:
-                _view(grad_query, part.queries, call).copy_(of_query)
-            else:
-                _view(grad_query, part.queries, call).add_(of_query)
-            _view(grad_key, part.keys, call).add_(of_key)
-            _view(grad_value, part.keys, call).add_(of_value)
+        found = run_parts_backward(
+            gradient, query, key, value, output, lse, unflatten(ctx.parts), ctx.scaling, kernel
+        )
         grad_sinks = None if sinks is None else _sinks_gradient(gradient, sinks, output, lse)
-        return grad_query, grad_key, grad_value, grad_sinks, None, None, None
+        return *found, grad_sinks, None, None, None
 
 
 def _sinks_gradient(gradient: Tensor, sinks: Tensor, output: Tensor, lse: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def read_config(model: nn.Module | str) -> PreTrainedConfig:
     return find_causal_lm(model).config
 
 
-def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str = "sdpa") -> nn.Module:
+def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str = "auto") -> nn.Module:
     """A model that reads rows as `attention` says; one that has the shared prefix's already is returned as it is.
 
     Args:
@@ -192,7 +192,7 @@ def prepare_rows(
     config: PreTrainedConfig,
     max_length: int | None,
     what: str = "train_dataset",
-    attention: str = "sdpa",
+    attention: str = "auto",
 ) -> Dataset | None:
     """Rows as the collator takes them; those that are tokenised already, and None, are returned as they are.
 
@@ -267,7 +267,7 @@ def read_rows_for(
     config: PreTrainedConfig,
     positions: PositionSettings,
     seed: int,
-    attention: str = "sdpa",
+    attention: str = "auto",
 ) -> PreferenceData:
     """Tokenised rows with all that a method asks for.
 

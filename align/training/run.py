@@ -13,11 +13,12 @@ from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
 from align.distributed.build_locks import warn_of_left_locks
-from align.longseq.flash import check_flash
+from align.longseq.flash_fit import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config, check_degree
 from align.longseq.tile_probe import check_tiles
+from align.models.kernels import check_kernels, kernels_on
 from align.models.loading import load_config, resolve_dtype
 from align.models.paths import check_weights
 from align.models.precision import autocasts, training_dtype
@@ -44,13 +45,15 @@ def check(config: DictConfig) -> Run:
     method = load_method(config.method, allow_targets=settings.allow_targets)
     arguments = training_arguments(config, settings.model)
     check_scheduler(arguments)
-    settings = replace(settings, model=training_dtype(settings.model))
+    model = training_dtype(settings.model)
+    settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
     check_tiles(settings.model, settings.memory)
     check_degree(load_config(settings.model), settings.parallel.degree)
     check_sharded_experts(settings.model, arguments)
+    check_kernels(settings.model, load_config(settings.model))
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
@@ -62,7 +65,7 @@ def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
     if model.attention in FLASH_MODULES:
         weights = resolve_dtype(model.dtype)
         lowered = torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else weights
-        check_flash(model.attention, dtype=lowered, weights=weights, width=head_width(load_config(model)))
+        check_flash(model.attention, dtype=lowered, weights=weights, widths=head_widths(load_config(model)))
 
 
 def check_scheduler(arguments: TrainingArguments) -> None:
@@ -89,13 +92,18 @@ def check_scheduler(arguments: TrainingArguments) -> None:
         ) from error
 
 
-def head_width(config: PreTrainedConfig) -> int | None:
-    """Numbers of a key in the widest of a model's heads; None where its configuration does not say."""
+def head_widths(config: PreTrainedConfig) -> tuple[int, int] | None:
+    """Numbers of a key and of a value in the widest of a model's heads; None where its configuration does not say."""
     named, heads = of_layers(config, "head_dim"), of_layers(config, "num_attention_heads")
     if not named and heads:
         named = [text_config(config).hidden_size // min(heads)]
     named += of_layers(config, "global_head_dim")
-    return max((width for width in named if isinstance(width, int)), default=None)
+    latent = zip(of_layers(config, "qk_nope_head_dim"), of_layers(config, "qk_rope_head_dim"), strict=False)
+    keys = [sum(both) for both in latent] or named
+    values = of_layers(config, "v_head_dim") or keys
+    if not keys or not all(isinstance(width, int) for width in (*keys, *values)):
+        return None
+    return max(*keys, *values), max(values)
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
@@ -105,6 +113,7 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
         check_config(load_config(settings), attention=settings.attention)
     else:
         check_architecture(settings)
+        check_kernels(settings, load_config(settings), key="reference.model")
     if reference.cache is not None:
         check_folder(Path(reference.cache))
 

@@ -53,7 +53,7 @@ class PreferenceTrainer(SealedCheckpoints):
         parallel: this process's place in its sequence-parallel group; None without.
         logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
         memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
-        attention: `sdpa`, the shared prefix's; or `library`, the model's own: a row for each answer.
+        attention: as `model.attention`: `auto`, the shared prefix's; `library`, a row for each answer.
         max_length: tokens to which contexts of rows that are not tokenised are cut; None is the model's window.
         balance: coefficient of a mixture of experts' load-balancing loss.
         kwargs: the rest of Trainer's own.
@@ -80,7 +80,7 @@ class PreferenceTrainer(SealedCheckpoints):
         parallel: SequenceParallel | None = None,
         logits_chunk: int | None = None,
         memory: MemorySettings = DEFAULT_MEMORY,
-        attention: str = "sdpa",
+        attention: str = "auto",
         max_length: int | None = None,
         balance: float = 0.0,
         **kwargs: Any,

@@ -5,6 +5,7 @@
     python -m benchmarks.miniature --cells find write/dpo   # cells whose names begin like this, and what they need
     python -m benchmarks.miniature --budget-minutes 60      # starts no cell after an hour
     python -m benchmarks.miniature --report                 # only the table, the claims and the pictures
+    python -m benchmarks.miniature --groups 42 --seeds 1 2 3 4 --work W --results R     # more than the protocol has
 
 Each step of a cell is a process of its own. A cell's JSON is written when all its steps are done; a killed one goes
 on where it stopped when the command is given again. Several of these commands may run at once: they share the cells.
@@ -24,6 +25,7 @@ from rich.console import Console
 from align.core.files import write_atomically
 from benchmarks.miniature.analysis import read_results
 from benchmarks.miniature.cells import SEEDS, Cell, Place, grid
+from benchmarks.miniature.questions import GROUPS
 from benchmarks.miniature.report import draw, show
 from benchmarks.miniature.run import ROOT, claimed, result_path, run_cell
 
@@ -35,12 +37,13 @@ def main() -> None:
     arguments = parse(sys.argv[1:])
     if arguments.dev:
         arguments.work, arguments.results = arguments.work / "dev", arguments.work / "dev" / "results"
-    cells = grid((0,) if arguments.dev else SEEDS)
+    cells = grid((0,) if arguments.dev else arguments.seeds)
     if arguments.list:
         list_cells(cells, arguments.results)
         return
     if not arguments.report:
-        place = Place(arguments.work.resolve(), data_folder(), "dev" if arguments.dev else "held_out")
+        split = "dev" if arguments.dev else "held_out"
+        place = Place(arguments.work.resolve(), data_folder(), split, arguments.groups)
         run_missing(wanted(cells, arguments.cells), place, arguments)
     results = read_results(arguments.results)
     console = Console(width=120, record=True)
@@ -63,6 +66,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no cell after this")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each process")
     parser.add_argument("--dev", action="store_true", help="seed 0 and the development questions, apart")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="other ones than the protocol's")
+    parser.add_argument("--groups", type=int, default=GROUPS, help="of 24 held-out questions of part qa")
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "miniature", help="runs and models")
     parser.add_argument("--results", type=Path, default=RESULTS, help="finished cells")
     return parser.parse_args(words)

@@ -24,11 +24,13 @@ class Place:
         work: folder of data, runs and models.
         data: the folder `ALIGN_DATA`.
         split: `held_out`, or `dev` for trying settings.
+        groups: of held-out questions of part `qa`, 24 each.
     """
 
     work: Path
     data: Path
     split: str = "held_out"
+    groups: int = questions.GROUPS
 
     def folder(self, cell: str) -> Path:
         """Of a cell's runs."""
@@ -188,7 +190,7 @@ def _qa_rows(cell: Cell, place: Place) -> list[Step]:
         "~pipeline",
         "+pipeline._target_=benchmarks.miniature.rows.QuestionRows",
         f"+pipeline.data={place.data}",
-        f"+pipeline.sources={sources}",
+        *(f"+pipeline.sources={sources}", f"+pipeline.groups={place.groups}"),
         "allow_targets=[benchmarks]",
         "deduplicate=none",
         "model.dtype=float32",
@@ -271,7 +273,7 @@ def write_questions(cell: Cell, place: Place) -> None:
     if path.is_file():
         return
     if cell.part == "qa":
-        split = questions.Split.read(place.data)
+        split = questions.Split.read(place.data, groups=place.groups)
         groups = split.held_out if place.split == "held_out" else split.dev
         if cell.asks == "qa_diluted":
             rows = questions.diluted_questions(groups, place.data)

@@ -66,9 +66,9 @@ class Split:
     train: tuple[Row, ...]
 
     @classmethod
-    def read(cls, data: Path) -> Split:
-        """The split of the file in the folder `ALIGN_DATA`."""
-        return cls.of(read_rows(str(data / FILE), ("question", "answers", "ctxs")))
+    def read(cls, data: Path, *, groups: int = GROUPS) -> Split:
+        """The split of the file in the folder `ALIGN_DATA`, with so many groups of held-out questions."""
+        return cls.of(read_rows(str(data / FILE), ("question", "answers", "ctxs")), groups=groups)
 
     @classmethod
     def of(cls, rows: Sequence[Row], *, groups: int = GROUPS, size: int = BEYOND) -> Split:

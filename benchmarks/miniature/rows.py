@@ -27,11 +27,13 @@ class QuestionRows:
     Attributes:
         data: the folder `ALIGN_DATA`.
         sources: training questions to make rows of, the first ones of the split.
+        groups: of held-out questions, which do not train.
         max_new_tokens: of every answer, at most.
     """
 
     data: str
     sources: int = questions.SOURCES
+    groups: int = questions.GROUPS
     max_new_tokens: int = 48
 
     def check(self) -> None:
@@ -43,7 +45,7 @@ class QuestionRows:
 
     def read(self) -> list[Document]:
         """The training questions; their texts are read again by `run`."""
-        train = Split.read(Path(self.data)).train[: self.sources]
+        train = Split.read(Path(self.data), groups=self.groups).train[: self.sources]
         return [
             Document(str(i), f"{questions.FILE}:{i}", f"{row['question']} {row['ctxs'][0]['text']}")
             for i, row in enumerate(train)
@@ -51,7 +53,7 @@ class QuestionRows:
 
     def run(self, documents: Sequence[Document], workspace: Workspace) -> Summary:
         """Chosen answers of all questions, then the rejected ones of those that are right."""
-        split = Split.read(Path(self.data))
+        split = Split.read(Path(self.data), groups=self.groups)
         places = [int(document.id) for document in documents]
         dropped: Counter[str] = Counter()
         alone = {place: [questions.passage(split.train[place])] for place in places}

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from align.longseq import ATTENTION, pack, pair_logps
+from align.longseq import ATTENTION, choice, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.keep_attention import ATTENTION_OPS
 from align.longseq.kernels import CpuKernel, kernel_named, register_kernel
 from align.longseq.parallel import SequenceParallel, start_parallel
+from align.models.settings import LIBRARY
+from align.models.structure import set_reading
 from tests.distributed import run_distributed
 from tests.longseq.plain import make_example
 from tests.tiny import tiny_model
@@ -93,3 +97,32 @@ def test_a_second_backward_pass_is_refused():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward only once"):
         loss.backward()
+
+
+class Operators(TorchDispatchMode):
+    """Counts runs of torch's own attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.runs += func in ATTENTION_OPS
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", ATTENTION], ids=["the library's", "the plain way of ours"])
+def test_attention_by_torchs_operators_is_kept_too(attention, monkeypatch):
+    """A row for each answer through the library's attention; and where no kernel gives its log-sum-exp."""
+    monkeypatch.setattr(choice, "torchs_kernel", lambda *asked: None)
+    runs, gradients = {}, {}
+    for mode in ("none", "full", "keep_attention"):
+        model = tiny_model()
+        model.set_attn_implementation(attention)
+        set_reading(model, LIBRARY)
+        apply_checkpointing(model.train(), mode)
+        with Operators() as seen:
+            chosen_sum(model).backward()
+        runs[mode], gradients[mode] = seen.runs, model.model.layers[0].self_attn.q_proj.weight.grad
+    assert runs["keep_attention"] == runs["none"] > 0 and runs["full"] > runs["none"]
+    assert torch.equal(gradients["keep_attention"], gradients["none"])

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from align.longseq import ATTENTION, Layout, PackedPrompt, pack, pair_logps
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.kernels import cuda_kernel, kernel_named, sdpa_kernel
-from align.longseq.merge import _run
+from align.longseq.merge import run_parts
 from align.longseq.parts import Own, Part, flatten, parts_of, unflatten
 from align.longseq.sharding import balanced_shards, count_tokens, token_index
 from tests.longseq.plain import make_example, relative_error
@@ -180,7 +180,7 @@ def test_nothing_grows_with_queries_times_keys_and_nothing_is_copied():
     leaves, _ = states((2, 1), layout.length, layout.length)
     parts = parts_of(layout.prompts, ((0, layout.length),))
     with Largest() as seen, torch.no_grad():
-        output, _ = _run(*leaves, parts, 1.0, kernel_named("cpu"))
+        output, _ = run_parts(*leaves, parts, 1.0, kernel_named("cpu"))
     assert seen.elements == output.numel() < 400 * 420
     assert not seen.names & {"aten::cat", "aten::ones", "aten::tril", "aten::repeat_interleave"}
 
@@ -208,14 +208,24 @@ def test_which_kernel():
         (torch.float16, 60, (9, 0), "cuda_flash"),
         (torch.float32, 64, (7, 5), "cuda_efficient"),
         (torch.float32, 512, (8, 0), "cuda_efficient"),
-        (torch.bfloat16, 512, (9, 0), None),  # Gemma-4's global heads
-        (torch.float16, 64, (7, 5), None),  # T4
-        (torch.float16, 64, (7, 0), None),  # V100
+        (torch.bfloat16, 512, (9, 0), "cuda_efficient"),  # Gemma-4's global heads
+        (torch.float16, 64, (7, 5), "cuda_efficient"),  # T4
+        (torch.float16, 64, (7, 0), "cuda_efficient"),  # V100
+        (torch.bfloat16, 64, (7, 5), None),
         (torch.float64, 64, (9, 0), None),
-        (torch.float32, 62, (9, 0), None),
+        (
+            torch.float32,
+            62,
+            (9, 0),
+            "cuda_efficient",
+        ),  # padded; torch's own function would compute all scores
+        (torch.bfloat16, 200, (8, 9), "cuda_efficient"),  # no gradient there
+        (torch.bfloat16, 200, (12, 0), "cuda_efficient"),
+        (torch.bfloat16, 232, (8, 6), "cuda_flash"),
+        (torch.bfloat16, 200, (9, 0), "cuda_flash"),
     ],
 )
-def test_where_torchs_cuda_kernels_would_fail_the_plain_path_is_taken(dtype, width, capability, kernel):
+def test_torchs_cuda_kernels_are_taken_as_its_own_function_takes_them(dtype, width, capability, kernel):
     """What each takes, by the checks in torch's `sdp_utils.cpp`."""
     assert cuda_kernel(dtype, width, capability) == kernel
 

@@ -14,7 +14,7 @@ from align.core.errors import UserError
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.kernels import CAPPED, kernel_named, register_kernel
 from align.longseq.layer_pattern import layer_pattern
-from align.longseq.merge import MergedAttention, _run
+from align.longseq.merge import MergedAttention, run_parts
 from align.longseq.parts import REVERSED, Part, flatten, parts_of, unflatten
 from align.longseq.patterns import FULL, Block, Chunked, Full, Window, seen_pairs
 from align.longseq.settings import SOFTCAP
@@ -234,7 +234,7 @@ def test_a_window_makes_no_mask_and_copies_no_more_than_its_blocks():
     leaves, _ = states((2, 1), layout.length, layout.length)
     parts = parts_of(layout.prompts, ((0, layout.length),), Window(64))
     with Largest() as seen, torch.no_grad():
-        output, _ = _run(*leaves, parts, 1.0, kernel_named("cpu"))
+        output, _ = run_parts(*leaves, parts, 1.0, kernel_named("cpu"))
     assert seen.elements == output.numel()
     assert not seen.names & {"aten::cat", "aten::ones", "aten::tril", "aten::repeat_interleave"}
 

@@ -1,0 +1,1 @@
+"""`make gpu`: what a GPU has to show (right, fast, long, as planned), in stages that each write their result."""
