@@ -20,8 +20,8 @@ def sentence(stage: str, entry: Entry) -> str:
         return str(entry["skipped"])
     if "error" in entry:
         return f"ended in an error: {entry['error'].splitlines()[-1]}"
-    said = "; ".join(_SENTENCES[stage](entry["result"]))
-    return said or "no time left"
+    said = "; ".join(_SENTENCES[stage](entry["result"])) or "no time left"
+    return f"{said}; unfinished" if "unfinished" in entry else said
 
 
 def failures(stage: str, entry: Entry) -> list[str]:
