@@ -60,6 +60,7 @@ def test_the_documentation_shows_what_was_found(monkeypatch):
     found = {
         "speed": {
             "bf16_tflops": 787.0,
+            "profile, dpo lora, 4096, shared": {"seconds": 0.3, "busy": 0.5, "milliseconds": {}},
             "dpo lora, 16384, shared": step,
             "dpo lora, 16384, trl": {"error": "no"},
         },
