@@ -21,7 +21,7 @@ from align.longseq.settings import (
 from align.models.checks import check_lora
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
-from align.planning.settings import GpuSettings, RowSettings, optimizer_slots
+from align.planning.settings import GOALS, LENGTH, GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
@@ -30,9 +30,10 @@ from align.training.method_settings import check_method
 from align.training.trainer_keys import check_trainer_numbers
 
 if TYPE_CHECKING:
+    from align.planning.length_plan import LengthPlan
     from align.planning.planner import Plan
 
-# Of the file `json`, as planner.to_json makes them: by them an earlier plan is known.
+# Of the file `json`, as planner.to_json and length_plan.to_json make them: by them an earlier plan is known.
 FIELDS = (
     "model",
     "rows",
@@ -42,6 +43,7 @@ FIELDS = (
     "row_an_answer_fused_head",
     "row_an_answer",
 )
+LENGTH_FIELDS = ("model", "rows", "machine", "at_least", "given", "longest", "ways")
 
 
 @hydra_entry("plan")
@@ -50,7 +52,7 @@ def main(config: DictConfig) -> int:
     return 0 if plan(config, own=sys.argv[1:]).best is not None else 1
 
 
-def plan(config: DictConfig, *, own: list[str] | None = None) -> Plan:
+def plan(config: DictConfig, *, own: list[str] | None = None) -> Plan | LengthPlan:
     """Prints the plan, and the command to paste.
 
     Args:
@@ -61,10 +63,17 @@ def plan(config: DictConfig, *, own: list[str] | None = None) -> Plan:
     written = json_file(config)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.core.files import write_json
-    from align.planning import planner
+    from align.planning import length_plan, planner
 
+    repeated = planner.own_overrides(own or [], rows=config.data.path)
+    if config.goal == LENGTH:
+        longest = length_plan.make_length_plan(config)
+        length_plan.show(longest, repeated)
+        if written is not None:
+            write_json(written, length_plan.to_json(longest))
+        return longest
     made = planner.make_plan(config)
-    planner.show(made, planner.own_overrides(own or [], rows=config.data.path))
+    planner.show(made, repeated)
     if written is not None:
         write_json(written, planner.to_json(made))
     return made
@@ -76,11 +85,12 @@ def json_file(config: DictConfig) -> Path | None:
     Raises:
         UserError: it cannot be written, or holds something else.
     """
-    return asked_file(config, "json", lambda path: is_json(path, FIELDS))
+    return asked_file(config, "json", lambda path: is_json(path, FIELDS) or is_json(path, LENGTH_FIELDS))
 
 
 def check(config: DictConfig) -> None:
     """Refuses unknown keys, values and files, without torch."""
+    check_choice("goal", str(config.goal), GOALS)
     check_method(config.method, allow_targets=list(config.allow_targets))
     model = typed(ModelSettings, config, "model")
     check_path(model.path)

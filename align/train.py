@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from align.core.allocator import let_segments_grow
+from align.core.telling import tell
 from align.data.sources import check_row_paths
 from align.evaluation.suite import Suite, build_suites
 from align.runs import exit_codes, jobs
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 @hydra_entry("train")
 def main(config: DictConfig) -> int | float | None:
     """The command: its exit code where SIGTERM stopped it, else what a sweeper optimises."""
+    said = let_segments_grow()  # before torch is imported, which reads it
+    if said is not None:
+        tell(said)
     result = train(config)
     return exit_codes.STOPPED if result.stopped else result.objective
 

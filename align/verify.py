@@ -62,6 +62,7 @@ def verify(config: DictConfig) -> Verification:
     # Nothing above imports torch, so that a slip is answered at once.
     import torch
 
+    from align.core.telling import tell
     from align.distributed.agreement import check_same_settings
     from align.longseq.checkpointing import apply_checkpointing
     from align.longseq.probe import check_architecture
@@ -74,6 +75,8 @@ def verify(config: DictConfig) -> Verification:
     from align.verification.small_copy import build_small_copy
 
     memory.check(accelerator=torch.accelerator.is_available())
+    if model.kernels != "none":
+        tell(f"align verify computes the model's own modules: model.kernels={model.kernels} is left out.")
     check_architecture(model)
     check_degree(load_config(model), parallel_settings.degree)
     # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
@@ -84,7 +87,7 @@ def verify(config: DictConfig) -> Verification:
     answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
     accelerator = comparison.start_accelerator()
     try:
-        check_same_settings(dict(config), device=accelerator.device)
+        check_same_settings(dict(config))
         memory = fit_verify(
             model,
             memory,

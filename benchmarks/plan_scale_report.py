@@ -7,6 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
+MARKS = (
+    "~: rests on a rate that is assumed, such as the network's; without it on measured rates and counted work alone. "
+    "GB are the planner's formulas with 1.5 GB of libraries, which is assumed. Seconds: as if nothing overlapped, then "
+    "with what can, then the share of these in which the GPU waits for the network."
+)
 COLOURS = {"ulysses": "#4477aa", "gather": "#ee6677", "mixed": "#228833"}
 WAYS = {
     "one_for_all": "one for all",
@@ -24,7 +29,8 @@ def thousands(tokens: int) -> str:
 def table(cells: list[dict[str, Any]], gpus: int) -> Table:
     """One cluster: lengths down, exchanges across."""
     made = Table(
-        title=f"{gpus} GPUs: degree, seconds a prompt, GB a GPU, GB sent a row and GPU", title_justify="left"
+        title=f"{gpus} GPUs: degree, seconds a prompt apart and overlapped, waiting, GB a GPU, GB sent a row and GPU",
+        title_justify="left",
     )
     made.add_column("tokens", justify="right")
     here = [cell for cell in cells if cell["gpus"] == gpus]
@@ -44,7 +50,57 @@ def _text(cell: dict[str, Any]) -> str:
     if cell["exchange"] == "mixed" and cell["degree"] > 1:
         degree = f"{cell['inner']}×{cell['degree'] // cell['inner']}"
     seconds, sent = cell["seconds_per_prompt"], cell["exchange_gb_per_row"]
-    return f"{degree}  {seconds:.3g} s  {cell['memory_gb']:.0f} GB  {sent:.3g} GB"
+    both = f"{mark(cell)}{seconds:.3g} {mark(cell)}{cell['overlapped_seconds_per_prompt']:.3g} s"
+    return f"{degree}  {both}  {percent(cell['exposed_share'])}  {cell['memory_gb']:.0f} GB  {sent:.3g} GB"
+
+
+def percent(share: float) -> str:
+    """0.125 → `12 %`."""
+    return f"{100 * share:.0f} %"
+
+
+def mark(cell: dict[str, Any]) -> str:
+    """`~` where seconds rest on something that is assumed."""
+    return "~" if cell["assumed"] else ""
+
+
+def grown_table(cells: list[dict[str, Any]]) -> Table:
+    """One job on more and more GPUs: an 8B with LoRA, against as many times one GPU's speed."""
+    made = Table(title=f"an 8B with LoRA, rows of {cells[0]['length']} tokens, DDP", title_justify="left")
+    for heading in GROWN_HEADINGS:
+        made.add_column(heading, justify="right")
+    for row in grown_rows(cells):
+        made.add_row(*row)
+    return made
+
+
+GROWN_HEADINGS = (
+    "GPUs",
+    "degree",
+    "seconds a prompt, nothing overlapped",
+    "with overlap",
+    "GPU waits",
+    "of ideal speed",
+    "rests on what is assumed",
+)
+
+
+def grown_rows(cells: list[dict[str, Any]]) -> list[list[str]]:
+    """A row a cluster; ideal is the speed of the first one times as many GPUs."""
+    first = next(cell for cell in cells if cell["fits"])
+    ideal = first["overlapped_seconds_per_prompt"] * first["gpus"]
+    rows = []
+    for cell in cells:
+        if not cell["fits"]:
+            rows.append([str(cell["gpus"]), *["does not fit"] * (len(GROWN_HEADINGS) - 1)])
+            continue
+        degree = str(cell["degree"]) if cell["degree"] == 1 else f"{cell['degree']} ({cell['exchange']})"
+        seconds = cell["overlapped_seconds_per_prompt"]
+        numbers = [f"{cell['seconds_per_prompt']:.3g}", f"{seconds:.3g}", percent(cell["exposed_share"])]
+        numbers.append(percent(ideal / cell["gpus"] / seconds))
+        marked = [f"{mark(cell)}{number}" for number in numbers]
+        rows.append([str(cell["gpus"]), degree, *marked, ", ".join(cell["assumed"]) or "nothing"])
+    return rows
 
 
 def by_degree_table(cells: list[dict[str, Any]]) -> Table:
@@ -112,7 +168,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes[0, 1].legend(fontsize=7)
     axes[1, 0].axhline(80, color="grey", linewidth=0.8)
     _draw_degrees(results.get("degrees", []), axes[1, 1])
-    figure.suptitle(f"{results['model']} on H100, all parameters (last panel: LoRA): simulated, not measured")
+    figure.suptitle(
+        f"{results['model']} on H100, all parameters (last panel: LoRA): simulated from one GPU's rates"
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

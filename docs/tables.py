@@ -240,8 +240,9 @@ def all_tables() -> dict[tuple[str, str], str]:
     from docs.architectures import TABLES as ARCHITECTURES
     from docs.gpu import TABLES as GPU
     from docs.miniature import TABLES as MINIATURE
+    from docs.plan_tables import TABLES as PLANS
 
-    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES | GPU).items()}
+    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES | PLANS | GPU).items()}
 
 
 def main() -> None:

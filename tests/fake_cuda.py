@@ -43,6 +43,8 @@ class _Ways(TorchFunctionMode):
             value = args[2] if isinstance(args[2], Tensor) else torch.full((), args[2], device="cuda")
             torch.ops.aten.copy_(_taken(*args[:2]), value)
             return None
+        if function is Tensor.pin_memory:
+            return args[0]
         if function is Tensor.contiguous and args[0].device.type == "cuda":
             return (
                 args[0] if args[0].is_contiguous() else args[0].clone(memory_format=torch.contiguous_format)

@@ -3,66 +3,114 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from align.core.errors import UserError
+from align.distributed.host import gather_numbers, host_group, several_processes
 
 
-def agree_on_calls(model: nn.Module, head_calls: list[int], device: torch.device) -> list[int]:
+@dataclass(frozen=True)
+class SameRows:
+    """What the processes that share their rows have in common.
+
+    Attributes:
+        group: the processes.
+        digest: 64 bits of their rows and settings, as a signed number.
+    """
+
+    group: dist.ProcessGroup
+    digest: int
+
+    def check(self, digests: Mapping[int, int]) -> None:
+        """Compares the group's.
+
+        Args:
+            digests: of every process of the group at least, by its rank in the world.
+
+        Raises:
+            UserError: on every process of the group, naming two that differ.
+        """
+        first, *others = dist.get_process_group_ranks(self.group)
+        for rank in others:
+            if digests[rank] != digests[first]:
+                shown = [f"{digests[each] % 2**64:016x}" for each in (first, rank)]
+                raise UserError(_different(first, rank, *shown, what="rows"))
+
+
+def agree_on_calls(
+    model: nn.Module, calls: Sequence[tuple[int, ...]], *, same: SameRows | None = None
+) -> list[tuple[int, ...]] | None:
     """How often every process calls the model, and the head (or a layer's tiles) within each call.
 
     Where a forward call runs collectives across the world, processes whose rows are packed differently would
     call the model or its head unequally often, and the one with more calls would wait for ever.
 
+    One exchange on the host, for which no device is waited for; none where nothing has to be equal.
+
     Args:
         model: the policy as it is called, wrapped or not.
-        head_calls: for each forward call of this process, how often the head is called in it.
-        device: where the compared tensors live.
+        calls: for each forward call of this process, how often each of several things is called in it: `(3, 40)` are 3
+            slices of the head and 40 tokens that layers are tiled over. At least one call.
+        same: what this process has to have in common with others, which is compared on the way.
 
     Returns:
-        `head_calls` itself where nothing has to be equal; else one entry for each forward call of the process
-        with the most, each the largest of all processes.
+        None where nothing has to be equal; else one entry for each forward call of the process with the most,
+        each number the largest of all processes.
+
+    Raises:
+        UserError: processes that share rows came with different ones.
     """
-    if not _forward_communicates(model):
-        return head_calls
-    rows = torch.tensor(len(head_calls), device=device)
-    dist.all_reduce(rows, op=dist.ReduceOp.MAX)
-    most = torch.ones(int(rows), dtype=torch.long, device=device)
-    most[: len(head_calls)] = torch.tensor(head_calls, device=device)
-    dist.all_reduce(most, op=dist.ReduceOp.MAX)
-    return most.tolist()
+    everyone = _forward_communicates(model)
+    if not everyone and same is None:
+        return None
+    group = dist.group.WORLD if everyone or same is None else same.group
+    assert group is not None
+    own = [number for call in calls for number in call]
+    found = gather_numbers([0 if same is None else same.digest, *own], group)
+    if same is not None:
+        ranks = dist.get_process_group_ranks(group)
+        same.check({rank: numbers[0] for rank, numbers in zip(ranks, found, strict=True)})
+    if not everyone:
+        return None
+    width = len(calls[0])
+    of_each = [list(zip(*[iter(numbers[1:])] * width, strict=True)) for numbers in found]
+    # A process without a call of its own here makes one that has each thing once.
+    return [
+        tuple(map(max, zip(*together, strict=True)))
+        for together in zip_longest(*of_each, fillvalue=(1,) * width)
+    ]
 
 
 def _forward_communicates(model: nn.Module) -> bool:
     """Whether calling the model involves other processes: DDP sends buffers, FSDP2 and ZeRO-3 gather weights."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several_processes():
         return False
     if isinstance(model, DistributedDataParallel):
         return True
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
-def check_same_settings(settings: Mapping[str, Any], *, device: torch.device | str) -> None:
+def check_same_settings(settings: Mapping[str, Any]) -> None:
     """Compares settings over all processes: different ones would hang them, or spoil what they train.
 
     Args:
         settings: a configuration as nested mappings.
-        device: where the compared tensors live.
 
     Raises:
         UserError: on every process, naming two of them and the keys in which they differ.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not several_processes():
         return
     own = _flat(settings)
-    differing = _differing(dict(sorted(own.items())), dist.group.WORLD, device)
+    differing = _differing(dict(sorted(own.items())), dist.group.WORLD)
     if differing is None:
         return
     other, everyone = differing
@@ -87,46 +135,42 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def check_agreement(
-    value: Any, group: dist.ProcessGroup | None, *, what: str, device: torch.device | str | None = None
-) -> None:
+def check_agreement(value: Any, group: dist.ProcessGroup | None, *, what: str) -> None:
     """Every process of the group has to come with the same `value`, compared by its text.
 
     Args:
-        value: settings, a hash of rows, or what the data count.
+        value: settings, or what the data count.
         group: the processes that compare.
-        what: `settings`, `rows` or `data`, for the message.
-        device: where the compared tensor lives; needed where the backend takes no CPU tensors.
+        what: `settings` or `data`, for the message.
 
     Raises:
         UserError: on every process of the group, naming two that differ.
     """
-    differing = _differing(str(value), group, device)
+    differing = _differing(str(value), group)
     if differing is None:
         return
     other, texts = differing
     first, second = (dist.get_global_rank(group, rank) if group else rank for rank in (0, other))
-    raise UserError(
-        f"Processes {first} and {second} came with different {what} ({texts[0]} against {texts[other]}): "
+    raise UserError(_different(first, second, texts[0], texts[other], what=what))
+
+
+def _different(first: int, second: int, own: Any, other: Any, *, what: str) -> str:
+    return (
+        f"Processes {first} and {second} came with different {what} ({own} against {other}): "
         f"all processes that compute together need the same {what}, in the same order."
     )
 
 
-def _differing(
-    value: Any, group: dist.ProcessGroup | None, device: torch.device | str | None
-) -> tuple[int, list[Any]] | None:
+def _differing(value: Any, group: dist.ProcessGroup | None) -> tuple[int, list[Any]] | None:
     """The first rank of the group whose value is not rank 0's, and every rank's; None where all agree.
 
     Hashes are compared first, so that agreement costs one small all-gather.
     """
-    number = int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=7).digest(), "big")
-    own = torch.tensor([number], device=device)
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(gathered, own, group=group)
-    table = torch.cat(gathered)
-    differing = (table != table[0]).nonzero()
-    if not len(differing):
+    digest = hashlib.blake2b(repr(value).encode(), digest_size=8).digest()
+    found = [numbers[0] for numbers in gather_numbers([int.from_bytes(digest, "big", signed=True)], group)]
+    other = next((rank for rank, number in enumerate(found) if number != found[0]), None)
+    if other is None:
         return None
-    values: list[Any] = [None] * len(table)
-    dist.all_gather_object(values, value, group=group)
-    return int(differing[0]), values
+    values: list[Any] = [None] * len(found)
+    dist.all_gather_object(values, value, group=host_group(group))
+    return other, values

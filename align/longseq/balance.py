@@ -17,19 +17,21 @@ layer and go through its backward pass once; what is counted is counted in the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.functional import pad
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.core.errors import UserError
 from align.longseq.logps import sum_dtype
-from align.longseq.parallel import SequenceParallel, place_row
+from align.longseq.moving import to_device
+from align.longseq.parallel import SequenceParallel
+from align.longseq.sharding import token_index
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.models.routers import PROBABILITIES, Router, read_router
 from align.models.structure import find_causal_lm
@@ -52,26 +54,26 @@ class Routed(NamedTuple):
 class Routing:
     """The routers' decisions in one micro-batch, and after its forward the loss that they make."""
 
-    def __init__(self, router: Router, real: Tensor, weight: Tensor) -> None:
+    def __init__(self, router: Router, real: Sequence[bool], weight: float, device: torch.device) -> None:
         """Starts at 0.
 
         Args:
             router: what the model's routers are.
             real: `[B]` False for prompts that count nowhere.
-            weight: of the micro-batch in its step, a scalar that is added up over processes too.
+            weight: of the micro-batch in its step, which is added up over processes too.
+            device: where the model computes.
         """
-        self.router, self.real = router, real
-        kind, device = sum_dtype(weight.device), weight.device
+        self.router, self.real, self.device = router, real, device
         # Choices and probabilities by expert, tokens times layers, weight.
-        self._sums = torch.zeros(2 * router.experts + 2, dtype=kind, device=device)
-        self._sums[-1] = weight
-        self._own = torch.zeros((), dtype=kind, device=device)
+        self._sums = torch.zeros(2 * router.experts + 2, dtype=sum_dtype(device), device=device)
+        self._sums[-1].fill_(weight)
+        self._own = 0
         self._routers: set[nn.Module] = set()
         self._recording = True
         self.slope: Tensor | None = None
         self.gradient: Tensor | None = None
         self.loss: Tensor | None = None
-        self.weight = weight
+        self.weight = self._sums[-1]
 
     def keywords(
         self, batch: SharedPrefixBatch, parallel: SequenceParallel | None, calls: int
@@ -79,13 +81,13 @@ class Routing:
         """What each of the forward's calls of the model gets besides; calls beyond the rows count nothing."""
         start = 0
         for row in batch.rows:
-            counted = _own_counted(row, self.real[start : start + len(row.lengths)], parallel)
+            counted = _own_counted(row.host, self.real[start : start + len(row.lengths)], parallel)
             start += len(row.lengths)
-            self._own += counted.sum()
-            yield {KEYWORD: Routed(counted, self)}
+            self._own += int(counted.sum())
+            yield {KEYWORD: Routed(to_device(counted, self.device), self)}
         size = 1 if parallel is None else 2
         for _ in range(calls - len(batch.rows)):
-            none = torch.zeros(1, size, dtype=torch.bool, device=self.weight.device)
+            none = torch.zeros(1, size, dtype=torch.bool, device=self.device)
             yield {KEYWORD: Routed(none, self)}
 
     @torch.no_grad()
@@ -121,7 +123,7 @@ class Routing:
             UserError: a router was not called for every token exactly once.
         """
         self._recording = False
-        seen, expected = self._sums[-2].item(), self._own.item() * len(self._routers)
+        seen, expected = self._sums[-2].item(), self._own * len(self._routers)
         if seen != expected or not self._routers:
             raise UserError(
                 f"The model's {self.router.kind.__name__} routed {seen:.0f} tokens where {expected:.0f} were there, so "
@@ -139,16 +141,15 @@ class Routing:
         return joined
 
 
-def _own_counted(row: SharedPrefixRow, real: Tensor, parallel: SequenceParallel | None) -> Tensor:
-    """`[1, t]` which of the tokens that this process reads of a row count."""
-    marks = torch.zeros_like(row.input_ids)
-    for packed, counts in zip(row.layout.prompts, real.tolist(), strict=True):
-        marks[:, packed.prompt[0] : packed.stop] = int(counts)
-    # A row of marks is cut as one of tokens.
-    own = place_row(replace(row, input_ids=marks), parallel)[0].input_ids.bool()
-    if parallel is not None:
-        own[:, -1] = False  # the token that a shard ends with is nobody's
-    return own
+def _own_counted(row: SharedPrefixRow, real: Sequence[bool], parallel: SequenceParallel | None) -> Tensor:
+    """`[1, t]` which of the tokens that this process reads of a row on the CPU count."""
+    marks = torch.zeros(1, row.layout.length, dtype=torch.bool)
+    for packed, counts in zip(row.layout.prompts, real, strict=True):
+        marks[:, packed.prompt[0] : packed.stop] = bool(counts)
+    if parallel is None:
+        return marks
+    own = parallel.shards(row, parallel.degree)[parallel.rank]
+    return pad(marks[:, token_index(own)], (0, 1))  # the token that a shard ends with is nobody's
 
 
 class _Join(Function):

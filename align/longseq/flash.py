@@ -14,6 +14,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from align.core.errors import UserError
 from align.longseq.aligned import aligned
+from align.longseq.moving import to_device
 from align.longseq.settings import FLASH_MODULES, SOFTCAP
 
 # `(q, k, v, cu_q, cu_k, max_q, max_k, scaling, causal) -> (output, log-sum-exp [h, total])`
@@ -105,10 +107,10 @@ def _lengths(query: Tensor, key: Tensor, squares: tuple[int, ...]) -> tuple[Tens
     return _cumulative(queries, device), _cumulative(keys, device), max(queries), max(keys)
 
 
-@lru_cache(maxsize=256)  # every layer asks for the same ones, and a copy to the GPU would wait for it
+@lru_cache(maxsize=256)  # every layer asks for the same ones
 def _cumulative(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """`[len + 1]`, int32, from 0."""
-    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    return to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
 
 
 def _flash2(module: Any, softcap: float) -> FlashKernel:

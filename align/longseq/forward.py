@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -13,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from align.distributed.agreement import agree_on_calls
-from align.longseq.attention import PreparedLayout, is_ours
+from align.longseq.attention import is_ours
 from align.longseq.balance import Routing
+from align.longseq.calls import Call, calls_of
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.head_probe import check_last_hidden_state
 from align.longseq.logps import sums_of_row, token_logps
 from align.longseq.masked import masked_totals
 from align.longseq.own_rows import own_row_tokens, own_totals
-from align.longseq.parallel import SequenceParallel, check_same_rows, place_row
+from align.longseq.parallel import SequenceParallel, same_rows
 from align.longseq.settings import DEFAULT_CHUNK
-from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow, empty_row
-from align.longseq.states import called_for, most_spans, prepare_states
+from align.longseq.shared_prefix import SharedPrefixBatch, empty_row
+from align.longseq.states import called_for, prepare_states
 from align.longseq.support import check_every_layer_called
 from align.longseq.tail import TailWatch
 from align.models.settings import LIBRARY, MASKED
@@ -117,9 +116,15 @@ def _shared_totals(
 ) -> Tensor:
     """Packed rows through our attention, whole or sharded."""
     prepare_states(lm)
-    if parallel is not None:
-        check_same_rows(batch, parallel.group, settings=f"{parallel.kind} {nll_scope}")
-    calls = _calls(model, batch, parallel, nll_scope=nll_scope, chunk_size=chunk_size)
+    calls = calls_of(
+        model,
+        batch.rows,
+        empty=empty_row(batch),
+        parallel=parallel,
+        same=same_rows(batch, parallel, nll_scope=nll_scope),
+        nll_scope=nll_scope,
+        chunk_size=chunk_size,
+    )
     keywords = [{}] * len(calls) if routing is None else routing.keywords(batch, parallel, len(calls))
     totals = torch.cat([_row_logps(model, lm, *each) for each in zip(calls, keywords, strict=True)])
     if parallel is not None:
@@ -134,62 +139,7 @@ _OF_LIBRARY = {
 }
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of the model.
-
-    Attributes:
-        row: what it reads: a whole row, or this process's shard of one.
-        layout: who sees whom in it.
-        predictor: `[S]` places in `row` of the hidden states that go through the head.
-        target: `[S]` the token ids that they predict.
-        head_calls: in how many slices they go through the head.
-    """
-
-    row: SharedPrefixRow
-    layout: PreparedLayout
-    predictor: Tensor
-    target: Tensor
-    head_calls: int
-
-
-def _calls(
-    model: nn.Module,
-    batch: SharedPrefixBatch,
-    parallel: SequenceParallel | None,
-    *,
-    nll_scope: str,
-    chunk_size: int,
-) -> list[_Call]:
-    """This process's calls of the model, one a row, in step with the other processes' calls.
-
-    Where weights are gathered whenever a module is called (FSDP, ZeRO-3), all processes must call the model, and
-    within a call its head and the tiles of its layers, equally often. So a process with rows of 3 and 2 head calls
-    beside one with a single row of 4 makes two calls of 4 and 2; the other one reads an empty second row and calls
-    the head for it twice, with nothing to score.
-    """
-    device = batch.rows[0].input_ids.device
-    calls = [_call(row, parallel, nll_scope, chunk_size) for row in batch.rows]
-    head_calls = agree_on_calls(model, [call.head_calls for call in calls], device)
-    missing = len(head_calls) - len(calls)
-    calls += [_call(empty_row(batch), parallel, nll_scope, chunk_size) for _ in range(missing)]
-    # Layers are cut into as many tiles as the longest row of any process needs.
-    most_tokens = agree_on_calls(model, [call.row.input_ids.shape[1] for call in calls], device)
-    spans = most_spans(model, [call.layout for call in calls], device)
-    return [
-        replace(call, head_calls=slices, layout=replace(call.layout, most_tokens=tokens, most_spans=most))
-        for call, slices, tokens, most in zip(calls, head_calls, most_tokens, spans, strict=True)
-    ]
-
-
-def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: str, chunk_size: int) -> _Call:
-    """The call that one row takes by itself: 2,500 tokens to score at 1,024 a time are 3 calls of the head."""
-    own, layout = place_row(row, parallel)
-    predictor, target = own.scored_tokens(nll_scope)
-    return _Call(own, layout, predictor, target, max(1, math.ceil(len(target) / chunk_size)))
-
-
-def _row_logps(model: nn.Module, lm: PreTrainedModel, call: _Call, keywords: Mapping[str, Any]) -> Tensor:
+def _row_logps(model: nn.Module, lm: PreTrainedModel, call: Call, keywords: Mapping[str, Any]) -> Tensor:
     """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
     row = call.row
 

@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from align.longseq.attention import Attend
+from align.longseq.moving import to_device
 from align.longseq.sharding import Shards, count_tokens, token_index
 
 # torch 2.13 renamed them.
@@ -48,10 +49,10 @@ class Gather:
         """For a row whose tokens the ranks own as `shards` says."""
         tokens = [count_tokens(spans) for spans in shards]
         longest = max(tokens)
-        order = torch.empty(sum(tokens), dtype=torch.long, device=device)
+        order = torch.empty(sum(tokens), dtype=torch.long)
         for start, spans, count in zip(range(0, longest * len(tokens), longest), shards, tokens, strict=True):
-            order[token_index(spans, device)] = torch.arange(start, start + count, device=device)
-        return cls(group, tokens[rank], longest, order)
+            order[token_index(spans)] = torch.arange(start, start + count)
+        return cls(group, tokens[rank], longest, to_device(order, device))
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, attend: Attend) -> Tensor:
         """`[1, H, t, D]`, `[1, H_kv, t, D]` twice → `[1, H, t, D]`, t the own tokens and those nobody sees."""

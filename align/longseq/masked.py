@@ -13,9 +13,7 @@ keep a state run along prompt and answers apart (states.py). Log-probs are of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
@@ -26,7 +24,7 @@ from transformers import PreTrainedModel
 
 from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
-from align.distributed.agreement import agree_on_calls
+from align.longseq.calls import Call, calls_of
 from align.longseq.layer_pattern import (
     ATTENTION_TYPES,
     SELECTING,
@@ -39,7 +37,6 @@ from align.longseq.own_logits import OwnRow, check_takes_mask, check_way, own_ro
 from align.longseq.own_rows_probe import differ
 from align.longseq.parallel import SequenceParallel
 from align.longseq.patterns import FULL, Pattern
-from align.longseq.prepared import PreparedLayout, prepare
 from align.longseq.settings import BY_ROWS
 from align.longseq.shared_prefix import (
     Layout,
@@ -50,7 +47,7 @@ from align.longseq.shared_prefix import (
     empty_row,
     pack,
 )
-from align.longseq.states import called_for, most_spans, prepare_states
+from align.longseq.states import called_for, prepare_states
 from align.models.settings import MASKED
 from align.models.structure import evaluating
 from align.models.text_part import current_attention, text_config
@@ -153,35 +150,19 @@ def _seen(layout: Layout, pattern: Pattern, device: torch.device) -> Tensor:
 # ---- rows
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of the model: a prompt with its answers, their layout, the tokens to score, in how many slices."""
-
-    row: SharedPrefixRow
-    layout: PreparedLayout
-    scored: tuple[Tensor, Tensor]
-    head_calls: int
-
-
 def _totals(
     model: nn.Module, lm: PreTrainedModel, batch: SharedPrefixBatch, *, nll_scope: str, chunk_size: int
 ) -> Tensor:
     """The sums of every row, in step with the other processes' calls of the model."""
     prepare_states(lm)
-    device = batch.rows[0].input_ids.device
-    calls = [_call(row, nll_scope, chunk_size) for packed in batch.rows for row in _by_prompt(packed)]
-    head_calls = agree_on_calls(model, [call.head_calls for call in calls], device)
-    calls += [_call(empty_row(batch), nll_scope, chunk_size)] * (len(head_calls) - len(calls))
-    spans = most_spans(model, [call.layout for call in calls], device)
-    sums = [
-        _row_sums(model, lm, replace(call, layout=replace(call.layout, most_spans=most), head_calls=slices))
-        for call, most, slices in zip(calls, spans, head_calls, strict=True)
-    ]
-    return torch.cat(sums)
+    apart = SharedPrefixBatch(tuple(row for packed in batch.rows for row in _by_prompt(packed.host)))
+    rows = apart.to(batch.rows[0].input_ids.device).rows
+    calls = calls_of(model, rows, empty=empty_row(batch), nll_scope=nll_scope, chunk_size=chunk_size)
+    return torch.cat([_row_sums(model, lm, call) for call in calls])
 
 
 def _by_prompt(row: SharedPrefixRow) -> Iterator[SharedPrefixRow]:
-    """Each of a packed row's prompts in a row of its own."""
+    """Each of a packed row's prompts in a row of its own; the row lies on the CPU."""
     answers, prompts = row.lengths.shape[1], range(len(row.lengths))
     scored, context = row.lengths.sum(1).tolist(), row.context_length.tolist()
     parts = [
@@ -208,16 +189,11 @@ def _by_prompt(row: SharedPrefixRow) -> Iterator[SharedPrefixRow]:
         )
 
 
-def _call(row: SharedPrefixRow, nll_scope: str, chunk_size: int) -> _Call:
-    scored = row.scored_tokens(nll_scope)
-    return _Call(row, prepare(row.layout), scored, max(1, math.ceil(len(scored[0]) / chunk_size)))
-
-
-def _row_sums(model: nn.Module, lm: PreTrainedModel, call: _Call) -> Tensor:
+def _row_sums(model: nn.Module, lm: PreTrainedModel, call: Call) -> Tensor:
     """`[1, A + 1]` of one prompt."""
-    row, (predictor, target) = call.row, call.scored
+    row = call.row
     mask = row_masks(lm, row.layout, row.input_ids.device)
-    read = OwnRow(row.input_ids, row.position_ids, predictor, target, len(row.predictor), 0, mask)
+    read = OwnRow(row.input_ids, row.position_ids, call.predictor, call.target, len(row.predictor), 0, mask)
     with called_for(call.layout):
         return sums_of_row(row, own_row_logps(model, lm, read, head_calls=call.head_calls))
 

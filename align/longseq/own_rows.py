@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.distributed.agreement import agree_on_calls
+from align.longseq.moving import move_together
 from align.longseq.own_logits import OwnRow, check_positions, check_way, own_row_sums
 from align.longseq.own_rows_probe import check_causal
 from align.longseq.parallel import SequenceParallel
@@ -28,7 +30,7 @@ from align.models.settings import LIBRARY
 
 
 def own_rows(batch: SharedPrefixBatch, *, nll_scope: str = "none") -> list[OwnRow]:
-    """Every answer of the batch behind its prompt, prompt by prompt.
+    """Every answer of the batch behind its prompt, prompt by prompt; on the CPU.
 
     Args:
         batch: B prompts with at most A answers each.
@@ -37,7 +39,7 @@ def own_rows(batch: SharedPrefixBatch, *, nll_scope: str = "none") -> list[OwnRo
     rows: list[OwnRow] = []
     first = 0  # of this packed row's prompts
     for row in batch.rows:
-        rows += _unpacked(row, first, nll_scope)
+        rows += _unpacked(row.host, first, nll_scope)
         first += len(row.lengths)
     return rows
 
@@ -85,13 +87,15 @@ def own_totals(
     check_positions(lm, rows)
     prompts, answers = len(batch), batch.rows[0].lengths.shape[1]
     device = batch.rows[0].input_ids.device
-    head_calls = agree_on_calls(model, [_head_calls(row, chunk_size) for row in rows], device)
-    rows += [_nothing(rows[0], slot=prompts * answers)] * (len(head_calls) - len(rows))
+    own = [(_head_calls(row, chunk_size),) for row in rows]
+    agreed = agree_on_calls(model, own) or own
+    rows += [_nothing(rows[0], slot=prompts * answers)] * (len(agreed) - len(rows))
+    slots = torch.tensor([row.slot for row in rows])
+    rows, slots = _moved(rows, slots, device)
     sums = torch.stack(
-        [own_row_sums(model, lm, row, head_calls=calls) for row, calls in zip(rows, head_calls, strict=True)]
+        [own_row_sums(model, lm, row, head_calls=calls) for row, (calls,) in zip(rows, agreed, strict=True)]
     )
     # The last slot takes the rows that score nothing: their graph is kept, so that they take part in the backward pass.
-    slots = torch.tensor([row.slot for row in rows], device=device)
     table = sums.new_zeros(prompts * answers + 1, 2).index_add(0, slots, sums)[:-1].view(prompts, answers, 2)
     return torch.cat([table[:, :, 0], table[:, :1, 1]], dim=1)
 
@@ -128,6 +132,19 @@ def _nothing(like: OwnRow, *, slot: int) -> OwnRow:
     """One token that scores nothing: what a process reads while others still have rows."""
     none = like.predictor[:0]
     return OwnRow(like.input_ids[:, :1], torch.zeros_like(like.position_ids[:, :1]), none, none, 0, slot)
+
+
+def _moved(rows: list[OwnRow], slots: Tensor, device: torch.device) -> tuple[list[OwnRow], Tensor]:
+    """The same on `device`, in one copy."""
+    tensors = [
+        tensor for row in rows for tensor in (row.input_ids, row.position_ids, row.predictor, row.target)
+    ]
+    *moved, slots = move_together([*tensors, slots], device)
+    fours = zip(*[iter(moved)] * 4, strict=True)
+    return [
+        replace(row, input_ids=ids, position_ids=positions, predictor=predictor, target=target)
+        for row, (ids, positions, predictor, target) in zip(rows, fours, strict=True)
+    ], slots
 
 
 def _head_calls(row: OwnRow, chunk_size: int) -> int:

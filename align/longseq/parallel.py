@@ -17,16 +17,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from align.core.errors import UserError
 from align.core.readable import counted
-from align.distributed.agreement import check_agreement
+from align.distributed.agreement import SameRows, check_agreement
 from align.longseq.attention import PreparedLayout, prepare
 from align.longseq.gather import Gather
-from align.longseq.sharding import balanced_shards, even_shards, shard_row
-from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+from align.longseq.sharding import Shards, balanced_shards, even_shards, shard_row
+from align.longseq.shared_prefix import Layout, SharedPrefixBatch, SharedPrefixRow
 from align.longseq.ulysses import Ulysses, share_heads
 
 
@@ -39,14 +39,16 @@ class SequenceParallel:
         degree: n, how many they are.
         rank: this process's rank among them.
         kind: the exchange's name, `ulysses` or `gather`, as in the key `parallel.kind`.
-        place: makes of a whole row this process's shard, and the layout whose exchange reaches the rest.
+        shards: which rank owns which tokens of a row that lies on the CPU, at this degree.
+        prepare: the layout whose exchange reaches the other ranks' tokens, for a row that is cut up so.
     """
 
     group: dist.ProcessGroup
     degree: int
     rank: int
     kind: str
-    place: Callable[[SharedPrefixRow, SequenceParallel], tuple[SharedPrefixRow, PreparedLayout]]
+    shards: Callable[[SharedPrefixRow, int], Shards]
+    prepare: Callable[[Layout, Shards, SequenceParallel, torch.device], PreparedLayout]
 
 
 def make_groups(world_size: int, degree: int) -> tuple[tuple[int, ...], ...]:
@@ -79,8 +81,8 @@ def start_parallel(kind: str, degree: int) -> SequenceParallel | None:
     Raises:
         UserError: unknown kind, a degree that does not fit, or ranks that were started with different ones.
     """
-    if kind not in ("none", *_PLACE):
-        raise UserError(f"parallel.kind={kind} is not known: use none, {', '.join(_PLACE)} or auto.")
+    if kind not in ("none", *_KINDS):
+        raise UserError(f"parallel.kind={kind} is not known: use none, {', '.join(_KINDS)} or auto.")
     if kind == "none" and degree != 1:
         raise UserError(f"parallel.degree={degree} needs an exchange: set parallel=auto, ulysses or gather.")
     started = dist.is_available() and dist.is_initialized()
@@ -91,7 +93,7 @@ def start_parallel(kind: str, degree: int) -> SequenceParallel | None:
     rank = dist.get_rank()
     # new_group is collective: every process makes every group and keeps its own.
     made = [dist.new_group(list(ranks)) for ranks in groups]
-    return SequenceParallel(made[rank // degree], degree, rank % degree, kind, _PLACE[kind])
+    return SequenceParallel(made[rank // degree], degree, rank % degree, kind, *_KINDS[kind])
 
 
 # ---- which exchange
@@ -145,50 +147,58 @@ def choose_exchange(*, heads: int, kv_heads: int, degree: int, length: int) -> t
 def place_row(
     row: SharedPrefixRow, parallel: SequenceParallel | None
 ) -> tuple[SharedPrefixRow, PreparedLayout]:
-    """What this process reads of a row, and how its attention reaches the rest."""
+    """What this process reads of a row, and how its attention reaches the rest.
+
+    A shard is cut out on the CPU, from the row that the device's was moved from, and moved in one copy.
+    """
     if parallel is None:
         return row, prepare(row.layout)
-    return parallel.place(row, parallel)
+    device = row.input_ids.device
+    shards = parallel.shards(row.host, parallel.degree)
+    own = shard_row(row.host, shards[parallel.rank])
+    return own.to(device), parallel.prepare(row.layout, shards, parallel, device)
 
 
-def _place_ulysses(
-    row: SharedPrefixRow, parallel: SequenceParallel
-) -> tuple[SharedPrefixRow, PreparedLayout]:
-    """Equally many scored and other tokens; attention runs over the whole row."""
-    shards = even_shards(row.layout.length, row.predictor, parallel.degree)
-    exchange = Ulysses(parallel.group, parallel.rank, shards)
-    return shard_row(row, shards[parallel.rank]), prepare(row.layout, exchange=exchange)
+def _even(row: SharedPrefixRow, degree: int) -> Shards:
+    """Equally many scored and other tokens."""
+    return even_shards(row.layout.length, row.predictor, degree)
 
 
-def _place_gather(row: SharedPrefixRow, parallel: SequenceParallel) -> tuple[SharedPrefixRow, PreparedLayout]:
-    """Two slices of every prompt and answer, balanced; attention runs for the own queries."""
-    shards = balanced_shards(row.layout, parallel.degree)
-    own = shards[parallel.rank]
-    exchange = Gather.over(parallel.group, parallel.rank, shards, row.input_ids.device)
-    return shard_row(row, own), prepare(row.layout, queries=own, exchange=exchange)
+def _balanced(row: SharedPrefixRow, degree: int) -> Shards:
+    """Two slices of every prompt and answer."""
+    return balanced_shards(row.layout, degree)
 
 
-_PLACE: dict[str, Callable[..., tuple[SharedPrefixRow, PreparedLayout]]] = {
-    "ulysses": _place_ulysses,
-    "gather": _place_gather,
-}
+def _prepare_ulysses(
+    layout: Layout, shards: Shards, parallel: SequenceParallel, device: torch.device
+) -> PreparedLayout:
+    """Attention runs over the whole row."""
+    return prepare(layout, exchange=Ulysses(parallel.group, parallel.rank, shards))
 
 
-def check_same_rows(batch: SharedPrefixBatch, group: dist.ProcessGroup, *, settings: str) -> None:
-    """Compares a hash of the batch across the group: ranks with different rows would train on nonsense.
+def _prepare_gather(
+    layout: Layout, shards: Shards, parallel: SequenceParallel, device: torch.device
+) -> PreparedLayout:
+    """Attention runs for the own queries."""
+    exchange = Gather.over(parallel.group, parallel.rank, shards, device)
+    return prepare(layout, queries=shards[parallel.rank], exchange=exchange)
+
+
+_KINDS = {"ulysses": (_even, _prepare_ulysses), "gather": (_balanced, _prepare_gather)}
+
+
+def same_rows(
+    batch: SharedPrefixBatch, parallel: SequenceParallel | None, *, nll_scope: str
+) -> SameRows | None:
+    """What the ranks of a group have to have in common; with different rows they would train on nonsense.
 
     Args:
         batch: this process's rows.
-        group: the processes that have to read the same ones.
-        settings: what else they need in common, as text.
-
-    Raises:
-        UserError: on every rank of the group, naming two that differ.
+        parallel: its group; None shares nothing.
+        nll_scope: what else they need in common, beside the exchange.
     """
-    digest = hashlib.blake2b(settings.encode())
-    for row in batch.rows:
-        digest.update(repr(row.layout).encode())
-        for value in vars(row).values():
-            if isinstance(value, Tensor):
-                digest.update(value.cpu().numpy().tobytes())
-    check_agreement(digest.hexdigest()[:16], group, what="rows", device=batch.rows[0].input_ids.device)
+    if parallel is None:
+        return None
+    settings = f"{parallel.kind} {nll_scope} {batch.digest}".encode()
+    digest = hashlib.blake2b(settings, digest_size=8).digest()
+    return SameRows(parallel.group, int.from_bytes(digest, "big", signed=True))

@@ -52,7 +52,7 @@ def even_shards(length: int, predictor: Tensor, degree: int) -> Shards:
 
     Args:
         length: T, tokens of the row.
-        predictor: `[S]` indices in `[0, T)` of the tokens that predict a scored one; they may repeat.
+        predictor: `[S]` indices in `[0, T)` of the tokens that predict a scored one, on the CPU; they may repeat.
         degree: n, the ranks.
 
     Returns:
@@ -75,7 +75,7 @@ def _runs(length: int, predictor: Tensor) -> list[tuple[Span, bool]]:
     Of 6 tokens with the predictors 3 and 4: `((0, 3), False), ((3, 5), True), ((5, 6), False)`.
     """
     scores = torch.zeros(length, dtype=torch.bool)
-    scores[predictor.cpu()] = True
+    scores[predictor] = True
     cuts = [0, *((scores[1:] != scores[:-1]).nonzero().flatten() + 1).tolist(), length]
     return [((start, stop), bool(scores[start])) for start, stop in pairwise(cuts)]
 
@@ -165,7 +165,7 @@ def count_tokens(spans: tuple[Span, ...]) -> int:
     return sum(stop - start for start, stop in spans)
 
 
-def token_index(spans: tuple[Span, ...], device: torch.device) -> Tensor:
+def token_index(spans: tuple[Span, ...], device: torch.device | None = None) -> Tensor:
     """`[t]` row indices of the tokens in `spans`, ascending: of (0, 2) and (5, 7) they are 0, 1, 5, 6."""
     runs = [torch.arange(start, stop, device=device) for start, stop in spans]
     return torch.cat(runs) if runs else torch.empty(0, dtype=torch.long, device=device)
@@ -182,17 +182,17 @@ def shard_row(row: SharedPrefixRow, spans: tuple[Span, ...]) -> SharedPrefixRow:
     position (dynamic NTK, LongRoPE) choose the same frequencies in every shard.
 
     Args:
-        row: the whole row, T tokens.
+        row: the whole row, T tokens, on the CPU: what is picked out of it by conditions has a size that a device would
+            have to be waited for.
         spans: ascending, disjoint, t tokens in all.
 
     Returns:
         `input_ids`, `position_ids` `[1, t + 1]`; `predictor`, `context_predictor` index them. `layout`, `lengths`
         and `context_length` remain those of the whole row.
     """
-    device = row.input_ids.device
-    own = token_index(spans, device)
-    place = torch.full((row.layout.length,), -1, device=device)
-    place[own] = torch.arange(len(own), device=device)
+    own = token_index(spans)
+    place = torch.full((row.layout.length,), -1)
+    place[own] = torch.arange(len(own))
     predictor, context_predictor = place[row.predictor], place[row.context_predictor]
     scored, in_context = predictor >= 0, context_predictor >= 0
     return replace(

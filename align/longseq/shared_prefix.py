@@ -8,63 +8,25 @@ predicted from the *prompt's* last hidden state, so scoring goes through an inde
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from align.core.moved import renamed
 from align.data.examples import TokenizedExample
+from align.longseq.layout import Layout as Layout
+from align.longseq.layout import PackedPrompt as PackedPrompt
+from align.longseq.layout import Span as Span
+from align.longseq.moving import HOST, joined, to_device, views_of
+from align.longseq.packing import context_triples, ids, packed_prompt, positions, predictions
 
 if not TYPE_CHECKING:
     __getattr__ = partial(renamed, __name__)
-
-# `(start, stop)` of consecutive tokens in a row.
-Span = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class PackedPrompt:
-    """Where one prompt and its answers lie in a packed row; they follow each other without gaps.
-
-    A prompt of 6 tokens at the row's start with answers of 3 and 2: `prompt=(0, 6), answers=((6, 9), (9, 11))`.
-    """
-
-    prompt: Span
-    answers: tuple[Span, ...]
-
-    @property
-    def stop(self) -> int:
-        """Where its last answer ends, or the prompt where there is none."""
-        return self.answers[-1][1] if self.answers else self.prompt[1]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which tokens of a row are prompt and which belong to which answer. Reaches attention as a keyword."""
-
-    prompts: tuple[PackedPrompt, ...]
-
-    @property
-    def length(self) -> int:
-        """T, the tokens in the row."""
-        return self.prompts[-1].stop
-
-    @property
-    def longest_sequence(self) -> int:
-        """The most tokens that one answer sees, itself included: what a sliding window has to cover.
-
-        A prompt of 10 tokens with answers of 4 and 3: 14.
-        """
-        return max(
-            (packed.prompt[1] - packed.prompt[0])
-            + max((stop - start for start, stop in packed.answers), default=0)
-            for packed in self.prompts
-        )
 
 
 @dataclass(frozen=True)
@@ -86,6 +48,7 @@ class SharedPrefixRow:
         context_target: `[C]` their ids.
         context_prompt: `[C]` their prompt's index in `[0, b)`.
         context_length: `[b]` how many there are.
+        moved_from: the same row on the CPU, where this one is a copy of it on another device.
     """
 
     input_ids: Tensor
@@ -99,6 +62,15 @@ class SharedPrefixRow:
     context_target: Tensor
     context_prompt: Tensor
     context_length: Tensor
+    moved_from: SharedPrefixRow | None = field(default=None, repr=False)
+
+    @property
+    def host(self) -> SharedPrefixRow:
+        """The same row on the CPU, which is read there without waiting for the device.
+
+        Only a row that was made on a device, and not moved there, is copied for it, and waited for.
+        """
+        return self.moved_from or self.to(HOST)
 
     def scored_tokens(self, nll_scope: str) -> tuple[Tensor, Tensor]:
         """`[S]` predictors and target ids: the answers' tokens, then the prompt's where the NLL covers it."""
@@ -109,18 +81,27 @@ class SharedPrefixRow:
         )
 
     def to(self, device: torch.device | str) -> SharedPrefixRow:
-        """The same row with its tensors on `device`."""
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
+        """The same row with its tensors on `device`; see `SharedPrefixBatch.to`."""
+        return SharedPrefixBatch((self,)).to(device).rows[0]
+
+
+_TENSORS = [each.name for each in fields(SharedPrefixRow) if each.type == "Tensor"]
 
 
 @dataclass(frozen=True)
 class SharedPrefixBatch:
-    """A micro-batch: its prompts in order, packed into one or more rows."""
+    """A micro-batch: its prompts in order, packed into one or more rows.
+
+    Attributes:
+        rows: the packed rows.
+        flat: `[n]` all numbers of all rows' tensors, which are views of it, so that a batch is pinned and moved as one
+            tensor; None where each tensor lies by itself.
+        known_digest: see `digest`; None where it is not computed yet.
+    """
 
     rows: tuple[SharedPrefixRow, ...]
+    flat: Tensor | None = field(default=None, repr=False)
+    known_digest: int | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """B, the number of prompts."""
@@ -136,9 +117,80 @@ class SharedPrefixBatch:
         """`[B]` tokens of each prompt with its answers."""
         return [packed.stop - packed.prompt[0] for row in self.rows for packed in row.layout.prompts]
 
-    def to(self, device: torch.device | str) -> SharedPrefixBatch:
-        """The same batch with its tensors on `device` (what `Trainer._prepare_inputs` calls)."""
-        return SharedPrefixBatch(tuple(row.to(device) for row in self.rows))
+    @property
+    def digest(self) -> int:
+        """64 bits that differ, but for chance, where rows do: layouts, tokens, positions, what is scored.
+
+        Of a row of 131,072 tokens they take some milliseconds: `digested` computes them ahead.
+        """
+        if self.known_digest is not None:
+            return self.known_digest
+        numbers: Any = self.to(HOST)._flat.numpy()
+        found = hashlib.blake2b(repr([row.layout for row in self.rows]).encode(), digest_size=8)
+        found.update(numbers)
+        return int.from_bytes(found.digest(), "big", signed=True)
+
+    def digested(self) -> SharedPrefixBatch:
+        """The same batch that knows its digest, wherever it is moved."""
+        return replace(self, known_digest=self.digest)
+
+    def flattened(self) -> SharedPrefixBatch:
+        """The same batch with its tensors as views of one; itself where they are."""
+        return self if self.flat is not None else self._over(self._flat)
+
+    def pin_memory(self) -> SharedPrefixBatch:
+        """The same batch in pinned memory, from which it is moved without waiting (a `DataLoader` calls this)."""
+        return self._over(self._flat.pin_memory())
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> SharedPrefixBatch:
+        """The same batch with its tensors on `device`: one copy, which keeps the batch on the CPU beside it.
+
+        Args:
+            device: where the model is.
+            non_blocking: as loaders give it; a copy to a GPU is never waited for, one to the CPU always is.
+        """
+        device = torch.device(device)
+        if all(tensor.device == device for tensor in self._tensors):
+            return self
+        if device == HOST and all(row.moved_from is not None for row in self.rows):
+            return replace(self, rows=tuple(row.host for row in self.rows), flat=None)
+        moved = self._over(to_device(self._flat, device))
+        if device == HOST:
+            return moved
+        hosts = [row.moved_from or row for row in self.rows]
+        kept = [replace(row, moved_from=host) for row, host in zip(moved.rows, hosts, strict=True)]
+        return replace(moved, rows=tuple(kept))
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(row, name) for row in self.rows for name in _TENSORS]
+
+    @property
+    def _flat(self) -> Tensor:
+        return joined(self._tensors) if self.flat is None else self.flat
+
+    def _over(self, flat: Tensor) -> SharedPrefixBatch:
+        """The same batch with its tensors as views of `flat`."""
+        shapes = [tensor.shape for tensor in self._tensors]
+        return _of_flat(flat, shapes, [row.layout for row in self.rows], self.known_digest)
+
+    def __reduce__(self) -> Any:
+        """A worker of a loader hands on one tensor, not a view of it for each of the rows' tensors."""
+        shapes = [tuple(tensor.shape) for tensor in self._tensors]
+        layouts = [row.layout for row in self.rows]
+        return _of_flat, (self._flat, shapes, layouts, self.known_digest)
+
+
+def _of_flat(
+    flat: Tensor, shapes: Sequence[Sequence[int]], layouts: Sequence[Layout], digest: int | None
+) -> SharedPrefixBatch:
+    """Rows whose tensors have these shapes and lie behind each other in `flat`."""
+    views = iter(views_of(flat, shapes))
+    rows = []
+    for layout in layouts:
+        tensors: dict[str, Any] = {name: next(views) for name in _TENSORS}
+        rows.append(SharedPrefixRow(layout=layout, **tensors))
+    return SharedPrefixBatch(tuple(rows), flat, digest)
 
 
 def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = None) -> SharedPrefixBatch:
@@ -162,7 +214,7 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
             used = 0
         rows[-1].append(example)
         used += example.num_tokens
-    return SharedPrefixBatch(tuple(_row(row, answers) for row in rows))
+    return SharedPrefixBatch(tuple(_row(row, answers) for row in rows)).flattened()
 
 
 def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
@@ -188,15 +240,15 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     """Lays out `examples` one after the other; `answers` = A of the whole batch."""
     prompts, offset = [], 0
     for example in examples:
-        prompts.append(_packed_prompt(example, offset))
+        prompts.append(packed_prompt(example, offset))
         offset = prompts[-1].answers[-1][1]
     lengths = torch.zeros(len(examples), answers, dtype=torch.long)
     scored: list[tuple[Tensor, Tensor, Tensor]] = []
     context: list[tuple[Tensor, Tensor, Tensor]] = []
     for b, (example, packed) in enumerate(zip(examples, prompts, strict=True)):
-        context.append(_context_triples(example, packed, b))
+        context.append(context_triples(example, packed, b))
         for j, (answer, span) in enumerate(zip(example.answers, packed.answers, strict=True)):
-            predictor, target = _predictions(answer.input_ids, answer.scored, span, packed.prompt[1] - 1)
+            predictor, target = predictions(answer.input_ids, answer.scored, span, packed.prompt[1] - 1)
             lengths[b, j] = len(target)
             scored.append((predictor, target, torch.full_like(predictor, b * answers + j)))
     predictor, target, answer_index = (torch.cat(parts) for parts in zip(*scored, strict=True))
@@ -204,8 +256,8 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
         torch.cat(parts) for parts in zip(*context, strict=True)
     )
     return SharedPrefixRow(
-        input_ids=torch.cat([_ids(example) for example in examples])[None],
-        position_ids=torch.cat([_positions(example) for example in examples])[None],
+        input_ids=torch.cat([ids(example) for example in examples])[None],
+        position_ids=torch.cat([positions(example) for example in examples])[None],
         layout=Layout(tuple(prompts)),
         predictor=predictor,
         target=target,
@@ -216,54 +268,3 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
         context_prompt=context_prompt,
         context_length=torch.tensor([len(ids) for _, ids, _ in context]),
     )
-
-
-def _packed_prompt(example: TokenizedExample, offset: int) -> PackedPrompt:
-    """Spans of one example that starts at `offset` of its row."""
-    stop = offset + len(example.prompt_ids)
-    prompt, spans = (offset, stop), []
-    for answer in example.answers:
-        spans.append((stop, stop + len(answer.input_ids)))
-        stop = spans[-1][1]
-    return PackedPrompt(prompt, tuple(spans))
-
-
-def _ids(example: TokenizedExample) -> Tensor:
-    """`[P + answers]` token ids in row order."""
-    parts = [example.prompt_ids, *(answer.input_ids for answer in example.answers)]
-    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
-
-
-def _positions(example: TokenizedExample) -> Tensor:
-    """`[P + answers]` positions: every answer goes on right after the prompt's last one."""
-    prompt = torch.as_tensor(example.position_ids, dtype=torch.long)
-    after = int(prompt[-1]) + 1
-    answers = [torch.arange(after, after + len(answer.input_ids)) for answer in example.answers]
-    return torch.cat([prompt, *answers])
-
-
-def _predictions(
-    input_ids: np.ndarray, wanted: np.ndarray, span: tuple[int, int], prompt_last: int
-) -> tuple[Tensor, Tensor]:
-    """Row indices of the hidden states that predict an answer's `wanted` tokens, and those tokens' ids.
-
-    Of an answer at (14, 17), behind a prompt that ends with token 9, all wanted: 9, 14, 15.
-    """
-    predictor = torch.arange(span[0] - 1, span[1] - 1)
-    predictor[0] = prompt_last
-    mask = torch.as_tensor(wanted, dtype=torch.bool)
-    return predictor[mask], torch.as_tensor(input_ids, dtype=torch.long)[mask]
-
-
-def _context_triples(
-    example: TokenizedExample, packed: PackedPrompt, prompt_index: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
-    start, stop = packed.prompt
-    chosen = example.answers[0]
-    branch_predictor, branch_target = _predictions(
-        chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), packed.answers[0], stop - 1
-    )
-    predictor = torch.cat([torch.arange(start, stop - 1), branch_predictor])
-    target = torch.cat([torch.as_tensor(example.prompt_ids, dtype=torch.long)[1:], branch_target])
-    return predictor, target, torch.full_like(predictor, prompt_index)

@@ -15,7 +15,7 @@ layer's other parts still read the prompt once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, partial, wraps
@@ -27,7 +27,6 @@ from torch.utils._pytree import tree_map_only
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from align.core.errors import UserError
-from align.distributed.agreement import agree_on_calls
 from align.longseq.mixers import MixerRule, SpanCache, State, mixer_rule
 from align.longseq.prepared import PreparedLayout
 from align.longseq.shared_prefix import PackedPrompt, Span
@@ -70,21 +69,6 @@ def called_for(layout: PreparedLayout) -> Iterator[None]:
         yield
     finally:
         _CALLED.reset(token)
-
-
-def most_spans(model: nn.Module, layouts: Sequence[PreparedLayout], device: torch.device) -> list[int | None]:
-    """For each row, how often every process runs a mixer; None where each goes by its own row.
-
-    Args:
-        model: as it is called, its mixers prepared.
-        layouts: of this process's rows, as many as every other process has.
-        device: that processes agree on.
-    """
-    if not state_mixers(model):
-        return [None] * len(layouts)
-    own = [count_spans(layout) for layout in layouts]
-    agreed = agree_on_calls(model, own, device)
-    return [None] * len(layouts) if agreed is own else list(agreed)
 
 
 def state_mixers(model: nn.Module) -> list[nn.Module]:

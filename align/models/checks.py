@@ -7,7 +7,7 @@ from align.core.errors import UserError
 from align.models.paths import check_path
 from align.models.quantization import check_quantization
 from align.models.rope import TYPES
-from align.models.settings import DTYPES, OF_LIBRARY, LoraSettings, ModelSettings, no_balance
+from align.models.settings import DTYPES, KERNELS, OF_LIBRARY, LoraSettings, ModelSettings, no_balance
 
 MOST_RANK = 65_536  # no layer of a model is as wide
 
@@ -16,11 +16,12 @@ def check_model(settings: ModelSettings) -> None:
     """Refuses settings of the policy that contradict each other or this machine; reads no weights, imports no torch.
 
     Raises:
-        UserError: an unknown dtype or RoPE type, `model.moe` with words or numbers that it does not take, a
+        UserError: an unknown dtype, kernels or RoPE type, `model.moe` with words or numbers that it does not take, a
             quantisation that cannot train here, `modules_to_save` without LoRA, or a path that no model can be loaded
             from.
     """
     check_choice("model.dtype", settings.dtype, DTYPES)
+    check_choice("model.kernels", settings.kernels, KERNELS)
     check_quantization(settings.quantization, lora=settings.lora.r > 0)
     if settings.rope.type is not None:
         check_choice("model.rope.type", settings.rope.type, TYPES)

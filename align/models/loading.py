@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,12 +26,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
+from align.models.kernels import check_kernels, fuse, kernels_on, say_fused
 from align.models.paths import check_weights, resolve_path
 from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
 from align.models.renamings import forget_unused_renamings
 from align.models.rope import override_rope
-from align.models.settings import EXPERTS, ModelSettings
+from align.models.settings import EXPERTS, LIGER, ModelSettings
 from align.models.structure import set_reading
 from align.models.text_part import attention_by_part, is_composite, text_config
 
@@ -142,10 +144,15 @@ def load_causal_lm(
             None is the library's that the class supports: `sdpa`, or `eager`.
         device: where to put it; None leaves it on the CPU (the Trainer moves it), four-bit weights on the
             process's GPU.
+
+    Raises:
+        UserError: what `settings.quantization` or `settings.kernels` needs is missing, or the model is not for it.
     """
     require_quantization(settings.quantization)
     check_weights(settings.path)
+    settings = replace(settings, kernels=kernels_on(settings, device))
     config = load_config(settings)
+    check_kernels(settings, config)
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)
     with weight_bars_off():
@@ -161,6 +168,8 @@ def load_causal_lm(
             **experts_keyword(settings),
         )
     set_reading(model, settings.attention)
+    if settings.kernels == LIGER:
+        say_fused(model, fuse(model))
     forget_unused_renamings(model)
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)

@@ -12,6 +12,8 @@ DTYPES = ("auto", "float32", "bfloat16")  # of `model.dtype`
 LIBRARY = "library"  # `model.attention` that reads a row for each answer, through transformers' own attention
 MASKED = "masked"  # `model.attention` that reads packed rows through it, by a mask of a row's tokens times themselves
 OF_LIBRARY = (LIBRARY, MASKED)
+LIGER = "liger"
+KERNELS = ("none", LIGER)  # of `model.kernels`
 ROUTERS = ("auto", "train", "freeze")  # of `model.moe.router`
 # `model.moe.experts` → the name that transformers knows the computation by; None leaves the choice to it.
 EXPERTS = {"auto": None, "eager": "eager", "grouped": "grouped_mm", "batched": "batched_mm"}
@@ -79,6 +81,7 @@ class ModelSettings:
     revision: str | None = None
     dtype: str = "auto"
     attention: str = "auto"
+    kernels: str = "none"
     trust_remote_code: bool = False
     quantization: str = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)

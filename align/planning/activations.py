@@ -44,6 +44,7 @@ from align.longseq.ulysses import share_heads
 from align.planning.architecture import Architecture
 from align.planning.counted import counted_forward, counted_layers
 from align.planning.job import Job, Levers, Precision, Rows, Strategy
+from align.planning.workspace import casts, kernel_workspace
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Activations:
         last_checkpoint: of the last layer that goes backward, when the others' are gone.
         offloaded: what waits on host or disk instead.
         mlp, attention, head, reference: the transient peaks of these phases; they do not meet.
+        kernel: what a GPU's kernel takes beside attention's.
         layer: the peak of a layer that was counted as a whole, in the place of the first two.
     """
 
@@ -66,6 +68,7 @@ class Activations:
     head: float
     reference: float
     layer: float = 0.0
+    kernel: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class _Widths:
         keys: of the keys (or the values) that this rank holds while it attends, counted for each of its own tokens.
         normed: H, a norm's output.
         norm_copy: H, of the fp32 copy that a norm makes of its input; 0 where that is fp32 already.
+        casts, mlp_casts: fp32 copies of the inputs of adapted layers of attention and MLP (workspace.py).
     """
 
     stream: float
@@ -87,6 +91,8 @@ class _Widths:
     keys: float
     normed: float
     norm_copy: float
+    casts: float
+    mlp_casts: float
 
 
 def activations(model: Architecture, job: Job, strategy: Strategy) -> Activations:
@@ -104,6 +110,7 @@ def activations(model: Architecture, job: Job, strategy: Strategy) -> Activation
         head=max(long.head, short.head),
         reference=long.reference,
         layer=max(long.layer, short.layer),
+        kernel=max(long.kernel, short.kernel),
     )
 
 
@@ -115,20 +122,20 @@ def own_tokens(tokens: int, degree: int) -> int:
 def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, scored: int) -> Activations:
     levers, precision = strategy.levers, job.precision.under(strategy.wrapper)
     tokens, once = (own_tokens(count, strategy.degree) for count in (rows.tokens, rows.at_once))
-    width = _widths(model, precision, strategy)
+    width = _widths(model, job, strategy)
     if model.counter is None:
         each, layers, peaks = _by_formulas(model, width, strategy, once)
     else:
         each, layers, peak = counted_layers(model, precision, strategy, once)
         # What the exchange adds is as in a Llama-like layer.
         alone = replace(strategy, exchange="none", degree=1)
-        plain = _by_formulas(model, _widths(model, precision, alone), alone, once)[2]
+        plain = _by_formulas(model, _widths(model, job, alone), alone, once)[2]
         more = max(_by_formulas(model, width, strategy, once)[2].values()) - max(plain.values())
         peaks = {"mlp": 0.0, "attention": 0.0, "layer": peak + max(0.0, more)}
     offloaded = 0.0
     if levers.offload != "none":
-        # On its way out or in: the layer's own input and the one that is fetched meanwhile.
-        offloaded = max(0, model.layers - 2) * width.stream
+        # In the backward pass: the layer's own input and those that are fetched meanwhile.
+        offloaded = max(0, model.layers - 1 - levers.prefetch) * width.stream
         layers -= offloaded
     # Booleans of every row, and what a kernel adds to scores: kept by each layer that is not checkpointed.
     added = model.layers * rows.rows if levers.checkpointing == "none" else 1
@@ -141,6 +148,7 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
         **peaks,
         head=_head(model, precision, levers, width, once, math.ceil(_on_rank(scored, once, strategy))),
         reference=_reference(model, job, strategy, width),
+        kernel=kernel_workspace(model, precision, strategy, once) if rows.shared else 0.0,
     )
 
 
@@ -165,8 +173,10 @@ def _on_rank(scored: int, tokens: int, strategy: Strategy) -> float:
     return min(scored / strategy.degree, tokens)
 
 
-def _widths(model: Architecture, precision: Precision, strategy: Strategy) -> _Widths:
+def _widths(model: Architecture, job: Job, strategy: Strategy) -> _Widths:
+    precision = job.precision.under(strategy.wrapper)
     products = precision.products
+    cast, mlp_cast = casts(model, job)
     keys = model.kv_width
     if strategy.ulysses > 1:
         shares = share_heads(model.heads, model.kv_heads, strategy.ulysses)
@@ -179,6 +189,8 @@ def _widths(model: Architecture, precision: Precision, strategy: Strategy) -> _W
         keys=keys * products,
         normed=model.hidden * products,
         norm_copy=model.hidden * precision.norm_copy,
+        casts=cast,
+        mlp_casts=mlp_cast,
     )
 
 
@@ -189,7 +201,7 @@ def _saved(model: Architecture, width: _Widths, degree: int) -> float:
         norms = 2 * (width.stream + width.normed)
     else:
         norms = width.normed * (2 if model.lora_mlp else 1)
-    return attention + width.stream + norms + 2 * width.norm_copy
+    return attention + width.stream + norms + 2 * width.norm_copy + width.casts + width.mlp_casts
 
 
 def _layer_peaks(
@@ -214,7 +226,8 @@ def _whole_layer(width: _Widths, levers: Levers, again: float, gradients: float)
     checkpointed = levers.checkpointing != "none"
     # Without checkpointing the three inputs are among what the layers keep; only gradients are new.
     inner = width.inner * (6 if checkpointed else 3)
-    mlp = inner + again + width.stream
+    # With an adapter on it the gradient of gate or up exists in fp32 too.
+    mlp = inner + again + width.stream + (2 * width.inner if width.mlp_casts else 0.0)
     attention = again + width.stream + gradients - (width.stream if checkpointed else 0.0)
     return mlp, attention
 
@@ -229,7 +242,7 @@ def _tiled_layer(
     tile = min(levers.mlp_chunk or tokens, tokens)
     kept = 0.0 if levers.checkpointing == "full" else width.query
     whole = width.query * (2 if strategy.degree == 1 else 3) + 2 * width.keys - kept
-    inner, norms = width.inner * 6, 5 * width.stream + 2 * width.norm_copy
+    inner, norms = width.inner * 6, 5 * width.stream + 2 * width.norm_copy + width.casts + width.mlp_casts
     mlp = (whole + 2 * width.stream + width.query) * tokens + (inner + norms) * tile
     # The output's gradient exists as tiles and joined; the input's from the tiles and from the projections' part.
     attention = (whole + 3 * width.stream + width.query + gradients) * tokens

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
@@ -66,6 +67,8 @@ class Architecture:
         linear_parameters: of all linear layers but the head: what `model.quantization` packs.
         lora: whether an adapter trains on frozen weights.
         lora_mlp: whether the adapter reaches into the MLP.
+        adapted_attention: widths of the inputs of a layer's adapted projections, of the largest layer.
+        adapted_mlp: of those of its MLP.
         embedding_trains: whether the token embedding does.
         head_trains: whether the output head does.
         patterns: of each layer's attention, by which its work is counted; None of a layer without attention.
@@ -99,6 +102,8 @@ class Architecture:
     linear_parameters: int
     lora: bool
     lora_mlp: bool
+    adapted_attention: int
+    adapted_mlp: int
     embedding_trains: bool
     head_trains: bool
     patterns: tuple[Pattern | None, ...]
@@ -196,6 +201,8 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         linear_parameters=_linear_parameters(lm, head),
         lora=lora,
         lora_mlp=lora and bool(_MLP & set(settings.lora.target_modules)),
+        adapted_attention=_adapted(largest, mlp=False),
+        adapted_mlp=_adapted(largest, mlp=True),
         embedding_trains=_count(embedding, trainable=True) > 0,
         head_trains=_count(head, trainable=True) > 0,
         one_process=any(map(runs_along_rows, layers)),
@@ -240,3 +247,13 @@ def _projections(layer: nn.Module) -> int:
     """Parameters that make queries, keys and values of the layer's input."""
     names = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", *_LATENT)
     return sum(_count(m) for name, m in layer.named_modules() if name.rsplit(".", 1)[-1] in names)
+
+
+def _adapted(layer: nn.Module, *, mlp: bool) -> int:
+    """Input widths of a layer's linear modules with LoRA, of its MLP or of the rest: q, k, v and o of 4,096: 16,384."""
+    adapted: dict[str, int | None] = {
+        name.rsplit(".", 1)[-1]: module.in_features
+        for name, module in layer.named_modules()
+        if isinstance(module, LoraLinear)
+    }
+    return sum(int(width or 0) for name, width in adapted.items() if (name in _MLP) == mlp)

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
 
+from align.core.allocator import advice
 from align.core.config import check_choice
 from align.core.telling import tell
 from align.data.dataset import PreferenceData
@@ -47,8 +48,17 @@ def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:
         if arguments.process_index == 0:
             tell(f"align train: whether it fits this machine is not looked at: {error}")
         return run.memory
-    machine = machine_here(arguments.device, arguments.world_size, products=job.precision.products)
+    machine = machine_here(
+        arguments.device,
+        arguments.world_size,
+        products=job.precision.products,
+        degree=run.parallel.degree,
+        folder=run.memory.offload_folder,
+    )
     strategy = _strategy(sizes, rows, run.parallel, run.memory, arguments)
+    advised = advice() if machine.device == "cuda" and arguments.process_index == 0 else None
+    if advised is not None:
+        tell(f"align train: {advised}")
     if run.memory.choose == "auto":
         return _chosen(sizes, job, strategy, machine, run.memory, say=arguments.process_index == 0)
     sentence = warning(sizes, job, strategy, machine)
@@ -83,7 +93,13 @@ def fit_verify(
     precision = precision_of(model, None, device=_device_kind(at.device))
     sizes = measure(load_config(model), model)
     processes = at.num_processes
-    machine = machine_here(at.device, processes, products=precision.products)
+    machine = machine_here(
+        at.device,
+        processes,
+        products=precision.products,
+        degree=degree,
+        folder=memory.offload_folder,
+    )
     exchange = "none" if degree == 1 else "gather"
     strategy = Strategy("none" if processes == 1 else "ddp", exchange, degree, levers_of(memory))
     return _chosen(sizes, Job(rows, precision), strategy, machine, memory, say=at.is_main_process)

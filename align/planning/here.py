@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from align.core.allocator import is_expandable
 from align.distributed.names import WRAPPERS
 from align.planning.architecture import Architecture
+from align.planning.gpu_memory import TORCH, Reading, gpu_memory, gpu_runtime, groups_of
 from align.planning.job import Job, Levers, Machine, Strategy
 from align.planning.memory import predict
 from align.planning.request import machine_of
 from align.planning.search import HEADROOM, Priced, cheapest, cheapest_levers, lever_sets, price
 from align.planning.settings import GpuSettings
 from align.planning.tables import gigabytes, lever_overrides, overrides
-
-CUDA_RUNTIME = (
-    1.0e9  # bytes beside what torch.cuda.mem_get_info counts already: NCCL, fragments; not measured here
-)
 
 
 def available_memory() -> float:
@@ -51,20 +51,41 @@ def machines_here(processes: int) -> int:
     return math.ceil(processes / int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
 
 
-def machine_here(device: torch.device, processes: int, *, products: int) -> Machine:
-    """The device that this process runs on, and those beside it; speeds are those of `gpus`' defaults."""
+def machine_here(
+    device: torch.device,
+    processes: int,
+    *,
+    products: int,
+    degree: int = 1,
+    folder: str | None = None,
+    reading: Reading = TORCH,
+) -> Machine:
+    """The device that this process runs on, and those beside it; speeds are those of `gpus`' defaults.
+
+    All processes take the least memory that one of them has, so that they plan alike: each has to call it.
+
+    Args:
+        device: of this process.
+        processes: of the launch.
+        products: bytes of a number in products.
+        degree: processes that share a row.
+        folder: `memory.offload_folder`; None is the temporary folder.
+        reading: what is asked of a GPU.
+    """
+    disk = float(shutil.disk_usage(tempfile.gettempdir() if folder is None else folder).free)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     runtime = resident_memory()
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
         host = available_memory()
         settings = GpuSettings(count=processes, memory_gb=None, host_gb=host / 1e9)
-        return replace(
+        machine = replace(
             machine_of(settings, memory=0.0, runtime=0.0, products=products),
             nodes=machines_here(processes),
-            memory=float(free),
-            runtime=CUDA_RUNTIME,
+            disk_memory=disk,
+            memory=gpu_memory(device, expandable=is_expandable(), reading=reading),
+            runtime=gpu_runtime(groups_of(processes, degree)),
         )
+        return _agreed(machine)
     settings = GpuSettings(
         device="cpu",
         count=processes,
@@ -78,7 +99,23 @@ def machine_here(device: torch.device, processes: int, *, products: int) -> Mach
     )
     machine = machine_of(settings, memory=0.0, runtime=runtime, products=products)
     # What processes have already is no longer available, but counted in what each needs.
-    return replace(machine, memory=available_memory() / local + runtime)
+    return _agreed(replace(machine, memory=available_memory() / local + runtime, disk_memory=disk))
+
+
+def _agreed(machine: Machine) -> Machine:
+    """The least memory of any process, and the most machines that one of them counts; alone the machine itself."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return machine
+    found: list[Machine] = [machine] * dist.get_world_size()
+    dist.all_gather_object(found, machine)
+    return replace(
+        machine,
+        memory=min(one.memory for one in found),
+        host_memory=min(one.host_memory for one in found),
+        disk_memory=min(one.disk_memory for one in found),
+        runtime=max(one.runtime for one in found),
+        nodes=max(one.nodes for one in found),
+    )
 
 
 def warning(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> str | None:
@@ -107,25 +144,16 @@ def warning(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine)
     return f"{said}; it fits{launch} with {' '.join(overrides(better, given=strategy, accumulation=job.accumulation))}"
 
 
-def choose_levers(
-    sizes: Architecture, job: Job, strategy: Strategy, machine: Machine, *, agree: bool = True
-) -> tuple[Levers, str]:
+def choose_levers(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> tuple[Levers, str]:
     """`memory=auto`: the fastest set of levers that fits here, and why, as a sentence.
 
     Args:
         sizes, job, machine: of the run.
-        strategy: its wrapper and degree; its levers are not read.
-        agree: all processes take the least memory that one of them has, and the most machines that one of them counts,
-            so that they choose alike.
+        strategy: its wrapper and degree; of its levers `prefetch` alone is read.
 
     Returns:
         The levers; where none fits those that need the least, and the sentence says so.
     """
-    if agree and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        found: list[tuple[float, float, int]] = [(0.0, 0.0, 1)] * dist.get_world_size()
-        dist.all_gather_object(found, (machine.memory, machine.runtime, machine.nodes))
-        memory, runtime, nodes = zip(*found, strict=True)
-        machine = replace(machine, memory=min(memory), runtime=max(runtime), nodes=max(nodes))
     best = cheapest_levers(sizes, job, strategy, machine)
     room = gigabytes(machine.memory)
     if best is None:
@@ -146,6 +174,6 @@ def choose_levers(
 def _least(sizes: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced:
     sets = [
         price(sizes, job, replace(strategy, levers=levers), machine)
-        for levers in lever_sets(machine.device, job.rows)
+        for levers in lever_sets(machine.device, job.rows, prefetch=strategy.levers.prefetch)
     ]
     return min(sets, key=lambda one: (one.memory.total, one.time.total))

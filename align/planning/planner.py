@@ -7,43 +7,23 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from rich.console import Console
 
-from align.core.config import typed
-from align.core.errors import UserError
 from align.core.readable import Readable
-from align.data.settings import DataSettings, PositionSettings
-from align.distributed.names import check_wrapper_name, wrappers_on
-from align.longseq.parallel import choose_exchange, make_groups
-from align.longseq.settings import MemorySettings, ParallelSettings
-from align.longseq.support import check_degree
-from align.models.loading import load_tokenizer
-from align.models.settings import ModelSettings
+from align.distributed.names import wrappers_on
 from align.planning import tables
-from align.planning.architecture import Architecture, measure, read_config
+from align.planning.architecture import Architecture
+from align.planning.asked import read_asked
 from align.planning.cuts import Cut, cut_of
-from align.planning.here import available_memory, resident_memory
-from align.planning.job import Job, Machine, Rows, Strategy
+from align.planning.job import Job, Machine
 from align.planning.plain import all_logits, fused_head
 from align.planning.request import (
-    check_batch,
-    data_lengths,
     describe,
-    levers_of,
-    machine_of,
-    make_job,
     notes,
-    precision_of,
-    read_method,
-    row_lengths,
 )
 from align.planning.search import Priced, cheapest, price, smallest
-from align.planning.settings import GpuSettings
-from align.reference.settings import ReferenceSettings
-from align.training.methods import Method
-from align.training.preparation import read_rows_of_model
 
 ROWS = "ROWS.jsonl"  # in a command to paste, where nothing says which
 # Keys of `align plan` alone, which `align train` does not have.
-_OWN = ("rows", "gpus", "wrapper", "json")
+_OWN = ("rows", "gpus", "wrapper", "json", "goal")
 # Hydra's words that say where configurations lie.
 _HYDRA = ("--config-dir", "-cd")
 
@@ -73,30 +53,8 @@ def make_plan(config: DictConfig) -> Plan:
     Raises:
         UserError: what `align train` would refuse too, and lengths or machines that make no sense.
     """
-    method = read_method(config)
-    check_batch(config.trainer)
-    model = typed(ModelSettings, config, "model")
-    gpus = typed(GpuSettings, config, "gpus")
-    check_wrapper_name(config.wrapper, gpus.device)
-    architecture, source = read_config(model)
-    sizes = measure(architecture, model)
-    rows = read_rows(config, model, method)
-    job = make_job(
-        method,
-        model,
-        typed(ReferenceSettings, config, "reference"),
-        config.trainer,
-        rows,
-        device=gpus.device,
-    )
-    machine = machine_of(
-        gpus,
-        memory=available_memory(),
-        runtime=resident_memory(),
-        products=precision_of(model, config.trainer, device=gpus.device).products,
-    )
-    check_degree(architecture, config.parallel.degree)
-    strategy = given_strategy(config, sizes, job, machine)
+    asked = read_asked(config)
+    sizes, job, machine, strategy = asked.sizes, asked.job, asked.machine, asked.strategy
     given = price(sizes, job, strategy, machine)
     prompts = given.time.prompts
     best = cheapest(sizes, job, machine, prompts=prompts, wrappers=wrappers_on(machine.device))
@@ -104,7 +62,7 @@ def make_plan(config: DictConfig) -> Plan:
     plain = price(sizes, *all_logits(job, strategy), machine)
     return Plan(
         sizes,
-        source,
+        asked.source,
         job,
         machine,
         given,
@@ -112,43 +70,8 @@ def make_plan(config: DictConfig) -> Plan:
         fused,
         plain,
         prompts,
-        cut_of(config, model, architecture, rows),
+        cut_of(config, asked.model, asked.architecture, job.rows),
     )
-
-
-def read_rows(config: DictConfig, model: ModelSettings, method: Method) -> Rows:
-    """Lengths of the data as training will read it, or of the key `rows`."""
-    if config.data.path is None:
-        return row_lengths(config, method)
-    data = read_rows_of_model(
-        method,
-        typed(DataSettings, config, "data"),
-        load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision),
-        model=model,
-        positions=typed(PositionSettings, config, "positions"),
-        seed=config.seed,
-    )
-    return data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))
-
-
-def given_strategy(config: DictConfig, sizes: Architecture, job: Job, machine: Machine) -> Strategy:
-    """Wrapper, exchange, degree and levers as they are set.
-
-    Raises:
-        UserError: a degree that does not divide the GPUs.
-    """
-    parallel = typed(ParallelSettings, config, "parallel")
-    memory = typed(MemorySettings, config, "memory")
-    make_groups(machine.count, parallel.degree)
-    exchange = "none" if parallel.degree == 1 else parallel.kind
-    if exchange == "auto":
-        exchange, _ = choose_exchange(
-            heads=sizes.heads, kv_heads=sizes.kv_heads, degree=parallel.degree, length=job.rows.tokens
-        )
-    wrapper = "none" if machine.count == 1 else config.wrapper
-    if machine.count > 1 and wrapper == "none":
-        raise UserError(f"wrapper=none is for one process, and gpus.count={machine.count}: name a wrapper.")
-    return Strategy(wrapper, exchange, parallel.degree, levers_of(memory))
 
 
 def own_overrides(arguments: list[str], *, rows: str | None) -> list[str]:
@@ -220,7 +143,7 @@ def to_json(plan: Plan) -> dict[str, object]:
     return {
         "model": plan.sizes.to_json(),
         "rows": vars(plan.job.rows),
-        "machine": vars(plan.machine),
+        "machine": tables.machine_json(plan.machine),
         "given": tables.to_json(plan.given, plan.machine),
         "cheapest": tables.to_json(plan.best, plan.machine),
         "row_an_answer_fused_head": tables.to_json(plan.fused, plan.machine),

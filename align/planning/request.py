@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,13 @@ class Request:
     prompts: int
 
 
-def row_lengths(config: DictConfig, method: Method) -> Rows:
+def row_lengths(config: DictConfig, method: Method, *, otherwise: int | None = None) -> Rows:
     """Rows by the numbers of the key `rows`.
+
+    Args:
+        config: the whole configuration.
+        method: whether it reads rejected answers and short contexts.
+        otherwise: tokens of a prompt where neither `rows.prompt` nor `data.max_length` says how long it is; None asks.
 
     Raises:
         UserError: no length is given, or one is too small.
@@ -44,6 +50,8 @@ def row_lengths(config: DictConfig, method: Method) -> Rows:
     settings = typed(RowSettings, config, "rows")
     rejected = settings.rejected if method.uses_rejected() else 0
     prompt = settings.prompt
+    if prompt is None and config.data.max_length is None and otherwise is not None:
+        prompt = otherwise
     if prompt is None:
         if config.data.max_length is None:
             raise UserError("rows.prompt is not set: give it, data.max_length or data.path.")
@@ -151,7 +159,9 @@ def read_method(config: DictConfig) -> Method:
 
 def levers_of(memory: MemorySettings) -> Levers:
     """Group `memory` as the predictor takes it."""
-    return Levers(memory.checkpointing, memory.logits_chunk, memory.offload, memory.mlp_chunk)
+    return Levers(
+        memory.checkpointing, memory.logits_chunk, memory.offload, memory.mlp_chunk, memory.prefetch
+    )
 
 
 def machine_of(settings: GpuSettings, *, memory: float, runtime: float, products: int) -> Machine:
@@ -173,11 +183,13 @@ def machine_of(settings: GpuSettings, *, memory: float, runtime: float, products
         memory=memory / share if settings.memory_gb is None else settings.memory_gb * GB / share,
         flops=settings.peak_tflops * 1e12 / halved,
         mfu=settings.mfu,
+        attention_mfu=settings.attention_mfu,
         intra_bandwidth=settings.intra_gb_per_s * GB,
         inter_bandwidth=settings.inter_gb_per_s * GB,
         host_memory=settings.host_gb * GB,
         host_bandwidth=settings.host_gb_per_s * GB,
         disk_bandwidth=settings.disk_gb_per_s * GB,
+        disk_memory=math.inf if settings.disk_gb is None else settings.disk_gb * GB,
         runtime=runtime if settings.runtime_gb is None else settings.runtime_gb * GB,
     )
 

@@ -16,7 +16,7 @@ from align.planning.time import Time, step_time
 HEADROOM = (
     0.95  # of the memory that a plan may fill: the prediction is good to some per cent, not to the byte
 )
-DISK_ROOM = 0.8  # of the host memory that offloading may fill
+OFFLOAD_ROOM = 0.8  # of the host's memory or of its disk that offloading may fill
 MLP_CHUNKS = (None, 8192, 2048, 512)
 LOGITS_CHUNKS = (1024, 256)
 
@@ -31,9 +31,14 @@ class Priced:
     time: Time
 
     def fits(self, machine: Machine) -> bool:
-        """Whether GPU and host have room."""
-        room = self.memory.total <= HEADROOM * machine.memory
-        return room and self.memory.host <= DISK_ROOM * machine.host_memory
+        """Whether GPU, host and disk have room."""
+        return fits(self.memory, machine)
+
+
+def fits(memory: Memory, machine: Machine) -> bool:
+    """Whether GPU, host and disk have room for it."""
+    room = memory.total <= HEADROOM * machine.memory and memory.host <= OFFLOAD_ROOM * machine.host_memory
+    return room and memory.disk <= OFFLOAD_ROOM * machine.disk_memory
 
 
 def price(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Priced:
@@ -46,12 +51,13 @@ def price(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -
     )
 
 
-def lever_sets(device: str, rows: Rows | None = None) -> Iterator[Levers]:
+def lever_sets(device: str, rows: Rows | None = None, *, prefetch: int = 1) -> Iterator[Levers]:
     """Every combination of the group `memory`, fewest levers first.
 
     Args:
         device: a CPU has no host to offload to.
         rows: what is read; rows of their own are not tiled. None is rows that share their prompts.
+        prefetch: as the key, which is no choice of a plan.
     """
     offloads = ("none", "host", "disk") if device == "cuda" else ("none", "disk")
     chunks = MLP_CHUNKS if rows is None or rows.shared else (None,)
@@ -59,7 +65,7 @@ def lever_sets(device: str, rows: Rows | None = None) -> Iterator[Levers]:
         for mode in ("none", "keep_attention", "full"):
             if mode == "none" and (mlp is not None or offload != "none"):
                 continue
-            yield Levers(mode, logits, offload, mlp)
+            yield Levers(mode, logits, offload, mlp, prefetch)
 
 
 def strategies(
@@ -115,7 +121,7 @@ def cheapest(
     # Speeds within a hundredth count as equal; then what asks for less is simpler.
     best = min((one.time.per_prompt for one in fitting), default=0.0)
     close = [one for one in fitting if one.time.per_prompt <= 1.01 * best]
-    return min(close, key=_levers_pulled, default=None)
+    return min(close, key=levers_pulled, default=None)
 
 
 def smallest(
@@ -133,14 +139,14 @@ def cheapest_levers(model: Architecture, job: Job, strategy: Strategy, machine: 
     """`memory=auto`: wrapper and degree are given, the levers chosen; None where no set fits."""
     priced = [
         price(model, job, replace(strategy, levers=levers), machine)
-        for levers in lever_sets(machine.device, job.rows)
+        for levers in lever_sets(machine.device, job.rows, prefetch=strategy.levers.prefetch)
     ]
     fitting = [one for one in priced if one.fits(machine)]
     best = min((one.time.total for one in fitting), default=0.0)
-    return min((one for one in fitting if one.time.total <= 1.01 * best), key=_levers_pulled, default=None)
+    return min((one for one in fitting if one.time.total <= 1.01 * best), key=levers_pulled, default=None)
 
 
-def _levers_pulled(priced: Priced) -> tuple[int, float]:
+def levers_pulled(priced: Priced) -> tuple[int, float]:
     """How many settings differ from the defaults, then the memory: less is simpler.
 
     With `memory.mlp_chunk` set and a degree of 4, and 60 GB in all: (2, 60e9).

@@ -23,6 +23,10 @@ OPTIMIZERS: dict[str, tuple[int, int | None]] = {
 }
 
 
+FASTEST, LENGTH = "fastest", "length"
+GOALS = (FASTEST, LENGTH)  # of `goal`
+
+
 class UnknownOptimizerError(UserError):
     """An optimizer whose state the formulas do not know."""
 
@@ -62,11 +66,13 @@ class GpuSettings:
     memory_gb: float | None = 80.0
     peak_tflops: float = 312.0
     mfu: float = 0.4
+    attention_mfu: float | None = None
     intra_gb_per_s: float = 250.0
     inter_gb_per_s: float = 25.0
     host_gb: float = 1000.0
     host_gb_per_s: float = 20.0
     disk_gb_per_s: float = 3.0
+    disk_gb: float | None = None
     runtime_gb: float | None = 1.5
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import Any
 
@@ -91,7 +92,7 @@ def memory_table(columns: dict[str, Priced], machine: Machine) -> Table:
             table.add_row(label, *(f"{getattr(one.memory, name) / GB:.1f}" for one in columns.values()))
     table.add_section()
     table.add_row("wrapper", *(one.strategy.wrapper for one in columns.values()))
-    table.add_row("degree", *(_degree(one.strategy) for one in columns.values()))
+    table.add_row("degree", *(degree(one.strategy) for one in columns.values()))
     table.add_row("seconds a step", *(f"{one.time.total:.3g}" for one in columns.values()))
     for part in ("compute", "exchange", "wrapper", "host"):
         table.add_row(f"  {part}", *(f"{getattr(one.time, part):.3g}" for one in columns.values()))
@@ -99,7 +100,8 @@ def memory_table(columns: dict[str, Priced], machine: Machine) -> Table:
     return table
 
 
-def _degree(strategy: Strategy) -> str:
+def degree(strategy: Strategy) -> str:
+    """`ulysses × 8`; 1 where rows are not shared."""
     return f"{strategy.exchange} × {strategy.degree}" if strategy.degree > 1 else "1"
 
 
@@ -119,6 +121,11 @@ def to_json(priced: Priced | None, machine: Machine) -> dict[str, Any] | None:
         "seconds": priced.time.to_json(),
         "overrides": overrides(priced),
     }
+
+
+def machine_json(machine: Machine) -> dict[str, Any]:
+    """Its numbers; null for a disk without an end, which JSON has no number for."""
+    return {key: None if value == math.inf else value for key, value in vars(machine).items()}
 
 
 def show(lines: list[str], *, console: Console | None = None) -> None:

@@ -12,7 +12,7 @@ experts k), V·H in the head, A = pairs of attention; a scan along the row is no
 - a reference or the policy's short context adds its forward (the latter with its backward).
 
 A GPU does 1/n of it at degree n; under ulysses the rank with the most heads has ⌈heads/n⌉·n/heads of the mean
-attention. Seconds = work / (peak · MFU).
+attention. Seconds = work / (peak · MFU), with a share of its own for attention where it is known.
 
 **Exchange** a layer and pass, bytes sent by a GPU with t tokens: ulysses t·(2Q + 2K')·b·(n−1)/n (q, k, v there, the
 output back; as many again in the backward pass and in the recomputation), gather 2·K·t·(n−1)·b (forward,
@@ -93,10 +93,10 @@ class Time:
 def step_time(model: Architecture, job: Job, strategy: Strategy, machine: Machine) -> Time:
     """One optimizer step of `job.accumulation` micro-batches on every group."""
     rows, groups = job.rows.average(), machine.count // strategy.degree
-    work, attention = _work(model, job, strategy, rows)
-    peak = machine.flops * machine.mfu
-    slow = _attention_imbalance(model, strategy)
-    compute = job.accumulation * (work + attention * slow) / strategy.degree / peak
+    matrices, attention = work(model, job, strategy, rows)
+    products, scores = machine.rates
+    slow = attention_imbalance(model, strategy)
+    compute = job.accumulation * (matrices / products + attention * slow / scores) / strategy.degree
     inside, outside = exchange_bytes(model, job, strategy, machine, rows)
     exchange = inside / machine.intra_bandwidth + outside / machine.inter_bandwidth
     wrapped = wrapper_bytes(model, job, strategy.wrapper, machine.count)
@@ -109,26 +109,26 @@ def step_time(model: Architecture, job: Job, strategy: Strategy, machine: Machin
         exchange=job.accumulation * exchange,
         wrapper=wrapped / network + read / among,
         host=_host(model, job, strategy, machine, rows, compute),
-        flops=job.accumulation * groups * (work + attention),
+        flops=job.accumulation * groups * (matrices + attention),
         exchange_bytes=job.accumulation * (inside + outside),
         wrapper_bytes=wrapped + read,
         prompts=groups * rows.prompts * job.accumulation,
     )
 
 
-def _attention_imbalance(model: Architecture, strategy: Strategy) -> float:
+def attention_imbalance(model: Architecture, strategy: Strategy) -> float:
     """The slowest rank's attention over the mean: 28 heads on 8 ranks are 4 on one, 4 · 8 / 28 = 1.14."""
     u = strategy.ulysses
     return math.ceil(model.heads / u) * u / model.heads
 
 
-def _work(model: Architecture, job: Job, strategy: Strategy, rows: Rows) -> tuple[float, float]:
+def work(model: Architecture, job: Job, strategy: Strategy, rows: Rows) -> tuple[float, float]:
     """FLOPs of a micro-batch, reference and short context included: of matrix products, and of attention."""
     levers = strategy.levers
     recompute = 0.0 if levers.checkpointing == "none" else 1.0
     again = 1.0 if levers.checkpointing == "full" else 0.0
     sequence = rows.rows * rows.prompt if job.nll_scope == "sequence" else 0
-    matrices, attention = _forward(model, rows, rows.scored + sequence)
+    matrices, attention = forward_work(model, rows, rows.scored + sequence)
     head = 2.0 * model.head_parameters * (rows.scored + sequence)
     layers = matrices - head
     backward = 1.0 + model.trainable / model.parameters if model.lora else 2.0
@@ -138,13 +138,13 @@ def _work(model: Architecture, job: Job, strategy: Strategy, rows: Rows) -> tupl
     total = layers * (1 + backward + recompute) + tiling + head * (2 + (1.0 if model.lora else 2.0))
     total_attention = attention * (1 + 2.5 + again)
     if job.policy_short:
-        short, short_attention = _work(
+        short, short_attention = work(
             model, _without_short(job), strategy, rows.short() if rows.short_prompt else rows
         )
         total, total_attention = total + short, total_attention + short_attention
     if job.reference != "none":
         for read in _reference_rows(job, rows):
-            matrices, attention = _forward(model, read, read.scored)
+            matrices, attention = forward_work(model, read, read.scored)
             total, total_attention = total + matrices, total_attention + attention
     return total, total_attention
 
@@ -161,7 +161,7 @@ def _reference_rows(job: Job, rows: Rows) -> list[Rows]:
     return [rows.short() if job.reference_short else rows]
 
 
-def _forward(model: Architecture, rows: Rows, scored: int) -> tuple[float, float]:
+def forward_work(model: Architecture, rows: Rows, scored: int) -> tuple[float, float]:
     """FLOPs of one forward: matrices with the head over `scored` tokens, and attention."""
     matrices = 2.0 * model.active * rows.tokens
     alike = Counter(zip(model.patterns, model.query_widths, strict=True))

@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from align.core.errors import UserError
 from align.core.files import write_atomically
+from align.distributed.host import several_processes, sum_numbers
 from align.longseq.logps import sum_dtype
+from align.longseq.moving import to_device
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.models.identity import Identity
 from align.reference.key import row_keys
@@ -204,7 +205,7 @@ class Cached:
     def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
         """Reference log-probs of the batch, without a graph; `[B]` and `[B, M]`, as a live one's."""
         keys = [row_keys(row, self.identity) for row in batch.rows]
-        run = _agree(self._missing(keys), batch.rows[0].input_ids.device)
+        run = _agree(self._missing(keys))
         fresh = self._compute(policy, batch, keys, run) if any(run) else None
         taken, sums = 0, []
         for row, row_key, computed in zip(batch.rows, keys, run, strict=True):
@@ -229,7 +230,7 @@ class Cached:
         """`[b, A]` log-probs of the rows to run; those without an entry are added to the store."""
         chosen = [i for i, wanted in enumerate(run) if wanted]
         rows = tuple(batch.rows[i] for i in chosen)
-        logps = self.live(policy, SharedPrefixBatch(rows))
+        logps = self.live(policy, batch if all(run) else SharedPrefixBatch(rows))
         table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1)
         counts = [len(packed.answers) for row in rows for packed in row.layout.prompts]
         flat = [key for i in chosen for key in keys[i]]
@@ -255,19 +256,18 @@ class Cached:
         slots = row.lengths.shape[1]
         entries = [self.store.get(key) or () for key in keys]
         padded = [(*entry, *[0.0] * (slots - len(entry))) for entry in entries]
-        return torch.tensor(padded, dtype=sum_dtype(row.input_ids.device), device=row.input_ids.device)
+        device = row.input_ids.device
+        return to_device(torch.tensor(padded, dtype=sum_dtype(device)), device)
 
 
-def _agree(missing: list[bool], device: torch.device) -> list[bool]:
+def _agree(missing: list[bool]) -> list[bool]:
     """Which rows to run: those with a missing entry; where several processes run together all of them, or none.
 
     Of rows `[True, False]` one process runs the first. Beside a process that misses none, both run both of theirs.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if not several_processes():
         return missing
-    flag = torch.tensor(int(any(missing)), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return [bool(flag)] * len(missing)
+    return [sum_numbers([int(any(missing))])[0] > 0] * len(missing)
 
 
 def open_cache(

@@ -29,8 +29,9 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
     So that it is, places are counted from the prompt's start: a prompt at 500 … 509 of its row with an answer at 510 …
     512 has the key of one at 0 … 9 with an answer at 10 … 12.
     """
-    ids, positions = row.input_ids[0].cpu().numpy(), row.position_ids[0].cpu().numpy()
-    predictor, answer = row.predictor.cpu().numpy(), row.answer.cpu().numpy()
+    host = row.host
+    ids, positions = host.input_ids[0].numpy(), host.position_ids[0].numpy()
+    predictor, answer = host.predictor.numpy(), host.answer.numpy()
     slots = row.lengths.shape[1]
     # Scored tokens by prompt, in their order within each: one sorting, however many prompts there are.
     order = np.argsort(answer // slots, kind="stable")

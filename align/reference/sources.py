@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import TrainingArguments
 from align.distributed.wrappers import expected_wrapper
 from align.longseq.forward import pair_logps, tokens_read
 from align.longseq.logps import sum_by_index
+from align.longseq.moving import to_device
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch
 from align.models.precision import Precision
@@ -159,21 +161,22 @@ def autocast_forward(forward: Forward, dtype: torch.dtype | None) -> Forward:
     return run
 
 
-def sum_turns(logps: PairLogps, owner: Tensor, prompts: int) -> PairLogps:
+def sum_turns(logps: PairLogps, owner: Tensor | np.ndarray, prompts: int) -> PairLogps:
     """Sums the rows of one prompt's turns: log-probs over turns add up (LongPO, section 3.2).
 
     Turns with the chosen log-probs −3, −4 and −5, the first two of prompt 0 and the last of prompt 1: −7 and −5.
 
     Args:
         logps: one row a turn, `[n]` and `[n, M]`.
-        owner: `[n]` the prompt that each turn belongs to: 0, 0, 1 in the example.
+        owner: `[n]` the prompt that each turn belongs to: 0, 0, 1 in the example. A tensor or an array, on the CPU too.
         prompts: B.
     """
+    index = to_device(owner, logps.chosen.device)
 
     def add(values: Tensor) -> Tensor:
         if values.dim() == 1:
-            return sum_by_index(values, owner, prompts)
-        columns = [sum_by_index(column, owner, prompts) for column in values.unbind(1)]
+            return sum_by_index(values, index, prompts)
+        columns = [sum_by_index(column, index, prompts) for column in values.unbind(1)]
         return torch.stack(columns, dim=1) if columns else values.new_zeros(prompts, 0)
 
     return PairLogps(

@@ -6,10 +6,9 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from align.distributed.host import several_processes, sum_numbers
 from align.runs import exit_codes
 
 
@@ -47,7 +46,7 @@ class Preemption(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Has this step saved and training ended, on all processes or on none."""
-        if self._agreed(args.device):
+        if self._agreed():
             self.stopped = control.should_save = control.should_training_stop = True
 
     def on_prediction_step(
@@ -58,13 +57,11 @@ class Preemption(TrainerCallback):
         Raises:
             SystemExit: with `exit_codes.STOPPED`, on all processes.
         """
-        if state.global_step == 0 and self._agreed(args.device):
+        if state.global_step == 0 and self._agreed():
             raise SystemExit(exit_codes.STOPPED)
 
-    def _agreed(self, device: torch.device) -> bool:
+    def _agreed(self) -> bool:
         """Whether any process was asked."""
-        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not several_processes():
             return self._asked
-        flag = torch.tensor(int(self._asked), device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        return sum_numbers([int(self._asked)])[0] > 0

@@ -37,8 +37,9 @@ class StepBalance:
         """Takes in a micro-batch's routing; None where nothing trains, or nothing is to be balanced."""
         self._routing = None
         if self._watch is not None and torch.is_grad_enabled():
-            weight = prompt_weights(inputs, self.weighting).sum() / self.degree
-            self._routing = Routing(self._watch.router, inputs["real"], weight)
+            weight = int(prompt_weights(inputs, self.weighting).sum()) / self.degree
+            device = inputs["batch"].rows[0].input_ids.device
+            self._routing = Routing(self._watch.router, inputs["real"].tolist(), weight, device)
         return self._routing
 
     def add(self, loss: Tensor, total: Tensor | int | None) -> Tensor:

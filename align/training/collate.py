@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from align.core.errors import UserError
 from align.data.stored_rows import to_example
@@ -48,7 +48,9 @@ class Collator:
         if self.short:
             batch["short"] = self._pack([turn for example in examples for turn in example.short])
             owner = [b for b, example in enumerate(examples) for _ in example.short]
-            batch["owner"] = torch.tensor(owner, dtype=torch.long)
+            batch["owner"] = np.array(
+                owner, dtype=np.int64
+            )  # an array stays on the CPU, where a loader moves tensors
         return batch
 
     def _pack(self, examples: Sequence[TokenizedExample]) -> SharedPrefixBatch:

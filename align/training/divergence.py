@@ -26,13 +26,13 @@ class FiniteLosses:
     """Watches the losses of a step's prompts; they stay on the device until the step's last micro-batch."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[Tensor, Sequence[str]]] = []
+        self._seen: list[tuple[Tensor, list[str | None]]] = []
 
     def watch(self, losses: Tensor, inputs: Mapping[str, Any]) -> None:
         """Takes in a micro-batch: its `[B]` losses, `real` `[B]` and, where the collator gives them, `sources`."""
-        bad = ~losses.detach().isfinite() & inputs["real"].to(losses.device)
         names = inputs.get("sources") or [f"prompt {i + 1} of a micro-batch" for i in range(len(losses))]
-        self._seen.append((bad, names))
+        counted = [name if real else None for name, real in zip(names, inputs["real"].tolist(), strict=True)]
+        self._seen.append((~losses.detach().isfinite(), counted))
 
     def check(self, *, step: int) -> None:
         """Looks at what has been seen since the last call; one wait for the device.
@@ -50,18 +50,17 @@ class FiniteLosses:
             )
 
     def rows(self) -> list[str]:
-        """The rows with a loss that is not finite since the last call."""
+        """The rows with a loss that is not finite since the last call; one wait for the device."""
         seen, self._seen = self._seen, []
-        if not seen or not bool(torch.cat([bad for bad, _ in seen]).any()):
+        if not seen:
             return []
-        return [name for bad, names in seen for flag, name in zip(bad.tolist(), names, strict=True) if flag]
+        flags = torch.cat([bad for bad, _ in seen]).tolist()
+        names = [name for _, names in seen for name in names]
+        return [name for flag, name in zip(flags, names, strict=True) if flag and name is not None]
 
 
-def warn_of_rows(losses: Tensor, inputs: Mapping[str, Any]) -> None:
+def warn_of_rows(rows: Sequence[str]) -> None:
     """Names held-out rows of which the loss is not finite; the means that they are part of are not either."""
-    watched = FiniteLosses()
-    watched.watch(losses, inputs)
-    rows = watched.rows()
     if rows:
         logger.warning("Held-out rows without a finite loss: %s. Their means are NaN.", listed(rows))
 

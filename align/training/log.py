@@ -32,9 +32,9 @@ class TrainingLog:
         self._reference_seen = (0, 0)
         self._logged_at = time.perf_counter()
 
-    def add(self, metrics: Tensor, weights: Tensor, tokens: int) -> None:
-        """Takes in `[B, len(METRICS)]` metrics, `[B]` weights of the losses and the tokens that were read."""
-        self._meter.add(metrics, weights)
+    def add(self, metrics: Tensor, weights: Tensor, real: Tensor, tokens: int) -> None:
+        """Takes in `[B, len(METRICS)]` metrics, `[B]` weights of the losses and what is real, and the tokens read."""
+        self._meter.add(metrics, weights, real)
         self._tokens += tokens
 
     def pop(self, history: Sequence[Mapping[str, Any]]) -> dict[str, float]:

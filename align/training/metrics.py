@@ -52,10 +52,18 @@ class MeanMeter:
     def __init__(self) -> None:
         self._sums: Tensor | None = None
 
-    def add(self, rows: Tensor, weights: Tensor | None = None) -> None:
-        """Takes in `[B, len(METRICS)]` values and `[B]` weights of their losses; None is 1 each."""
+    def add(self, rows: Tensor, weights: Tensor | None = None, real: Tensor | None = None) -> None:
+        """Takes in values of B prompts, without a wait for the device.
+
+        Args:
+            rows: `[B, len(METRICS)]`.
+            weights: `[B]` of their losses; None is 1 each.
+            real: `[B]` bool; what is False counts nowhere. None counts all.
+        """
         diverged = ~rows[:, METRICS.index("loss")].isfinite()
         absent = rows.isnan() & ~diverged[:, None]
+        if real is not None:
+            absent |= ~real[:, None]
         counts = (~absent).to(rows.dtype)
         if weights is not None:
             counts[:, METRICS.index("loss")] *= weights.to(rows)

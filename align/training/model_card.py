@@ -22,7 +22,7 @@ _EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SECRET = re.compile(r"token$|secret|password|passwd|credential|api_?key|auth", re.IGNORECASE)
 # Group → the keys of it that a card states; None: all of them.
 _STATED: dict[str, tuple[str, ...] | None] = {
-    "model": ("revision", "dtype", "quantization", "lora", "rope"),
+    "model": ("revision", "dtype", "kernels", "quantization", "lora", "rope"),
     "positions": None,
     "reference": ("source", "model", "rope"),
     "parallel": ("kind", "degree"),

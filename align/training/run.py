@@ -18,6 +18,7 @@ from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config, check_degree
 from align.longseq.tile_probe import check_tiles
+from align.models.kernels import check_kernels, kernels_on
 from align.models.loading import load_config, resolve_dtype
 from align.models.paths import check_weights
 from align.models.precision import autocasts, training_dtype
@@ -44,13 +45,15 @@ def check(config: DictConfig) -> Run:
     method = load_method(config.method, allow_targets=settings.allow_targets)
     arguments = training_arguments(config, settings.model)
     check_scheduler(arguments)
-    settings = replace(settings, model=training_dtype(settings.model))
+    model = training_dtype(settings.model)
+    settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
     check_tiles(settings.model, settings.memory)
     check_degree(load_config(settings.model), settings.parallel.degree)
     check_sharded_experts(settings.model, arguments)
+    check_kernels(settings.model, load_config(settings.model))
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
@@ -110,6 +113,7 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
         check_config(load_config(settings), attention=settings.attention)
     else:
         check_architecture(settings)
+        check_kernels(settings, load_config(settings), key="reference.model")
     if reference.cache is not None:
         check_folder(Path(reference.cache))
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, Sampler
+
+from align.longseq.shared_prefix import SharedPrefixBatch
 
 PLACEHOLDER = -1
 
@@ -72,7 +73,10 @@ class MarkedRows(Dataset):
 
 
 class MarkedCollator:
-    """A collator over marked rows: adds `real` `[B]` to what the collator of the rows returns."""
+    """A collator over marked rows: adds `real` `[B]` to what the collator of the rows returns.
+
+    It is an array, which stays on the CPU where a loader moves tensors to the device: nobody waits to read it.
+    """
 
     def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
         self.collator = collator
@@ -80,4 +84,21 @@ class MarkedCollator:
     def __call__(self, marked: Sequence[tuple[Any, bool]]) -> dict[str, Any]:
         """Collates the rows."""
         rows, real = zip(*marked, strict=True)
-        return {**self.collator(list(rows)), "real": torch.tensor(real)}
+        return {**self.collator(list(rows)), "real": np.array(real)}
+
+
+class DigestingCollator:
+    """A collator whose batches know their digest, by which the ranks of a sequence-parallel group compare them.
+
+    It is computed here, in a worker of the loader where there are any, while the last step runs.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        """Collates the rows."""
+        return {
+            name: value.digested() if isinstance(value, SharedPrefixBatch) else value
+            for name, value in self.collator(rows).items()
+        }

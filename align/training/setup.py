@@ -54,14 +54,14 @@ def check_processes(run: Run, config: DictConfig) -> None:
     check_launch(run.arguments)
     make_groups(run.arguments.world_size, run.parallel.degree)
     check_quantised(run.model.quantization, launched_wrapper(run.arguments))
-    check_same_settings(launched_settings(config, run), device=run.arguments.device)
+    check_same_settings(launched_settings(config, run))
 
 
 def check_same_data(data: PreferenceData, run: Run) -> None:
     """Processes with unlike rows would wait for each other, or train on a mixture that no one named."""
     if run.arguments.world_size > 1:
         rows = {**data.counts, "digest": data.digest}
-        check_agreement(rows, dist.group.WORLD, what="data", device=run.arguments.device)
+        check_agreement(rows, dist.group.WORLD, what="data")
 
 
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:

@@ -96,7 +96,9 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
 
     A four-bit base is read in its own precision: the adapter is added to the weights that were quantised.
     """
-    settings = replace(policy.model, quantization="none", lora=replace(policy.model.lora, r=0))
+    settings = replace(
+        policy.model, quantization="none", kernels="none", lora=replace(policy.model.lora, r=0)
+    )
     if not policy.has_adapter:  # the saved configuration has the RoPE overrides already
         settings = replace(settings, path=str(policy.weights), revision=None, rope=RopeSettings())
     if dtype == "stored":

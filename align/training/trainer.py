@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from align.distributed.host import sum_numbers
 from align.distributed.wrappers import WrapperCheck
 from align.longseq.forward import pair_logps, tokens_read
 from align.longseq.parallel import SequenceParallel
@@ -27,8 +28,8 @@ from align.training.methods import Method
 from align.training.metric_names import METRICS
 from align.training.metrics import mean_metrics, prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
-from align.training.sampling import EpochSampler, MarkedCollator, MarkedRows
-from align.training.weighting import prompt_weights, real_tokens
+from align.training.sampling import DigestingCollator, EpochSampler, MarkedCollator, MarkedRows
+from align.training.weighting import held_out_columns, marks_on, prompt_weights, real_tokens
 from losses.types import PairLogps
 
 DEFAULT_MEMORY = MemorySettings()
@@ -52,7 +53,7 @@ class PreferenceTrainer(SealedCheckpoints):
         parallel: this process's place in its sequence-parallel group; None without.
         logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
         memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
-        attention: `sdpa`, the shared prefix's; or `library`, the model's own: a row for each answer.
+        attention: as `model.attention`: `auto`, the shared prefix's; `library`, a row for each answer.
         max_length: tokens to which contexts of rows that are not tokenised are cut; None is the model's window.
         balance: coefficient of a mixture of experts' load-balancing loss.
         kwargs: the rest of Trainer's own.
@@ -79,7 +80,7 @@ class PreferenceTrainer(SealedCheckpoints):
         parallel: SequenceParallel | None = None,
         logits_chunk: int | None = None,
         memory: MemorySettings = DEFAULT_MEMORY,
-        attention: str = "sdpa",
+        attention: str = "auto",
         max_length: int | None = None,
         balance: float = 0.0,
         **kwargs: Any,
@@ -118,7 +119,8 @@ class PreferenceTrainer(SealedCheckpoints):
             data_collator=parts.collator,
             **kwargs,
         )
-        self.data_collator = MarkedCollator(self.data_collator)
+        collator = self.data_collator if parallel is None else DigestingCollator(self.data_collator)
+        self.data_collator = MarkedCollator(collator)
         self.add_callback(WrapperCheck(self))
         self._parameters = sum(parameter.numel() for parameter in parts.model.parameters())
 
@@ -141,13 +143,14 @@ class PreferenceTrainer(SealedCheckpoints):
             num_items_in_batch: sum of the weights in the global step; None counts this batch alone.
         """
         losses, metrics = self.prompt_losses(model, inputs)
-        real, weights = inputs["real"], prompt_weights(inputs, self.method.needs.weighting)
+        own = prompt_weights(inputs, self.method.needs.weighting)
+        real, weights = marks_on(losses.device, inputs, own)
         self._finite.watch(losses, inputs)
         if self.accelerator.sync_gradients:  # the step's last micro-batch
             self._finite.check(step=self.state.global_step + 1)
-        total = weights.sum() if num_items_in_batch is None else num_items_in_batch
+        total = int(own.sum()) if num_items_in_batch is None else num_items_in_batch
         loss = (torch.where(real, losses, 0.0) * weights).sum() / total
-        self._log.add(metrics[real], weights[real], real_tokens(inputs))
+        self._log.add(metrics, weights, real, real_tokens(inputs))
         # A wrapper averages gradients over processes; the divisor above already counts every group's prompts.
         loss = self._balance.add(loss * (self.args.world_size // self.degree), num_items_in_batch)
         return (loss, metrics) if return_outputs else loss
@@ -203,10 +206,10 @@ class PreferenceTrainer(SealedCheckpoints):
             marked.sampler = shard.batch_sampler.sampler
         return loader
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Sum of the prompts' weights in the global step, over accumulation and groups."""
         weights = [prompt_weights(inputs, self.method.needs.weighting).sum() for inputs in batch_samples]
-        return torch.tensor(self.sum_over_groups([int(sum(weights))])[0], device=device)
+        return int(self.sum_over_groups([int(sum(weights))])[0])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The Trainer's, held to be finite."""
@@ -232,31 +235,26 @@ class PreferenceTrainer(SealedCheckpoints):
         model = self._prepared_model()
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        rows = []
+        rows, finite = [torch.zeros(0, len(METRICS) + 2, device=self.args.device)], FiniteLosses()
         for inputs in dataloader:
             with torch.no_grad(), self.compute_loss_context_manager():
                 inputs = self._prepare_inputs(inputs)
                 losses, metrics = self.prompt_losses(model, inputs)
-            warn_of_rows(losses, inputs)
-            weights = prompt_weights(inputs, self.method.needs.weighting)
-            columns = torch.cat([metrics, weights[:, None].to(metrics)], dim=1)
-            rows.append(self._gather_rows(columns, inputs["real"]))
+            finite.watch(losses, inputs)
+            counts = self.args.process_index % self.degree == 0  # the ranks of a group hold the same
+            columns = held_out_columns(metrics, inputs, self.method.needs.weighting, counts=counts)
+            rows.append(self.accelerator.gather(columns) if self.args.world_size > 1 else columns)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        gathered = torch.cat(rows) if rows else torch.zeros(0, len(METRICS) + 1)
-        table, weights = gathered[:, :-1], gathered[:, -1]
+        warn_of_rows(finite.rows())
+        gathered = torch.cat(rows).cpu()
+        gathered = gathered[gathered[:, -1] > 0]
+        table, weights = gathered[:, :-2], gathered[:, -2]
         return EvalLoopOutput(
-            predictions=table.cpu().numpy(),
+            predictions=table.numpy(),
             label_ids=None,
             metrics=mean_metrics(table, weights, prefix=metric_key_prefix),
             num_samples=len(table),
         )
-
-    def _gather_rows(self, metrics: Tensor, real: Tensor) -> Tensor:
-        """The real prompts' rows of a `[B, columns]` table, of all groups; the ranks of a group hold the same."""
-        counted = real if self.args.process_index % self.degree == 0 else torch.zeros_like(real)
-        if self.args.world_size > 1:
-            metrics, counted = self.accelerator.gather((metrics, counted))
-        return metrics[counted]
 
     def _prepared_model(self) -> nn.Module:
         """The policy as training wrapped it; before any training, ready for evaluation.
@@ -294,5 +292,5 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def sum_over_groups(self, counts: Sequence[int]) -> list[float]:
         """Each count summed over the data-parallel groups; the ranks of a group hold the same."""
-        sums = self._sum_over_processes(torch.tensor(counts, device=self.args.device))
-        return [total / self.degree for total in sums.tolist()]
+        sums = sum_numbers(counts) if self.args.world_size > 1 else counts
+        return [total / self.degree for total in sums]

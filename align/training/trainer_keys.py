@@ -24,6 +24,8 @@ RESERVED = {
     "activation_checkpointing_kwargs": "memory.checkpointing",
     "gradient_checkpointing": "memory.checkpointing",
     "gradient_checkpointing_kwargs": "memory.checkpointing",
+    "use_liger_kernel": "model.kernels=liger",
+    "liger_kernel_config": "model.kernels=liger",
     "remove_unused_columns": "the default, which keeps the rows whole",
     "average_tokens_across_devices": "the default: the loss is the mean over the prompts of the step",
     "label_smoothing_factor": "method.loss.label_smoothing",
@@ -83,8 +85,6 @@ class TrainerKeys:
     torch_compile: bool
     torch_compile_backend: str | None
     torch_compile_mode: str | None
-    use_liger_kernel: bool
-    liger_kernel_config: Any
     neftune_noise_alpha: float | None
     torch_empty_cache_steps: int | None
     auto_find_batch_size: bool

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from align.longseq.moving import HOST, move_together
+
 if TYPE_CHECKING:
     from align.longseq.shared_prefix import SharedPrefixBatch
 
@@ -26,7 +28,7 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"prompt": _one, "token": _tok
 
 
 def prompt_weights(inputs: dict[str, Any], weighting: str) -> Tensor:
-    """`[B]` integer weights; the loss of a step is `Σ weight · loss / Σ weight` over its prompts.
+    """`[B]` integer weights, on the CPU; the loss of a step is `Σ weight · loss / Σ weight` over its prompts.
 
     The sum in the divisor goes over the whole step (accumulation and data-parallel groups), so that packing,
     micro-batches and processes do not change what a prompt or a token counts.
@@ -36,9 +38,28 @@ def prompt_weights(inputs: dict[str, Any], weighting: str) -> Tensor:
         weighting: `needs.weighting` of the method.
     """
     batch: SharedPrefixBatch = inputs["batch"]
-    lengths = torch.cat([row.lengths[:, 0] for row in batch.rows])
-    real: Tensor = inputs["real"]
-    return _WEIGHTS[weighting](lengths) * real.to(lengths.device)
+    lengths = torch.cat([row.host.lengths[:, 0] for row in batch.rows])
+    return _WEIGHTS[weighting](lengths) * torch.as_tensor(inputs["real"], device=HOST)
+
+
+def marks_on(device: torch.device, inputs: dict[str, Any], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`[B]` which prompts are real, and `[B]` their `weights`, on `device`; in one copy, which nobody waits for."""
+    real = torch.as_tensor(inputs["real"], device=HOST)
+    marks, moved = move_together([real.to(weights.dtype), weights], device)
+    return marks > 0, moved
+
+
+def held_out_columns(metrics: Tensor, inputs: dict[str, Any], weighting: str, *, counts: bool) -> Tensor:
+    """`[B, columns + 2]`: each prompt's metrics `[B, columns]`, its loss's weight, and 1 where it counts, else 0.
+
+    Args:
+        metrics: on the device, which is not waited for.
+        inputs: the micro-batch, of which placeholders do not count.
+        weighting: `needs.weighting` of the method.
+        counts: whether any of it does here: the ranks of a group hold the same.
+    """
+    real, weights = marks_on(metrics.device, inputs, prompt_weights(inputs, weighting))
+    return torch.cat([metrics, torch.stack([weights, real * counts], dim=1).to(metrics)], dim=1)
 
 
 def real_tokens(inputs: dict[str, Any]) -> int:

@@ -100,8 +100,7 @@ def plain_step(case: Case) -> tuple[float, dict[str, Tensor]]:
 
 
 def routing_of(watch: RouterWatch, batch: SharedPrefixBatch) -> Routing:
-    real = torch.ones(len(batch), dtype=torch.bool)
-    return Routing(watch.router, real, torch.tensor(float(len(batch))))
+    return Routing(watch.router, [True] * len(batch), float(len(batch)), torch.device("cpu"))
 
 
 def shared_step(

@@ -245,7 +245,7 @@ def test_models_that_take_no_such_mask_are_refused(kind, sentence):
 
 def test_a_row_is_read_by_one_process_and_not_in_tiles(tmp_path):
     model = build("gptj", dtype=torch.float32)
-    group = SequenceParallel(None, 2, 0, "gather", None)  # type: ignore[arg-type]
+    group = SequenceParallel(None, 2, 0, "gather", None, None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"which model\.attention=masked cannot: set parallel=none"):
         pair_logps(model, pack(examples()), parallel=group)
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)

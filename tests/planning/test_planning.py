@@ -22,6 +22,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
 from align.planning.architecture import measure, read_config
+from align.planning.gpu_memory import Reading
 from align.planning.here import choose_levers, machine_here, warning
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict
@@ -333,9 +334,9 @@ def test_machines_may_have_different_numbers_of_gpus(monkeypatch, environment, p
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 2))
-    machine = machine_here(torch.device("cuda"), processes, products=2)
-    assert (machine.nodes, machine.per_node, machine.memory) == (nodes, each, 1.0)
+    nothing = Reading(info=lambda _: (0, 2), reserved=lambda _: 0, allocated=lambda _: 0)
+    machine = machine_here(torch.device("cuda"), processes, products=2, reading=nothing)
+    assert (machine.nodes, machine.per_node, machine.memory) == (nodes, each, 0.0)
 
 
 def test_auto_says_why_and_when_nothing_fits():

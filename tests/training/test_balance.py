@@ -46,7 +46,7 @@ def step_by_hand(sizes: list[int]) -> tuple[float, float, dict[str, torch.Tensor
     for size in sizes:
         batch = pack(Rows(8).examples[start : start + size])
         start += size
-        routing = Routing(watch.router, torch.ones(size, dtype=torch.bool), torch.tensor(float(size)))
+        routing = Routing(watch.router, [True] * size, float(size), torch.device("cpu"))
         losses = LOGO.loss(pair_logps(model, batch, routing=routing), None).loss
         total = total + losses.sum() / 8 + COEFFICIENT * routing.loss * size / 8
         mean += routing.loss.item() * size / 8
