@@ -9,7 +9,6 @@ that is installed.
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from transformers import TrainingArguments
 from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
+from align.models.kernels import fuse
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings
 from align.reference.sources import AdapterOff, Frozen, Reference
@@ -96,11 +96,6 @@ class Task:
         """As `method=` configures it."""
         config: Any = OmegaConf.load(str(files("hydra_conf") / "method" / f"{self.method}.yaml"))
         return load_method(config)
-
-
-def fuse(model: nn.Module) -> None:
-    """`model.kernels=liger` for a model in memory."""
-    importlib.import_module("align.models.kernels").fuse(model)
 
 
 def disturb(policy: nn.Module) -> None:

@@ -20,6 +20,7 @@ from benchmarks.gpu.contestants import Task, shared
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import GIB, Device
 from benchmarks.gpu.measuring import out_of_memory
+from benchmarks.gpu.plans import longest_planned
 from benchmarks.gpu.shapes import SHAPES
 
 LEVERS: dict[str, dict[str, Any]] = {
@@ -35,7 +36,7 @@ JOBS = (  # shape, what trains, method, in the order in which they are measured
 SMALL_LEVERS: dict[str, dict[str, Any]] = {"tiles": {"mode": "full", "mlp_chunk": 32}}
 START, MOST, ANSWER = 65536, 2**22, 512
 QUICK = 3.0  # seconds of a step that is worth a second one
-SLOWER = 4.5  # how much longer a step takes at twice the prompt, at most
+SLOWER = 1.1  # how much longer a step takes than by the square of its prompt, at most
 HEADROOM = 0.97  # of the card's room; the rest is the allocator's, which cannot fill every gap
 
 
@@ -69,8 +70,11 @@ def run(context: Context) -> None:
 
 
 def in_half_the_time(context: Context, task: Task) -> dict[str, Any]:
-    """`longest` with half of the time that is left, so that later cells have some."""
-    return longest(replace(context, deadline=context.deadline - context.left() / 2), task)
+    """`longest` with half of the time that is left, so that later cells have some; and what a plan says of it."""
+    room = _room(context.device) or context.of_scale(80.0, 1.0)
+    planned = longest_planned(replace(task, prompt=context.of_scale(START, 64)), room * GIB)
+    found = longest(replace(context, deadline=context.deadline - context.left() / 2), task)
+    return found | {"planned": planned}
 
 
 def longest(context: Context, task: Task) -> dict[str, Any]:
@@ -106,8 +110,10 @@ def _try(context: Context, task: Task, tried: dict[int, dict[str, Any]]) -> dict
         expected = other["peak_gib"] + slope * (task.prompt - longer)
         if expected > 1.1 * room:
             return {"fits": False, "peak_gib": expected, "said": "from the two prompts before"}
-    if measured and SLOWER * max(one["spent"] for one in measured.values()) > context.left():
-        return {"skipped": "no time left"}
+    if measured:
+        last = max(measured)
+        if SLOWER * measured[last]["spent"] * (task.prompt / last) ** 2 > context.left():
+            return {"skipped": "no time left"}
     start = time.monotonic()
     try:
         found = of_depth(context, task)

@@ -7,21 +7,18 @@ the share that would have been right stands beside, for `hydra_conf/gpus/`.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from functools import partial
 from typing import Any
 
-import hydra
 import torch
 from transformers import TrainerCallback
 
-from align.planning.planner import make_plan
-from benchmarks.gpu.contestants import RANK, Task, shared_trainer
+from benchmarks.gpu.contestants import Task, shared_trainer
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import GIB, Device
 from benchmarks.gpu.environment import matrix_rate
-from benchmarks.gpu.shapes import SHAPES
+from benchmarks.gpu.plans import plan_of
 
 KEEP, TILES = {"mode": "keep_attention"}, {"mode": "full", "mlp_chunk": 4096}
 # Shape, what trains, method, tokens of the prompt, levers.
@@ -56,7 +53,8 @@ def run(context: Context) -> None:
 
 def compare(task: Task, device: Device, rate: float) -> dict[str, Any]:
     """Prediction and measurement, the relative error of each, and the share of the matrix rate that was reached."""
-    memory, seconds, mfu = predict(task, rate)
+    plan = plan_of(task, rate)
+    memory, seconds, mfu = plan.given.memory, plan.given.time.total, plan.machine.mfu
     device.clean()
     timed = _StepSeconds(device)
     trainer = shared_trainer(
@@ -65,42 +63,14 @@ def compare(task: Task, device: Device, rate: float) -> dict[str, Any]:
     trainer.add_callback(timed)
     trainer.train()
     peak, took = device.peak_gib(), timed.last
-    planned = (memory["total"] - memory["runtime"]) / GIB
+    planned = (memory.total - memory.runtime) / GIB
     return {
-        "predicted": {"gib": planned, "seconds": seconds, "phase": memory["phase"]},
+        "predicted": {"gib": planned, "seconds": seconds, "phase": memory.phase},
         "measured": {"gib": peak, "seconds": took},
         "error": {"memory": None if peak is None else planned / peak - 1, "time": seconds / took - 1},
         "mfu": {"assumed": mfu, "reached": mfu * seconds / took},
-        "runtime_gib": {"assumed": memory["runtime"] / GIB, "measured": _runtime(device)},
+        "runtime_gib": {"assumed": memory.runtime / GIB, "measured": _runtime(device)},
     }
-
-
-def predict(task: Task, rate: float) -> tuple[dict[str, Any], float, float]:
-    """Memory by part in bytes, seconds of a step, and the assumed share of the rate."""
-    machine = "h100_80gb" if task.device.type == "cuda" else "cpu"
-    levers = [
-        f"memory.{'checkpointing' if key == 'mode' else key}={value}" for key, value in task.levers.items()
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        SHAPES[task.shape].config(task.layers).save_pretrained(folder)
-        overrides = [
-            *(f"method={task.method}", f"model.path={folder}", f"model.dtype={str(task.dtype)[6:]}", *levers),
-            *(f"model.lora.r={RANK if task.parameters == 'lora' else 0}", "trainer.bf16=false"),
-            *(
-                f"rows.prompt={task.prompt}",
-                f"rows.answer={task.answers[0]}",
-                f"rows.rejected={len(task.answers) - 1}",
-            ),
-            *(
-                f"gpus={machine}",
-                "gpus.count=1",
-                f"gpus.peak_tflops={rate}",
-                "trainer.gradient_accumulation_steps=1",
-            ),
-        ]
-        with hydra.initialize_config_module("hydra_conf", version_base="1.3"):
-            plan = make_plan(hydra.compose("plan", overrides))
-    return plan.given.memory.to_json(), plan.given.time.total, plan.machine.mfu
 
 
 def _runtime(device: Device) -> float | None:

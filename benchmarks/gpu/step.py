@@ -25,7 +25,8 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.small_model import draw_wide
-from benchmarks.gpu.contestants import Task, fuse, shared_trainer
+from align.models.kernels import fuse
+from benchmarks.gpu.contestants import Task, shared_trainer
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.exactness import error_of
@@ -175,9 +176,7 @@ def fused_kernels(context: Context) -> dict[str, Any]:
         return {"skipped": "needs a GPU"}
     device, rows = context.device.torch, examples(context)
 
-    def gradients(
-        dtype: torch.dtype, way: Callable[[nn.Module], None] = lambda model: None
-    ) -> dict[str, Tensor]:
+    def gradients(dtype: torch.dtype, way: Callable[[Any], object] = lambda model: None) -> dict[str, Tensor]:
         model = small("llama", ATTENTION, dtype, device)
         way(model)
         return shared_step(model, rows, device)[1]

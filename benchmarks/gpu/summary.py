@@ -153,7 +153,8 @@ def _length(result: Mapping[str, Any]) -> Iterator[str]:
         if cell.get("longest"):
             found = f"{name}: {cell['longest']:,} tokens"
             layers = str(cell["at"]["layers"])
-            yield found + (f" (from {layers} layers)" if " of " in layers else "")
+            few = f", from {layers} layers" if " of " in layers else ""
+            yield f"{found} (planned {cell['planned']:,}{few})"
 
 
 def _planner(result: Mapping[str, Any]) -> Iterator[str]:

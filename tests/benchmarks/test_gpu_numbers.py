@@ -67,6 +67,7 @@ def test_the_documentation_shows_what_was_found(monkeypatch):
         "length": {
             "logo lora, 8B, tiles": {
                 "longest": 131072,
+                "planned": 140288,
                 "at": {"seconds": 84.6, "peak_gib": 60.1, "layers": 32},
             }
         },
@@ -86,7 +87,9 @@ def test_the_documentation_shows_what_was_found(monkeypatch):
         "| dpo lora, 16384, shared | 2.00 s | 8,704 | 9.0 GiB | 41 % |",
         "| dpo lora, 16384, trl | no |  |  |  |",
     ]
-    assert documented.lengths().endswith("| logo lora, 8B, tiles | 131,072 | 84.6 s | 60.1 GiB | 32 |\n")
+    assert documented.lengths().endswith(
+        "| logo lora, 8B, tiles | 131,072 | 140,288 | 84.6 s | 60.1 GiB | 32 |\n"
+    )
     row = "| dpo lora, 8B | 33.0 / 30.0 GiB | +10.0 % | 3.00 / 4.00 s | -25.0 % | 0.30 |"
     assert documented.plans().splitlines()[-1] == row
     assert documented.proof() == (
