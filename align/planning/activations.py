@@ -47,6 +47,10 @@ from align.planning.job import Job, Levers, Precision, Rows, Strategy
 from align.planning.workspace import casts, kernel_workspace
 
 
+# Bytes per number of the last norm's input in its backward pass: six tensors of float32 and parts, whatever the type.
+NORM_BACKWARD = 24.8
+
+
 @dataclass(frozen=True)
 class Activations:
     """Bytes per process.
@@ -56,7 +60,7 @@ class Activations:
         last_checkpoint: of the last layer that goes backward, when the others' are gone.
         offloaded: what waits on host or disk instead.
         mlp, attention, head, reference: the transient peaks of these phases; they do not meet.
-        kernel: what a GPU's kernel takes beside attention's.
+        kernel: a GPU's peak of attention's backward pass, with what its kernel takes.
         layer: the peak of a layer that was counted as a whole, in the place of the first two.
     """
 
@@ -125,13 +129,15 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
     width = _widths(model, job, strategy)
     if model.counter is None:
         each, layers, peaks = _by_formulas(model, width, strategy, once)
+        kernel = peaks.pop("kernel")
     else:
         each, layers, peak = counted_layers(model, precision, strategy, once)
         # What the exchange adds is as in a Llama-like layer.
         alone = replace(strategy, exchange="none", degree=1)
         plain = _by_formulas(model, _widths(model, job, alone), alone, once)[2]
         more = max(_by_formulas(model, width, strategy, once)[2].values()) - max(plain.values())
-        peaks = {"mlp": 0.0, "attention": 0.0, "layer": peak + max(0.0, more)}
+        kernel = peak + max(0.0, more)
+        peaks = {"mlp": 0.0, "attention": 0.0, "layer": kernel}
     offloaded = 0.0
     if levers.offload != "none":
         # In the backward pass: the layer's own input and those that are fetched meanwhile.
@@ -148,7 +154,7 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
         **peaks,
         head=_head(model, precision, levers, width, once, math.ceil(_on_rank(scored, once, strategy))),
         reference=_reference(model, job, strategy, width),
-        kernel=kernel_workspace(model, precision, strategy, once) if rows.shared else 0.0,
+        kernel=kernel + (kernel_workspace(model, precision, strategy, once) if rows.shared else 0.0),
     )
 
 
@@ -164,8 +170,8 @@ def _by_formulas(
     each = kept.get(levers.checkpointing, unchecked)
     # What is kept is not made again, and without checkpointing nothing is.
     again = {"full": saved, "keep_attention": saved - width.query, "none": 0.0}[levers.checkpointing]
-    mlp, attention = _layer_peaks(model, width, strategy, levers, tokens, again)
-    return each, model.layers * each, {"mlp": mlp, "attention": attention}
+    mlp, attention, kernel = _layer_peaks(model, width, strategy, levers, tokens, again)
+    return each, model.layers * each, {"mlp": mlp, "attention": attention, "kernel": kernel}
 
 
 def _on_rank(scored: int, tokens: int, strategy: Strategy) -> float:
@@ -206,8 +212,8 @@ def _saved(model: Architecture, width: _Widths, degree: int) -> float:
 
 def _layer_peaks(
     model: Architecture, width: _Widths, strategy: Strategy, levers: Levers, tokens: int, again: float
-) -> tuple[float, float]:
-    """Bytes at a layer's two peaks: when the MLP goes backward, and when attention does.
+) -> tuple[float, float, float]:
+    """Bytes at a layer's peaks: when the MLP goes backward, when attention does, and of that while its kernel runs.
 
     Args:
         model, width, strategy, levers: of the run.
@@ -217,7 +223,7 @@ def _layer_peaks(
     gradients = _attention_gradients(model, width, strategy)
     if levers.mlp_chunk is None or levers.checkpointing == "none":
         mlp, attention = _whole_layer(width, levers, again, gradients)
-        return mlp * tokens, attention * tokens
+        return mlp * tokens, attention * tokens, attention * tokens
     return _tiled_layer(width, strategy, levers, tokens, gradients)
 
 
@@ -234,8 +240,8 @@ def _whole_layer(width: _Widths, levers: Levers, again: float, gradients: float)
 
 def _tiled_layer(
     width: _Widths, strategy: Strategy, levers: Levers, tokens: int, gradients: float
-) -> tuple[float, float]:
-    """Bytes at the two peaks with `mlp_chunk`: some numbers exist for all tokens, those of the MLP for one tile.
+) -> tuple[float, float, float]:
+    """Bytes at the three peaks with `mlp_chunk`: some numbers exist for all tokens, those of the MLP for one tile.
 
     With 16,384 tokens and a chunk of 2,048, gate, up and their gradients take an eighth of what they would else.
     """
@@ -246,7 +252,10 @@ def _tiled_layer(
     mlp = (whole + 2 * width.stream + width.query) * tokens + (inner + norms) * tile
     # The output's gradient exists as tiles and joined; the input's from the tiles and from the projections' part.
     attention = (whole + 3 * width.stream + width.query + gradients) * tokens
-    return mlp, attention
+    # While the kernel runs one of the three has not come yet, another is gone, and what it returns is there twice.
+    twice = width.query * (1 if strategy.degree == 1 else 2) + 2 * width.keys
+    kernel = (whole + width.stream + twice + gradients) * tokens
+    return mlp, attention, kernel
 
 
 def _attention_gradients(model: Architecture, width: _Widths, strategy: Strategy) -> float:
@@ -263,7 +272,7 @@ def _attention_gradients(model: Architecture, width: _Widths, strategy: Strategy
 def _head(
     model: Architecture, precision: Precision, levers: Levers, width: _Widths, tokens: int, scored: int
 ) -> float:
-    """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient.
+    """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient; or in its backward pass.
 
     1,500 scored tokens with `logits_chunk` 1,024 go through the head in two slices of 750.
     """
@@ -271,7 +280,8 @@ def _head(
     logits = at_once * model.vocabulary * (8 + (0 if precision.products == 4 else precision.products))
     norm = tokens * (3 * width.stream + (0 if model.lora else width.stream) + width.norm_copy)
     gradient = model.head_parameters * precision.weights if model.head_trains else 0.0
-    return norm + max(logits + gradient, 3 * gradient)
+    backward = NORM_BACKWARD * model.hidden * tokens + gradient
+    return max(norm + max(logits + gradient, 3 * gradient), backward)
 
 
 def _reference(model: Architecture, job: Job, strategy: Strategy, width: _Widths) -> float:
