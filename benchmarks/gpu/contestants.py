@@ -1,18 +1,20 @@
 """The implementations of one training step that are compared: forward and backward on the same row.
 
 Each makes a function without arguments that is one step (its gradients are let go of behind it), from the same random
-weights: the shared prefix with this toolkit's trainer; padded rows, one an answer, through the library's forward; TRL's
-DPOTrainer as it comes; and TRL's with what its documentation calls fastest, as far as it is installed.
+weights: the shared prefix with this toolkit's trainer, without and with fused kernels; padded rows, one an answer,
+through the library's forward; TRL's DPOTrainer as it comes, and with what its documentation calls fastest, as far as
+that is installed.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
@@ -53,6 +55,7 @@ class Task:
         layers: of the model; None is the shape's.
         levers: what `apply_checkpointing` takes, of the shared prefix.
         dtype: of weights and products.
+        kernels: as `model.kernels`.
     """
 
     shape: str
@@ -64,11 +67,15 @@ class Task:
     layers: int | None = None
     levers: dict[str, Any] = field(default_factory=lambda: {"mode": "keep_attention"})
     dtype: torch.dtype = torch.bfloat16
+    kernels: str = "none"
 
     def model(self, attention: str) -> Any:
         """The starting model."""
         config = SHAPES[self.shape].config(self.layers)
-        return build(config, dtype=self.dtype, attention=attention, device=self.device)
+        made = build(config, dtype=self.dtype, attention=attention, device=self.device)
+        if self.kernels == "liger":
+            fuse(made)
+        return made
 
     def policy(self, attention: str) -> Any:
         """The starting model, with an adapter where that trains, a little disturbed."""
@@ -89,6 +96,11 @@ class Task:
         """As `method=` configures it."""
         config: Any = OmegaConf.load(str(files("hydra_conf") / "method" / f"{self.method}.yaml"))
         return load_method(config)
+
+
+def fuse(model: nn.Module) -> None:
+    """`model.kernels=liger` for a model in memory."""
+    importlib.import_module("align.models.kernels").fuse(model)
 
 
 def disturb(policy: nn.Module) -> None:
@@ -150,6 +162,11 @@ def shared(task: Task) -> Step:
         return _gone(policy, trainer.training_step(policy, dict(inputs)))
 
     return step
+
+
+def shared_liger(task: Task) -> Step:
+    """The same with fused norms, MLPs and rotary embeddings."""
+    return shared(replace(task, kernels="liger"))
 
 
 def padded(task: Task) -> Step:
@@ -257,6 +274,7 @@ def _gone(policy: nn.Module, loss: Tensor) -> Tensor:
 
 CONTESTANTS: dict[str, Callable[[Task], Step]] = {
     "shared": shared,
+    "shared_liger": shared_liger,
     "padded": padded,
     "trl": trl,
     "trl_fastest": trl_fastest,

@@ -64,12 +64,12 @@ class Device:
             return None
         return (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()) / GIB
 
-    def seconds(self, run: Callable[[], object], *, warm: int = 1) -> float:
-        """Seconds of one call, from as many as fit `patience` (1 to 20), after `warm` that do not count."""
+    def seconds(self, run: Callable[[], object], *, warm: int = 1, most: int = MOST) -> float:
+        """Seconds of one call, from as many as fit `patience` (1 to `most`), after `warm` that do not count."""
         for _ in range(warm):
             run()
         first = self._timed(run, 1)
-        times = max(1, min(MOST, int(self.patience / max(first, 1e-9))))
+        times = max(1, min(most, int(self.patience / max(first, 1e-9))))
         return first if times == 1 else self._timed(run, times)
 
     def _timed(self, run: Callable[[], object], times: int) -> float:

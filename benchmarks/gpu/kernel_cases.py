@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import torch
 
 from align.longseq import Layout, PackedPrompt
-from align.longseq.flash import flash_problem
+from align.longseq.flash_fit import HALVES, flash_problem, installed
 from align.longseq.kernels import cuda_kernel
 from align.longseq.patterns import FULL, Chunked, Pattern, Window
 from align.longseq.settings import FLASH_MODULES
@@ -103,27 +102,18 @@ def cases(kernel: str, dtype: torch.dtype) -> Iterator[Case]:
 def kernels_here(device: Device) -> Iterator[tuple[str, torch.dtype]]:
     """Kernels that can run here, each with its types: torch's by the device, flash-attn's where they are installed."""
     if not device.cuda:
-        yield from (("cpu", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16))
+        yield from (("cpu", dtype) for dtype in BOUNDS)
         return
     capability = torch.cuda.get_device_capability()
     for dtype in BOUNDS:
-        name = cuda_kernel(dtype, 64, capability)
-        if name is not None:
+        yield from (
+            (name, dtype)
+            for name in sorted({"cuda_efficient", cuda_kernel(dtype, 64, capability) or ""})
+            if name
+        )
+    for name, dtype in product(FLASH_MODULES, HALVES):
+        if installed(name) and flash_problem(name, dtype, dtype, (64, 64), capability) is None:
             yield name, dtype
-    for name, (module, *_) in FLASH_MODULES.items():
-        if not installed(module):
-            continue
-        for dtype in (torch.bfloat16, torch.float16):
-            if flash_problem(name, dtype, dtype, 64, capability) is None:
-                yield name, dtype
-
-
-def installed(module: str) -> bool:
-    """Whether a module is there; nothing but its packages is imported."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
-        return False
 
 
 def layout_of(rows: tuple[tuple[int, tuple[int, ...]], ...]) -> Layout:

@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from align.longseq.attention import attend, attend_plain, prepare, shared_prefix_attention
-from align.longseq.keep_attention import keep_attention_contexts
+from align.longseq.checkpointing import CHECKPOINTING, LayerCheckpoint
 from align.longseq.kernels import with_softcap
 from align.longseq.plain_rows import relative_error
 from align.longseq.prepared import PreparedLayout
-from align.longseq.settings import FLASH_MODULES
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.kernel_cases import BOUNDS, ROWS, SMALL_ROWS, Case, cases, kernels_here, layout_of
 from benchmarks.gpu.large import large
 
+CHECKPOINTED = {"checkpointed": "full", "kept": "keep_attention"}  # form → `memory.checkpointing`
 OUTPUTS = ("output", "query", "key", "value", "sinks")
 
 
@@ -27,19 +26,14 @@ def run(context: Context) -> None:
     """A cell for each kernel and type: how many cases pass, the worst error of each result, and what fails."""
     torch.backends.cuda.matmul.allow_tf32 = False
     rows = context.of_scale(ROWS, SMALL_ROWS)
-    bounds = {str(dtype)[6:]: bound for dtype, bound in BOUNDS.items()}
-    context.keep("bounds", bounds)
-    here = list(kernels_here(context.device))
-    context.cells(
-        {f"{kernel} {str(dtype)[6:]}": partial(_all, context, kernel, dtype, rows) for kernel, dtype in here}
-    )
-    context.cells(
-        {
-            f"{kernel} {str(dtype)[6:]}, large tensors": partial(large, context, kernel, dtype)
-            for kernel, dtype in here
-            if dtype != torch.float16
-        }
-    )
+    context.keep("bounds", {str(dtype)[6:]: bound for dtype, bound in BOUNDS.items()})
+    work: dict[str, Callable[[], Any]] = {}
+    for kernel, dtype in kernels_here(context.device):  # packages last: some compile each shape first
+        name = f"{kernel} {str(dtype)[6:]}"
+        work[name] = partial(_all, context, kernel, dtype, rows)
+        if dtype == torch.float32 or (dtype == torch.bfloat16 and kernel != "cuda_efficient"):
+            work[f"{name}, large tensors"] = partial(large, context, kernel, dtype)
+    context.cells(work)
 
 
 def _all(context: Context, kernel: str, dtype: torch.dtype, rows: Any) -> dict[str, Any]:
@@ -125,26 +119,25 @@ def _by_kernel(
     if case.form == "autocast" or case.value_width is not None:
         return _as_a_layer(case, layout, query, key, value)
     name = case.kernel if case.softcap is None else with_softcap(case.kernel, case.softcap)
-    way = partial(attend, layout=layout, kernel=name, pattern=case.pattern)
-    states = (query, key, value)
-    if case.form == "checkpointed":
-        return checkpoint(lambda *leaves: way(*leaves, sinks=sinks), *states, use_reentrant=False)
-    if case.form == "kept":
-        return checkpoint(
-            lambda *leaves: way(*leaves, sinks=sinks),
-            *states,
-            use_reentrant=False,
-            context_fn=keep_attention_contexts,
-        )
-    return way(*states, sinks=sinks)
+    asked: dict[str, Any] = {"layout": layout, "kernel": name, "pattern": case.pattern, "sinks": sinks}
+    if case.form not in CHECKPOINTED:
+        return attend(query, key, value, **asked)
+    as_a_layer = LayerCheckpoint(CHECKPOINTING[CHECKPOINTED[case.form]])  # type: ignore[arg-type]
+    return as_a_layer(partial(attend, **asked), query, key, value)
 
 
 def _as_a_layer(case: Case, layout: PreparedLayout, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Through the door that models use: it lowers states under autocast and widens narrow values."""
-    flash = case.kernel if case.kernel in FLASH_MODULES else None
     with torch.autocast(query.device.type, dtype=case.dtype, enabled=_lowers(case)):
         output, _ = shared_prefix_attention(
-            nn.Module(), query, key, value, None, layout=layout, sliding_window=None, flash=flash
+            nn.Module(),
+            query,
+            key,
+            value,
+            None,
+            layout=layout,
+            sliding_window=None,
+            chooser=lambda *asked: case.kernel,
         )
     return output.transpose(1, 2)
 

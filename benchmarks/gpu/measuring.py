@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 
 from benchmarks.gpu.contestants import Step, Task
 from benchmarks.gpu.device import Device
@@ -57,6 +59,26 @@ def restored(kind: str) -> Iterator[None]:
         yield
     finally:
         vars(module).update(before)
+
+
+def profile(make: Callable[[Task], Step], task: Task, device: Device) -> dict[str, Any]:
+    """Where a step's time goes: milliseconds of the 20 largest operations, and the share of the step that they fill.
+
+    On a GPU these are its kernels; where they fill little of the step, the GPU waits for its host.
+    """
+    step = make(task)
+    step()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.cuda else [])]
+    with torch.profiler.profile(activities=kinds) as trace:
+        seconds = device.seconds(step, warm=0, most=1)
+    kind = DeviceType.CUDA if device.cuda else DeviceType.CPU
+    spent = {
+        event.key[:80]: (event.self_device_time_total if device.cuda else event.self_cpu_time_total) / 1e3
+        for event in trace.key_averages()
+        if event.device_type == kind
+    }
+    largest = sorted(spent.items(), key=lambda one: -one[1])[:20]
+    return {"seconds": seconds, "busy": sum(spent.values()) / 1e3 / seconds, "milliseconds": dict(largest)}
 
 
 def step_flops(task: Task, *, shared: bool) -> float:

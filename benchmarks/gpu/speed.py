@@ -14,15 +14,19 @@ import torch
 from benchmarks.gpu.contestants import CONTESTANTS, Task
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.environment import matrix_rate
-from benchmarks.gpu.measuring import cost
+from benchmarks.gpu.measuring import cost, profile
 
-RIVALS = {"dpo": ("shared", "padded", "trl", "trl_fastest"), "logo": ("shared", "padded")}
+CONTESTANTS_OF = {
+    "dpo": ("shared", "padded", "trl", "trl_fastest", "shared_liger"),
+    "logo": ("shared", "padded", "shared_liger"),
+}
+OURS = ("shared", "shared_liger")
 PROMPTS = (16384, 32768, 4096)  # in the order in which they are measured
 ANSWER = 512
 
 
 def run(context: Context) -> None:
-    """LoRA before full parameters, `dpo` before `logo`; then an 8B with LoRA at 32K, alone."""
+    """LoRA before all parameters, `dpo` before `logo`; an 8B with LoRA at 32K; where a short step's time goes."""
     device, shape = context.device, context.of_scale("Qwen2.5-1.5B", "tiny")
     rate = matrix_rate(device, "bf16", size=context.of_scale(8192, 256))
     context.keep("bf16_tflops", rate)
@@ -31,19 +35,19 @@ def run(context: Context) -> None:
     found: dict[str, Any] = {}
     for parameters in ("lora", "full"):
         for prompt in context.of_scale(PROMPTS, (48,)):
-            for method, names in RIVALS.items():
+            for method, names in CONTESTANTS_OF.items():
                 answers = (answer,) * (2 if method == "dpo" else 3)
                 task = Task(shape, parameters, method, prompt, answers, device.torch, dtype=dtype)
                 found |= context.cells(
                     {
                         cell_name(task, name): partial(
-                            cost, CONTESTANTS[name], task, device, rate=rate, shared=name == "shared"
+                            cost, CONTESTANTS[name], task, device, rate=rate, shared=name in OURS
                         )
                         for name in names
                     }
                 )
-    shape, prompt = context.of_scale(("Llama-3-8B", 32768), ("tiny", 48))
-    large = Task(shape, "lora", "dpo", prompt, (answer,) * 2, device.torch, dtype=dtype)
+    deep, prompt = context.of_scale(("Llama-3-8B", 32768), ("tiny", 48))
+    large = Task(deep, "lora", "dpo", prompt, (answer,) * 2, device.torch, dtype=dtype)
     context.cells(
         {
             f"{large.shape}, {cell_name(large, 'shared')}": partial(
@@ -52,6 +56,10 @@ def run(context: Context) -> None:
         }
     )
     context.keep("ratios", ratios(found))
+    task = Task(shape, "lora", "dpo", context.of_scale(4096, 48), (answer,) * 2, device.torch, dtype=dtype)
+    context.cells(
+        {f"profile, {cell_name(task, 'shared')}": partial(profile, CONTESTANTS["shared"], task, device)}
+    )
 
 
 def cell_name(task: Task, contestant: str) -> str:
@@ -66,7 +74,7 @@ def ratios(cells: dict[str, Any]) -> dict[str, dict[str, float]]:
     for name, rival in cells.items():
         job, _, contestant = name.rpartition(", ")
         ours = cells.get(f"{job}, shared")
-        if contestant == "shared" or not _measured(rival) or not _measured(ours):
+        if contestant in OURS or not _measured(rival) or not _measured(ours):
             continue
         made[name] = {"speed": rival["seconds"] / ours["seconds"]}
         if rival["peak_gib"]:

@@ -25,7 +25,7 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.plain_rows import plain_pair_logps, relative_error
 from align.longseq.small_model import draw_wide
-from benchmarks.gpu.contestants import Task, shared_trainer
+from benchmarks.gpu.contestants import Task, fuse, shared_trainer
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.results import ROOT
@@ -34,6 +34,7 @@ from benchmarks.gpu.trains import Trains
 from losses.types import PairLogps
 
 FP32 = 2e-5  # bound on ‖g − g′‖ / ‖g′‖ of the worst parameter, and on the loss's relative error
+FUSED = 1e-4  # the same with other kernels, which compute exp and rsqrt in another way
 BF16 = 1.5  # the shared prefix's distance from float32 over padded rows' own, at most
 TILES = 0.05  # bound in bf16 where products have other shapes; what only moves tensors is held to 0
 WINDOW = 64
@@ -75,6 +76,7 @@ def run(context: Context) -> None:
                     for kind in ARCHITECTURES
                 },
                 **{f"levers, {name}": partial(levers, context, dtype) for name, dtype in DTYPES.items()},
+                "fused kernels": partial(fused_kernels, context),
                 "synchronisations": partial(synchronisations, context),
                 "margins before the first step": trains.margins,
                 "killed and resumed": trains.resumed,
@@ -163,6 +165,27 @@ def against_padded(context: Context, kind: str) -> dict[str, Any]:
         "fp32": {"loss": of_loss, "gradient": error, "parameter": name},
         "bf16": {"gradient": shared_error, "padded rows": padded_error, "ratio": ratio},
         "passed": max(error, of_loss) <= FP32 and ratio <= BF16,
+    }
+
+
+def fused_kernels(context: Context) -> dict[str, Any]:
+    """`model.kernels=liger`: fp32 against none; in bf16 the distance from fp32 over that without."""
+    if not context.device.cuda:
+        return {"skipped": "needs a GPU"}
+    device, rows = context.device.torch, examples(context)
+
+    def gradients(
+        dtype: torch.dtype, way: Callable[[nn.Module], None] = lambda model: None
+    ) -> dict[str, Tensor]:
+        model = small("llama", ATTENTION, dtype, device)
+        way(model)
+        return shared_step(model, rows, device)[1]
+
+    exact = gradients(torch.float32)
+    error = worst(gradients(torch.float32, fuse), exact)[0]
+    plain, fused = (worst(gradients(torch.bfloat16, *way), exact)[0] for way in ((), (fuse,)))
+    return {"fp32": {"gradient": error}, "bf16": {"ratio": fused / plain}} | {
+        "passed": error <= FUSED and fused / plain <= BF16
     }
 
 

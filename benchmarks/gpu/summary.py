@@ -99,7 +99,7 @@ def _step(result: Mapping[str, Any]) -> Iterator[str]:
         but = f" (not: {', '.join(failed)})" if failed else ""
         yield f"{len(checks) - len(failed)} of {len(checks)} checks passed{but}"
     cells = {name: cell for name, cell in _cells(result).items() if name != "bounds"}
-    exact = [cell["fp32"]["gradient"] for cell in cells.values() if "fp32" in cell]
+    exact = [cell["fp32"]["gradient"] for cell in cells.values() if "loss" in cell.get("fp32", {})]
     if exact:
         yield f"worst gradient error in fp32 {max(exact):.1e} over {len(exact)} architectures"
     waits = cells.get("synchronisations", {})

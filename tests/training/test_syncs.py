@@ -6,6 +6,7 @@ operators and by names; on a GPU torch does.
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from dataclasses import replace
@@ -161,9 +162,16 @@ def test_a_run_waits_twice_a_step(tmp_path, monkeypatch):
     step, log = ["tolist", "_local_scalar_dense"], ["tolist"]
     assert device.ours == [*step, *step, *log] * 2, device.places
     logs = 2
-    assert len(device.waits) - len(device.ours) <= 2 * logs + 2, (
+    library = len(device.waits) - len(device.ours)
+    assert library <= 2 * logs + 2, device.places  # each log, the run's start and its end
+    device.ours.clear()
+    monkeypatch.setattr(trainer.accelerator.state, "device", DEVICE)  # `train` has made another accelerator
+    with device:
+        measured = trainer.evaluate()
+    assert device.ours == ["tolist", "cpu"], (
         device.places
-    )  # the library's, with start and end
+    )  # whether its losses are finite, and the table of all rows
+    assert math.isfinite(measured["eval_loss"])
 
 
 def test_a_cached_reference_waits_for_what_it_writes(tmp_path):

@@ -60,15 +60,15 @@ def test_random_examples_repeat_and_differ():
 def without_gradient_of_others(parallel: SequenceParallel) -> SequenceParallel:
     """The exchange with the classic wrong backward: keys get no gradient from other ranks' queries."""
 
-    def place(row, own):
-        shard, layout = parallel.place(row, own)
+    def prepare(row, shards, own, device):
+        layout = parallel.prepare(row, shards, own, device)
 
         def exchange(query, key, value, attend):
             return layout.exchange(query, key.detach(), value, attend)
 
-        return shard, dataclasses.replace(layout, exchange=exchange)
+        return dataclasses.replace(layout, exchange=exchange)
 
-    return dataclasses.replace(parallel, place=place)
+    return dataclasses.replace(parallel, prepare=prepare)
 
 
 def verdicts(rank: int, size: int, folder: str) -> dict[str, bool]:
