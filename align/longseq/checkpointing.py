@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from align.core.errors import UserError
 from align.longseq.keep_attention import keep_attention_contexts
-from align.longseq.offload import Store, make_store
-from align.longseq.settings import check_memory
+from align.longseq.offload import make_store
+from align.longseq.settings import DEFAULT_PREFETCH, check_memory
+from align.longseq.store import Store
 from align.longseq.tiling import Recomputing, tiled_layer
 from align.models.structure import find_causal_lm
 
@@ -72,6 +73,7 @@ def apply_checkpointing(
     mlp_chunk: int | None = None,
     offload: str = "none",
     offload_folder: str | None = None,
+    prefetch: int = DEFAULT_PREFETCH,
 ) -> None:
     """Turns on gradient checkpointing of every decoder layer.
 
@@ -82,11 +84,12 @@ def apply_checkpointing(
         mlp_chunk: tokens over which everything in a layer but attention is run at once; None is all.
         offload: where the layers' inputs wait: `none` in place, `host` in pinned memory, `disk` in a file.
         offload_folder: where that file lies; None is the temporary folder.
+        prefetch: how many layers' inputs come back before the backward pass asks for them.
 
     Raises:
         UserError: as `check_memory`, the folder cannot be written, or the class has no checkpointing.
     """
-    check_memory(mode, mlp_chunk=mlp_chunk, offload=offload, offload_folder=offload_folder)
+    check_memory(mode, mlp_chunk=mlp_chunk, offload=offload, offload_folder=offload_folder, prefetch=prefetch)
     contexts = CHECKPOINTING[mode]
     if contexts is None:
         return
@@ -97,8 +100,9 @@ def apply_checkpointing(
         )
     enable: Callable[..., None] = lm.activation_checkpointing_enable
     enable()
+    store = make_store(offload, offload_folder, prefetch=prefetch)
     # The library's own checkpointing takes keywords of torch's function only; its layers take any function.
     lm._set_gradient_checkpointing(
         enable=True,
-        gradient_checkpointing_func=LayerCheckpoint(contexts, mlp_chunk, make_store(offload, offload_folder)),
+        gradient_checkpointing_func=LayerCheckpoint(contexts, mlp_chunk, store),
     )

@@ -29,6 +29,7 @@ OFFLOAD = ("none", "host", "disk")
 CHOICES = ("given", "auto")  # of `memory.choose`
 EXCHANGES = ("none", "ulysses", "gather", "auto")  # of `parallel.kind`
 DEFAULT_CHUNK = 1024  # tokens whose vocabulary logits exist at once
+DEFAULT_PREFETCH = 1  # layers whose inputs come back from `memory.offload` before they are asked for
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,29 @@ class MemorySettings:
     mlp_chunk: int | None = None
     offload: str = "none"
     offload_folder: str | None = None
+    prefetch: int = DEFAULT_PREFETCH
     choose: str = "given"
 
     def levers(self) -> dict[str, Any]:
-        """What `apply_checkpointing` takes beside the mode."""
-        return {
-            "mlp_chunk": self.mlp_chunk,
-            "offload": self.offload,
-            "offload_folder": self.offload_folder,
-        }
+        """What `apply_checkpointing` takes beside the mode; `memory=auto` may have chosen one that reads fewer keys."""
+        levers: dict[str, Any] = {"mlp_chunk": self.mlp_chunk, "offload": self.offload}
+        if self.offload == "disk":
+            levers["offload_folder"] = self.offload_folder
+        if self.offload != "none":
+            levers["prefetch"] = self.prefetch
+        return levers
 
     def check(self, *, accelerator: bool) -> None:
         """Refuses what contradicts itself; `accelerator` says whether the model will be on one."""
         check_choice("memory.choose", self.choose, CHOICES)
         if self.logits_chunk < 1:
             raise UserError(f"memory.logits_chunk={self.logits_chunk} must be a number of tokens, from 1 on.")
-        check_memory(self.checkpointing, **self.levers(), accelerator=accelerator)
+        check_memory(
+            self.checkpointing, mlp_chunk=self.mlp_chunk, offload=self.offload, accelerator=accelerator
+        )
+        # What `auto` may choose reads both keys.
+        offload = "disk" if self.choose == "auto" else self.offload
+        _check_offload(offload, folder=self.offload_folder, prefetch=self.prefetch)
 
 
 @dataclass(frozen=True)
@@ -136,15 +144,17 @@ def check_memory(
     mlp_chunk: int | None = None,
     offload: str = "none",
     offload_folder: str | None = None,
+    prefetch: int = DEFAULT_PREFETCH,
     accelerator: bool = True,
 ) -> None:
     """Refuses settings that contradict each other, before a model is loaded.
 
     Args:
-        checkpointing: as the key of the group `memory`, like the next three.
+        checkpointing: as the key of the group `memory`, like the next four.
         mlp_chunk: tokens, or None.
         offload: `none`, `host` or `disk`.
         offload_folder: an existing folder, or None.
+        prefetch: layers.
         accelerator: whether the model will be on one.
 
     Raises:
@@ -164,9 +174,20 @@ def check_memory(
             "memory.offload=host moves activations off an accelerator, and this run is on the CPU: "
             "set memory.offload=disk or none."
         )
-    if offload_folder is None:
+    _check_offload(offload, folder=offload_folder, prefetch=prefetch)
+
+
+def _check_offload(offload: str, *, folder: str | None, prefetch: int) -> None:
+    """Refuses `memory.offload_folder` and `memory.prefetch` where they mean nothing or are not read."""
+    if prefetch < 0:
+        raise UserError(
+            f"memory.prefetch={prefetch} must be a number of layers: 0 fetches each layer's input when it is asked for."
+        )
+    if offload == "none" and prefetch != DEFAULT_PREFETCH:
+        raise UserError(f"memory.prefetch={prefetch} is read with memory.offload=host or disk only.")
+    if folder is None:
         return
     if offload != "disk":
-        raise UserError(f"memory.offload_folder={offload_folder} is read with memory.offload=disk only.")
-    if not Path(offload_folder).is_dir():
-        raise UserError(f"memory.offload_folder={offload_folder} is not a folder: make it, or name another.")
+        raise UserError(f"memory.offload_folder={folder} is read with memory.offload=disk only.")
+    if not Path(folder).is_dir():
+        raise UserError(f"memory.offload_folder={folder} is not a folder: make it, or name another.")

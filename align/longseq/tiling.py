@@ -240,7 +240,8 @@ def _joined(tiles: list[Tensor], dim: int, tokens: int) -> Tensor:
     """
     joined = torch.cat(tiles, dim=dim)
     tiles.clear()
-    return joined.narrow(dim, 0, tokens)
+    # Of a part the backward pass makes a copy as long as the row.
+    return joined if joined.shape[dim] == tokens else joined.narrow(dim, 0, tokens)
 
 
 def _joined_outputs(layer: partial[Tensor], made: list[Any], tokens: int) -> Any:

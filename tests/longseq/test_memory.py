@@ -15,6 +15,7 @@ from align.core.errors import UserError
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.logps import token_logps
 from align.longseq.offload import DiskStore, HostStore
+from tests.longseq.test_offload import send
 from tests.tiny import tiny_model
 
 
@@ -23,7 +24,7 @@ from tests.tiny import tiny_model
 def test_tensors_come_back_in_the_opposite_order(make, dtype):
     store = make()
     sent = [torch.randn(1, 80, 40 + i).to(dtype) for i in range(6)]
-    packed = [store.pack(tensor) for tensor in sent]
+    packed = [send(store, tensor) for tensor in sent]
     for tensor, stored in reversed(list(zip(sent, packed, strict=True))):
         assert not isinstance(stored, torch.Tensor)
         assert torch.equal(store.unpack(stored), tensor)
@@ -32,16 +33,18 @@ def test_tensors_come_back_in_the_opposite_order(make, dtype):
 def test_a_tensor_that_is_not_contiguous_and_one_that_is_small():
     store = DiskStore()
     turned = torch.randn(60, 50).t()
-    assert torch.equal(store.unpack(store.pack(turned)), turned)
+    stored = [send(store, turned), send(store, torch.randn(50, 50))]
+    assert stored[0].place.tensor is None
+    assert torch.equal(store.unpack(stored[0]), turned)
     small = torch.randn(7)
-    assert store.pack(small) is small
+    assert send(store, small) is small
 
 
 def test_a_tensor_leaves_memory_and_its_room_is_given_back(tmp_path):
     store = DiskStore(tmp_path)
-    stored = [store.pack(torch.randn(50, 50)) for _ in range(3)]
-    stored[-1].writing.result()
-    assert [each.tensor for each in stored] == [None, None, None]
+    stored = [send(store, torch.randn(50, 50)) for _ in range(3)]
+    stored[-1].place.written.result()
+    assert [each.place.tensor is None for each in stored] == [True, True, False]  # the last is needed first
     assert os.fstat(store._file.fileno()).st_size == 3 * 50 * 50 * 4
     assert list(tmp_path.iterdir()) == []  # the file has no name
     del stored
@@ -61,7 +64,10 @@ def test_a_full_disk_ends_in_one_sentence():
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "store = DiskStore()\n"
         "try:\n"
-        "    kept = [store.pack(torch.zeros(10_000)) for _ in range(4)]\n"
+        "    kept = []\n"
+        "    for _ in range(4):\n"
+        "        with store.hooks():\n"
+        "            kept.append(store.pack(torch.zeros(10_000)))\n"
         "except UserError as error:\n"
         "    print(error)\n"
     )
