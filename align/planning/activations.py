@@ -19,9 +19,7 @@ degree n), in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_
 - **tiled** (`mlp_chunk` = c): over all tokens q, k, v, attention's output and its gradient, the gradients of the
   layer's output and input (in attention's backward of the input twice, since it comes in two parts); the two lines
   above for c tokens only.
-- **head**: 2 · ⌈slice⌉ · V numbers in fp32 (logits and their exponential), and in bf16 the logits before;
-  where the head trains, its gradient: one from the slices, one being added, one from the call that keeps the head in
-  the graph of ranks without scored tokens.
+- **head**: see head.py.
 - **reference**: a forward without a graph, which is not tiled: 3I + 3H + 2Q + 2K.
 
 A layer unlike Llama's (experts, latent attention, a mixer that keeps a state, more norms) is counted instead
@@ -43,12 +41,9 @@ from dataclasses import dataclass, replace
 from align.longseq.ulysses import share_heads
 from align.planning.architecture import Architecture
 from align.planning.counted import counted_forward, counted_layers
-from align.planning.job import Job, Levers, Precision, Rows, Strategy
+from align.planning.head import head_bytes
+from align.planning.job import Job, Levers, Rows, Strategy
 from align.planning.workspace import casts, kernel_workspace
-
-
-# Bytes per number of the last norm's input in its backward pass: six tensors of float32 and parts, whatever the type.
-NORM_BACKWARD = 24.8
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,15 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
         last_checkpoint=each * once + layers * (tokens - once),
         offloaded=offloaded * tokens,
         **peaks,
-        head=_head(model, precision, levers, width, once, math.ceil(_on_rank(scored, once, strategy))),
+        head=head_bytes(
+            model,
+            precision,
+            logits_chunk=levers.logits_chunk,
+            tokens=once,
+            scored=math.ceil(_on_rank(scored, once, strategy)),
+            # Padded rows, a copy of the prompt for each answer, are other toolkits'.
+            in_slices=model.norm_with_head and rows.shared and rows.copies == 1,
+        ),
         reference=_reference(model, job, strategy, width),
         kernel=kernel + (kernel_workspace(model, precision, strategy, once) if rows.shared else 0.0),
     )
@@ -267,21 +270,6 @@ def _attention_gradients(model: Architecture, width: _Widths, strategy: Strategy
     own = 2 * model.kv_width * width.query / model.query_width
     after = (width.query if strategy.ulysses > 1 else -width.query) + 2 * width.keys + own
     return max(before, kernel, after) - width.query
-
-
-def _head(
-    model: Architecture, precision: Precision, levers: Levers, width: _Widths, tokens: int, scored: int
-) -> float:
-    """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient; or in its backward pass.
-
-    1,500 scored tokens with `logits_chunk` 1,024 go through the head in two slices of 750.
-    """
-    at_once = math.ceil(scored / max(1, math.ceil(scored / levers.logits_chunk)))
-    logits = at_once * model.vocabulary * (8 + (0 if precision.products == 4 else precision.products))
-    norm = tokens * (3 * width.stream + (0 if model.lora else width.stream) + width.norm_copy)
-    gradient = model.head_parameters * precision.weights if model.head_trains else 0.0
-    backward = NORM_BACKWARD * model.hidden * tokens + gradient
-    return max(norm + max(logits + gradient, 3 * gradient), backward)
 
 
 def _reference(model: Architecture, job: Job, strategy: Strategy, width: _Widths) -> float:
