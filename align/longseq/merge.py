@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from align.longseq.head_slices import head_slices
 from align.longseq.kept import kept
 from align.longseq.kernel import Kernel
 from align.longseq.kernels import kernel_named
@@ -110,26 +111,53 @@ def run_parts(
     output = _token_major(query, value)
     lse = query.new_empty(query.shape[:3], dtype=precision)
     for call in _calls(parts, kernel):
-        part = call.part
-        found, found_lse = kernel.forward(
-            _taken(query, part.queries, call),
-            _taken(key, part.keys, call),
-            _taken(value, part.keys, call),
-            _sizes(part),
-            scaling,
-        )
-        if part.mirrored:
-            found, found_lse = found.flip(2), found_lse.flip(2)
-        here, here_lse = _view(output, part.queries, call), _view(lse, part.queries, call)
-        if part.squares and not part.mirrored:
-            # These squares come first and hold every query once.
-            here.copy_(found)
-            here_lse.copy_(found_lse)
-        else:
-            weight = torch.sigmoid(found_lse - here_lse)[..., None]  # exp(l_part − l)
-            here.copy_(here.to(precision).lerp_(found.to(precision), weight))  # fp32 is merged where it lies
-            here_lse.copy_(torch.logaddexp(here_lse, found_lse))
+        for heads, kv_heads in _slices(query, key, call):
+            states = _of(query, heads), _of(key, kv_heads), _of(value, kv_heads)
+            _merge(_of(output, heads), _of(lse, heads), *states, call, scaling, kernel)
     return output, lse
+
+
+def _merge(
+    output: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: Call,
+    scaling: float,
+    kernel: Kernel,
+) -> None:
+    """Adds one call's keys to the softmax of its queries, in `output` and `lse`."""
+    part, precision = call.part, lse.dtype
+    found, found_lse = kernel.forward(
+        _taken(query, part.queries, call),
+        _taken(key, part.keys, call),
+        _taken(value, part.keys, call),
+        _sizes(part),
+        scaling,
+    )
+    if part.mirrored:
+        found, found_lse = found.flip(2), found_lse.flip(2)
+    here, here_lse = _view(output, part.queries, call), _view(lse, part.queries, call)
+    if part.squares and not part.mirrored:
+        # These squares come first and hold every query once.
+        here.copy_(found)
+        here_lse.copy_(found_lse)
+    else:
+        weight = torch.sigmoid(found_lse - here_lse)[..., None]  # exp(l_part − l)
+        here.copy_(here.to(precision).lerp_(found.to(precision), weight))  # fp32 is merged where it lies
+        here_lse.copy_(torch.logaddexp(here_lse, found_lse))
+
+
+def _slices(query: Tensor, key: Tensor, call: Call) -> tuple[tuple[Span, Span], ...]:
+    """Heads that a call goes over at once."""
+    tokens = sum(stop - start for start, stop in (call.part.queries, call.part.keys)) * call.count
+    return head_slices(query.shape[1], key.shape[1], tokens * query.shape[1] * query.shape[3])
+
+
+def _of(states: Tensor, heads: Span) -> Tensor:
+    """Some heads of `[1, h, …]`, where they lie."""
+    return states.narrow(1, heads[0], heads[1] - heads[0])
 
 
 def _add_sinks(output: Tensor, lse: Tensor, sinks: Tensor) -> None:
@@ -154,25 +182,36 @@ def run_parts_backward(
     grad_query = torch.empty_like(query)
     grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
     for call in _calls(parts, kernel):
-        part = call.part
-        found = kernel.backward(
-            _taken(gradient, part.queries, call),
-            _taken(query, part.queries, call),
-            _taken(key, part.keys, call),
-            _taken(value, part.keys, call),
-            _taken(output, part.queries, call),
-            _taken(lse, part.queries, call),
-            _sizes(part),
-            scaling,
-        )
-        of_query, of_key, of_value = (one.flip(2) for one in found) if part.mirrored else found
-        if part.squares and not part.mirrored:
-            _view(grad_query, part.queries, call).copy_(of_query)
-        else:
-            _view(grad_query, part.queries, call).add_(of_query)
-        _view(grad_key, part.keys, call).add_(of_key)
-        _view(grad_value, part.keys, call).add_(of_value)
+        for heads, kv_heads in _slices(query, key, call):
+            of_queries = [_of(one, heads) for one in (grad_query, gradient, query, output, lse)]
+            of_keys = [_of(one, kv_heads) for one in (grad_key, grad_value, key, value)]
+            _add_gradients(of_queries, of_keys, call, scaling, kernel)
     return grad_query, grad_key, grad_value
+
+
+def _add_gradients(
+    of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], call: Call, scaling: float, kernel: Kernel
+) -> None:
+    """Adds one call's part to the gradients of its queries, keys and values, the first of what comes."""
+    part, (grad_query, gradient, query, output, lse) = call.part, of_queries
+    grad_key, grad_value, key, value = of_keys
+    found = kernel.backward(
+        _taken(gradient, part.queries, call),
+        _taken(query, part.queries, call),
+        _taken(key, part.keys, call),
+        _taken(value, part.keys, call),
+        _taken(output, part.queries, call),
+        _taken(lse, part.queries, call),
+        _sizes(part),
+        scaling,
+    )
+    of_query, of_key, of_value = (one.flip(2) for one in found) if part.mirrored else found
+    if part.squares and not part.mirrored:
+        _view(grad_query, part.queries, call).copy_(of_query)
+    else:
+        _view(grad_query, part.queries, call).add_(of_query)
+    _view(grad_key, part.keys, call).add_(of_key)
+    _view(grad_value, part.keys, call).add_(of_value)
 
 
 class MergedAttention(Function):

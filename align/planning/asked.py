@@ -81,6 +81,8 @@ def read_asked(config: DictConfig, *, otherwise: int | None = None) -> Asked:
     )
     check_degree(architecture, config.parallel.degree)
     strategy = given_strategy(config, sizes, job, machine)
+    if model.kernels != "none":
+        source += f"; model.kernels={model.kernels} is not counted: the plan is of the plain modules, which take more"
     return Asked(sizes, source, architecture, model, job, machine, strategy)
 
 

@@ -16,7 +16,7 @@ from align.planning import tables
 from align.planning.architecture import Architecture
 from align.planning.asked import read_asked
 from align.planning.cuts import Cut, cut_of
-from align.planning.job import Job, Machine
+from align.planning.job import Job, Levers, Machine
 from align.planning.length import GRANULE, Longest, longest, longest_prompt, longest_prompts, with_prompt
 from align.planning.request import describe, notes
 from align.planning.search import HEADROOM
@@ -103,15 +103,15 @@ def table(plan: LengthPlan) -> Table:
     title = (
         f"the longest prompt that fits {HEADROOM:.0%} of {tables.gigabytes(plan.machine.memory)} per {unit}"
     )
+    several = plan.machine.count > 1
     made = Table(title=title, title_justify="left")
-    made.add_column("")
-    for heading in ("tokens", "checkpointing", "mlp_chunk", "offload", "logits_chunk", "wrapper", "degree"):
+    made.add_column("levers")
+    headings = ("tokens", *(("wrapper", "degree") if several else ()), "GB", "offloaded GB", "s a step")
+    for heading in headings:
         made.add_column(heading, justify="right")
-    for heading in ("GB", "host GB", "disk GB", "seconds a step"):
-        made.add_column(heading, justify="right")
-    rows = [("given", plan.given)] if plan.given is not None else []
+    rows = [("given: ", plan.given)] if plan.given is not None else []
     for name, one in [*rows, *(("", one) for one in shown(plan.ways))]:
-        made.add_row(name, *_cells(one))
+        made.add_row(f"{name}{_levers(one.levers)}", *_cells(one, several=several))
     return made
 
 
@@ -123,19 +123,21 @@ def shown(ways: list[Longest]) -> list[Longest]:
     return list(kinds.values())[:SHOWN]
 
 
-def _cells(one: Longest) -> list[str]:
-    strategy, levers, memory = one.priced.strategy, one.levers, one.priced.memory
+def _levers(levers: Levers) -> str:
+    """`full, mlp 8192, host` of the group `memory`, without what is off."""
+    said = [levers.checkpointing]
+    said += [] if levers.mlp_chunk is None else [f"mlp {levers.mlp_chunk}"]
+    return ", ".join(said + ([] if levers.offload == "none" else [levers.offload]))
+
+
+def _cells(one: Longest, *, several: bool) -> list[str]:
+    strategy, memory = one.priced.strategy, one.priced.memory
+    offloaded = memory.host + memory.disk
     return [
         f"{one.prompt:,}",
-        levers.checkpointing,
-        "all" if levers.mlp_chunk is None else str(levers.mlp_chunk),
-        levers.offload,
-        str(levers.logits_chunk),
-        strategy.wrapper,
-        tables.degree(strategy),
+        *((strategy.wrapper, tables.degree(strategy)) if several else ()),
         f"{memory.total / 1e9:.1f}",
-        f"{memory.host / 1e9:.1f}" if memory.host else "",
-        f"{memory.disk / 1e9:.1f}" if memory.disk else "",
+        f"{offloaded / 1e9:.1f}" if offloaded else "",
         f"{one.priced.time.total:.3g}",
     ]
 

@@ -115,7 +115,7 @@ def _moments(
     # Counted layers' peak may be another moment of the layer: then this is more than there is.
     attention, layer = acts.attention, acts.layer
     if machine.device == "cuda":
-        attention, layer = (0.0, acts.kernel) if layer else (max(attention, acts.kernel), 0.0)
+        attention, layer = (0.0, max(layer, acts.kernel)) if layer else (max(attention, acts.kernel), 0.0)
     later = fixed.gradients + tied * bool(before)
     moments = [
         _Moment("head", before, acts.checkpoints, acts.head + cast),

@@ -8,7 +8,9 @@
   their gradients too: 4·Q·4 bytes.
 
 Llama-3-8B in bf16, with Q = 4,096 and 8 KV heads for 32 heads: 32,768 bytes a token, 17 GB for 512K tokens. Read in the
-kernels' sources: no run on a GPU has had this as its peak yet. The CPU's kernel has no such part.
+kernels' sources: no run on a GPU has had this as its peak yet; the CPU's kernel has no such part. Long rows go a few
+heads at a time (align/longseq/head_slices.py): at 512K tokens an eighth of it is there at once, and of the gradient of
+the queries, 2·Q bytes, only an eighth lies beside the whole that it is written to.
 
 **Adapters**: PEFT keeps LoRA's weights in fp32. Over bf16 weights each adapted layer casts its input to fp32 and keeps
 that copy for its backward pass: 4 bytes for each number of the inputs of q, k, v and o, but for one of them, whose copy
@@ -17,6 +19,7 @@ takes the place of what else is kept of the norm's output; of the MLP all.
 
 from __future__ import annotations
 
+from align.longseq.head_slices import head_slices
 from align.longseq.ulysses import share_heads
 from align.planning.architecture import Architecture
 from align.planning.job import Job, Precision, Strategy
@@ -30,6 +33,10 @@ def kernel_workspace(model: Architecture, precision: Precision, strategy: Strate
         precision: of the products.
         strategy: its exchange and degree.
         tokens: of the process that are read at once.
+
+    Returns:
+        Less than 0 where few heads at a time save more than they take: all gradients of the queries are counted in the
+        layer.
     """
     width = float(model.query_width)
     heads, kv_heads = model.heads, model.kv_heads
@@ -39,9 +46,14 @@ def kernel_workspace(model: Architecture, precision: Precision, strategy: Strate
         width = float(heads * model.head_dim * strategy.ulysses)
     # Keys and values of the whole row are there for each rank's own queries.
     expanded = width * strategy.gather if heads > kv_heads else 0.0
-    if precision.products == 4:
-        return 4 * 4 * expanded * tokens
-    return (4 * width + 2 * precision.products * expanded) * tokens
+    share = _largest_share(heads, kv_heads, width * (1 + strategy.gather) * tokens)
+    taken = 4 * 4 * expanded if precision.products == 4 else 4 * width + 2 * precision.products * expanded
+    return (taken * share - precision.products * width * (1 - share)) * tokens
+
+
+def _largest_share(heads: int, kv_heads: int, numbers: float) -> float:
+    """The part of all heads that a kernel goes over at once: 1 in short rows, an eighth with 8 slices."""
+    return max(last - first for _, (first, last) in head_slices(heads, kv_heads, numbers)) / kv_heads
 
 
 def casts(model: Architecture, job: Job) -> tuple[float, float]:

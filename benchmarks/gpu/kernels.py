@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from align.longseq.attention import attend, attend_plain, prepare, shared_prefix_attention
 from align.longseq.checkpointing import CHECKPOINTING, LayerCheckpoint
 from align.longseq.kernels import with_softcap
-from align.longseq.plain_rows import relative_error
 from align.longseq.prepared import PreparedLayout
 from benchmarks.gpu.context import Context
+from benchmarks.gpu.exactness import error_of
 from benchmarks.gpu.kernel_cases import BOUNDS, ROWS, SMALL_ROWS, Case, cases, kernels_here, layout_of
 from benchmarks.gpu.large import large
 
@@ -78,8 +78,7 @@ def measure(case: Case, rows: Any, device: torch.device) -> dict[str, float]:
     expected = _outcome(partial(_exactly, case, prepared), exact, gradient.to(case.dtype).double())
     actual = _outcome(partial(_by_kernel, case, prepared), leaves, gradient)
     return {
-        name: relative_error(found.double(), wanted)
-        for name, found, wanted in zip(OUTPUTS, actual, expected, strict=False)
+        name: error_of(found, wanted) for name, found, wanted in zip(OUTPUTS, actual, expected, strict=False)
     }
 
 

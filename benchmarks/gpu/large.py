@@ -13,9 +13,9 @@ from torch import Tensor
 
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.patterns import FULL, Pattern, Window
-from align.longseq.plain_rows import relative_error
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import GIB
+from benchmarks.gpu.exactness import error_of
 from benchmarks.gpu.kernel_cases import BOUNDS, layout_of
 
 WIDTH, ANSWER, SAMPLED = 128, 64, 4
@@ -66,7 +66,7 @@ def _errors(
     expected, grads = _exactly(exact, sampled(gradient), prepare(layout, queries=spans), pattern)
     actual = (sampled(output.detach()), sampled(found[0]), found[1].double(), found[2].double())
     return {
-        name: relative_error(one, wanted)
+        name: error_of(one, wanted)
         for name, one, wanted in zip(
             ("output", "query", "key", "value"), actual, (expected, *grads), strict=True
         )

@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.results import Entry, commit, file_of, replace_stage
+from benchmarks.gpu.results import ROOT, Entry, commit, file_of, read, replace_stage
 
 # Stage → its part of the time, in the seconds that eight minutes give it.
 SHARES = {
@@ -31,6 +31,8 @@ SHARES = {
 }
 GRACE = 20.0  # seconds behind a stage's time after which its process is ended
 START = 120.0  # seconds for a process to import torch and greet
+# Of the worker, where nobody has set them: segments that grow break up less of a GPU's memory.
+ENVIRONMENT = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", "HF_HUB_OFFLINE": "1"}
 LAST_WORDS = 1500  # characters of what a process said before it died
 
 
@@ -45,6 +47,8 @@ class Worker:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu.worker"],
+            cwd=ROOT,
+            env=ENVIRONMENT | os.environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -62,7 +66,8 @@ class Worker:
             WorkerDiedError: the process died, or did not end in time.
         """
         assert self._process.stdin is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # then its end is read below
+            print(json.dumps(order), file=self._process.stdin, flush=True)
         for message in self._messages(time.monotonic() + order["seconds"] + GRACE):
             yield message
             if "ended" in message:
@@ -121,28 +126,42 @@ class Run:
         layers: int,
         tell: Callable[[str], None],
     ) -> None:
-        self._targets, self._folder, self._tell = targets, folder, tell
+        self._targets, self._tell = targets, tell
         self._order = {"scale": scale, "layers": layers}
         self._end = time.monotonic() + 60 * minutes
         self._worker: Worker | None = Worker()
         self.hello = self._worker.hello
+        self._path = file_of(folder, self.hello["card"])
 
     def stages(self) -> dict[str, Entry]:
-        """Runs every stage, writes each entry as it ends, and returns them."""
+        """Runs every stage, writes each finding as it comes, and returns the entries."""
         done: dict[str, Entry] = {}
-        card, at = self.hello["card"], commit()
-        path, names = file_of(self._folder, card), list(self._targets)
+        names, common = list(self._targets), {"commit": commit(), "versions": self.hello["versions"]}
         for place, stage in enumerate(names):
-            start = time.monotonic()
-            entry = self._stage(stage, self._share(names[place:]))
-            entry |= {"seconds": round(time.monotonic() - start, 1), "date": date.today().isoformat()}
-            entry |= {"commit": at, "scale": self._order["scale"], "versions": self.hello["versions"]}
-            replace_stage(path, card, stage, entry)
+            start, today = time.monotonic(), date.today().isoformat()
+            entry: Entry = {
+                "result": {},
+                "date": today,
+                "scale": self._order["scale"],
+                "unfinished": True,
+            } | common
+            for _ in self._findings(stage, entry, self._share(names[place:])):
+                entry["seconds"] = round(time.monotonic() - start, 1)
+                self._write(stage, entry)
+            del entry["unfinished"]
+            entry["seconds"] = round(time.monotonic() - start, 1)
+            self._write(stage, entry)
             done[stage] = entry
             state = "failed" if "error" in entry else entry.get("skipped", "done")
             self._progress(f"{stage}: {state}, {entry['seconds']:.0f} s")
-        self._tell(f"written: {path}")
+        self._tell(f"written: {self._path}")
         return done
+
+    def _write(self, stage: str, entry: Entry) -> None:
+        """Into the card's file; a stage that found nothing, since it was skipped, leaves there what it found before."""
+        if "skipped" in entry and not entry["result"] and read(self._path).get(stage, {}).get("result"):
+            return
+        replace_stage(self._path, self.hello["card"], stage, entry)
 
     def close(self) -> None:
         """Ends the worker; the next stage starts another."""
@@ -155,22 +174,22 @@ class Run:
         parts = [SHARES.get(stage, 60) for stage in remaining]
         return (self._end - time.monotonic()) * parts[0] / sum(parts)
 
-    def _stage(self, stage: str, seconds: float) -> Entry:
+    def _findings(self, stage: str, entry: Entry, seconds: float) -> Iterator[None]:
+        """Fills the entry, and comes back after each finding."""
         if seconds < 1:
-            return {"result": {}, "skipped": "no time left"}
+            entry["skipped"] = "no time left"
+            return
         self._progress(f"{stage}: has {seconds:.0f} s")
-        entry: Entry = {"result": {}}
+        order = {"target": self._targets[stage], "seconds": seconds} | self._order
         try:
             self._worker = self._worker or Worker()
-            for message in self._worker.run(
-                {"target": self._targets[stage], "seconds": seconds} | self._order
-            ):
+            for message in self._worker.run(order):
                 self._take(entry, message)
+                yield
         except WorkerDiedError as death:
             entry["error"] = str(death)
         if "error" in entry:  # the device may be lost to this process: the next stage gets another
             self.close()
-        return entry
 
     def _take(self, entry: Entry, message: dict[str, Any]) -> None:
         if message.get("ended"):

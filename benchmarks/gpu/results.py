@@ -4,7 +4,8 @@
      "stages": {"kernels": {"result": {…}, "seconds": 41.2, "commit": "abc1234", "date": "2026-12-01",
                             "versions": {"torch": "2.11.0"}, "scale": "full"}, …}}
 
-An entry may have `error`, the last lines of the traceback that ended its stage, or `skipped`, a sentence.
+An entry may have `error`, the last lines of the traceback that ended its stage; `skipped`, a sentence; `unfinished`,
+while its stage runs and where the whole run was ended in it.
 """
 
 from __future__ import annotations

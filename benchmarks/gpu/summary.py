@@ -20,8 +20,8 @@ def sentence(stage: str, entry: Entry) -> str:
         return str(entry["skipped"])
     if "error" in entry:
         return f"ended in an error: {entry['error'].splitlines()[-1]}"
-    said = "; ".join(_SENTENCES[stage](entry["result"]))
-    return said or "no time left"
+    said = "; ".join(_SENTENCES[stage](entry["result"])) or "no time left"
+    return f"{said}; unfinished" if "unfinished" in entry else said
 
 
 def failures(stage: str, entry: Entry) -> list[str]:
@@ -110,10 +110,28 @@ def _step(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"tests marked gpu: {', '.join(f'{count} {word}' for word, count in counts.items())}"
 
 
+def ratios(cells: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Of every rival that was measured beside the shared prefix: its seconds over ours, and our memory over its own."""
+    made = {}
+    for name, rival in cells.items():
+        job, _, contestant = name.rpartition(", ")
+        ours = cells.get(f"{job}, shared")
+        if contestant not in RIVALS or not _measured(rival) or not _measured(ours):
+            continue
+        made[name] = {"speed": rival["seconds"] / ours["seconds"]}
+        if rival["peak_gib"]:
+            made[name]["memory"] = ours["peak_gib"] / rival["peak_gib"]
+    return made
+
+
+def _measured(cell: Any) -> bool:
+    return isinstance(cell, dict) and "seconds" in cell
+
+
 def _speed(result: Mapping[str, Any]) -> Iterator[str]:
-    ratios = result.get("ratios", {})
+    found = ratios(result)
     for rival, named in RIVALS.items():
-        own = [ratio for name, ratio in ratios.items() if name.endswith(f", {rival}")]
+        own = [ratio for name, ratio in found.items() if name.endswith(f", {rival}")]
         if own:
             memory = [ratio["memory"] for ratio in own if "memory" in ratio]
             less = f", {_range(memory)} × the memory" if memory else ""

@@ -20,8 +20,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from align.longseq.plain_rows import relative_error
 from benchmarks.gpu.context import Context
+from benchmarks.gpu.exactness import error_of
 
 STEPS, SAVED = 20, 5  # the run is killed once its first checkpoint is there
 SAME = 1e-5  # bound on the weights of a resumed run; kernels of a GPU add in no fixed order
@@ -121,7 +121,7 @@ class Trains:
         one, other = (
             load_file(self._folder / name / "model" / "model.safetensors") for name in ("unbroken", "killed")
         )
-        worst = max(relative_error(other[name].double(), one[name].double()) for name in one)
+        worst = max(error_of(other[name], one[name]) for name in one)
         return {"worst": worst, "killed with": killed_at, "passed": worst <= SAME}
 
     def _kill_and_go_on(self) -> list[str]:

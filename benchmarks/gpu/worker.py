@@ -17,7 +17,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from typing import IO, Any
 
@@ -41,6 +43,7 @@ PACKAGES = (
 def main() -> None:
     """Greets, then does what each line asks for."""
     pipe = _claim_stdout()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     device = Device()
     _say(pipe, {"card": device.card, "cuda": device.cuda, "versions": versions()})
     for line in sys.stdin:
@@ -78,6 +81,13 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, and those that it has started, once its parent is gone: nobody would read what it finds."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _claim_stdout() -> IO[str]:

@@ -29,6 +29,12 @@ def dies(context: Context) -> None:
     os._exit(3)
 
 
+def told(context: Context) -> None:
+    """Begins, and goes on until somebody ends it."""
+    context.keep("process", os.getpid())
+    time.sleep(600)
+
+
 def hangs(context: Context) -> None:
     context.keep("before", 3)
     time.sleep(600)

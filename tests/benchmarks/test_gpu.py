@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -158,6 +159,40 @@ def test_what_has_no_time_left_says_so(tmp_path):
     assert entries["kernels"]["skipped"] == "no time left" and entries["kernels"]["result"] == {}
     entries = run(tmp_path, kernels="late")
     assert entries["kernels"]["result"] == {"first": "no time left"}
+
+
+def alive(process: int) -> bool:
+    """Whether a process still runs; one that nobody has asked for its end does not."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(") ")[2][0] != "Z"
+
+
+def test_a_run_that_is_ended_keeps_what_it_had_found(tmp_path):
+    """Killed with no word, as by a job's time limit: the finding is in the file, and the worker ends too."""
+    words = f"from tests.benchmarks.test_gpu import *; run(Path({str(tmp_path)!r}), kernels='told')"
+    process = subprocess.Popen([sys.executable, "-c", words], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    (path,) = tmp_path.glob("*.json")
+    found = results.read(path)["kernels"]
+    assert found["unfinished"] is True and "error" not in found
+    while alive(found["result"]["process"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_stage_without_time_leaves_what_was_found_before(tmp_path):
+    run(tmp_path, kernels="good")
+    (path,) = tmp_path.glob("*.json")
+    before = results.read(path)
+    assert run(tmp_path, minutes=0, kernels="good")["kernels"]["skipped"] == "no time left"
+    assert results.read(path) == before
 
 
 def test_a_later_run_replaces_only_its_stage(tmp_path):

@@ -14,6 +14,7 @@ from benchmarks.gpu import length, results, summary
 from benchmarks.gpu.contestants import Task
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import Device
+from benchmarks.gpu.exactness import error_of
 from benchmarks.gpu.kernel_cases import BOUNDS, SMALL_ROWS, Case
 from benchmarks.gpu.kernels import measure
 from benchmarks.gpu.measuring import step_flops
@@ -59,6 +60,7 @@ def test_the_documentation_shows_what_was_found(monkeypatch):
     found = {
         "speed": {
             "bf16_tflops": 787.0,
+            "profile, dpo lora, 4096, shared": {"seconds": 0.3, "busy": 0.5, "milliseconds": {}},
             "dpo lora, 16384, shared": step,
             "dpo lora, 16384, trl": {"error": "no"},
         },
@@ -124,6 +126,12 @@ def test_a_wrong_kernel_does_not_pass():
         for name in ("cpu", "wrong stand-in")
     )
     assert max(good.values()) <= BOUNDS[torch.bfloat16] < min(wrong["output"], wrong["query"])
+
+
+def test_what_is_no_number_is_no_small_error():
+    value = torch.tensor([1.0, float("nan")])
+    assert error_of(value, torch.ones(2)) == error_of(torch.ones(2), torch.zeros(2)) == 1e9
+    assert error_of(torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0])) == pytest.approx(0.08)
 
 
 def test_parameters_and_flops_of_real_shapes():

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.longseq import ATTENTION, Layout, PackedPrompt, pack, pair_logps
+from align.longseq import head_slices as head_slices_module
 from align.longseq.attention import attend, attend_plain, prepare
+from align.longseq.head_slices import head_slices
 from align.longseq.kernels import cuda_kernel, kernel_named, sdpa_kernel
 from align.longseq.merge import run_parts
 from align.longseq.parts import Own, Part, flatten, parts_of, unflatten
@@ -272,3 +274,25 @@ def test_cuda_kernels_against_fp64_on_cpu(dtype):
     way = partial(attend, kernel=sdpa_kernel(there[0], there[2]))
     for actual, wanted in zip(outcome(way, there, gradient.cuda(), prepare(layout)), expected, strict=True):
         assert relative_error(actual.double().cpu(), wanted) <= (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (9, 3), (8, 2)], ids=str)
+def test_a_few_heads_at_a_time(heads, monkeypatch):
+    """fp64, up to the order of sums (a CPU kernel's depends on how many heads it is given)."""
+    layout = layout_of([(30, [13, 7, 1]), (9, [20])])
+    leaves, gradient = states(heads, layout.length, layout.length)
+    way = partial(outcome, merged, leaves, gradient, prepare(layout))
+    together = way()
+    for bytes_at_once in (1, 12_000, 2**31):
+        monkeypatch.setattr(head_slices_module, "SCRATCH", bytes_at_once)
+        for one, other in zip(way(), together, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+def test_which_heads_go_together():
+    """Equal slices as far as may be; their bytes stay below what is allowed, but for a lone KV head."""
+    assert head_slices(32, 8, 2**28) == (((0, 32), (0, 8)),)
+    assert head_slices(32, 8, 2**29) == (((0, 16), (0, 4)), ((16, 32), (4, 8)))
+    assert len(head_slices(32, 8, 2**40)) == 8 and len(head_slices(6, 1, 2**40)) == 1
+    sizes = [last - first for _, (first, last) in head_slices(21, 7, 2**30)]
+    assert sum(sizes) == 7 and max(sizes) - min(sizes) <= 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from align.longseq import ATTENTION
+from align.longseq import ATTENTION, head_slices
 from align.longseq.checkpointing import apply_checkpointing
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
@@ -34,11 +35,12 @@ def llama() -> Architecture:
 
 
 @pytest.mark.parametrize("name", [name for name, cell in LENGTH.items() if isinstance(cell, dict)])
-def test_peaks_of_an_h100(name, llama):
-    """Within 3 %: `full {'mlp_chunk': 4096} 65536` is mode, levers and tokens of the prompt, with answers of 512.
+def test_peaks_of_an_h100(name, llama, monkeypatch):
+    """Within 3 %, with all heads at once and the last norm over the whole row, as it was then.
 
-    The code of that day ran the last norm over the whole row.
+    `full {'mlp_chunk': 4096} 65536` is mode, levers and tokens of the prompt, with answers of 512.
     """
+    monkeypatch.setattr(head_slices, "SCRATCH", math.inf)
     mode, _, rest = name.partition(" ")
     levers, _, prompt = rest.rpartition(" ")
     strategy = Strategy(levers=Levers(mode, **ast.literal_eval(levers)))
@@ -55,6 +57,14 @@ def test_what_did_not_fit_is_not_predicted_to(llama):
         assert memory.total > 79.18 * 2**30
 
 
+def test_long_rows_go_a_few_heads_at_a_time(llama):
+    """A prompt of 512K tokens on an 80 GB card: 8 slices, an eighth of the workspace and of what a kernel returns."""
+    tokens, width = 2**19, 4096
+    few = kernel_workspace(llama, Precision(2), Strategy(), tokens)
+    assert few == (4 * width + 2 * 2 * width) * tokens / 8 - 2 * width * tokens * 7 / 8
+    assert kernel_workspace(llama, Precision(2), Strategy(), 2**13) == 8 * width * 2**13
+
+
 def test_kernels_take_by_heads_and_type(llama):
     """Q of 4,096: fp32 gradients 4·Q, and those of keys and values for each query head; a lone head has none."""
     alone = kernel_workspace(llama, Precision(2), Strategy(), 1000)
@@ -66,7 +76,9 @@ def test_kernels_take_by_heads_and_type(llama):
     assert gathered == (4 * 4096 + 4 * 2 * 2 * 4096) * 1000
 
 
-def test_a_cpu_has_no_such_part(llama):
+def test_a_cpu_has_no_such_part(llama, monkeypatch):
+    """All heads at once: a few at a time take less than what follows the kernel."""
+    monkeypatch.setattr(head_slices, "SCRATCH", math.inf)
     job, strategy = (
         Job(Rows(65536, (512,) * 3), Precision(2)),
         Strategy(levers=Levers("full", mlp_chunk=4096)),

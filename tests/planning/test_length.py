@@ -82,13 +82,14 @@ def test_memory_grows_with_the_prompt_and_length_with_the_memory(llama):
 def test_more_levers_hold_more(llama):
     """Tiles and host memory each hold more than without; what the longest asks for is named."""
     found = {
-        levers: longest_prompt(llama, LOGO, Strategy(levers=levers), GPU)
+        levers: longest_prompt(llama, replace(LOGO, accumulation=8), Strategy(levers=levers), GPU)
         for levers in (Levers("full"), Levers("full", mlp_chunk=2048), Levers("full", 1024, "host", 2048))
     }
     lengths = list(found.values())
     assert lengths == sorted(lengths)
     ways = longest_prompts(llama, LOGO, GPU, prompts=1)  # no gradients of earlier micro-batches
-    assert ways[0].prompt == lengths[-1]
+    # Slices of heads come one by one, so that memory falls a little where one more begins.
+    assert ways[0].prompt == pytest.approx(lengths[-1], rel=0.01)
     assert (ways[0].levers.checkpointing, ways[0].levers.offload) == ("full", "host")
     assert ways[0].bound.startswith("transient in the phase attention: ")
 
@@ -113,7 +114,10 @@ def test_a_disk_may_be_the_bound(llama):
     assert longest(llama, LOGO, strategy, small, prompt).bound.startswith("disk: 5")
     words = ["model=llama3_8b", "model.lora.r=16", "gpus=h100_80gb", "gpus.count=1", "gpus.host_gb=137"]
     said = list(length_plan.sentences(plan_length(*words)))
-    assert any("the disk needs 1" in line for line in said)
+    needed = next(line for line in said if line.startswith("the disk needs "))
+    # 30 of 32 layers' inputs of 4,096 numbers in bf16: the last one stays, and one is on its way back.
+    expected = 30 * 4096 * 2 * plan_length(*words).ways[0].priced.job.rows.tokens
+    assert float(needed.split()[3]) == pytest.approx(expected / 1e9, abs=0.05)
     told = plan_length(*words, "gpus.disk_gb=64")
     assert not any("the disk needs" in line for line in length_plan.sentences(told))
     assert told.best is not None and told.best.bound.startswith("host memory: 109.")
