@@ -36,8 +36,8 @@ READ = {
     *("_local_scalar_dense", "equal", "nonzero", "nonzero_numpy", "masked_select", "bincount", "histc"),
     *("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
 }
-# Of transformers: before it makes a mask, it looks for jumps of positions, and whether the given one hides anything.
-LIBRARY = {"find_packed_sequence_indices", "_ignore_causal_mask_sdpa"}
+# Of transformers, in rows through its own attention: whether the given mask hides anything.
+LIBRARY = {"_ignore_causal_mask_sdpa"}
 TO_HOST = {"cpu", "numpy", "tolist", "__array__"}
 FROM_NUMBERS = {"tensor", "as_tensor", "asarray"}
 
