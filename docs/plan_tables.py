@@ -45,7 +45,7 @@ def peaks() -> str:
 
     The code of that day ran the last norm over the whole row.
     """
-    model, rows = replace(large(), norm_with_head=False), []
+    model, rows = replace(large(), norm_of_scored=False), []
     for name, cell in read("gpu/first_look-H100.json")["length"].items():
         if not isinstance(cell, dict):
             continue

@@ -79,7 +79,10 @@ BAD_OVERRIDES = [
     (["data.max_length=9"], "data.max_length=9"),
     (["resume=/nowhere"], "resume=/nowhere is no folder"),
     (["method.loss._target_=os.system"], "os.system is refused"),
-    (["model.attention=flash4"], "model.attention=flash4 is not known: use sdpa, flash2, flash3"),
+    (
+        ["model.attention=flash9"],
+        "model.attention=flash9 is not known: use auto, sdpa, flash2, flash3, flash4",
+    ),
     (["model.attention=flash2"], "model.attention=flash2 needs"),
     (["model.attention=flash3"], "model.attention=flash3 needs"),
 ]

@@ -145,8 +145,7 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: Call, keywords: Mapp
     row = call.row
 
     def score(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        states, head = scored.of(hidden, head)
-        return token_logps(head, states, call.target, slices=call.head_calls)
+        return token_logps(head, scored.of(hidden), call.target, slices=call.head_calls)
 
     with scoring_tokens(lm, call.predictor) as scored, _scoring(lm, score), called_for(call.layout):
         output = model(

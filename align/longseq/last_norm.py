@@ -1,14 +1,13 @@
-"""The norm behind the last layer runs on the tokens that are scored, a slice at a time with the head.
+"""The norm behind the last layer runs on the tokens that are scored alone: it works token by token.
 
 A norm computes in float32, and its backward pass keeps several tensors as long as what it reads. Over a row of 131,072
-tokens that is more than a layer needs. It works token by token, and so it goes with the head, which reads a slice of
-the scored tokens at a time and is run again in the backward pass. Whether a decoder ends in its norm is found out on a
-small copy of it, once for each configuration.
+tokens that is more than a layer needs; over its answers it is little. Whether a decoder ends in its norm is found out
+on a small copy of it, once for each configuration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -20,51 +19,38 @@ from transformers import PreTrainedModel
 from align.longseq.small_model import build_small
 from align.models.text_part import text_decoder
 
-Head = Callable[[Tensor], Tensor]
-
 
 class Scored:
-    """The hidden states of the scored tokens, and what makes logits of them.
+    """The last hidden states of the scored tokens.
 
     Args:
-        predictor: `[S]` places of the scored tokens in the row.
-        norm: the decoder's last, whose output are the last hidden states; None leaves it where it is.
+        predictor: `[S]` their places in the row.
     """
 
-    def __init__(self, predictor: Tensor, norm: nn.Module | None) -> None:
-        self._predictor, self._norm = predictor, norm
-        self._states: Tensor | None = None
-        self._in_decoder = True
+    def __init__(self, predictor: Tensor) -> None:
+        self._predictor, self._picked = predictor, False
 
     def before_norm(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Hook ahead of the norm, which reads none of `[1, T, H]` in the decoder; later calls are the head's."""
-        if not self._in_decoder:
-            return args
-        self._in_decoder = False
+        """Hook ahead of the norm: of `[1, T, H]` it reads `[1, S, H]`."""
         (hidden,) = args
-        # A view and one choice: the backward pass makes no other tensor as long as the row.
-        self._states = hidden.squeeze(0)[self._predictor]
-        return (hidden[:, :0],)
+        self._picked = True
+        # By a view, so that the backward pass makes one tensor as long as the row, not two.
+        return (hidden.squeeze(0)[self._predictor].unsqueeze(0),)
 
-    def of(self, last_hidden: Tensor, head: Head) -> tuple[Tensor, Head]:
-        """`[S, H]` and the function from some of them `[n, H]` to logits `[n, V]`."""
-        states, norm = self._states, self._norm
-        if states is None or norm is None:
-            return last_hidden[0, self._predictor], head
-        self._states = None
-        return states, lambda slice_: head(norm(slice_[None])[0])
+    def of(self, last_hidden: Tensor) -> Tensor:
+        """`[S, H]` of what the decoder returned: of all tokens, or where the hook has run of these alone."""
+        states = last_hidden.squeeze(0)
+        return states if self._picked else states[self._predictor]
 
 
 @contextmanager
 def scoring_tokens(lm: PreTrainedModel, predictor: Tensor) -> Iterator[Scored]:
-    """Within the block the model's last norm waits for the head, where nothing stands between both."""
-    name = last_norm(lm)
+    """Within the block the model's last norm reads the tokens `predictor` `[S]`, where nothing follows it."""
+    scored, name = Scored(predictor), last_norm(lm)
     if name is None:
-        yield Scored(predictor, None)
+        yield scored
         return
-    norm = text_decoder(lm).get_submodule(name)
-    scored = Scored(predictor, norm)
-    handle = norm.register_forward_pre_hook(scored.before_norm)
+    handle = text_decoder(lm).get_submodule(name).register_forward_pre_hook(scored.before_norm)
     try:
         yield scored
     finally:

@@ -239,6 +239,8 @@ def _tokens_differ(
     """Whether a layer says something else of a token of a prompt or an answer in the one way than in the other."""
     if shared.ndim < 3 or shared.shape[0] != 1 or plain.shape[2:] != shared.shape[2:]:
         return False
+    if shared.shape[1] != batch.rows[0].input_ids.shape[1]:
+        return False  # the last norm has read the scored tokens alone
     place = 0
     for example, packed in zip(rows, batch.rows[0].layout.prompts, strict=True):
         start, stop = packed.prompt

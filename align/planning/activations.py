@@ -154,7 +154,7 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
             tokens=once,
             scored=math.ceil(_on_rank(scored, once, strategy)),
             # Padded rows, a copy of the prompt for each answer, are other toolkits'.
-            in_slices=model.norm_with_head and rows.shared and rows.copies == 1,
+            norm_of_scored=model.norm_of_scored and rows.shared and rows.copies == 1,
         ),
         reference=_reference(model, job, strategy, width),
         kernel=kernel + (kernel_workspace(model, precision, strategy, once) if rows.shared else 0.0),

@@ -83,7 +83,7 @@ def own_overrides(arguments: list[str], *, rows: str | None) -> list[str]:
     """
     replaced = (*_OWN, "memory", "parallel", "trainer.gradient_accumulation_steps")
     kept = []
-    for word, before in zip(arguments, ["", *arguments[:-1]], strict=True):
+    for word, before in zip(arguments, ["", *arguments], strict=False):
         key = word.lstrip("+~").partition("=")[0].partition("@")[0]
         if word in _HYDRA or before in _HYDRA or key in _HYDRA:
             kept.append(word)

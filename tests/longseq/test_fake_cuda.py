@@ -113,11 +113,13 @@ def chosen(asked: Asked, capability: tuple[int, int], package: str | None) -> st
 
 # A generation, the package that is installed there, a type and a pattern: each way to a kernel once.
 CASES = [
-    *product(GENERATIONS, [None], [torch.float32, torch.float16, torch.bfloat16], [FULL]),
+    *product(["sm80"], [None], [torch.float32, torch.float16], [FULL]),
+    *product(GENERATIONS, [None], [torch.bfloat16], [FULL]),
     *product(["sm80"], [None], [torch.float32, torch.bfloat16], [Window(24)]),
     *product(GENERATIONS, ["flash2"], [torch.bfloat16], [FULL]),
     *product(["sm90"], ["flash3"], [torch.bfloat16], [FULL, Window(24)]),
-    *product(["sm90", "sm100"], ["flash4"], [torch.float16, torch.bfloat16], [FULL, Window(24)]),
+    *product(["sm90"], ["flash4"], [torch.float16], [FULL]),
+    *product(["sm90", "sm100"], ["flash4"], [torch.bfloat16], [FULL, Window(24)]),
 ]
 
 
@@ -128,7 +130,7 @@ def test_attention_forward_and_backward(generation, package, dtype, pattern):
     """Packed prompts, token-major states as layers hand them on; every width, each kernel with its own contract."""
     layout = layout_of([(60, [30, 20, 1]), (20, [33])])
     parts, length = parts_of(layout.prompts, ((0, layout.length),), pattern), layout.length
-    for width, of_values in SHAPES:
+    for width, of_values in SHAPES if pattern == FULL else SHAPES[:2]:
         name = chosen(Asked(dtype, (width, of_values), 4), GENERATIONS[generation], package)
         assert name is not None
         kernel = kernel_named(name)
@@ -171,8 +173,10 @@ def test_what_kernels_read():
     assert torch.equal(padded[..., :12], states[..., :12]) and not padded[..., 12:].any()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "phi3"])
-@pytest.mark.parametrize(("generation", "package"), [("sm80", None), ("sm90", "flash3"), ("sm100", "flash4")])
+@pytest.mark.parametrize(
+    ("generation", "package", "kind"),
+    [("sm80", None, "llama"), ("sm90", "flash3", "qwen3"), ("sm100", "flash4", "phi3")],
+)
 def test_a_whole_forward(generation, package, kind, monkeypatch):
     """A packed batch in one copy, embedding, layers, head and sums: nothing of it meets a tensor of the CPU."""
     name = chosen(Asked(torch.bfloat16, (16, 16), 2), GENERATIONS[generation], package)

@@ -44,14 +44,14 @@ def test_peaks_of_an_h100(name, llama, monkeypatch):
     mode, _, rest = name.partition(" ")
     levers, _, prompt = rest.rpartition(" ")
     strategy = Strategy(levers=Levers(mode, **ast.literal_eval(levers)))
-    then = replace(llama, norm_with_head=False)
+    then = replace(llama, norm_of_scored=False)
     memory = predict(then, Job(Rows(int(prompt), (512,) * 3), Precision(2)), strategy, GPU)
     assert memory.total / 2**30 == pytest.approx(LENGTH[name]["peak_gib"], rel=0.03)
 
 
 def test_what_did_not_fit_is_not_predicted_to(llama):
     """79.18 GiB in all: both lengths that ended in an OutOfMemoryError are predicted to need more."""
-    then = replace(llama, norm_with_head=False)
+    then = replace(llama, norm_of_scored=False)
     for prompt, levers in ((131072, Levers()), (262144, Levers("full", mlp_chunk=4096))):
         memory = predict(then, Job(Rows(prompt, (512,) * 3), Precision(2)), Strategy(levers=levers), GPU)
         assert memory.total > 79.18 * 2**30
@@ -108,17 +108,17 @@ def test_adapters_cast_their_inputs(mode, chunk):
     assert predicted == pytest.approx(live_peak(model, ROWS), rel=0.15)
 
 
-def test_the_last_norm_goes_with_the_head(llama):
-    """Over a row of 131,072 tokens in bf16 24.8 bytes for each of 4,096 numbers; with the head 2 · 2, and a slice."""
-    assert llama.norm_with_head
+def test_the_last_norm_reads_the_scored_tokens(llama):
+    """Of 131,072 tokens in bf16 24.8 bytes for each of 4,096 numbers; with 512 scored ones 2 · 2, and what they take."""
+    assert llama.norm_of_scored
     tokens = 131072
-    row, slices = (
-        head_bytes(llama, Precision(2), logits_chunk=512, tokens=tokens, scored=512, in_slices=each)
+    row, scored = (
+        head_bytes(llama, Precision(2), logits_chunk=512, tokens=tokens, scored=512, norm_of_scored=each)
         for each in (False, True)
     )
     assert row == 24.8 * 4096 * tokens
     logits = 512 * 128256 * 10
-    assert slices == 2 * 2 * 4096 * tokens + 24.8 * 4096 * 512 + logits
+    assert scored == 2 * 2 * 4096 * tokens + (3 * 2 + 4) * 4096 * 512 + logits
 
 
 def test_inputs_that_come_back_early_are_counted(llama):
