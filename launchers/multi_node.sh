@@ -20,7 +20,8 @@
 #                                           (SLURM_JOB_ID, PBS_JOBID, LSB_JOBID; MAIN_ADDRESS-MAIN_PORT)
 #   LOG_FOLDER        LOG_FOLDER/RUN_ID/machine-R/… has stdout.log and stderr.log of every process  (logs)
 #   GRACE_SECONDS     from SIGTERM, which every process is sent, to SIGKILL  (120)
-# On machines with several networks also set NCCL_SOCKET_IFNAME (GPUs) or GLOO_SOCKET_IFNAME (CPU).
+# On machines with several networks also set NCCL_SOCKET_IFNAME (what GPUs send each other) and GLOO_SOCKET_IFNAME (what
+# the processes on the CPUs tell each other).
 #
 # The first process that fails ends the job: its message is shown on every machine that shares LOG_FOLDER, and
 # all end with a code that is not 0. After SIGTERM the running step is saved, and the code is 143.

@@ -36,8 +36,8 @@ READ = {
     *("_local_scalar_dense", "equal", "nonzero", "nonzero_numpy", "masked_select", "bincount", "histc"),
     *("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
 }
-# Of transformers: before it makes a mask, it looks for jumps of positions, and whether the given one hides anything.
-LIBRARY = {"find_packed_sequence_indices", "_ignore_causal_mask_sdpa"}
+# Of transformers, in rows through its own attention: whether the given mask hides anything.
+LIBRARY = {"_ignore_causal_mask_sdpa"}
 TO_HOST = {"cpu", "numpy", "tolist", "__array__"}
 FROM_NUMBERS = {"tensor", "as_tensor", "asarray"}
 
@@ -52,6 +52,7 @@ class StandIn:
     Attributes:
         waits: names of what waited for it so far, in order.
         places: where each of them was called from, for messages.
+        copies: moves from the host, waited for or not.
         ours: those of `waits` that code of this project asked for itself.
         of_library: those of `LIBRARY`, which are not among `waits`.
     """
@@ -60,6 +61,7 @@ class StandIn:
         self.waits: list[str] = []
         self.places: list[str] = []
         self.ours: list[str] = []
+        self.copies = 0
         self.of_library: list[str] = []
         self._held: dict[int, StorageWeakRef] = {}
         self._modes = (_Operators(self), _Functions(self))
@@ -219,5 +221,6 @@ class _Functions(TorchFunctionMode):
             return result  # clipping is told by C++, which knows no stand-in, where its gradients are
         if not (kwargs.get("non_blocking") and target == DEVICE):
             self.device.wait(f"to {'the device' if target == DEVICE else 'the host'}")
+        self.device.copies += target == DEVICE
         copied = result.clone()
         return self.device.hold(copied) if target == DEVICE else self.device.release(copied)

@@ -81,5 +81,5 @@ def _taken(states: Tensor, index: Any) -> Tensor:
             states = states.select(dim, each)
         else:
             assert isinstance(each, Tensor) and each.dtype == torch.long and each.dim() == 1
-            states, dim = states.index_select(dim, each), dim + 1
+            states, dim = torch.ops.aten.index(states, [*[None] * dim, each]), dim + 1
     return states

@@ -4,9 +4,9 @@ A prompt's queries attend causally to the prompt. Answer i's queries attend to t
 to answer i. Nothing else is computed, so siblings and other prompts of the row cannot be seen. Of a prompt of 10 tokens
 with answers of 4 and 3, the second answer's first token, at 14 of the row, attends to 0 … 9 and to itself.
 
-The batch's layout reaches the function as the forward keyword `layout`; the mask interface under the same
-name returns None, so that no library mask is built and a jump in `position_ids` (synthesised positions) is
-not taken for a document boundary.
+The batch's layout reaches the function as the forward keyword `layout`. The mask interface has no entry under the same
+name, so that the library builds no mask and does not look for jumps in `position_ids` (synthesised positions), which it
+would take for document boundaries, and for which it would wait for a GPU in every forward.
 
 One process and sequence parallelism share `attend`: it takes any ascending subset of the row's queries, cut
 into pieces that each lie within one prompt or answer. One process owns every piece whole.
@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface
 
 from align.core.errors import UserError
 from align.longseq.choice import CHOOSERS, Chooser, best_kernel
@@ -222,11 +221,5 @@ def _refuse_unsupported(extras: dict[str, Any]) -> None:
             )
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """The mask interface's entry: the layout takes the mask's place."""
-    return
-
-
 for _choice, _name in ATTENTIONS.items():
     AttentionInterface.register(_name, partial(shared_prefix_attention, chooser=CHOOSERS[_choice]))
-    AttentionMaskInterface.register(_name, _no_mask)

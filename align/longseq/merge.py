@@ -183,28 +183,18 @@ def run_parts_backward(
     grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
     for call in _calls(parts, kernel):
         for heads, kv_heads in _slices(query, key, call):
-            of_heads = [_of(one, heads) for one in (grad_query, gradient, query, output, lse)]
+            of_queries = [_of(one, heads) for one in (grad_query, gradient, query, output, lse)]
             of_keys = [_of(one, kv_heads) for one in (grad_key, grad_value, key, value)]
-            _add_gradients(*of_heads, *of_keys, call, scaling, kernel)
+            _add_gradients(of_queries, of_keys, call, scaling, kernel)
     return grad_query, grad_key, grad_value
 
 
 def _add_gradients(
-    grad_query: Tensor,
-    gradient: Tensor,
-    query: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    grad_key: Tensor,
-    grad_value: Tensor,
-    key: Tensor,
-    value: Tensor,
-    call: Call,
-    scaling: float,
-    kernel: Kernel,
+    of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], call: Call, scaling: float, kernel: Kernel
 ) -> None:
-    """Adds one call's part to the gradients of its queries, keys and values."""
-    part = call.part
+    """Adds one call's part to the gradients of its queries, keys and values, the first of what comes."""
+    part, (grad_query, gradient, query, output, lse) = call.part, of_queries
+    grad_key, grad_value, key, value = of_keys
     found = kernel.backward(
         _taken(gradient, part.queries, call),
         _taken(query, part.queries, call),

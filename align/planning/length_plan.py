@@ -124,9 +124,9 @@ def shown(ways: list[Longest]) -> list[Longest]:
 
 
 def _levers(levers: Levers) -> str:
-    """`full, mlp_chunk 8192, host` of the group `memory`, without what is off."""
+    """`full, mlp 8192, host` of the group `memory`, without what is off."""
     said = [levers.checkpointing]
-    said += [] if levers.mlp_chunk is None else [f"mlp_chunk {levers.mlp_chunk}"]
+    said += [] if levers.mlp_chunk is None else [f"mlp {levers.mlp_chunk}"]
     return ", ".join(said + ([] if levers.offload == "none" else [levers.offload]))
 
 

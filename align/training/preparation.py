@@ -90,7 +90,7 @@ def prepare(
         raise UserError(f"method is a {type(method).__name__}: give a name, or what align.method(…) makes.")
     degree = 1 if parallel is None else parallel.degree
     check_library_settings(attention, memory, ParallelSettings(degree=degree))
-    if not torch.accelerator.is_available():
+    if not torch.accelerator.is_available() or torch.backends.mps.is_available():
         arguments.dataloader_pin_memory = False  # pins nothing, and warns of it at every loader
     if isinstance(model, str) and tokenizer is None:
         tokenizer = load_tokenizer(model)

@@ -138,7 +138,8 @@ class PreferenceTrainer(SealedCheckpoints):
         Args:
             model: the policy as the Trainer wrapped it.
             inputs: `batch`, `real` `[B]` (False for placeholders, which count nowhere), and `short`, `owner`
-                where the method needs the short context.
+                where the method needs the short context. `real` and `owner` are arrays or tensors of the CPU: on a
+                device they would have to be waited for.
             return_outputs: also return `[B, len(METRICS)]` metrics.
             num_items_in_batch: sum of the weights in the global step; None counts this batch alone.
         """

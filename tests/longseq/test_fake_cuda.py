@@ -5,9 +5,11 @@ from __future__ import annotations
 import types
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
+from align.longseq import ATTENTION, choice, pack, pair_logps
 from align.longseq import flash as flash_module
 from align.longseq.aligned import aligned
 from align.longseq.choice import Asked, choose
@@ -17,7 +19,9 @@ from align.longseq.merge import run_parts, run_parts_backward
 from align.longseq.parts import parts_of
 from align.longseq.patterns import FULL, Window
 from tests.fake_cuda import FakeCuda
+from tests.longseq.plain import make_example
 from tests.longseq.test_merge import layout_of
+from tests.tiny import tiny_model
 
 GENERATIONS = {"sm80": (8, 0), "sm90": (9, 0), "sm100": (10, 0)}
 PACKAGES = ("flash2", "flash3", "flash4")
@@ -165,3 +169,25 @@ def test_what_kernels_read():
         assert found.shape[3] % 8 == 0 and torch.equal(found[..., : askew.shape[3]], askew)
     padded = aligned(states[..., :12])
     assert torch.equal(padded[..., :12], states[..., :12]) and not padded[..., 12:].any()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize(("generation", "package"), [("sm80", None), ("sm90", "flash3"), ("sm100", "flash4")])
+def test_a_whole_forward(generation, package, kind, monkeypatch):
+    """A packed batch in one copy, embedding, layers, head and sums: nothing of it meets a tensor of the CPU."""
+    name = chosen(Asked(torch.bfloat16, (16, 16), 2), GENERATIONS[generation], package)
+    monkeypatch.setattr(choice, "torchs_kernel", lambda query, value, softcap: name)
+    rng = np.random.default_rng(0)
+    examples = [make_example(rng, prompt=40, answers=[20, 9]), make_example(rng, prompt=7, answers=[3])]
+    batch = pack(examples)
+    model = tiny_model(kind).to(torch.bfloat16)
+    model.set_attn_implementation(ATTENTION)
+    with FakeCuda():
+        for part in model.modules():
+            for where in (part._parameters, part._buffers):
+                where.update({key: one.to("cuda") for key, one in where.items() if one is not None})
+        logps = pair_logps(model, batch.to("cuda"), nll_scope="sequence", chunk_size=16)
+    assert (logps.chosen.shape, logps.rejected.shape) == ((2,), (2, 1))
+    for one in (logps.chosen, logps.rejected, logps.nll):
+        assert one.device.type == "cuda" and one.dtype == torch.float64
+    assert logps.chosen_length.device.type == "cuda"

@@ -15,6 +15,7 @@ from unittest.mock import create_autospec
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import save_on_cpu
 
 from align.core.errors import UserError
@@ -350,6 +351,21 @@ def test_the_device_is_asked_by_the_names_that_torch_has():
     assert torch.equal(target, source)
     streams.synchronize(event)
     event.synchronize.assert_called_once_with()
+
+
+def test_a_gpu_tensor_goes_out_in_slabs():
+    """[1, 9000, 4096] in bf16, without values: 73,728,000 bytes are 4 slabs of 16 MiB and 6,619,136 bytes."""
+    cuda = create_autospec(torch.cuda)
+    device = torch.device("cuda", 0)
+    with FakeTensorMode():
+        lane = StreamLane(DeviceStreams(device, cuda))
+        hidden = torch.empty(1, 9000, 4096, dtype=torch.bfloat16, device=device)
+        copy = lane.out(hidden)
+        arrival = lane.land(hidden.shape, hidden.dtype)
+    assert [len(piece) for piece in copy.pieces] == [2**24] * 4 + [6_619_136]
+    assert {piece.device.type for piece in copy.pieces} == {"cpu"}
+    assert arrival.tensor is not None
+    assert (arrival.tensor.shape, arrival.tensor.device) == (hidden.shape, device)
 
 
 @pytest.mark.parametrize(
