@@ -70,8 +70,8 @@ for group in "${@:-base}"; do
   if [ "$group" = base ]; then "$PYTHON" -m pip wheel --quiet --no-deps -w "$scratch" antlr4-python3-runtime==4.9.3; fi
   pack "$group" "$scratch"
   rm -rf "$scratch"
+  git rev-parse --short HEAD > ".whl/$group.1/commit" || true   # results name it where .git is not carried
 done
-git rev-parse --short HEAD > .whl/base.1/commit 2>/dev/null || true
 for folder in .whl/*/; do
   echo "$folder: $(find "$folder" -name '*.whl*' | wc -l) files, $(du -sm "$folder" | cut -f1) MB"
 done
