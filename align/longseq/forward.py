@@ -17,6 +17,7 @@ from align.longseq.balance import Routing
 from align.longseq.calls import Call, calls_of
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.head_probe import check_last_hidden_state
+from align.longseq.last_norm import scoring_tokens
 from align.longseq.logps import sums_of_row, token_logps
 from align.longseq.masked import masked_totals
 from align.longseq.own_rows import own_row_tokens, own_totals
@@ -144,9 +145,10 @@ def _row_logps(model: nn.Module, lm: PreTrainedModel, call: Call, keywords: Mapp
     row = call.row
 
     def score(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        return token_logps(head, hidden[0, call.predictor], call.target, slices=call.head_calls)
+        states, head = scored.of(hidden, head)
+        return token_logps(head, states, call.target, slices=call.head_calls)
 
-    with _scoring(lm, score), called_for(call.layout):
+    with scoring_tokens(lm, call.predictor) as scored, _scoring(lm, score), called_for(call.layout):
         output = model(
             input_ids=row.input_ids,
             position_ids=row.position_ids,

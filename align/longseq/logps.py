@@ -31,11 +31,14 @@ def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor
     Returns:
         `[S]`, fp32 (fp64 for an fp64 model).
     """
+    targets = target.tensor_split(slices)
+    # `split`, whose backward pass joins the slices once; that of `tensor_split` adds up a row for each.
+    parts = hidden.split([len(part) for part in targets])
     # ZeRO-3 may have given up a frozen weight when the recomputed head ends, and fetches it again before the head's
     # backward pass: by its shape in between torch would take it for another tensor.
     logps = [
         checkpoint(_slice_logps, head, states, ids, use_reentrant=False, determinism_check="none")
-        for states, ids in zip(hidden.tensor_split(slices), target.tensor_split(slices), strict=True)
+        for states, ids in zip(parts, targets, strict=True)
     ]
     return torch.cat(logps)
 

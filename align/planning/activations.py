@@ -19,9 +19,7 @@ degree n), in numbers, with widths H (stream), I (MLP), Q = heads·D and K = kv_
 - **tiled** (`mlp_chunk` = c): over all tokens q, k, v, attention's output and its gradient, the gradients of the
   layer's output and input (in attention's backward of the input twice, since it comes in two parts); the two lines
   above for c tokens only.
-- **head**: 2 · ⌈slice⌉ · V numbers in fp32 (logits and their exponential), and in bf16 the logits before;
-  where the head trains, its gradient: one from the slices, one being added, one from the call that keeps the head in
-  the graph of ranks without scored tokens.
+- **head**: see head.py.
 - **reference**: a forward without a graph, which is not tiled: 3I + 3H + 2Q + 2K.
 
 A layer unlike Llama's (experts, latent attention, a mixer that keeps a state, more norms) is counted instead
@@ -43,7 +41,8 @@ from dataclasses import dataclass, replace
 from align.longseq.ulysses import share_heads
 from align.planning.architecture import Architecture
 from align.planning.counted import counted_forward, counted_layers
-from align.planning.job import Job, Levers, Precision, Rows, Strategy
+from align.planning.head import head_bytes
+from align.planning.job import Job, Levers, Rows, Strategy
 from align.planning.workspace import casts, kernel_workspace
 
 
@@ -56,7 +55,7 @@ class Activations:
         last_checkpoint: of the last layer that goes backward, when the others' are gone.
         offloaded: what waits on host or disk instead.
         mlp, attention, head, reference: the transient peaks of these phases; they do not meet.
-        kernel: what a GPU's kernel takes beside attention's.
+        kernel: a GPU's peak of attention's backward pass, with what its kernel takes.
         layer: the peak of a layer that was counted as a whole, in the place of the first two.
     """
 
@@ -125,13 +124,15 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
     width = _widths(model, job, strategy)
     if model.counter is None:
         each, layers, peaks = _by_formulas(model, width, strategy, once)
+        kernel = peaks.pop("kernel")
     else:
         each, layers, peak = counted_layers(model, precision, strategy, once)
         # What the exchange adds is as in a Llama-like layer.
         alone = replace(strategy, exchange="none", degree=1)
         plain = _by_formulas(model, _widths(model, job, alone), alone, once)[2]
         more = max(_by_formulas(model, width, strategy, once)[2].values()) - max(plain.values())
-        peaks = {"mlp": 0.0, "attention": 0.0, "layer": peak + max(0.0, more)}
+        kernel = peak + max(0.0, more)
+        peaks = {"mlp": 0.0, "attention": 0.0, "layer": kernel}
     offloaded = 0.0
     if levers.offload != "none":
         # In the backward pass: the layer's own input and those that are fetched meanwhile.
@@ -146,9 +147,17 @@ def _of_rows(model: Architecture, job: Job, strategy: Strategy, rows: Rows, *, s
         last_checkpoint=each * once + layers * (tokens - once),
         offloaded=offloaded * tokens,
         **peaks,
-        head=_head(model, precision, levers, width, once, math.ceil(_on_rank(scored, once, strategy))),
+        head=head_bytes(
+            model,
+            precision,
+            logits_chunk=levers.logits_chunk,
+            tokens=once,
+            scored=math.ceil(_on_rank(scored, once, strategy)),
+            # Padded rows, a copy of the prompt for each answer, are other toolkits'.
+            in_slices=model.norm_with_head and rows.shared and rows.copies == 1,
+        ),
         reference=_reference(model, job, strategy, width),
-        kernel=kernel_workspace(model, precision, strategy, once) if rows.shared else 0.0,
+        kernel=kernel + (kernel_workspace(model, precision, strategy, once) if rows.shared else 0.0),
     )
 
 
@@ -164,8 +173,8 @@ def _by_formulas(
     each = kept.get(levers.checkpointing, unchecked)
     # What is kept is not made again, and without checkpointing nothing is.
     again = {"full": saved, "keep_attention": saved - width.query, "none": 0.0}[levers.checkpointing]
-    mlp, attention = _layer_peaks(model, width, strategy, levers, tokens, again)
-    return each, model.layers * each, {"mlp": mlp, "attention": attention}
+    mlp, attention, kernel = _layer_peaks(model, width, strategy, levers, tokens, again)
+    return each, model.layers * each, {"mlp": mlp, "attention": attention, "kernel": kernel}
 
 
 def _on_rank(scored: int, tokens: int, strategy: Strategy) -> float:
@@ -206,8 +215,8 @@ def _saved(model: Architecture, width: _Widths, degree: int) -> float:
 
 def _layer_peaks(
     model: Architecture, width: _Widths, strategy: Strategy, levers: Levers, tokens: int, again: float
-) -> tuple[float, float]:
-    """Bytes at a layer's two peaks: when the MLP goes backward, and when attention does.
+) -> tuple[float, float, float]:
+    """Bytes at a layer's peaks: when the MLP goes backward, when attention does, and of that while its kernel runs.
 
     Args:
         model, width, strategy, levers: of the run.
@@ -217,7 +226,7 @@ def _layer_peaks(
     gradients = _attention_gradients(model, width, strategy)
     if levers.mlp_chunk is None or levers.checkpointing == "none":
         mlp, attention = _whole_layer(width, levers, again, gradients)
-        return mlp * tokens, attention * tokens
+        return mlp * tokens, attention * tokens, attention * tokens
     return _tiled_layer(width, strategy, levers, tokens, gradients)
 
 
@@ -234,8 +243,8 @@ def _whole_layer(width: _Widths, levers: Levers, again: float, gradients: float)
 
 def _tiled_layer(
     width: _Widths, strategy: Strategy, levers: Levers, tokens: int, gradients: float
-) -> tuple[float, float]:
-    """Bytes at the two peaks with `mlp_chunk`: some numbers exist for all tokens, those of the MLP for one tile.
+) -> tuple[float, float, float]:
+    """Bytes at the three peaks with `mlp_chunk`: some numbers exist for all tokens, those of the MLP for one tile.
 
     With 16,384 tokens and a chunk of 2,048, gate, up and their gradients take an eighth of what they would else.
     """
@@ -246,7 +255,10 @@ def _tiled_layer(
     mlp = (whole + 2 * width.stream + width.query) * tokens + (inner + norms) * tile
     # The output's gradient exists as tiles and joined; the input's from the tiles and from the projections' part.
     attention = (whole + 3 * width.stream + width.query + gradients) * tokens
-    return mlp, attention
+    # While the kernel runs one of the three has not come yet, another is gone, and what it returns is there twice.
+    twice = width.query * (1 if strategy.degree == 1 else 2) + 2 * width.keys
+    kernel = (whole + width.stream + twice + gradients) * tokens
+    return mlp, attention, kernel
 
 
 def _attention_gradients(model: Architecture, width: _Widths, strategy: Strategy) -> float:
@@ -258,20 +270,6 @@ def _attention_gradients(model: Architecture, width: _Widths, strategy: Strategy
     own = 2 * model.kv_width * width.query / model.query_width
     after = (width.query if strategy.ulysses > 1 else -width.query) + 2 * width.keys + own
     return max(before, kernel, after) - width.query
-
-
-def _head(
-    model: Architecture, precision: Precision, levers: Levers, width: _Widths, tokens: int, scored: int
-) -> float:
-    """Bytes while vocabulary logits exist, beside the final norm's input, output and gradient.
-
-    1,500 scored tokens with `logits_chunk` 1,024 go through the head in two slices of 750.
-    """
-    at_once = math.ceil(scored / max(1, math.ceil(scored / levers.logits_chunk)))
-    logits = at_once * model.vocabulary * (8 + (0 if precision.products == 4 else precision.products))
-    norm = tokens * (3 * width.stream + (0 if model.lora else width.stream) + width.norm_copy)
-    gradient = model.head_parameters * precision.weights if model.head_trains else 0.0
-    return norm + max(logits + gradient, 3 * gradient)
 
 
 def _reference(model: Architecture, job: Job, strategy: Strategy, width: _Widths) -> float:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
 from align.core.errors import first_line
+from align.longseq.last_norm import last_norm
 from align.longseq.patterns import Pattern
 from align.models.loading import library_class, load_config
 from align.models.lora import add_lora
@@ -71,6 +72,7 @@ class Architecture:
         adapted_mlp: of those of its MLP.
         embedding_trains: whether the token embedding does.
         head_trains: whether the output head does.
+        norm_with_head: whether the last norm is run with the head, on slices of the scored tokens.
         patterns: of each layer's attention, by which its work is counted; None of a layer without attention.
         query_widths: heads · D of each layer's attention; 0 of a layer without.
         one_process: whether layers keep a state, so that rows are not shared among processes.
@@ -106,6 +108,7 @@ class Architecture:
     adapted_mlp: int
     embedding_trains: bool
     head_trains: bool
+    norm_with_head: bool
     patterns: tuple[Pattern | None, ...]
     query_widths: tuple[int, ...]
     one_process: bool
@@ -205,6 +208,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         adapted_mlp=_adapted(largest, mlp=True),
         embedding_trains=_count(embedding, trainable=True) > 0,
         head_trains=_count(head, trainable=True) > 0,
+        norm_with_head=last_norm(lm) is not None,
         one_process=any(map(runs_along_rows, layers)),
     )
 

@@ -113,16 +113,18 @@ def _moments(
     cast = 2.0 * model.trainable if job.precision.autocast and strategy.wrapper in ("none", "ddp") else 0.0
     tied = head if model.tied and model.embedding_trains else 0.0
     # Counted layers' peak may be another moment of the layer: then this is more than there is.
-    kernel = acts.kernel if machine.device == "cuda" else 0.0
+    attention, layer = acts.attention, acts.layer
+    if machine.device == "cuda":
+        attention, layer = (0.0, max(layer, acts.kernel)) if layer else (max(attention, acts.kernel), 0.0)
     later = fixed.gradients + tied * bool(before)
     moments = [
         _Moment("head", before, acts.checkpoints, acts.head + cast),
         _Moment("mlp", first, acts.checkpoints, acts.mlp),
-        _Moment("attention", first, acts.checkpoints, acts.attention + kernel),
-        _Moment("layer", first, acts.checkpoints, acts.layer + kernel),
-        _Moment("layer", later, acts.last_checkpoint, acts.layer + kernel),
+        _Moment("attention", first, acts.checkpoints, attention),
+        _Moment("layer", first, acts.checkpoints, layer),
+        _Moment("layer", later, acts.last_checkpoint, layer),
         _Moment("mlp", later, acts.last_checkpoint, acts.mlp),
-        _Moment("attention", later, acts.last_checkpoint, acts.attention + kernel),
+        _Moment("attention", later, acts.last_checkpoint, attention),
         _Moment(
             "reference",
             before,

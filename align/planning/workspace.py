@@ -7,10 +7,10 @@
 - torch's memory-efficient kernel (fp32) has keys and values expanded for each query head where they are shared, and
   their gradients too: 4·Q·4 bytes.
 
-Llama-3-8B in bf16, with Q = 4,096 and 8 KV heads for 32 heads: 32,768 bytes a token, 17 GB for 512K tokens. With it
-the prediction is within 3 % of an H100's peaks (tests/planning/test_gpu_peaks.py); the CPU's kernel has no such part.
-Since then long rows go a few heads at a time (align/longseq/head_slices.py): at 512K tokens an eighth of it is there at
-once, and of the gradient of the queries, 2·Q bytes, only an eighth lies beside the whole that it is written to.
+Llama-3-8B in bf16, with Q = 4,096 and 8 KV heads for 32 heads: 32,768 bytes a token, 17 GB for 512K tokens. Read in the
+kernels' sources: no run on a GPU has had this as its peak yet; the CPU's kernel has no such part. Long rows go a few
+heads at a time (align/longseq/head_slices.py): at 512K tokens an eighth of it is there at once, and of the gradient of
+the queries, 2·Q bytes, only an eighth lies beside the whole that it is written to.
 
 **Adapters**: PEFT keeps LoRA's weights in fp32. Over bf16 weights each adapted layer casts its input to fp32 and keeps
 that copy for its backward pass: 4 bytes for each number of the inputs of q, k, v and o, but for one of them, whose copy
