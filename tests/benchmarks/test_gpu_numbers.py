@@ -98,6 +98,16 @@ def test_the_documentation_shows_what_was_found(monkeypatch):
     )
 
 
+def test_the_commit_is_carried_where_there_is_no_git(tmp_path, monkeypatch):
+    """Of a bare copy what the wheels were collected at."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert results.commit() == "unknown"
+    (tmp_path / ".whl" / "base.1").mkdir(parents=True)
+    (tmp_path / ".whl" / "base.1" / "commit").write_text("abc1234\n")
+    assert results.commit() == "abc1234"
+
+
 def test_a_check_that_has_not_passed_is_named():
     made = entry("2026-12-01") | {
         "result": {
