@@ -30,10 +30,6 @@ EXPLAINED = {
         "errors are between −0.9 % and +3.6 %; under autocast over float32 weights the plan is 6 to 20 %",
     ): "against torch's own count of live memory, as that test counts it",
     (
-        "docs/long-sequences.md",
-        "would take more than 2 GiB beside its results",
-    ): "align/longseq/head_slices.py",
-    (
         "docs/configuration.md",
         "at a learning rate of 5e-7 99 % of them stay where they were",
     ): "bfloat16's spacing at 0.02 is 1.2e-4; counted over 30 steps of LOGO",

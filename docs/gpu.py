@@ -30,8 +30,21 @@ def stages() -> str:
     )
 
 
+def on_cards() -> str:
+    """README's list of what has run on which card, with date and commit."""
+    looks = {
+        "exactness, speed and length of a step": "gpu/first_look-H100.json",
+        "exactness and the tests of torch's kernels": "gpu/second_look-H100.json",
+    }
+    found = {what: read(path) for what, path in looks.items()}
+    lines = [
+        f"- {one['card']}, {one['date']}, commit `{one['commit']}`: {what}." for what, one in found.items()
+    ]
+    return "\n".join([*lines, f"- {proof()}"]) + "\n"
+
+
 def proof() -> str:
-    """One sentence for README: which stages have run on which card, and which have not."""
+    """One sentence: which stages have run on which card, and which have not."""
     cards: dict[str, list[str]] = {}
     for stage in STAGES:
         result = newest(stage)
@@ -141,6 +154,7 @@ def gpu_length() -> str:
 
 # (page, marker) → what stands between the markers.
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
+    ("README.md", "gpu"): on_cards,
     ("docs/performance.md", "gpu stages"): stages,
     ("docs/performance.md", "gpu contestants"): contestants,
     ("docs/performance.md", "gpu lengths"): lengths,

@@ -5,8 +5,8 @@
   keeps the head in the graph of ranks without scored tokens.
 - **the last norm** reads the scored tokens alone (align/longseq/last_norm.py), where it is the last thing that a
   decoder does; then the row has its last hidden states and their gradient, 2H. Else it runs over the whole row. Of
-  what it reads it has input, output and gradient, 3H, the output once more where it trains, in bf16 the fp32 copy of its
-  input, and in its backward pass `NORM_BACKWARD` bytes for each number.
+  what it reads it has input, output and gradient, 3H, the output once more where it trains, in bf16 the fp32 copy of
+  its input, and in its backward pass `NORM_BACKWARD` bytes for each number.
 
 Of 131,072 tokens with H = 4,096 in bf16 the norm over the row takes 13 GB, and 2H 2 GB.
 """

@@ -109,7 +109,7 @@ def test_adapters_cast_their_inputs(mode, chunk):
 
 
 def test_the_last_norm_reads_the_scored_tokens(llama):
-    """Of 131,072 tokens in bf16 24.8 bytes for each of 4,096 numbers; with 512 scored ones 2 · 2, and what they take."""
+    """Of 131,072 tokens in bf16 24.8 bytes for each of 4,096 numbers; with 512 scored ones 2 · 2, and theirs."""
     assert llama.norm_of_scored
     tokens = 131072
     row, scored = (
