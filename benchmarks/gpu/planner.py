@@ -1,8 +1,8 @@
 """Stage `planner`: what `align plan` predicts of memory and seconds, against runs of the trainer with AdamW.
 
 A prediction's memory is held against what torch has allocated at most; what a process needs beside (`runtime_gb`) is
-measured apart. Seconds are predicted from the card's measured matrix rate and the plan's assumed share of it (`mfu`);
-the share that would have been right stands beside, for `hydra_conf/gpus/`.
+measured apart. Seconds are predicted by the group `gpus` of the card (plans.py); the share of its peak that would have
+been right (`mfu`) stands beside.
 """
 
 from __future__ import annotations

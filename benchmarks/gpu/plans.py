@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 
 import hydra
+import torch
 
 from align.planning.here import available_memory
 from align.planning.length import longest_prompt
@@ -14,9 +15,28 @@ from align.planning.search import HEADROOM
 from benchmarks.gpu.contestants import RANK, Task
 from benchmarks.gpu.shapes import SHAPES
 
+# Part of a card's name → the group `gpus` that describes it.
+GROUPS = {"H100": "h100_80gb", "H200": "h200", "A100": "a100_80gb", "4090": "rtx4090"}
+
+
+def card_overrides(card: str, *, cuda: bool, rate: float) -> list[str]:
+    """The group `gpus` as a user of this card sets it.
+
+    Args:
+        card: its name.
+        cuda: whether it is a GPU.
+        rate: TFLOP/s that were measured, for cards that no group describes: an H100's share of them is then assumed.
+    """
+    if not cuda:
+        return ["gpus=cpu", f"gpus.peak_tflops={rate}"]
+    group = next((group for part, group in GROUPS.items() if part in card), None)
+    return ["gpus=h100_80gb", f"gpus.peak_tflops={rate}"] if group is None else [f"gpus={group}"]
+
 
 def plan_of(task: Task, rate: float) -> Plan:
-    """The plan of a task's own settings, on one card of `rate` TFLOP/s."""
+    """The plan of a task's own settings on this card, whose matrix rate was measured as `rate` TFLOP/s."""
+    cuda = task.device.type == "cuda"
+    card = torch.cuda.get_device_name(task.device) if cuda else "CPU"
     lora = RANK if task.parameters == "lora" else 0
     overrides = [
         f"method={task.method}",
@@ -27,9 +47,8 @@ def plan_of(task: Task, rate: float) -> Plan:
         f"rows.prompt={task.prompt}",
         f"rows.answer={task.answers[0]}",
         f"rows.rejected={len(task.answers) - 1}",
-        f"gpus={'h100_80gb' if task.device.type == 'cuda' else 'cpu'}",
+        *card_overrides(card, cuda=cuda, rate=rate),
         "gpus.count=1",
-        f"gpus.peak_tflops={rate}",
         *(
             f"memory.{'checkpointing' if key == 'mode' else key}={value}"
             for key, value in task.levers.items()

@@ -18,6 +18,7 @@ from benchmarks.gpu.exactness import error_of
 from benchmarks.gpu.kernel_cases import BOUNDS, SMALL_ROWS, Case
 from benchmarks.gpu.kernels import measure
 from benchmarks.gpu.measuring import step_flops
+from benchmarks.gpu.plans import card_overrides
 from benchmarks.gpu.shapes import SHAPES, pairs
 from docs import gpu as documented
 
@@ -222,3 +223,16 @@ def test_the_shell_scripts_can_be_read():
         check=False,
     )
     assert done.returncode == 1 and done.stderr == "other is no group: base, liger, flash4, model.\n"
+
+
+@pytest.mark.parametrize(
+    ("card", "cuda", "overrides"),
+    [
+        ("NVIDIA H100 80GB HBM3", True, ["gpus=h100_80gb"]),
+        ("NVIDIA A100-SXM4-80GB", True, ["gpus=a100_80gb"]),
+        ("NVIDIA B200", True, ["gpus=h100_80gb", "gpus.peak_tflops=1500.0"]),
+        ("CPU", False, ["gpus=cpu", "gpus.peak_tflops=1500.0"]),
+    ],
+)
+def test_a_plan_is_for_the_card_that_is_there(card, cuda, overrides):
+    assert card_overrides(card, cuda=cuda, rate=1500.0) == overrides
