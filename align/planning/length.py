@@ -73,8 +73,28 @@ def longest_prompts(
             continue
         if known is None or prompt > least or _faster(model, (prompt, its, strategy), known, machine):
             best[strategy.levers] = (prompt, its, strategy)
-    found = [longest(model, its, strategy, machine, prompt) for prompt, its, strategy in best.values()]
+    found = [
+        longest(model, its, strategy, machine, prompt)
+        for prompt, its, strategy in (_kept_here(model, machine, *way) for way in best.values())
+    ]
     return sorted(found, key=lambda one: (-one.prompt, one.priced.time.per_prompt, levers_pulled(one.priced)))
+
+
+def _kept_here(
+    model: Architecture, machine: Machine, prompt: int, job: Job, strategy: Strategy
+) -> tuple[int, Job, Strategy]:
+    """The same with as many layers' inputs left on the device as make the prompt longest.
+
+    Where the host or the disk is short and the device is not: of 32 layers' inputs 31 less `memory.prefetch` leave it.
+    """
+    if strategy.levers.offload == "none":
+        return prompt, job, strategy
+    for depth in range(strategy.levers.prefetch + 1, model.layers):
+        deeper = replace(strategy, levers=replace(strategy.levers, prefetch=depth))
+        if not _fits(model, job, deeper, machine, prompt + GRANULE):
+            break
+        prompt, strategy = longest_prompt(model, job, deeper, machine, least=prompt), deeper
+    return prompt, job, strategy
 
 
 def longest_prompt(

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from align.core.readable import Readable
 from align.distributed.names import wrappers_on
+from align.longseq.settings import DEFAULT_PREFETCH
 from align.planning import tables
 from align.planning.architecture import Architecture
 from align.planning.asked import read_asked
@@ -124,10 +125,11 @@ def shown(ways: list[Longest]) -> list[Longest]:
 
 
 def _levers(levers: Levers) -> str:
-    """`full, mlp 8192, host` of the group `memory`, without what is off."""
+    """`full, mlp 8192, host` of the group `memory`, without what is off; `host but 5` where 5 layers' inputs stay."""
     said = [levers.checkpointing]
     said += [] if levers.mlp_chunk is None else [f"mlp {levers.mlp_chunk}"]
-    return ", ".join(said + ([] if levers.offload == "none" else [levers.offload]))
+    stay = f" but {levers.prefetch}" if levers.prefetch > DEFAULT_PREFETCH else ""
+    return ", ".join(said + ([] if levers.offload == "none" else [f"{levers.offload}{stay}"]))
 
 
 def _cells(one: Longest, *, several: bool) -> list[str]:

@@ -22,12 +22,14 @@ def gigabytes(value: float) -> str:
 
 
 def lever_overrides(levers: Levers) -> list[str]:
-    """The group `memory` as overrides, all keys, so that they hold whatever was set before."""
+    """The group `memory` as overrides, all that is read, so that they hold whatever was set before."""
+    early = [] if levers.offload == "none" else [f"memory.prefetch={levers.prefetch}"]
     chunk = "null" if levers.mlp_chunk is None else str(levers.mlp_chunk)
     return [
         f"memory.checkpointing={levers.checkpointing}",
         f"memory.mlp_chunk={chunk}",
         f"memory.offload={levers.offload}",
+        *early,
         f"memory.logits_chunk={levers.logits_chunk}",
     ]
 

@@ -20,7 +20,7 @@ from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.length import GRANULE, longest, longest_prompt, longest_prompts, with_prompt
 from align.planning.length_plan import LengthPlan, make_length_plan
 from align.planning.memory import predict
-from align.planning.search import price
+from align.planning.search import fits, price
 from align.planning.tables import overrides
 from tests.rows import make_rows
 from tests.tiny import save_tiny
@@ -120,7 +120,9 @@ def test_a_disk_may_be_the_bound(llama):
     assert float(needed.split()[3]) == pytest.approx(expected / 1e9, abs=0.05)
     told = plan_length(*words, "gpus.disk_gb=64")
     assert not any("the disk needs" in line for line in length_plan.sentences(told))
-    assert told.best is not None and told.best.bound.startswith("host memory: 109.")
+    # The host is full to four fifths of 137 GB, and what it does not take stays on the GPU.
+    assert told.best is not None and told.best.bound.startswith("transient in the phase attention")
+    assert told.best.levers.prefetch > 1 and 105e9 < told.best.priced.memory.host < 0.8 * 137e9
 
 
 def test_what_holds_nothing_is_left_out(llama):
@@ -190,3 +192,18 @@ def test_a_call_returns_it_typed(capsys):
     assert made.best is not None and made.best.prompt % GRANULE == 0
     assert str(made).startswith("LengthPlan")
     assert "bounded by" in capsys.readouterr().out
+
+
+def test_where_the_host_is_short_inputs_stay_on_the_gpu(llama):
+    """137 GB of host memory for 32 layers' inputs: more of them on the device, and a longer prompt, pasted so."""
+    job, machine = replace(LOGO, accumulation=8), replace(GPU, host_memory=137e9, disk_memory=64e9)
+    ways = longest_prompts(llama, job, machine, prompts=8)
+    first = ways[0]
+    assert first.levers.offload == "host" and first.levers.prefetch > 1
+    alone = replace(first.priced.strategy, levers=replace(first.levers, prefetch=1))
+    assert first.prompt > longest_prompt(llama, job, alone, machine) > 2**18
+    assert not fits(
+        predict(llama, with_prompt(job, first.prompt + GRANULE), first.priced.strategy, machine), machine
+    )
+    assert f"memory.prefetch={first.levers.prefetch}" in overrides(first.priced)
+    assert longest_prompts(llama, job, GPU, prompts=8)[0].levers.prefetch == 1
