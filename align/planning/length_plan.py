@@ -140,7 +140,7 @@ def _cells(one: Longest, *, several: bool) -> list[str]:
         *((strategy.wrapper, tables.degree(strategy)) if several else ()),
         f"{memory.total / 1e9:.1f}",
         f"{offloaded / 1e9:.1f}" if offloaded else "",
-        f"{one.priced.time.total:.3g}",
+        f"{one.priced.time.total:,.0f}" if one.priced.time.total >= 100 else f"{one.priced.time.total:.3g}",
     ]
 
 
