@@ -43,6 +43,7 @@ NAMES = {
     "yaml": "pyyaml",
     "hydra": "hydra-core",
     "lm_eval": "lm-eval",
+    "liger_kernel": "liger-kernel",
 }  # imported as → package, where they differ
 
 
