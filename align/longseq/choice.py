@@ -21,7 +21,7 @@ from align.longseq.capped import CappedKernel
 from align.longseq.flash_fit import HALVES, flash_problem, installed
 from align.longseq.kernel import Kernel
 from align.longseq.kernels import cuda_kernel, kernel_named, sdpa_kernel, with_softcap
-from align.longseq.merge import run_parts, run_parts_backward
+from align.longseq.merge import run_parts, run_parts_backward, without_autocast
 from align.longseq.parts import Part
 from align.longseq.settings import FLASH_MODULES
 
@@ -152,7 +152,8 @@ def problem_on(device: torch.device, name: str, asked: Asked) -> str | None:
     """
     try:
         kernel = kernel_named(name)
-        worst = max(_errors(kernel, asked, device))
+        with without_autocast(device):
+            worst = max(_errors(kernel, asked, device))
     except torch.OutOfMemoryError:
         raise
     except (

@@ -17,6 +17,7 @@ their way to the kernel and back. No mask exists.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -214,6 +215,13 @@ def _add_gradients(
     _view(grad_value, part.keys, call).add_(of_value)
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it products have the precision of what they multiply."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class MergedAttention(Function):
     """`apply(query, key, value, sinks, parts, scaling, kernel) -> output`; shapes as in `attention.attend`."""
 
@@ -229,7 +237,9 @@ class MergedAttention(Function):
         kernel: str,
     ) -> Tensor:
         """The merged output."""
-        output, lse = kept(lambda: attention_parts(query, key, value, sinks, parts, scaling, kernel))
+        # States have autocast's precision already; what a kernel computes in fp32 must stay so.
+        with without_autocast(query.device):
+            output, lse = kept(lambda: attention_parts(query, key, value, sinks, parts, scaling, kernel))
         ctx.save_for_backward(query, key, value, sinks, output, lse)
         ctx.parts, ctx.scaling, ctx.kernel = parts, scaling, kernel
         return output
@@ -240,9 +250,10 @@ class MergedAttention(Function):
         """Every call's backward from the merged output and log-sum-exp."""
         query, key, value, sinks, output, lse = ctx.saved_tensors
         kernel = kernel_named(ctx.kernel)
-        found = run_parts_backward(
-            gradient, query, key, value, output, lse, unflatten(ctx.parts), ctx.scaling, kernel
-        )
+        with without_autocast(query.device):
+            found = run_parts_backward(
+                gradient, query, key, value, output, lse, unflatten(ctx.parts), ctx.scaling, kernel
+            )
         grad_sinks = None if sinks is None else _sinks_gradient(gradient, sinks, output, lse)
         return *found, grad_sinks, None, None, None
 

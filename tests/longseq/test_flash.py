@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING
 from align.core.errors import UserError
 from align.longseq import capped, pack, pair_logps
 from align.longseq.attention import ATTENTIONS, _narrowed, attend, attend_plain, prepare
+from align.longseq.choice import Asked, problem_on
 from align.longseq.flash import load_flash
 from align.longseq.flash_fit import check_flash, flash_problem, installed
 from align.longseq.kernels import register_kernel, with_softcap
@@ -266,3 +267,17 @@ def test_on_a_gpu(name):
     way = partial(attend, kernel=f"real {name}")
     for actual, wanted in zip(outcome(way, there, gradient.cuda(), prepare(layout)), expected, strict=True):
         assert relative_error(actual.double().cpu(), wanted) <= 1e-2
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "capped softcap 1.5"])
+def test_autocast_does_not_reach_into_a_kernel(kernel):
+    """States have autocast's precision already; what a kernel computes in fp32 stays so, forward and backward."""
+    layout = layout_of([(21, [7, 1, 5])])
+    leaves, gradient = states((4, 2), layout.length, layout.length, dtype=torch.bfloat16)
+    way = partial(attend, kernel=kernel)
+    expected = outcome(way, leaves, gradient, prepare(layout))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = outcome(way, leaves, gradient, prepare(layout))
+        asked = Asked(torch.float32, (64, 64), 3)
+        assert problem_on(torch.device("cpu"), "cpu", asked) is None  # held to fp32's rounding
+    assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
