@@ -10,13 +10,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from omegaconf import OmegaConf
 from peft import LoraConfig
 from rows import Row
 from torch import Tensor, nn
@@ -30,7 +28,7 @@ from align.models.loading import load_causal_lm, load_tokenizer
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings, ModelSettings
 from align.reference.sources import AdapterOff, Frozen, Reference
-from align.training.methods import Method, load_method
+from align.training.methods import Method, named_method
 from align.training.trainer import PreferenceTrainer
 from losses import PairLogps
 
@@ -80,8 +78,7 @@ class Setting:
 
     def method(self) -> Method:
         """As `method=dpo` or `method=logo` configure it."""
-        config: Any = OmegaConf.load(str(files("hydra_conf") / "method" / f"{self.suite}.yaml"))
-        return load_method(config)
+        return named_method(self.suite)
 
 
 def disturb(policy: nn.Module) -> None:

@@ -16,7 +16,7 @@ from align.longseq.states import count_spans, state_mixers
 
 
 @dataclass(frozen=True)
-class Call:
+class ModelCall:
     """One call of the model.
 
     Attributes:
@@ -43,7 +43,7 @@ def calls_of(
     same: SameRows | None = None,
     nll_scope: str,
     chunk_size: int,
-) -> list[Call]:
+) -> list[ModelCall]:
     """This process's calls of the model, in step with the other processes' calls.
 
     Where weights are gathered whenever a module is called (FSDP, ZeRO-3), all processes must call the model, and
@@ -80,8 +80,10 @@ def calls_of(
     ]
 
 
-def _call(row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: str, chunk_size: int) -> Call:
+def _call(
+    row: SharedPrefixRow, parallel: SequenceParallel | None, nll_scope: str, chunk_size: int
+) -> ModelCall:
     """The call that one row takes by itself: 2,500 tokens to score at 1,024 a time are 3 calls of the head."""
     own, layout = place_row(row, parallel)
     predictor, target = own.scored_tokens(nll_scope)
-    return Call(own, layout, predictor, target, max(1, math.ceil(len(target) / chunk_size)))
+    return ModelCall(own, layout, predictor, target, max(1, math.ceil(len(target) / chunk_size)))

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from align.longseq.attention import is_ours
 from align.longseq.balance import Routing
-from align.longseq.calls import Call, calls_of
+from align.longseq.calls import ModelCall, calls_of
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.head_probe import check_last_hidden_state
 from align.longseq.last_norm import scoring_tokens
@@ -140,7 +140,7 @@ _OF_LIBRARY = {
 }
 
 
-def _row_logps(model: nn.Module, lm: PreTrainedModel, call: Call, keywords: Mapping[str, Any]) -> Tensor:
+def _row_logps(model: nn.Module, lm: PreTrainedModel, call: ModelCall, keywords: Mapping[str, Any]) -> Tensor:
     """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
     row = call.row
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
-from align.longseq.calls import Call, calls_of
+from align.longseq.calls import ModelCall, calls_of
 from align.longseq.layer_pattern import (
     ATTENTION_TYPES,
     SELECTING,
@@ -189,7 +189,7 @@ def _by_prompt(row: SharedPrefixRow) -> Iterator[SharedPrefixRow]:
         )
 
 
-def _row_sums(model: nn.Module, lm: PreTrainedModel, call: Call) -> Tensor:
+def _row_sums(model: nn.Module, lm: PreTrainedModel, call: ModelCall) -> Tensor:
     """`[1, A + 1]` of one prompt."""
     row = call.row
     mask = row_masks(lm, row.layout, row.input_ids.device)

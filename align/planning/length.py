@@ -2,7 +2,7 @@
 
 What a step needs grows with the prompt, so the longest is found by doubling and halving: it fits, and one of
 `GRANULE` tokens more does not. An 8B with LoRA on one 80 GB GPU: 68,608 tokens with `checkpointing=keep_attention`
-alone, and about seven times as many with the inputs of the layers on the host and layers in tiles.
+alone, and nearly ten times as many with the inputs of the layers on the host and layers in tiles.
 """
 
 from __future__ import annotations

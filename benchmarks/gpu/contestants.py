@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainingArguments
@@ -31,7 +29,7 @@ from align.models.kernels import fuse
 from align.models.lora import add_lora
 from align.models.settings import LoraSettings
 from align.reference.sources import AdapterOff, Frozen, Reference
-from align.training.methods import Method, load_method
+from align.training.methods import Method, named_method
 from align.training.trainer import PreferenceTrainer
 from benchmarks.gpu.shapes import SHAPES, build, example
 from losses import PairLogps
@@ -94,8 +92,7 @@ class Task:
 
     def loss(self) -> Method:
         """As `method=` configures it."""
-        config: Any = OmegaConf.load(str(files("hydra_conf") / "method" / f"{self.method}.yaml"))
-        return load_method(config)
+        return named_method(self.method)
 
 
 def disturb(policy: nn.Module) -> None:
