@@ -55,8 +55,12 @@ def examples() -> tuple[TokenizedExample, ...]:
     return tuple(rows)
 
 
-def inputs(tokens_per_row: int | None) -> dict:
-    rows = examples()
+def inputs(name: str, tokens_per_row: int | None) -> dict:
+    rng, numbers = np.random.default_rng(1), len(method(name).needs.columns)
+    rows = [
+        replace(row, columns=rng.random((numbers, len(row.answers))) if numbers else None)
+        for row in examples()
+    ]
     return {
         "batch": pack(rows, tokens_per_row=tokens_per_row),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),
@@ -97,7 +101,7 @@ def step(
         logits_chunk=8,
         data_collator=lambda rows: rows,
     )
-    batch = inputs(tokens_per_row)
+    batch = inputs(name, tokens_per_row)
     total = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=total)
     named = dict(trainer.model.named_parameters())
