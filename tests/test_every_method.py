@@ -26,7 +26,7 @@ from align.reference.sources import Frozen
 from align.training.methods import Method, load_method
 from align.training.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
-from tests.longseq.plain import assert_close, make_example
+from tests.longseq.plain import as_needed, assert_close, make_example
 from tests.tiny import tiny_model
 
 FILES = sorted((Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
@@ -56,11 +56,8 @@ def examples() -> tuple[TokenizedExample, ...]:
 
 
 def inputs(name: str, tokens_per_row: int | None) -> dict:
-    rng, numbers = np.random.default_rng(1), len(method(name).needs.columns)
-    rows = [
-        replace(row, columns=rng.random((numbers, len(row.answers))) if numbers else None)
-        for row in examples()
-    ]
+    rng = np.random.default_rng(1)
+    rows = [as_needed(rng, row, method(name).needs) for row in examples()]
     return {
         "batch": pack(rows, tokens_per_row=tokens_per_row),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),
