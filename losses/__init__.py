@@ -3,6 +3,7 @@
 from losses.cpo import cpo_loss
 from losses.dpo import dpo_loss
 from losses.ipo import ipo_loss
+from losses.ld_dpo import ld_dpo_loss
 from losses.logo import logo_loss
 from losses.longpo import longpo_loss
 from losses.orpo import orpo_loss
@@ -12,13 +13,17 @@ from losses.sft import sft_loss
 from losses.simpo import simpo_loss
 from losses.solopo import solopo_loss
 from losses.types import LossOutput, PairLogps
+from losses.weighted_sft import full_ranking_loss, weighted_sft_loss
+from losses.wpo import wpo_loss
 
 __all__ = [
     "LossOutput",
     "PairLogps",
     "cpo_loss",
     "dpo_loss",
+    "full_ranking_loss",
     "ipo_loss",
+    "ld_dpo_loss",
     "logo_loss",
     "longpo_loss",
     "orpo_loss",
@@ -28,4 +33,6 @@ __all__ = [
     "sft_loss",
     "simpo_loss",
     "solopo_loss",
+    "weighted_sft_loss",
+    "wpo_loss",
 ]

@@ -56,10 +56,10 @@ def examples() -> tuple[TokenizedExample, ...]:
 
 
 def inputs(name: str, tokens_per_row: int | None) -> dict:
-    rng = np.random.default_rng(1)
-    rows = [as_needed(rng, row, method(name).needs) for row in examples()]
+    rng, needs = np.random.default_rng(1), method(name).needs
+    rows = [as_needed(rng, row, needs) for row in examples()]
     return {
-        "batch": pack(rows, tokens_per_row=tokens_per_row),
+        "batch": pack(rows, tokens_per_row=tokens_per_row, fronts=needs.fronts),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),
         "owner": torch.tensor([b for b, row in enumerate(rows) for _ in row.short]),
         "real": torch.tensor([True, True, False, True]),  # a placeholder counts nowhere

@@ -16,6 +16,9 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "policy_short": (False, True),
     "nll_scope": ("none", "chosen", "sequence"),
     "weighting": ("prompt", "token"),
+    "token_weights": (False, True),
+    "fronts": (False, True),
+    "collision": (False, True),
 }
 COLUMN_KINDS = ("prompt", "answer")  # of `needs.columns`
 
@@ -35,6 +38,10 @@ class Needs:
         columns: numbers of a row that reach the loss (`PairLogps.columns`), name → kind: `prompt`, one a row, or
             `answer`, one for each answer, the chosen one's first. `data.numbers` says where rows have them under
             other names.
+        token_weights: the loss reads weighted sums (`PairLogps.weighted`), so that `token_weights` has a say.
+        fronts: the loss reads both answers of a pair only as far as the shorter one goes, or apart up to there
+            (`PairLogps.chosen_front`, `rejected_front`).
+        collision: the loss reads how sure the policy is (`PairLogps.collision`).
     """
 
     reference: str
@@ -42,6 +49,9 @@ class Needs:
     nll_scope: str
     weighting: str = "prompt"
     columns: Mapping[str, str] = field(default_factory=dict)
+    token_weights: bool = False
+    fronts: bool = False
+    collision: bool = False
 
     @property
     def short(self) -> bool:
@@ -56,6 +66,11 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+        if self.fronts and self.short:
+            raise UserError(
+                "method.needs.fronts cuts whole answers, and a short context is read turn by turn: set "
+                "needs.policy_short=false and needs.reference=none or same"
+            )
         if not isinstance(self.columns, Mapping):
             raise UserError("method.needs.columns has to be a mapping: a number's name → prompt or answer")
         for name, kind in self.columns.items():

@@ -28,8 +28,8 @@ from align.training.methods import Method
 from align.training.metric_names import METRICS
 from align.training.metrics import mean_metrics, prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
-from align.training.row_numbers import with_columns
 from align.training.sampling import DigestingCollator, EpochSampler, MarkedCollator, MarkedRows
+from align.training.scoring import policy_logps
 from align.training.weighting import held_out_columns, marks_on, prompt_weights, real_tokens
 from losses.types import PairLogps
 
@@ -159,13 +159,9 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """`[B]` losses with their graph, and `[B, len(METRICS)]` metrics."""
-        batch, needs = inputs["batch"], self.method.needs
         forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
-        policy = forward(batch, nll_scope=needs.nll_scope, routing=self._balance.start(inputs))
-        if needs.policy_short:
-            turns = forward(inputs["short"])
-            policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
-        policy = with_columns(policy, batch, needs.columns)
+        routing = self._balance.start(inputs)
+        policy = policy_logps(forward, inputs, self.method.needs, routing=routing)
         output = self.method.loss(policy, self.reference_logps(model, inputs))
         return output.loss, prompt_metrics(policy, output)
 
