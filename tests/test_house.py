@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "scores": set(),
     "distributed": {"core"},
     "models": {"core"},
+    "adapters": {"core", "models"},
     "data": {"core", "models"},
     "longseq": {"core", "distributed", "models", "data"},
     "verification": {"core", "distributed", "models", "data", "longseq"},

@@ -1,0 +1,1 @@
+"""Which parameters train: adapters, and halves and regions of the model itself."""
