@@ -57,6 +57,7 @@ MAY_IMPORT = {
     "runs": {"core", "distributed", "models"},
     "generation": {"core", "models", "data", "longseq"},
     "training": {"core", "distributed", "models", "data", "longseq", "reference", "runs", "scores"},
+    "merging": {"core", "models", "adapters", "data", "runs", "training"},
     "synthesis": {"core", "models", "data", "longseq", "documents", "generation", "scores", "runs"},
     "evaluation": {
         "core",
