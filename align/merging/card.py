@@ -78,7 +78,7 @@ def _header(places: Sequence[Place], base: Place | None, *, adapter: bool) -> st
     header: dict[str, Any] = {"library_name": "peft" if adapter else "transformers"}
     header["pipeline_tag"] = "text-generation"
     if named:
-        header["base_model"] = list(dict.fromkeys(map(_name, named)))
+        header["base_model"] = list(dict.fromkeys(public_name(place.path) for place in named))
         header["base_model_relation"] = "merge"
     header["tags"] = ["long-preference", "merge"]
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"

@@ -18,7 +18,7 @@ from align.merging.places import Place
 from align.models.identity import architecture
 from align.models.loading import load_config, load_tokenizer, loading_problem, window_of
 from align.models.paths import resolve_path
-from align.models.settings import ModelSettings, RopeSettings
+from align.models.settings import EMBEDDED, ModelSettings, RopeSettings
 from align.models.text_part import text_config
 from align.runs.folder import ADAPTER
 from align.training.trained_policy import TrainedPolicy, load_policy_tokenizer, merged_model, read_policy
@@ -75,8 +75,7 @@ class Source:
             with weight_bars_off():
                 merged_model(self.policy).save_pretrained(folder)
             return folder
-        if self.place.kind == "model" and not any(self.policy.weights.glob("*.safetensors")):
-            _fetch(self.place, ["*.safetensors"])
+        _fetch_weights(self.place, self.policy.weights)
         return self.policy.weights
 
 
@@ -93,8 +92,7 @@ def open_source(place: Place, *, trust_remote_code: bool) -> Source:
         folder = _fetch(place, _SMALL_FILES)
     path, revision = str(folder), None
     if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
-        if not any(folder.glob("*.safetensors")):
-            _fetch(place, ["*.safetensors"])
+        _fetch_weights(place, folder)
         adapter = _adapter_config(folder, place)
         path, revision = adapter["base_model_name_or_path"], adapter.get("revision")
     settings = ModelSettings(path=path, revision=revision, trust_remote_code=trust_remote_code)
@@ -109,6 +107,21 @@ def _adapter_config(folder: Path, place: Place) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{place}: its {ADAPTER} names no base model: restore it.") from error
     return dict(content)
+
+
+def _fetch_weights(place: Place, folder: Path) -> None:
+    """Fetches a Hub model's weights into its folder; a folder of the user's has its own.
+
+    Raises:
+        UserError: it has none in safetensors.
+    """
+    if place.path != EMBEDDED and not Path(place.path).is_dir():
+        _fetch(place, ["*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{place} has no weights in safetensors: load it, save it with the installed transformers, and name that "
+            "folder."
+        )
 
 
 def _fetch(place: Place, patterns: list[str]) -> Path:

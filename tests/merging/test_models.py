@@ -221,6 +221,37 @@ def test_nothing_half_made_is_left(monkeypatch, capfd, tmp_path, folders):
     assert code == exit_codes.USAGE and "is there and not empty" in err
 
 
+def on_the_hub(folder: Path, cache: Path, name: str) -> str:
+    """A folder as the Hub's cache has it once it was fetched; its id."""
+    commit = "0" * 40
+    snapshot = cache / f"models--{name.replace('/', '--')}" / "snapshots" / commit
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    return name
+
+
+def test_models_of_the_hub(monkeypatch, capfd, tmp_path, folders):
+    """From its cache, without a network: a model, one of a commit, and one whose weights are no safetensors."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    first, second = (on_the_hub(f, tmp_path / "hub", f"owner/{f.name}") for f in folders[:2])
+    (tmp_path / "hub" / "models--owner--m0" / "refs" / "v2").write_text("0" * 40)
+    code, _, err = run(monkeypatch, capfd, f"models=[{first}@v2,{second}]", f"output={tmp_path / 'out'}")
+    assert code == 0, err
+    header = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert header["base_model"] == ["owner/m0", "owner/m1"]
+    assert "| owner/m0@v2 | 0.5 |" in (tmp_path / "out" / "README.md").read_text()
+    assert logits(tmp_path / "out").isfinite().all()
+    (tmp_path / "hub" / "models--owner--m1" / "snapshots" / ("0" * 40) / "model.safetensors").unlink()
+    code, _, err = run(monkeypatch, capfd, f"models=[{first},{second}]", f"output={tmp_path / 'new'}")
+    assert code == exit_codes.USAGE and "models[1]=owner/m1 has no weights in safetensors" in err
+    code, _, err = run(monkeypatch, capfd, f"models=[{first},owner/none]", f"output={tmp_path / 'new'}")
+    assert code == exit_codes.USAGE and "models[1]=owner/none could not be fetched from the Hub" in err
+
+
 def test_from_python(tmp_path, folders):
     found = align.merge(f"models=[{folders[0]},{folders[1]}]", f"output={tmp_path / 'out'}", "combine=slerp")
     assert found == tmp_path / "out"

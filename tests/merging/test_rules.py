@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -15,6 +18,20 @@ from align.merging.task_vectors import DareLinear, DareTies, TaskArithmetic, Tie
 
 FIRST = [[0.4, 0.0], [-0.2, 0.8]]
 SECOND = [[0.0, -0.6], [0.2, 0.4]]
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_documentation_lists_every_rule_with_its_paper():
+    """As the YAML and the class, whose `source` goes into cards, have it."""
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*\|.*abs/([\d.]+)\)", (ROOT / "docs" / "merging.md").read_text(), flags=re.M
+    )
+    files = {path.stem: path.read_text() for path in (ROOT / "hydra_conf" / "combine").glob("*.yaml")}
+    assert sorted(name for name, _ in rows) == sorted(files)
+    for name, paper in rows:
+        target = re.search(r"_target_: (\S+)", files[name])
+        assert target is not None and paper in files[name]
+        assert resolve_name(target[1]).source == f"arXiv {paper}"
 
 
 def tensor(values) -> torch.Tensor:
