@@ -67,6 +67,7 @@ MAY_IMPORT = {
         "runs",
         "scores",
     },
+    "merging": {"core", "models", "adapters", "data", "runs", "training"},
     "synthesis": {"core", "models", "data", "longseq", "documents", "generation", "scores", "runs"},
     "evaluation": {
         "core",

@@ -74,6 +74,19 @@ KINDS: dict[str, Kind] = {
         ),
         ("check", "scores"),
     ),
+    "combine": Kind(
+        (
+            "align.merging.average.Average",
+            "align.merging.average.Interpolate",
+            "align.merging.half_reset.HalfReset",
+            "align.merging.slerp.Slerp",
+            "align.merging.task_vectors.DareLinear",
+            "align.merging.task_vectors.DareTies",
+            "align.merging.task_vectors.TaskArithmetic",
+            "align.merging.task_vectors.Ties",
+        ),
+        ("check", "fit", "linear", "over"),
+    ),
     "scorer": Kind(
         (
             "align.synthesis.logo.auto_relevance.auto_scorer",

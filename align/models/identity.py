@@ -73,7 +73,7 @@ class Identity:
         content = {
             "version": VERSION,
             "weights": weights_fingerprint(settings, config, cache, key=key),
-            "config": _architecture(config.to_dict()),
+            "config": architecture(config.to_dict()),
             "dtype": str(precision.weights_dtype(settings)),
             "autocast": str(precision.autocast),
             "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_KEY},
@@ -90,10 +90,10 @@ class Identity:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what every one has; of a composite its parts' too."""
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's plain values without those that every one has; of a composite its parts' too."""
     return {
-        name: _architecture(value) if isinstance(value, Mapping) and "model_type" in value else value
+        name: architecture(value) if isinstance(value, Mapping) and "model_type" in value else value
         for name, value in config.items()
         if name not in _NEUTRAL
     }

@@ -111,6 +111,17 @@ REFUSED: list[tuple[list[str], str]] = [
     (["report", "path=.", "order=sideways"], "order=sideways is not known"),
     (["export", "path=none", "output=new"], "path=none is no folder"),
     (["export", "path=.", "output=new"], "is no run of `align train`"),
+    (["merge", "models=[none/at/all,rows.jsonl]", "output=new"], "models[0]=none/at/all is no model folder"),
+    (["merge", "models=[mixed]", "output=new"], "models[0]=mixed is a folder without config.json"),
+    (
+        ["merge", "models=[a/b,c/d]", "output=new", "combine=ties"],
+        "name the model that it started from, base=",
+    ),
+    (["merge", "models=[a/b]", "output=new"], "models has 1 and combine=average takes 2 or more"),
+    (
+        ["merge", "models=[a/b,c/d]", "output=new", "combine.weights=[1]"],
+        "combine.weights=[1] has 1 for 2 models",
+    ),
     (["plan", "model.path=no/such/folder"], "model.path=no/such/folder is no model folder"),
     (["train", "data.pth=rows.jsonl"], "data.pth is no key of this command (did you mean data.path?)"),
     (["inspect", "+data.pth=rows.jsonl"], "data.pth is unknown (did you mean path?)"),
