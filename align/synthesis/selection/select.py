@@ -19,7 +19,7 @@ from align.data.sources import RawRow, open_sources, read_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from align.data.examples import TokenizedExample
+    from align.data.examples import Example, TokenizedExample
     from align.generation.stage import Workspace
 
 SCORES = "selection.jsonl"  # every row's score, kept or not
@@ -172,6 +172,21 @@ def check_keep(keep: float | None) -> None:
         )
 
 
+def read_texts(path: Path) -> Iterator[tuple[RawRow, Example]]:
+    """The rows as text, in order.
+
+    Raises:
+        UserError: a row cannot be used, or is pre-tokenised.
+    """
+    from align.data.formats import parse_row
+    from align.data.released import is_released
+
+    for row in read_rows(open_sources(str(path)).train):
+        if is_released(row.values):
+            raise UserError(f"{row.source}: a pre-tokenised row cannot be selected: give rows of text.")
+        yield row, parse_row(row).example
+
+
 def tokenized(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[RawRow, TokenizedExample]]:
     """The rows as a model will see them under the default data settings, with nothing cut.
 
@@ -182,15 +197,11 @@ def tokenized(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[
     Raises:
         UserError: a row cannot be used, or is pre-tokenised.
     """
-    from align.data.formats import parse_row
-    from align.data.released import is_released
     from align.data.tokens import ExampleTokenizer
 
     tokenize = ExampleTokenizer(tokenizer, DataSettings(), chunk_tokens=512)
-    for row in read_rows(open_sources(str(path)).train):
-        if is_released(row.values):
-            raise UserError(f"{row.source}: a pre-tokenised row cannot be selected: give rows of text.")
-        yield row, tokenize(parse_row(row).example)
+    for row, example in read_texts(path):
+        yield row, tokenize(example)
 
 
 def kept_places(scores: Sequence[Score], keep: float | None) -> dict[int, int]:
