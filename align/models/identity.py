@@ -30,6 +30,9 @@ VERSION = 2
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
 _NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "rope", "dtype")
+_ONLY_WHERE_SET = (
+    "extra_tokens",
+)  # so that what a cache has been filled with before they were a key is found
 
 
 # What every configuration of transformers has beside its architecture, and the cache of generation.
@@ -76,7 +79,11 @@ class Identity:
             "config": _architecture(config.to_dict()),
             "dtype": str(precision.weights_dtype(settings)),
             "autocast": str(precision.autocast),
-            "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_KEY},
+            "settings": {
+                name: value
+                for name, value in asdict(settings).items()
+                if name not in _NOT_IN_KEY and (value or name not in _ONLY_WHERE_SET)
+            },
         }
         return cls(
             content,

@@ -87,3 +87,4 @@ class ModelSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     rope: RopeSettings = field(default_factory=RopeSettings)
     moe: MoeSettings = field(default_factory=MoeSettings)
+    extra_tokens: list[str] = field(default_factory=list)
