@@ -21,8 +21,8 @@ LONGEST = 64  # characters of a token
 _MANY_TABLES = "vocab_size_per_layer_input"  # of a model with an embedding in each layer
 
 
-def check_extra_tokens(tokens: Sequence[str]) -> None:
-    """Refuses what is no token that could stand in a text; loads nothing.
+def check_extra_tokens(tokens: Sequence[str], *, key: str = KEY) -> None:
+    """Refuses what is no token that could stand in a text; loads nothing. `key` named it.
 
     Raises:
         UserError: an empty text, white space or a character that is not printed, a very long one, or one named twice.
@@ -30,16 +30,16 @@ def check_extra_tokens(tokens: Sequence[str]) -> None:
     for token in tokens:
         if not token or not token.isprintable() or any(character.isspace() for character in token):
             raise UserError(
-                f"{KEY} names {token!r}: a token is a text without white space and without characters that are not "
+                f"{key} names {token!r}: a token is a text without white space and without characters that are not "
                 "printed, like '[IND]'."
             )
         if len(token) > LONGEST:
             raise UserError(
-                f"{KEY} names a token of {len(token)} characters: at most {LONGEST}, like '[IND]'."
+                f"{key} names a token of {len(token)} characters: at most {LONGEST}, like '[IND]'."
             )
     twice = sorted({token for token in tokens if tokens.count(token) > 1})
     if twice:
-        raise UserError(f"{KEY} names {twice[0]!r} twice: name it once.")
+        raise UserError(f"{key} names {twice[0]!r} twice: name it once.")
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], *, path: str) -> list[int]:

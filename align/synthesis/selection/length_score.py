@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from align.core.errors import UserError
 from align.core.readable import counted
 from align.data.thinking import without_thinking
 from align.scores.length import count_words, length_score, required_length, stated_lengths
+from align.synthesis.selection.marking import requests
 from align.synthesis.selection.select import Score, check_keep, read_texts
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class LengthScore:
     def _score(self, example: Example) -> Score:
         worst: Score | None = None
         several = len(example.turns) > 1
-        for place, (request, answer) in enumerate(_turns(example), start=1):
+        for place, (request, turn) in enumerate(zip(requests(example), example.turns, strict=True), start=1):
+            answer = without_thinking(turn.chosen)[0]
             score = self._turn(request, answer, f"turn {place}: " if several else "")
             if score.value is None and score.details is None:
                 return score  # no length is known
@@ -81,17 +82,3 @@ class LengthScore:
 
 def _met(score: Score) -> float:
     return (score.details or {})["length_score"]
-
-
-def _turns(example: Example) -> Iterator[tuple[str, str]]:
-    """What the user asks in each turn, without a context, and the chosen answer without its thinking block."""
-    for place, turn in enumerate(example.turns):
-        request = turn.question
-        if request is None and turn.asked:
-            request = next((str(m.get("content") or "") for m in turn.asked if m["role"] == "user"), None)
-        if request is None and place == 0:
-            request = example.text
-        if request is None and place == 0:
-            users = [m.get("content") for m in example.messages if m["role"] == "user"]
-            request = users[-1] if users else None
-        yield request or "", without_thinking(turn.chosen)[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,11 +35,13 @@ class Score:
         value: higher is kept first; None where the row is left out whatever its rank.
         why: what the score is, in words.
         details: its parts.
+        edit: makes of the row what is written in its place, where it is kept; None writes it as it is.
     """
 
     value: float | None
     why: str
     details: dict[str, float] | None = None
+    edit: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 class Selector(Protocol):
@@ -236,7 +238,8 @@ def select_rows(selector: Selector, source: Path, target: Path, workspace: Works
     ):
         for place, line in enumerate(line for line in lines if line.strip()):
             if place in kept:
-                row = json.loads(line)
+                edit, row = scores[place].edit, json.loads(line)
+                row = row if edit is None else edit(row)
                 row["selection"] = _entry(selector, scores[place], kept[place], len(scores))
                 file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
     return len(kept), len(scores) - len(kept)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from align import synthesize
 from align.core.errors import UserError
 from align.scores.length import required_length
 from align.synthesis.selection.length_score import LengthScore
@@ -127,3 +128,12 @@ def test_kept_rows_say_why_and_the_best_met_come_first(tmp_path, model):
 def test_a_score_that_no_answer_can_have_is_refused(least):
     with pytest.raises(UserError, match=r"select\.least=.* must lie in \[0, 100\]"):
         LengthScore(least=least).check()
+
+
+def test_the_command_leaves_out_what_misses_its_length(tmp_path, model):
+    rows = [asked("100 words of tea", n, id=f"r{n}") for n in (20, 100)]
+    source = write(tmp_path / "rows.jsonl", rows)
+    words = ["pipeline=rows", f"pipeline.path={source}", f"model.path={model}", f"output={tmp_path / 'out'}"]
+    summary = synthesize(*words, "select=length_score")
+    assert summary.rows == 1
+    assert summary.dropped == {"not selected by length_score(least=80)": 1}
