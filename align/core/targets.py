@@ -67,7 +67,10 @@ KINDS: dict[str, Kind] = {
     ),
     "select": Kind(
         (
+            "align.synthesis.selection.context_dependency.ContextDependency",
             "align.synthesis.selection.gateau.Gateau",
+            "align.synthesis.selection.length_score.LengthScore",
+            "align.synthesis.selection.reference_logp.ReferenceLogp",
             "align.synthesis.selection.select.ByLength",
             "align.synthesis.selection.select.ByMargin",
             "align.synthesis.selection.select.KeepAll",

@@ -31,7 +31,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, make_groups, start_parallel
 from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
-from align.models.loading import load_causal_lm, load_tokenizer, native_window
+from align.models.loading import load_causal_lm, model_tokenizer, native_window
 from align.models.routers import freeze_routers
 from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
@@ -67,7 +67,7 @@ def check_same_data(data: PreferenceData, run: Run) -> None:
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template that rows are rendered with: the policy is asked with it."""
     model = run.model
-    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    tokenizer = model_tokenizer(model)
     source = run.data.template_source()
     if source is not None:
         tokenizer.chat_template = source
