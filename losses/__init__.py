@@ -3,6 +3,7 @@
 from losses.cpo import cpo_loss
 from losses.dpo import dpo_loss
 from losses.ipo import ipo_loss
+from losses.lm import lm_loss
 from losses.logo import logo_loss
 from losses.longpo import longpo_loss
 from losses.orpo import orpo_loss
@@ -18,6 +19,7 @@ __all__ = [
     "cpo_loss",
     "dpo_loss",
     "ipo_loss",
+    "lm_loss",
     "logo_loss",
     "longpo_loss",
     "orpo_loss",

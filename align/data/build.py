@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("tokenizers", "transformers", "jinja2")  # what they make of a text may change with their version
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (
@@ -256,15 +256,15 @@ def _generate(
     try:
         for start, end in shards:
             for row in read_places(sources, start, end):
-                yield _stored(row, builder, stop=stop)
+                yield from _stored(row, builder, stop=stop)
                 tally.add()
     except UserError as error:
         Path(folder, REFUSAL).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         raise
 
 
-def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> dict[str, Any]:
-    """The columns of one row, usable or not.
+def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> list[dict[str, Any]]:
+    """The columns of the rows that one raw row gives, usable or not.
 
     Raises:
         RowError: it is not, and `stop` is set.
@@ -276,7 +276,7 @@ def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> dict[
     except RowError as bad:
         if stop:
             raise stopped(bad) from None
-        return to_bad_row(bad)
+        return [to_bad_row(bad)]
     except Exception as error:
         error.add_note(f"It happened at {row.source}.")
         raise
