@@ -46,6 +46,12 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: beta must be above 0, got {value}")
 
 
+def check_not_negative(name: str, setting: str, value: float) -> None:
+    """Raises ValueError unless a weight is 0 or more: below, it would ask for what the term is to prevent."""
+    if not value >= 0:
+        raise ValueError(f"{name}: {setting} must be 0 or more, got {value}")
+
+
 def check_reference(name: str, policy: PairLogps, reference: PairLogps | None) -> PairLogps:
     """Returns the reference; raises ValueError where it is missing or of another shape than the policy."""
     if reference is None:
