@@ -13,9 +13,9 @@ def sppo_hard_loss(policy: PairLogps, reference: PairLogps | None, *, beta: floa
         a(y) = log π(y) − log π_ref(y)
         loss = mean_j [ ( a(y_w) − 1/(2β) )² + ( a(y_l^j) + 1/(2β) )² ]
 
-    The paper has η·(P − ½) for the goals, with η = 1/β and P the chance that the answer wins; here the chosen one
-    wins surely (P = 1, P = 0). A prompt's loss is in nats²: at β = 0.001 it begins at 2·500² = 500,000. Example:
-    β = 0.1, a = 2 and −2: (2 − 5)² + (−2 + 5)² = 18.
+    The paper has η·(P − ½) for the goals, with η = 1/β and P the chance that the answer wins; here, as in TRL, the
+    chosen one wins surely (P = 1 and 0). The sum is TRL's; the authors' code halves it. A prompt's loss is in nats²:
+    at β = 0.001 it begins at 2·500² = 500,000. Example: β = 0.1, a = 2 and −2: (2 − 5)² + (−2 + 5)² = 18.
 
     Args:
         policy: log-probs `[B]` and `[B, M]`, nats, sums over tokens.
