@@ -1,5 +1,6 @@
 """Preference losses as pure functions on log-probabilities: no model, no configuration, no device."""
 
+from losses.alphapo import alphapo_loss
 from losses.apo_down import apo_down_loss
 from losses.apo_zero import apo_zero_loss
 from losses.cpo import cpo_loss
@@ -27,6 +28,7 @@ from losses.types import LossOutput, PairLogps
 __all__ = [
     "LossOutput",
     "PairLogps",
+    "alphapo_loss",
     "apo_down_loss",
     "apo_zero_loss",
     "cpo_loss",

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST_EXPONENT = 30.0
+from losses._pairs import finite_expm1
 
 
 def reverse_kl(log_ratio: Tensor) -> Tensor:
@@ -33,7 +32,7 @@ def reverse_kl(log_ratio: Tensor) -> Tensor:
 
 def forward_kl(log_ratio: Tensor) -> Tensor:
     """`1 − e⁻ˣ`, of KL(π_ref‖π): a likelihood that falls counts exponentially, one that rises less and less."""
-    return -_expm1(-log_ratio)
+    return -finite_expm1(-log_ratio)
 
 
 def jensen_shannon(log_ratio: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ def alpha(log_ratio: Tensor, *, alpha: float) -> Tensor:
         raise ValueError(
             f"divergences.alpha: alpha must lie in (0, 1), got {alpha}; take reverse_kl for 0, forward_kl for 1"
         )
-    return -_expm1(-alpha * log_ratio) / alpha
+    return -finite_expm1(-alpha * log_ratio) / alpha
 
 
 def chi_squared(log_ratio: Tensor) -> Tensor:
@@ -64,10 +63,4 @@ def chi_squared(log_ratio: Tensor) -> Tensor:
     The reward of an answer grows with its ratio itself, so that the margin asked for is reached while the policy is
     still near the reference: pessimism towards answers that the data say little about.
     """
-    return _expm1(log_ratio) + log_ratio
-
-
-def _expm1(exponent: Tensor) -> Tensor:
-    """`eˣ − 1`, exact near 0, continued beyond `LARGEST_EXPONENT` by its tangent there."""
-    beyond = torch.relu(exponent - LARGEST_EXPONENT)
-    return torch.expm1(exponent.clamp(max=LARGEST_EXPONENT)) + math.exp(LARGEST_EXPONENT) * beyond
+    return finite_expm1(log_ratio) + log_ratio

@@ -12,6 +12,7 @@ import torch
 from losses import (
     LossOutput,
     PairLogps,
+    alphapo_loss,
     apo_down_loss,
     apo_zero_loss,
     discopop_loss,
@@ -28,7 +29,8 @@ from losses import (
     slic_loss,
     sppo_hard_loss,
 )
-from losses.divergences import LARGEST_EXPONENT, alpha, chi_squared, forward_kl, jensen_shannon, reverse_kl
+from losses._pairs import LARGEST_EXPONENT
+from losses.divergences import alpha, chi_squared, forward_kl, jensen_shannon, reverse_kl
 from tests.losses.cases import logps
 
 
@@ -63,6 +65,9 @@ DISCOPOP_SLOPE = (
     - sigmoid(-8) * sigmoid(-0.4)
     - sigmoid(8) * math.exp(-0.4)
 )
+
+# γ less the margin of AlphaPO's rewards 4·(1 − e) and 4·(1 − e^0.75).
+ALPHAPO_LACK = 0.5 + 4 * (math.e - math.exp(0.75))
 
 # A loss, its value at log-ratios +2 and −2, and its slopes by the chosen and the rejected sum.
 GOLDEN = [
@@ -113,6 +118,13 @@ GOLDEN = [
     # z = 0.4: 1 − 0.4; at β = 0.3 z = 1.2 is beyond the margin.
     (partial(hinge_dpo_loss, beta=0.1), 0.6, -0.1, 0.1),
     (partial(hinge_dpo_loss, beta=0.3), 0.0, 0.0, 0.0),
+    # Means −2 and −1.5 nats (−30 over 20 tokens), α = ½: r = 4·(1 − e^(−x/2)); slopes by a sum: 2·e^(−x/2) / |y|.
+    (
+        partial(alphapo_loss, beta=2.0, gamma=0.5, alpha=0.5),
+        softplus(ALPHAPO_LACK),
+        -2 * math.e / 10 * sigmoid(ALPHAPO_LACK),
+        2 * math.exp(0.75) / 20 * sigmoid(ALPHAPO_LACK),
+    ),
     # Without a reference: −20 and −30 are 10 nats apart, of 15 asked for; the NLL is 2 nats a token.
     (partial(slic_loss, margin=15.0, nll_weight=0.5), 5.0 + 0.5 * 2.0, -1.0 - 0.5 / 10, 1.0),
     # z = 0.4, s = σ(8): (1 − s)·softplus(−z) + s·e^(−z).
@@ -207,6 +219,11 @@ def test_several_rejected_answers_are_averaged() -> None:
         assert loss(pair, base).loss.item() == close(sum(singles) / 2)
 
 
+def test_alphapo_is_simpo_for_a_small_alpha() -> None:
+    found = alphapo_loss(policy(), beta=2.0, gamma=0.5, alpha=1e-9)
+    assert found.loss.item() == close(simpo_loss(policy(), beta=2.0, gamma=0.5).loss.item())
+
+
 # ---- divergences
 
 
@@ -278,6 +295,7 @@ def test_a_mixture_of_losses_without_a_reference() -> None:
         (partial(discopop_loss, beta=0.1, tau=1.0), r"tau must lie in \(0, 1\)"),
         (partial(f_dpo_loss, beta=0.1, divergence=partial(alpha, alpha=1.0)), "take reverse_kl for 0"),
         (partial(f_dpo_loss, beta=0.0, divergence=reverse_kl), "beta must be above 0"),
+        (partial(alphapo_loss, beta=1.0, gamma=0.0, alpha=0.0), "alpha must not be 0"),
         (partial(sppo_hard_loss, beta=0.0), "beta must be above 0"),
         (partial(mixture_loss, losses={}, weights={}), "losses: none; weights: none"),
         (partial(mixture_loss, losses={"a": sft_loss}, weights={"b": 1}), "losses: a; weights: b"),
