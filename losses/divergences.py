@@ -61,6 +61,7 @@ def chi_squared(log_ratio: Tensor) -> Tensor:
     """`eˣ − 1 + x`, χ² mixed with the reverse KL: the link of χPO (arXiv 2407.13399).
 
     The reward of an answer grows with its ratio itself, so that the margin asked for is reached while the policy is
-    still near the reference: pessimism towards answers that the data say little about.
+    still near the reference: pessimism towards answers that the data say little about. The paper also clips the margin
+    at the largest difference of true rewards, which is not known here.
     """
     return finite_expm1(log_ratio) + log_ratio
