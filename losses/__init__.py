@@ -18,6 +18,7 @@ from losses.longpo import longpo_loss
 from losses.mixture import mixture_loss
 from losses.nca_pair import nca_pair_loss
 from losses.orpo import orpo_loss
+from losses.poft import poft_columns_loss, poft_loss
 from losses.robust_dpo import robust_dpo_loss
 from losses.sft import sft_loss
 from losses.simpo import simpo_loss
@@ -47,6 +48,8 @@ __all__ = [
     "mixture_loss",
     "nca_pair_loss",
     "orpo_loss",
+    "poft_columns_loss",
+    "poft_loss",
     "robust_dpo_loss",
     "sft_loss",
     "simpo_loss",

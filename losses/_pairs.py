@@ -44,6 +44,13 @@ def finite_expm1(exponent: Tensor) -> Tensor:
     return torch.expm1(exponent.clamp(max=LARGEST_EXPONENT)) + math.exp(LARGEST_EXPONENT) * beyond
 
 
+def declared_column(name: str, policy: PairLogps, column: str) -> Tensor:
+    """A number of the rows, `[B]` or `[B, 1 + M]`; raises ValueError where `needs.columns` does not declare it."""
+    if column not in policy.columns:
+        raise ValueError(f"{name} reads the rows' {column}, which needs.columns has to declare")
+    return policy.columns[column]
+
+
 def check_label_smoothing(name: str, label_smoothing: float) -> None:
     """Raises ValueError unless 0 ≤ ε < 0.5: from one half on the labels say nothing or the reverse."""
     if not 0.0 <= label_smoothing < 0.5:

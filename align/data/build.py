@@ -54,6 +54,7 @@ NOT_STORED = (
     "eval_size",
     "mix",
     "columns",
+    "numbers",
     "bad_rows",
     "bad_rows_limit",
     "tokens_per_row",

@@ -52,6 +52,7 @@ FEATURES = Features(
         "piece": Value("int32"),
         "unread": Value("string"),
         "scores": Value("string"),
+        "columns": List(Value("float64")),
         "row_hash": Value("int64"),
         "bad_reason": Value("string"),
         "bad_sentence": Value("string"),
@@ -73,8 +74,11 @@ def to_row(
     """
     answers = example.answers
     row = _tokens(example)
+    numbers = {} if example.columns is None else {"columns": np.ravel(example.columns)}
     return {
         **row,
+        "columns": [],
+        **numbers,
         "source": example.source,
         "cut_tokens": example.cut_tokens,
         "prompt_hash": example.document or hash_ids(example.prompt_ids),
@@ -93,7 +97,7 @@ def to_row(
         "piece": example.piece,
         "unread": unread,
         "scores": scores,
-        "row_hash": _hash_row(row),
+        "row_hash": _hash_row(row | numbers),
         "bad_reason": "",
         "bad_sentence": "",
     }
@@ -128,7 +132,7 @@ def _tokens(example: TokenizedExample) -> dict[str, np.ndarray]:
 
 
 def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
-    """A number that changes with any token, position or mask of a row."""
+    """A number that changes with any token, position, mask or number of a row."""
     digest = hashlib.blake2b(digest_size=8)
     for values in tokens.values():
         digest.update(len(values).to_bytes(8, "little"))
@@ -139,6 +143,7 @@ def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
     """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
     spans, piece = _int64(row["chunk_spans"]).reshape(-1, 2).tolist(), int(row.get("piece", 0))
+    numbers = np.asarray(row.get("columns", ()), dtype=np.float64)
     return TokenizedExample(
         source=str(row["source"]),
         prompt_ids=_int64(row["prompt_ids"]),
@@ -156,6 +161,7 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         inferred=bool(row.get("inferred", False)),
         piece=piece,
         document=str(row["prompt_hash"]) if piece else "",
+        columns=numbers.reshape(-1, len(row["answer_lengths"])) if len(numbers) else None,
     )
 
 
