@@ -1,8 +1,11 @@
 """Preference losses as pure functions on log-probabilities: no model, no configuration, no device."""
 
+from losses.aot import aot_loss, aot_unpaired_loss
+from losses.bco import bco_loss
 from losses.cpo import cpo_loss
 from losses.dpo import dpo_loss
 from losses.ipo import ipo_loss
+from losses.kto import apo_zero_unpaired_loss, kto_loss
 from losses.logo import logo_loss
 from losses.longpo import longpo_loss
 from losses.orpo import orpo_loss
@@ -10,14 +13,22 @@ from losses.robust_dpo import robust_dpo_loss
 from losses.sft import sft_loss
 from losses.simpo import simpo_loss
 from losses.solopo import solopo_loss
+from losses.states import LossState, RewardShift
 from losses.types import LossOutput, PairLogps
 
 __all__ = [
     "LossOutput",
+    "LossState",
     "PairLogps",
+    "RewardShift",
+    "aot_loss",
+    "aot_unpaired_loss",
+    "apo_zero_unpaired_loss",
+    "bco_loss",
     "cpo_loss",
     "dpo_loss",
     "ipo_loss",
+    "kto_loss",
     "logo_loss",
     "longpo_loss",
     "orpo_loss",

@@ -18,6 +18,8 @@ class PairLogps:
         rejected_length: `[B, M]` the same; 0 marks an absent answer, which takes no part.
         nll: `[B]` mean negative log-prob over the declared `nll_scope`, or None.
         short: the policy on the short prompt, where a method declares it (SoLoPO).
+        labels: `[B, 1 + M]` whole numbers: 1 for a desirable answer, 0 for an undesirable one, −1 for an answer to
+            another prompt, which is not judged (KTO); None: the chosen answer is desirable, the others are not.
     """
 
     chosen: Tensor
@@ -26,6 +28,7 @@ class PairLogps:
     rejected_length: Tensor
     nll: Tensor | None = None
     short: PairLogps | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "policy_short": (False, True),
     "nll_scope": ("none", "chosen", "sequence"),
     "weighting": ("prompt", "token"),
+    "batch": ("prompt", "step"),
+    "answers": ("pairs", "labelled", "unrelated"),
 }
 
 
@@ -31,12 +33,19 @@ class Needs:
             of prompt and chosen answer.
         weighting: what the loss of a step is the mean over: its prompts (`prompt`), or the scored tokens of
             their chosen answers (`token`), for a loss that is itself a mean over those tokens.
+        batch: what a prompt's loss follows from: its own log-probs (`prompt`), or those of all prompts of the global
+            step (`step`), which the loss is then called with at once, however they are spread over micro-batches,
+            accumulation and processes.
+        answers: what a row has: a chosen answer, and rejected ones where the loss reads them (`pairs`); answers that
+            each have a label, one or a pair (`labelled`); these and an answer to another prompt (`unrelated`).
     """
 
     reference: str
     policy_short: bool
     nll_scope: str
     weighting: str = "prompt"
+    batch: str = "prompt"
+    answers: str = "pairs"
 
     @property
     def short(self) -> bool:
@@ -51,6 +60,11 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+        if self.batch == "step" and self.weighting == "token":
+            raise UserError(
+                "method.needs.weighting=token weighs each prompt by its own tokens, which a loss over the whole step "
+                "(method.needs.batch=step) cannot be: set one of them to prompt."
+            )
 
 
 # A loss of the policy's log-probs alone.

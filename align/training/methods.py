@@ -15,7 +15,7 @@ from align.core.errors import UserError, first_line
 from align.core.instantiate import instantiate
 from align.runs.api import compose
 from align.training.method_settings import NO_NEEDS, Needs, check_method, read_needs
-from losses import LossOutput, PairLogps
+from losses import LossOutput, LossState, PairLogps
 
 Loss = Callable[[PairLogps, PairLogps | None], LossOutput]
 
@@ -40,6 +40,15 @@ class Method:
             return False
         gradients = torch.autograd.grad(loss, rejected, allow_unused=True)
         return any(gradient is not None for gradient in gradients)
+
+    def requires_rejected(self) -> bool:
+        """Whether a row without a rejected answer cannot be used: the loss reads them, and labels none."""
+        return self.needs.answers == "pairs" and self.uses_rejected()
+
+    def states(self) -> dict[str, LossState]:
+        """What the loss remembers from step to step, by the setting's name; empty for most."""
+        settings = getattr(self.loss, "keywords", {})
+        return {name: value for name, value in settings.items() if isinstance(value, LossState)}
 
 
 def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Method:

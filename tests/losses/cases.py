@@ -101,7 +101,7 @@ def columns(pair: PairLogps | None, order: Sequence[int]) -> PairLogps | None:
     )
 
 
-def rows(pair: PairLogps | None, index: slice) -> PairLogps | None:
+def rows(pair: PairLogps | None, index: slice | list[int]) -> PairLogps | None:
     """Some of the prompts."""
     if pair is None:
         return None
