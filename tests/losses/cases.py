@@ -38,6 +38,11 @@ def logps(
     )
 
 
+def labelled(pair: PairLogps, labels: Sequence[Sequence[int]]) -> PairLogps:
+    """The same answers with labels `[B, 1 + M]`: 1 desirable, 0 undesirable, −1 an answer to another prompt."""
+    return replace(pair, labels=torch.tensor(labels))
+
+
 def random_pair(
     needs: Needs, *, prompts: int = 3, rejected: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> tuple[PairLogps, PairLogps | None]:
