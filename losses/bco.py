@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from losses._labels import average, kinds_of, log_ratios
 from losses._pairs import check_positive
+from losses.labels import average, kinds_of, log_ratios
 from losses.states import RewardShift
 from losses.types import LossOutput, PairLogps
 
@@ -23,7 +23,7 @@ def bco_loss(
     embeddings, for labels that depend on the topic) is left out.
 
     Args:
-        policy: log-probs `[B]` and `[B, M]`, nats, sums over tokens; `labels` where rows have them.
+        policy: log-probs `[B]` and `[B, M]`, nats, sums over tokens; the column `label` where it is declared.
         reference: the same answers under the reference model; required.
         beta: β, strength of the implicit KL constraint, 1/nat.
         shift: δ, which learns from the rewards of every step.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from losses._labels import average, kinds_of, log_ratios
 from losses._pairs import check_positive
+from losses.labels import average, kinds_of, log_ratios
 from losses.types import LossOutput, PairLogps
 
 
@@ -29,7 +29,7 @@ def kto_loss(
 
     Args:
         policy: of all prompts of a step (`needs.batch: step`): log-probs `[B]` and `[B, M]`, nats, sums over tokens,
-            and `labels`.
+            and the column `label`.
         reference: the same answers under the reference model; required.
         beta: β, risk aversion and strength of the implicit KL constraint, 1/nat.
         desirable_weight: λ_D, weight of desirable answers.
@@ -61,7 +61,7 @@ def apo_zero_unpaired_loss(policy: PairLogps, reference: PairLogps | None, *, be
     KTO with z_0 = 0: for desirable answers that are better than what the model writes by itself.
 
     Args:
-        policy: log-probs `[B]` and `[B, M]`, nats, sums over tokens, and `labels`.
+        policy: log-probs `[B]` and `[B, M]`, nats, sums over tokens, and the column `label`.
         reference: the same answers under the reference model; required.
         beta: β, strength of the implicit KL constraint, 1/nat.
 

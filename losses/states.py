@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from losses._labels import kinds_of
+from losses.labels import kinds_of
 from losses.types import LossOutput, PairLogps
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,8 +19,8 @@ class PairLogps:
         rejected_length: `[B, M]` the same; 0 marks an absent answer, which takes no part.
         nll: `[B]` mean negative log-prob over the declared `nll_scope`, or None.
         short: the policy on the short prompt, where a method declares it (SoLoPO).
-        labels: `[B, 1 + M]` whole numbers: 1 for a desirable answer, 0 for an undesirable one, −1 for an answer to
-            another prompt, which is not judged (KTO); None: the chosen answer is desirable, the others are not.
+        columns: numbers that rows bring along, where a method declares them (`needs.columns`): `[B]` of kind
+            `prompt`, `[B, 1 + M]` of kind `answer`, the chosen answer's first, 0 for an absent answer. No gradient.
     """
 
     chosen: Tensor
@@ -28,7 +29,7 @@ class PairLogps:
     rejected_length: Tensor
     nll: Tensor | None = None
     short: PairLogps | None = None
-    labels: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,14 @@ def examples() -> tuple[TokenizedExample, ...]:
     return tuple(rows)
 
 
-def inputs(tokens_per_row: int | None) -> dict:
-    rows = examples()
+def inputs(name: str, tokens_per_row: int | None) -> dict:
+    rng, kinds = np.random.default_rng(1), method(name).needs.columns.values()
+    other = -1.0 if method(name).needs.answers == "unrelated" else 0.0
+    rows = []
+    for i, row in enumerate(examples()):
+        labels = [float(i != 1), other]  # the second row's own answer is a bad one
+        numbers = [labels if kind == "label" else rng.random(len(row.answers)) for kind in kinds]
+        rows.append(replace(row, columns=np.array(numbers) if numbers else None))
     return {
         "batch": pack(rows, tokens_per_row=tokens_per_row),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),
@@ -97,7 +103,7 @@ def step(
         logits_chunk=8,
         data_collator=lambda rows: rows,
     )
-    batch = inputs(tokens_per_row)
+    batch = inputs(name, tokens_per_row)
     total = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=total)
     named = dict(trainer.model.named_parameters())

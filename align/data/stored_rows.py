@@ -42,6 +42,7 @@ FEATURES = Features(
         "longest_sequence": Value("int32"),
         "largest_position": Value("int32"),
         "dropped_rejected": Value("int32"),
+        "cut_unrelated": Value("int32"),
         "dropped_reasoning": Value("int32"),
         "dropped_messages": Value("int32"),
         "rendered": Value("bool"),
@@ -51,6 +52,7 @@ FEATURES = Features(
         "inferred": Value("bool"),
         "unread": Value("string"),
         "scores": Value("string"),
+        "columns": List(Value("float64")),
         "row_hash": Value("int64"),
         "bad_reason": Value("string"),
         "bad_sentence": Value("string"),
@@ -60,7 +62,12 @@ _EMPTY = {"string": "", "bool": False, "int32": 0, "int64": 0}
 
 
 def to_row(
-    example: TokenizedExample, *, dropped_rejected: int = 0, unread: str = "", scores: str = ""
+    example: TokenizedExample,
+    *,
+    dropped_rejected: int = 0,
+    unread: str = "",
+    scores: str = "",
+    cut_unrelated: int = 0,
 ) -> dict[str, Any]:
     """The columns of `FEATURES` for one row.
 
@@ -69,11 +76,15 @@ def to_row(
         dropped_rejected: rejected answers that were left out since they equal the chosen one.
         unread: see `unread.stored_names`.
         scores: see `answer_scores.upside_down`.
+        cut_unrelated: tokens that were cut from its answer to another prompt, see unrelated.py.
     """
     answers = example.answers
     row = _tokens(example)
+    numbers = {} if example.columns is None else {"columns": np.ravel(example.columns)}
     return {
         **row,
+        "columns": [],
+        **numbers,
         "source": example.source,
         "cut_tokens": example.cut_tokens,
         "prompt_hash": hash_ids(example.prompt_ids),
@@ -82,6 +93,7 @@ def to_row(
         "longest_sequence": len(example.prompt_ids) + example.longest_answer,
         "largest_position": int(example.position_ids[-1]) + example.longest_answer,
         "dropped_rejected": dropped_rejected,
+        "cut_unrelated": cut_unrelated,
         "dropped_reasoning": example.dropped_reasoning,
         "dropped_messages": example.dropped_messages,
         "rendered": example.rendered,
@@ -91,7 +103,7 @@ def to_row(
         "inferred": example.inferred,
         "unread": unread,
         "scores": scores,
-        "row_hash": _hash_row(row),
+        "row_hash": _hash_row(row | numbers),
         "bad_reason": "",
         "bad_sentence": "",
     }
@@ -126,7 +138,7 @@ def _tokens(example: TokenizedExample) -> dict[str, np.ndarray]:
 
 
 def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
-    """A number that changes with any token, position or mask of a row."""
+    """A number that changes with any token, position, mask or number of a row."""
     digest = hashlib.blake2b(digest_size=8)
     for values in tokens.values():
         digest.update(len(values).to_bytes(8, "little"))
@@ -137,6 +149,7 @@ def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
     """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
     spans = _int64(row["chunk_spans"]).reshape(-1, 2).tolist()
+    numbers = np.asarray(row.get("columns", ()), dtype=np.float64)
     return TokenizedExample(
         source=str(row["source"]),
         prompt_ids=_int64(row["prompt_ids"]),
@@ -152,6 +165,7 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         as_text=bool(row.get("as_text", False)),
         joined=bool(row.get("joined", False)),
         inferred=bool(row.get("inferred", False)),
+        columns=numbers.reshape(-1, len(row["answer_lengths"])) if len(numbers) else None,
     )
 
 

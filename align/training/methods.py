@@ -43,7 +43,7 @@ class Method:
 
     def requires_rejected(self) -> bool:
         """Whether a row without a rejected answer cannot be used: the loss reads them, and labels none."""
-        return self.needs.answers == "pairs" and self.uses_rejected()
+        return self.uses_rejected() and not self.needs.labelled
 
     def states(self) -> dict[str, LossState]:
         """What the loss remembers from step to step, by the setting's name; empty for most."""
@@ -122,14 +122,17 @@ def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple
     """Policy and reference log-probs as a forward that obeys `needs` would give them, for trying a loss.
 
     Args:
-        needs: decides on `nll`, `short` and the reference.
+        needs: decides on `nll`, `short`, `columns` and the reference.
         prompts: B.
         rejected: M.
     """
     short = _answers(prompts, rejected) if needs.policy_short else None
     nll = None if needs.nll_scope == "none" else torch.full((prompts,), 2.0)
     reference = None if needs.reference == "none" else _answers(prompts, rejected, short=short)
-    return _answers(prompts, rejected, nll=nll, short=short), reference
+    ones = torch.ones(prompts, 1 + rejected)
+    values = {"prompt": ones[:, 0], "answer": ones, "label": torch.eye(1 + rejected)[0].expand_as(ones)}
+    columns = {name: values[kind] for name, kind in needs.columns.items()}
+    return _answers(prompts, rejected, nll=nll, short=short, columns=columns), reference
 
 
 def _answers(prompts: int, rejected: int, **extra: Any) -> PairLogps:

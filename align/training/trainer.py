@@ -28,9 +28,10 @@ from align.training.log import TrainingLog
 from align.training.methods import Method
 from align.training.metrics import prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
+from align.training.row_numbers import with_columns
 from align.training.sampling import DigestingCollator, EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import marks_on, prompt_weights, real_tokens
-from align.training.whole_step import Scored, step_losses
+from align.training.whole_step import Scored, read_before, step_losses
 from losses.types import PairLogps
 
 DEFAULT_MEMORY = MemorySettings()
@@ -150,9 +151,7 @@ class PreferenceTrainer(SealedCheckpoints):
             return_outputs: also return `[B, len(METRICS)]` metrics.
             num_items_in_batch: sum of the weights in the global step; None counts this batch alone.
         """
-        scored = self.scored(model, inputs)
-        output = self.step.output(scored)
-        losses, metrics = output.loss, prompt_metrics(scored.policy, output)
+        losses, metrics = self.prompt_losses(model, inputs)
         own = prompt_weights(inputs, self.method.needs.weighting)
         real, weights = marks_on(losses.device, inputs, own)
         self._finite.watch(losses, inputs)
@@ -165,6 +164,12 @@ class PreferenceTrainer(SealedCheckpoints):
         loss = self._balance.add(loss * (self.args.world_size // self.degree), num_items_in_batch)
         return (loss, metrics) if return_outputs else loss
 
+    def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """`[B]` losses with their graph, and `[B, len(METRICS)]` metrics."""
+        scored = self.scored(model, inputs)
+        output = self.step.output(scored)
+        return output.loss, prompt_metrics(scored.policy, output)
+
     def scored(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
         """A micro-batch's log-probs, the policy's with their graph."""
         batch, needs = inputs["batch"], self.method.needs
@@ -173,18 +178,10 @@ class PreferenceTrainer(SealedCheckpoints):
         if needs.policy_short:
             turns = forward(inputs["short"])
             policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
+        policy = with_columns(policy, batch, needs.columns)
         known = self.step.reference() if torch.is_grad_enabled() else None
         reference = self.reference_logps(model, inputs) if known is None else known
         return Scored(policy, reference, inputs["real"].tolist())
-
-    def _read_before(self, inputs: dict[str, Any]) -> Scored:
-        """As `scored`, without a graph and without dropout, of a micro-batch that will be trained on later."""
-        model = self.model_wrapped
-        model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            scored = self.scored(model, self._prepare_inputs(inputs))
-        model.train()
-        return scored
 
     def reference_logps(self, model: nn.Module, inputs: dict[str, Any]) -> PairLogps | None:
         """Reference log-probs of what the method needs: the rows, their short contexts (turns summed), or both."""
@@ -228,7 +225,7 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Sum of the prompts' weights in the global step, over accumulation and groups."""
-        self.step.begin(batch_samples, self._read_before)
+        self.step.begin(batch_samples, partial(read_before, self))
         weights = [prompt_weights(inputs, self.method.needs.weighting).sum() for inputs in batch_samples]
         return int(self.sum_over_groups([int(sum(weights))])[0])
 

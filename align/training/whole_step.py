@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from align.distributed.host import gather_numbers, several_processes
 from align.longseq.moving import to_device
 from align.training.methods import Method
 from losses import LossOutput, PairLogps
+
+if TYPE_CHECKING:
+    from align.training.trainer import PreferenceTrainer
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class StepLosses(Protocol):
 
     def held_out(self, parts: Sequence[Scored]) -> Iterator[LossOutput]:
         """The same of held-out rows, of which `parts` are all that this process has read."""
+
+
+def read_before(trainer: PreferenceTrainer, inputs: dict[str, Any]) -> Scored:
+    """The log-probs of a micro-batch that will be trained on later: without a graph, and without dropout."""
+    model = trainer.model_wrapped
+    model.eval()
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        scored = trainer.scored(model, trainer._prepare_inputs(inputs))
+    model.train()
+    return scored
 
 
 def step_losses(

@@ -172,6 +172,10 @@ def with_one_absent(pair: PairLogps) -> PairLogps:
         rejected_length=torch.zeros(prompts, 1, dtype=torch.long),
         nll=pair.nll,
         short=None if pair.short is None else with_one_absent(pair.short),
+        columns={
+            name: value if value.dim() == 1 else torch.cat([value, torch.zeros_like(value)], dim=1)
+            for name, value in pair.columns.items()
+        },
     )
 
 

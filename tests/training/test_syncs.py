@@ -210,7 +210,7 @@ def test_a_cached_reference_waits_for_what_it_writes(tmp_path):
 def test_the_librarys_attention_waits_no_more(attention, tmp_path):
     """Its first batch is checked; see `_check_apart` and `check_causal`."""
     trainer = make_trainer(tmp_path, "longpo", attention=attention)
-    trainer.scored(trainer.model, collated())
+    trainer.prompt_losses(trainer.model, collated())
     device = StandIn()
     assert micro_batches(trainer, device, [collated()]) == [CHECK], device.places
 

@@ -1,4 +1,7 @@
-"""Answers by what they are worth, whether a row compares two of them or labels one."""
+"""Answers by what they are worth, whether a row compares several of them or labels one.
+
+Rows of a method that declares `needs.columns: {label: label}` have `PairLogps.columns["label"]`, `[B, 1 + M]`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from torch import Tensor
 from losses._pairs import check_reference
 from losses.types import PairLogps
 
-DESIRABLE, UNDESIRABLE, UNRELATED = 1, 0, -1  # of `PairLogps.labels`
+LABEL = "label"  # the column
+DESIRABLE, UNDESIRABLE, UNRELATED = 1, 0, -1
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,9 @@ class Kinds:
 
 
 def kinds_of(policy: PairLogps) -> Kinds:
-    """By `policy.labels`; without them the chosen answer is desirable and every rejected one undesirable."""
+    """By the column `label`; without it the chosen answer is desirable and every rejected one undesirable."""
     lengths = torch.cat([policy.chosen_length[:, None], policy.rejected_length], dim=1)
-    labels = policy.labels
+    labels = policy.columns.get(LABEL)
     if labels is None:
         labels = torch.full_like(lengths, UNDESIRABLE)
         labels[:, 0] = DESIRABLE
