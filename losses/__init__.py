@@ -1,8 +1,10 @@
 """Preference losses as pure functions on log-probabilities: no model, no configuration, no device."""
 
 from losses.alphapo import alphapo_loss
+from losses.aot import aot_loss, aot_unpaired_loss
 from losses.apo_down import apo_down_loss
 from losses.apo_zero import apo_zero_loss
+from losses.bco import bco_loss
 from losses.cpo import cpo_loss
 from losses.discopop import discopop_loss
 from losses.dpo import dpo_loss
@@ -12,6 +14,7 @@ from losses.exo_pair import exo_pair_loss
 from losses.f_dpo import f_dpo_loss
 from losses.hinge_dpo import hinge_dpo_loss
 from losses.ipo import ipo_loss
+from losses.kto import apo_zero_unpaired_loss, kto_loss
 from losses.lm import lm_loss
 from losses.logo import logo_loss
 from losses.longpo import longpo_loss
@@ -25,14 +28,21 @@ from losses.simpo import simpo_loss
 from losses.slic import slic_loss
 from losses.solopo import solopo_loss
 from losses.sppo_hard import sppo_hard_loss
+from losses.states import LossState, RewardShift
 from losses.types import LossOutput, PairLogps
 
 __all__ = [
     "LossOutput",
+    "LossState",
     "PairLogps",
+    "RewardShift",
     "alphapo_loss",
+    "aot_loss",
+    "aot_unpaired_loss",
     "apo_down_loss",
     "apo_zero_loss",
+    "apo_zero_unpaired_loss",
+    "bco_loss",
     "cpo_loss",
     "discopop_loss",
     "dpo_loss",
@@ -42,6 +52,7 @@ __all__ = [
     "f_dpo_loss",
     "hinge_dpo_loss",
     "ipo_loss",
+    "kto_loss",
     "lm_loss",
     "logo_loss",
     "longpo_loss",

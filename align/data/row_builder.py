@@ -35,12 +35,14 @@ class Demands:
         short: a short context.
         vocabulary: rows of the model's embedding, which token ids must stay below; None where it is not known.
         numbers: what the method reads of it beside its texts.
+        unrelated: an answer to another prompt, which `build` puts behind its own.
     """
 
     rejected: bool = False
     short: bool = False
     vocabulary: int | None = None
     numbers: tuple[Number, ...] = ()
+    unrelated: bool = False
 
 
 NO_DEMANDS = Demands()

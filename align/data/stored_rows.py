@@ -42,6 +42,7 @@ FEATURES = Features(
         "longest_sequence": Value("int32"),
         "largest_position": Value("int32"),
         "dropped_rejected": Value("int32"),
+        "cut_unrelated": Value("int32"),
         "dropped_reasoning": Value("int32"),
         "dropped_messages": Value("int32"),
         "rendered": Value("bool"),
@@ -62,7 +63,12 @@ _EMPTY = {"string": "", "bool": False, "int32": 0, "int64": 0}
 
 
 def to_row(
-    example: TokenizedExample, *, dropped_rejected: int = 0, unread: str = "", scores: str = ""
+    example: TokenizedExample,
+    *,
+    dropped_rejected: int = 0,
+    unread: str = "",
+    scores: str = "",
+    cut_unrelated: int = 0,
 ) -> dict[str, Any]:
     """The columns of `FEATURES` for one row.
 
@@ -71,6 +77,7 @@ def to_row(
         dropped_rejected: rejected answers that were left out since they equal the chosen one.
         unread: see `unread.stored_names`.
         scores: see `answer_scores.upside_down`.
+        cut_unrelated: tokens that were cut from its answer to another prompt, see unrelated.py.
     """
     answers = example.answers
     row = _tokens(example)
@@ -87,6 +94,7 @@ def to_row(
         "longest_sequence": len(example.prompt_ids) + example.longest_answer,
         "largest_position": int(example.position_ids[-1]) + example.longest_answer,
         "dropped_rejected": dropped_rejected,
+        "cut_unrelated": cut_unrelated,
         "dropped_reasoning": example.dropped_reasoning,
         "dropped_messages": example.dropped_messages,
         "rendered": example.rendered,

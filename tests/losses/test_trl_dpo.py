@@ -8,7 +8,17 @@ import pytest
 import torch
 from trl import DPOConfig, DPOTrainer
 
-from losses import LossOutput, dpo_loss, ipo_loss, robust_dpo_loss, sft_loss
+from losses import (
+    LossOutput,
+    RewardShift,
+    aot_loss,
+    aot_unpaired_loss,
+    bco_loss,
+    dpo_loss,
+    ipo_loss,
+    robust_dpo_loss,
+    sft_loss,
+)
 from tests.losses.trl_oracle import batch, build, pair, reference_pair
 from tests.tiny import tiny_model
 
@@ -58,6 +68,22 @@ def test_conservative_dpo(trainer: Any) -> None:
     """TRL smooths labels in `aot_unpaired`, whose sorting does nothing on one pair: then it is cDPO."""
     expected = trl_loss(trainer, {"aot_unpaired": 1.0}, 0.2, size=1)
     output = dpo_loss(*reference_pair(trainer, size=1), beta=BETA, label_smoothing=0.2)
+    assert mean(output) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_aot(trainer: Any, smoothing: float) -> None:
+    """TRL's batch of three pairs as a step of three prompts."""
+    for name, loss in (("aot", aot_loss), ("aot_unpaired", aot_unpaired_loss)):
+        expected = trl_loss(trainer, {name: 1.0}, smoothing)
+        output = loss(*reference_pair(trainer), beta=BETA, label_smoothing=smoothing)
+        assert mean(output) == pytest.approx(expected, abs=1e-5)
+
+
+def test_bco(trainer: Any) -> None:
+    """TRL's `bco_pair` has no running mean: δ = 0, as ours before its first step."""
+    expected = trl_loss(trainer, {"bco_pair": 1.0}, 0.0)
+    output = bco_loss(*reference_pair(trainer), beta=BETA, shift=RewardShift())
     assert mean(output) == pytest.approx(expected, abs=1e-5)
 
 
