@@ -104,11 +104,13 @@ class PreferenceTrainer(SealedCheckpoints):
                 max_length=max_length,
             )
         self.method, self.reference, self.parallel = parts.method, parts.reference, parallel
-        self.degree = 1 if parallel is None else parallel.degree
-        self.logits_chunk = logits_chunk or memory.logits_chunk
+        self.degree, self.logits_chunk = (
+            parallel.degree if parallel else 1,
+            logits_chunk or memory.logits_chunk,
+        )
         self._balance = StepBalance(parts.model, balance, needs=parts.method.needs, degree=self.degree)
-        self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
-        self._finite, self._evaluation_only = FiniteLosses(), False
+        self._log, self._finite = TrainingLog(self.sum_over_groups, self._sum_over_processes), FiniteLosses()
+        self._evaluation_only = False
         self.step = step_losses(
             parts.method, degree=self.degree, process=args.process_index, gather=self._gathered
         )
