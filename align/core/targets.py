@@ -90,6 +90,9 @@ KINDS: dict[str, Kind] = {
         ),
         ("check", "fit", "linear", "over"),
     ),
+    "token_weights": Kind(
+        ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
+    ),
     "scorer": Kind(
         (
             "align.synthesis.logo.auto_relevance.auto_scorer",

@@ -26,7 +26,7 @@ from align.models.settings import ModelSettings
 from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
-from align.training.methods import Method, load_method
+from align.training.methods import Method, load_method, weighed
 from align.training.settings import Settings, read_settings
 from align.training.sharded_experts import check_sharded_experts
 
@@ -43,6 +43,7 @@ def check(config: DictConfig) -> Run:
     """Every setting as its type, contradictions refused; reads no data and no weights."""
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
+    method = weighed(method, settings.token_weights)
     arguments = training_arguments(config, settings.model)
     check_scheduler(arguments)
     model = training_dtype(settings.model)
