@@ -26,6 +26,8 @@ from align.models.settings import ModelSettings
 from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, reference_model
+from align.runs.continuation import prompts_of_step
+from align.training.method_settings import check_step
 from align.training.methods import Method, load_method
 from align.training.settings import Settings, read_settings
 from align.training.sharded_experts import check_sharded_experts
@@ -44,6 +46,7 @@ def check(config: DictConfig) -> Run:
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
     arguments = training_arguments(config, settings.model)
+    check_step(method.needs, prompts=prompts_of_step(arguments, settings.parallel.degree))
     check_scheduler(arguments)
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
