@@ -32,7 +32,11 @@ from tests.tiny import tiny_model
 FILES = sorted((Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
 # Of the scales that the YAMLs set, some leave a random model's σ flat; every answer has to show in the gradient.
-SCALES = {"logo": {"beta": 1.0, "gamma": 0.5}, "longpo": {"preference_weight": 1.0}}
+SCALES = {
+    "logo": {"beta": 1.0, "gamma": 0.5},
+    "longpo": {"preference_weight": 1.0},
+    "hinge_dpo": {"beta": 0.01},
+}
 
 
 @cache

@@ -257,9 +257,7 @@ def _generate(
     tally = Tally(Path(folder), str(os.getpid()))
     try:
         for start, end in shards:
-            for row in read_stored(sources, builder, (start, end), stop=stop):
-                yield row
-                tally.add()
+            yield from read_stored(sources, builder, (start, end), stop=stop, counted=tally.add)
     except UserError as error:
         Path(folder, REFUSAL).write_text(str(error), encoding="utf-8", errors="backslashreplace")
         raise

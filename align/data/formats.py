@@ -21,6 +21,7 @@ from align.data.near_names import unknown_layout
 from align.data.numbers import Number, read_numbers
 from align.data.sources import RawRow, open_sources, read_rows
 from align.data.stored_columns import read_stored
+from align.data.text_rows import is_text
 from align.data.turns import chat_example, text_example, without_equal
 from align.data.unread import unread_names
 
@@ -29,7 +30,7 @@ LAYOUTS = (
     "context + question + chosen + rejected, context + questions + chosens + rejecteds, "
     "conversations + chosen + rejected, prompt + completion, messages, "
     "context + query + win_response + lose_response (LongReward), "
-    "instruction + chosen + rejected or output (alpaca, LongDPO)"
+    "instruction + chosen + rejected or output (alpaca, LongDPO), text (a document, for method=lm)"
 )
 
 
@@ -135,6 +136,11 @@ def _read_layout(columns: Columns) -> Example:
         return instruction_row(columns)
     if "chosen" in columns:
         return implicit_row(columns)
+    if is_text(columns.values):
+        raise columns.error(
+            "a row of text alone is a document without a prompt or an answer: `align train method=lm` trains on it.",
+            reason=faults.UNKNOWN_LAYOUT,
+        )
     raise columns.error(unknown_layout(list(columns.values)), reason=faults.UNKNOWN_LAYOUT)
 
 

@@ -50,6 +50,7 @@ FEATURES = Features(
         "as_text": Value("bool"),
         "joined": Value("bool"),
         "inferred": Value("bool"),
+        "piece": Value("int32"),
         "unread": Value("string"),
         "scores": Value("string"),
         "columns": List(Value("float64")),
@@ -87,7 +88,7 @@ def to_row(
         **numbers,
         "source": example.source,
         "cut_tokens": example.cut_tokens,
-        "prompt_hash": hash_ids(example.prompt_ids),
+        "prompt_hash": example.document or hash_ids(example.prompt_ids),
         "num_tokens": example.num_tokens,
         "num_answers": len(answers),
         "longest_sequence": len(example.prompt_ids) + example.longest_answer,
@@ -101,6 +102,7 @@ def to_row(
         "as_text": example.as_text,
         "joined": example.joined,
         "inferred": example.inferred,
+        "piece": example.piece,
         "unread": unread,
         "scores": scores,
         "row_hash": _hash_row(row | numbers),
@@ -148,7 +150,7 @@ def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
 
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
     """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
-    spans = _int64(row["chunk_spans"]).reshape(-1, 2).tolist()
+    spans, piece = _int64(row["chunk_spans"]).reshape(-1, 2).tolist(), int(row.get("piece", 0))
     numbers = np.asarray(row.get("columns", ()), dtype=np.float64)
     return TokenizedExample(
         source=str(row["source"]),
@@ -165,6 +167,8 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         as_text=bool(row.get("as_text", False)),
         joined=bool(row.get("joined", False)),
         inferred=bool(row.get("inferred", False)),
+        piece=piece,
+        document=str(row["prompt_hash"]) if piece else "",
         columns=numbers.reshape(-1, len(row["answer_lengths"])) if len(numbers) else None,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from align.data.bad_rows import stopped
@@ -14,7 +14,12 @@ from align.data.unrelated import with_unrelated
 
 
 def read_stored(
-    sources: Sequence[Source], builder: RowBuilder, span: tuple[int, int], *, stop: bool
+    sources: Sequence[Source],
+    builder: RowBuilder,
+    span: tuple[int, int],
+    *,
+    stop: bool,
+    counted: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
     """The stored rows of a stretch, in their order, with an answer to another prompt where one is asked for.
 
@@ -23,6 +28,7 @@ def read_stored(
         builder: makes a row's columns.
         span: first place of the stretch, and the one behind its last.
         stop: a row that cannot be used ends it.
+        counted: called for each raw row of the stretch.
 
     Raises:
         RowError: there is such a row, and `stop` is set.
@@ -30,7 +36,10 @@ def read_stored(
     """
 
     def stored(start: int, end: int) -> Iterator[dict[str, Any]]:
-        return (_stored(row, builder, stop=stop) for row in read_places(sources, start, end))
+        for row in read_places(sources, start, end):
+            yield from _stored(row, builder, stop=stop)
+            if (start, end) == span:
+                counted()
 
     def following() -> Iterator[dict[str, Any]]:
         end = count_rows(sources)
@@ -45,8 +54,8 @@ def read_stored(
     return with_unrelated(stored(*span), following, kinds=kinds, limit=limit)
 
 
-def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> dict[str, Any]:
-    """The columns of one row, usable or not.
+def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> list[dict[str, Any]]:
+    """The columns of the rows that one raw row gives, usable or not.
 
     Raises:
         RowError: it is not, and `stop` is set.
@@ -58,7 +67,7 @@ def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> dict[
     except RowError as bad:
         if stop:
             raise stopped(bad) from None
-        return to_bad_row(bad)
+        return [to_bad_row(bad)]
     except Exception as error:
         error.add_note(f"It happened at {row.source}.")
         raise

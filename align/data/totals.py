@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +61,22 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "inferred_prompts": int(found["inferred"].sum()),
         "dropped_reasoning": int(found["dropped_reasoning"].sum()),
         "dropped_messages": int(found["dropped_messages"].sum()),
+        **_documents(both),
     }
+
+
+def _documents(both: Sequence[Dataset]) -> dict[str, int]:
+    """Documents of plain text, the pieces that they are cut into, and the tokens of those."""
+    documents, pieces, tokens = set[str](), 0, 0
+    for rows in both:
+        places = np.flatnonzero(column_of(rows, "piece").to_numpy(zero_copy_only=False))
+        if len(places):
+            documents.update(column_of(rows, "prompt_hash").take(pa.array(places)).to_pylist())
+            tokens += int(
+                column_of(rows, "num_tokens").to_numpy(zero_copy_only=False)[places].sum(dtype=np.int64)
+            )
+        pieces += len(places)
+    return {"documents": len(documents), "pieces": pieces, "piece_tokens": tokens}
 
 
 def short_cuts(rows: Dataset) -> np.ndarray:

@@ -15,7 +15,7 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
     "policy_short": (False, True),
     "nll_scope": ("none", "chosen", "sequence"),
-    "weighting": ("prompt", "token"),
+    "weighting": ("prompt", "token", "sequence"),
     "batch": ("prompt", "step"),
     "answers": ("own", "unrelated"),
 }
@@ -33,7 +33,8 @@ class Needs:
         nll_scope: what `PairLogps.nll` averages over: `none`, the `chosen` answer, or the whole `sequence`
             of prompt and chosen answer.
         weighting: what the loss of a step is the mean over: its prompts (`prompt`), or the scored tokens of
-            their chosen answers (`token`), for a loss that is itself a mean over those tokens.
+            their chosen answers (`token`), for a loss that is itself a mean over those tokens; `sequence` counts the
+            tokens of the prompts too, for the mean that is `nll` where `nll_scope` is `sequence`.
         batch: what a prompt's loss follows from: its own log-probs (`prompt`), or those of all prompts of the global
             step (`step`), which the loss is then called with at once, however they are spread over micro-batches,
             accumulation and processes.
@@ -70,10 +71,16 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
-        if self.batch == "step" and self.weighting == "token":
+        if self.weighting == "sequence" and self.nll_scope != "sequence":
             raise UserError(
-                "method.needs.weighting=token weighs each prompt by its own tokens, which a loss over the whole step "
-                "(method.needs.batch=step) cannot be: set one of them to prompt."
+                f"method.needs.weighting=sequence counts the tokens of prompt and answer, over which "
+                f"method.needs.nll_scope={self.nll_scope} takes no mean: set method.needs.nll_scope=sequence, or "
+                "weighting=token."
+            )
+        if self.batch == "step" and self.weighting != "prompt":
+            raise UserError(
+                f"method.needs.weighting={self.weighting} weighs each prompt by its own tokens, which a loss over the "
+                "whole step (method.needs.batch=step) cannot be: set one of them to prompt."
             )
         if self.answers == "unrelated" and self.short:
             raise UserError(

@@ -113,6 +113,11 @@ def _plain(name: str, value: Any) -> Any:
     """A setting as YAML could have it: numpy's and torch's numbers as Python's."""
     if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return value.item()
+    if callable(value):
+        raise UserError(
+            f"{name}={value!r}: what a named method calls is named too, as in its YAML: "
+            f"{name}={{'_target_': 'package.function', '_partial_': True}}."
+        )
     if isinstance(value, (np.ndarray, torch.Tensor)):
         raise UserError(f"{name}={value!r} is no setting of a loss: give a number, a text or a list.")
     return value

@@ -111,10 +111,7 @@ class PreferenceTrainer(SealedCheckpoints):
         self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
         self._finite, self._evaluation_only = FiniteLosses(), False
         self.step = step_losses(
-            parts.method,
-            degree=self.degree,
-            process=args.process_index,
-            gather=lambda table: self.accelerator.gather(table) if args.world_size > 1 else table,
+            parts.method, degree=self.degree, process=args.process_index, gather=self._gathered
         )
         args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
@@ -289,6 +286,9 @@ class PreferenceTrainer(SealedCheckpoints):
         if self.reference is not None and self.state.max_steps > 0:
             logs = {**logs, **self._log.reference_costs(self.reference, self.state.log_history)}
         super().log(logs, start_time)
+
+    def _gathered(self, table: Tensor) -> Tensor:
+        return self.accelerator.gather(table) if self.args.world_size > 1 else table
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum") if self.args.world_size > 1 else values
