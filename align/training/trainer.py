@@ -105,17 +105,15 @@ class PreferenceTrainer(SealedCheckpoints):
                 max_length=max_length,
             )
         self.method, self.reference, self.parallel = parts.method, parts.reference, parallel
-        self.degree = 1 if parallel is None else parallel.degree
+        self.degree = parallel.degree if parallel else 1
         self.logits_chunk = logits_chunk or memory.logits_chunk
         self._balance = StepBalance(parts.model, balance, needs=parts.method.needs, degree=self.degree)
-        self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
-        self._finite, self._evaluation_only = FiniteLosses(), False
+        self._log, self._finite = TrainingLog(self.sum_over_groups, self._sum_over_processes), FiniteLosses()
+        self._evaluation_only = False
         self.step = step_losses(
             parts.method, degree=self.degree, process=args.process_index, gather=self._gathered
         )
-        args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
-        # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
-        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        self._take_over(args)
         super().__init__(
             model=parts.model,
             args=args,
@@ -131,6 +129,12 @@ class PreferenceTrainer(SealedCheckpoints):
         states = parts.method.states()
         self.kept = (LossStates(states),) if states else ()
         self._parameters = sum(parameter.numel() for parameter in parts.model.parameters())
+
+    def _take_over(self, args: TrainingArguments) -> None:
+        """What the base class is not to do itself."""
+        args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
+        # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
 
     # ---- loss
 
