@@ -166,7 +166,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         memory=run.memory,
         train_dataset=data.train,
         eval_dataset=data.eval,
-        data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
+        data_collator=Collator.of(run.method.needs, tokens_per_row=run.data.tokens_per_row),
         processing_class=tokenizer,
         balance=0.0 if run.reference.fill_only else run.model.moe.balance,
     )
