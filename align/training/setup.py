@@ -37,6 +37,7 @@ from align.models.routers import freeze_routers
 from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
+from align.training.following import follow
 from align.training.learning_rates import optimizer_with_rates
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
@@ -177,6 +178,8 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
+    if run.reference.follow_steps is not None:
+        follow(trainer, steps=run.reference.follow_steps, alpha=run.reference.follow_alpha)
     return trainer
 
 

@@ -25,6 +25,7 @@ from align.training.balance import StepBalance
 from align.training.divergence import FiniteLosses, check_gradient_norm
 from align.training.held_out import measure
 from align.training.log import TrainingLog
+from align.training.loss_states import LossStates
 from align.training.methods import Method
 from align.training.metrics import prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
@@ -125,6 +126,8 @@ class PreferenceTrainer(SealedCheckpoints):
         collator = self.data_collator if parallel is None else DigestingCollator(self.data_collator)
         self.data_collator = MarkedCollator(collator)
         self.add_callback(WrapperCheck(self))
+        states = parts.method.states()
+        self.kept = (LossStates(states),) if states else ()
         self._parameters = sum(parameter.numel() for parameter in parts.model.parameters())
 
     def _take_over(self, args: TrainingArguments) -> None:
@@ -264,13 +267,14 @@ class PreferenceTrainer(SealedCheckpoints):
             self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model_wrapped
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
         if self._evaluation_only:
             raise RuntimeError(
                 "a sharded policy that was evaluated first cannot train: use eval_on_start=True"
             )
-        return super().train(*args, **kwargs)
+        self.load_kept(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- logs
 
