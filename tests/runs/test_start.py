@@ -82,7 +82,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train"], "data.path is not set"),
     (["train", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
     (["train", "data.path=notes.pdf"], "data.path=notes.pdf has an unknown ending"),
-    ([*TRAIN, "data.mix=[{path: rows.jsonl}]"], "takes either a ratio, rows for each training row of data.path, or a"),
+    (
+        [*TRAIN, "data.mix=[{path: rows.jsonl}]"],
+        "takes either a ratio, rows for each training row of data.path, or a",
+    ),
     ([*TRAIN, "data.mix=[{path: rows.jsonl, share: 1.5}]"], "data.mix[0].share=1.5 must lie between 0 and 1"),
     ([*TRAIN, "+trainer.neftune_noise_alpha=5"], "trainer.neftune_noise_alpha is not taken here"),
     (["inspect", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
