@@ -32,7 +32,11 @@ from tests.tiny import tiny_model
 FILES = sorted((Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
 # Of the scales that the YAMLs set, some leave a random model's σ flat; every answer has to show in the gradient.
-SCALES = {"logo": {"beta": 1.0, "gamma": 0.5}, "longpo": {"preference_weight": 1.0}}
+SCALES = {
+    "logo": {"beta": 1.0, "gamma": 0.5},
+    "longpo": {"preference_weight": 1.0},
+    "hinge_dpo": {"beta": 0.01},
+}
 
 
 @cache
@@ -55,8 +59,14 @@ def examples() -> tuple[TokenizedExample, ...]:
     return tuple(rows)
 
 
-def inputs(tokens_per_row: int | None) -> dict:
-    rows = examples()
+def inputs(name: str, tokens_per_row: int | None) -> dict:
+    rng, kinds = np.random.default_rng(1), method(name).needs.columns.values()
+    other = -1.0 if method(name).needs.answers == "unrelated" else 0.0
+    rows = []
+    for i, row in enumerate(examples()):
+        labels = [float(i != 1), other]  # the second row's own answer is a bad one
+        numbers = [labels if kind == "label" else rng.random(len(row.answers)) for kind in kinds]
+        rows.append(replace(row, columns=np.array(numbers) if numbers else None))
     return {
         "batch": pack(rows, tokens_per_row=tokens_per_row),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),
@@ -97,7 +107,7 @@ def step(
         logits_chunk=8,
         data_collator=lambda rows: rows,
     )
-    batch = inputs(tokens_per_row)
+    batch = inputs(name, tokens_per_row)
     total = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=total)
     named = dict(trainer.model.named_parameters())

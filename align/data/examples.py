@@ -113,6 +113,8 @@ class TokenizedExample:
         piece: of a document of plain text the how manieth piece, from 1 (text_rows.py); 0 for every other row. Its
             prompt is what it begins with and is never predicted, not even by an NLL over the whole sequence.
         document: of such a piece a hash of the whole document; else empty.
+        columns: `[K, 1 + M]` fp64, the K numbers that the method reads of the row (`needs.columns`), each once for
+            each answer; None where it reads none.
     """
 
     source: str
@@ -131,6 +133,7 @@ class TokenizedExample:
     inferred: bool = False
     piece: int = 0
     document: str = ""
+    columns: np.ndarray | None = None
 
     @property
     def longest_answer(self) -> int:

@@ -75,6 +75,16 @@ def _cuts(counts: dict[str, int], *, window: int | None, limit: str) -> list[str
 def _readings(data: PreferenceData) -> list[str]:
     """What is read in a way that its author may not expect."""
     counts, said = data.counts, []
+    if "good_answers" in counts:
+        said.append(
+            f"Of the answers to train on, {counts['good_answers']} are good and {counts['bad_answers']} are bad."
+        )
+    if counts.get("unrelated_answers"):
+        cut = f" ({counts['cut_unrelated']} of them are cut to fit)" if counts["cut_unrelated"] else ""
+        said.append(
+            "Each row also has the answer of the next row with another prompt, which is scored and not learnt: the "
+            f"method estimates a KL by it{cut}."
+        )
     if counts["rendered_prompts"]:
         said.append(
             f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) "

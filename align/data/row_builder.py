@@ -14,6 +14,7 @@ from align.data.examples import TokenizedExample
 from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
 from align.data.formats import parse_row
+from align.data.numbers import Number, read_numbers, wanted_columns
 from align.data.positions import has_context, row_rng, synthesise
 from align.data.released import is_released, read_released
 from align.data.renaming import NO_RENAMING, Renaming, check_no_media, is_pre_tokenised
@@ -33,11 +34,15 @@ class Demands:
         rejected: a rejected answer.
         short: a short context.
         vocabulary: rows of the model's embedding, which token ids must stay below; None where it is not known.
+        numbers: what the method reads of it beside its texts.
+        unrelated: an answer to another prompt, which `build` puts behind its own.
     """
 
     rejected: bool = False
     short: bool = False
     vocabulary: int | None = None
+    numbers: tuple[Number, ...] = ()
+    unrelated: bool = False
 
 
 NO_DEMANDS = Demands()
@@ -69,7 +74,12 @@ class RowBuilder:
         dropped = 0
         if is_released(row.values):
             examples = [self._released(row)]
-            unread = [name for name in (*row.values, *row.unseen) if not is_pre_tokenised(name)]
+            known = wanted_columns(self.demands.numbers)
+            unread = [
+                name
+                for name in (*row.values, *row.unseen)
+                if not is_pre_tokenised(name) and name not in known
+            ]
         elif is_text(row.values):
             check_no_media(row)
             columns = Columns(row.source, row.values)
@@ -78,8 +88,9 @@ class RowBuilder:
             unread = unread_names(columns, row)
         else:
             check_no_media(row)
-            parsed = parse_row(row, require_rejected=self.demands.rejected)
-            examples, dropped = [self._placed(self.tokenize(parsed.example), row)], parsed.dropped
+            parsed = parse_row(row, require_rejected=self.demands.rejected, numbers=self.demands.numbers)
+            example, dropped = self._placed(self.tokenize(parsed.example), row), parsed.dropped
+            examples = [replace(example, columns=parsed.numbers)]
             unread = list(parsed.unread)
         if self.demands.short and not examples[0].short:
             raise RowError(
@@ -130,4 +141,8 @@ class RowBuilder:
                 "keeps the positions it came with.",
                 reason=faults.PRE_TOKENISED,
             )
-        return example
+        if not self.demands.numbers:
+            return example
+        columns, count = Columns(row.source, row.values), len(example.answers)
+        numbers = read_numbers(columns, self.demands.numbers, answers=count, kept=range(count - 1))
+        return replace(example, columns=numbers)

@@ -20,7 +20,7 @@ from align.longseq.settings import FLASH_MODULES
 from align.longseq.support import check_config, check_degree
 from align.longseq.tile_probe import check_tiles
 from align.models.kernels import check_kernels, kernels_on
-from align.models.loading import load_config, resolve_dtype
+from align.models.loading import check_reference_tokens, load_config, resolve_dtype
 from align.models.paths import check_weights
 from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
@@ -48,6 +48,8 @@ def check(config: DictConfig) -> Run:
     check_scheduler(arguments)
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
+    if model.adapter is not None:
+        model.adapter.check_options()
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
@@ -130,6 +132,7 @@ def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:
     else:
         check_architecture(settings)
         check_kernels(settings, load_config(settings), key="reference.model")
+        check_reference_tokens(settings, model)
     if reference.cache is not None:
         check_folder(Path(reference.cache))
 

@@ -38,6 +38,11 @@ def logps(
     )
 
 
+def labelled(pair: PairLogps, labels: Sequence[Sequence[int]]) -> PairLogps:
+    """The same answers with labels `[B, 1 + M]`: 1 desirable, 0 undesirable, −1 an answer to another prompt."""
+    return replace(pair, columns={"label": torch.tensor(labels, dtype=torch.float64)})
+
+
 def random_pair(
     needs: Needs, *, prompts: int = 3, rejected: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> tuple[PairLogps, PairLogps | None]:
@@ -68,7 +73,14 @@ def random_pair(
     if needs.nll_scope != "none":
         nll = 0.5 + torch.rand(prompts, generator=generator, dtype=dtype)
         policy = replace(policy, nll=nll.requires_grad_())
-    return policy, reference
+    numbers = 0.5 + torch.rand((prompts, 1 + rejected), generator=generator, dtype=dtype)
+    # The own answer is good or bad; the next one, where a loss reads such a one, belongs to another prompt.
+    judged = torch.cat([(numbers[:, :1] > 1).to(dtype), torch.zeros_like(numbers[:, 1:])], dim=1)
+    if needs.answers == "unrelated":
+        judged[:, 1:2] = -1
+    values = {"prompt": numbers[:, 0], "answer": numbers, "label": judged}
+    columns = {name: values[kind] for name, kind in needs.columns.items()}
+    return replace(policy, columns=columns), reference
 
 
 def leaves(policy: PairLogps) -> list[Tensor]:
@@ -98,10 +110,14 @@ def columns(pair: PairLogps | None, order: Sequence[int]) -> PairLogps | None:
         rejected=pair.rejected[:, index],
         rejected_length=pair.rejected_length[:, index],
         short=columns(pair.short, order),
+        columns={
+            name: value if value.dim() == 1 else value[:, [0, *(j + 1 for j in index)]]
+            for name, value in pair.columns.items()
+        },
     )
 
 
-def rows(pair: PairLogps | None, index: slice) -> PairLogps | None:
+def rows(pair: PairLogps | None, index: slice | list[int]) -> PairLogps | None:
     """Some of the prompts."""
     if pair is None:
         return None
@@ -112,6 +128,7 @@ def rows(pair: PairLogps | None, index: slice) -> PairLogps | None:
         rejected_length=pair.rejected_length[index],
         nll=None if pair.nll is None else pair.nll[index],
         short=rows(pair.short, index),
+        columns={name: value[index] for name, value in pair.columns.items()},
     )
 
 
@@ -126,4 +143,8 @@ def with_absent_column(pair: PairLogps | None, garbage: float = float("nan")) ->
             [pair.rejected_length, torch.zeros_like(pair.rejected_length[:, :1])], dim=1
         ),
         short=with_absent_column(pair.short, garbage),
+        columns={
+            name: value if value.dim() == 1 else torch.cat([value, torch.zeros_like(value[:, :1])], dim=1)
+            for name, value in pair.columns.items()
+        },
     )
