@@ -14,6 +14,7 @@ A raw row as an `Example`:
     messages: chat messages beyond role and content; turns: prompt and answers, of one turn or several.
     context_rows, instruction_rows, implicit_rows: rows with a context, an instruction, and without a prompt.
     released: rows that were released as tokens; text_rows: documents, cut into pieces.
+    labels: single answers that are good or bad; numbers: numbers of a row that reach the loss.
     examples: what a row is before and after it is tokenised.
 
 What a chat template makes of it:
@@ -30,6 +31,7 @@ Tokens:
 All rows together:
     dataset: what training is given; settings: `data` and `positions`; mixture: `data.mix`.
     build: tokenises and caches; row_builder: one row of that; stored_rows: what is stored of it.
+    unrelated: answers to other prompts behind a row's own.
     totals: counts, digest, whole columns.
 
 What is said of rows:
