@@ -1,1 +1,1 @@
-"""Which parameters train: adapters, and halves and regions of the model itself."""
+"""Which parameters train, and how: the choices of the group `adapter`, one small file and YAML each."""

@@ -31,6 +31,15 @@ class Kind:
 
 # Kinds by the last part of a key that they stand at: `suite`, `pipeline.scorer`, `pipeline.quality.generator`.
 KINDS: dict[str, Kind] = {
+    "adapter": Kind(
+        (
+            "align.adapters.half.Half",
+            "align.adapters.library.Library",
+            "align.adapters.lora.Lora",
+            "align.adapters.region.Region",
+        ),
+        ("check", "check_options", "with_modules", "add", "rates", "callbacks"),
+    ),
     "suite": Kind(
         (
             "align.evaluation.longbench.LongBench",

@@ -29,7 +29,7 @@ VERSION = 2
 
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
-_NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "rope", "dtype")
+_NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "dtype")
 
 
 # What every configuration of transformers has beside its architecture, and the cache of generation.

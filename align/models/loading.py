@@ -1,4 +1,4 @@
-"""Policy and tokenizer: Hub id, folder, or the embedded SmolLM2; LoRA, four-bit weights, RoPE overrides."""
+"""Models and tokenizers: Hub id, folder, or the embedded SmolLM2; four-bit weights, RoPE overrides."""
 
 from __future__ import annotations
 
