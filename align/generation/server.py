@@ -18,6 +18,7 @@ from align.generation.call_cache import cached
 from align.generation.generators import Completion, Generator, Request, digest_of
 from align.generation.leads import ask_for, behind_thinking, continued, with_lead
 from align.generation.markers import Escaper
+from align.generation.memories import Memory, NoMemory, refuse_at_server
 from align.generation.pool import Pace, Pool, RetryError
 from align.generation.refusals import problem, read_key, redacted
 from align.generation.replies import Reply, ReplyError, read_error, read_reply, retry_after
@@ -55,9 +56,11 @@ class OpenAISettings:
     seed_bits: int = 63
     template_kwargs: dict[str, Any] | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
+    memory: Memory = field(default_factory=NoMemory)
 
     def check(self) -> None:
         """Raises UserError for a value out of range, a missing package or a missing key."""
+        refuse_at_server(self.memory)
         if importlib.util.find_spec("openai") is None:
             raise UserError("generator=openai needs its client: `pip install 'long-preference[openai]'`.")
         self._check_url()
