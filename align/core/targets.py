@@ -90,6 +90,9 @@ KINDS: dict[str, Kind] = {
         ),
         ("check", "fit", "linear", "over"),
     ),
+    "memory": Kind(
+        ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
+    ),
     "scorer": Kind(
         (
             "align.synthesis.logo.auto_relevance.auto_scorer",
