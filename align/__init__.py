@@ -28,6 +28,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect",
+    "merge",
     "method",
     "plan",
     "report",
@@ -39,7 +40,18 @@ __all__ = [
 
 accept_moved_names()
 
-_COMMANDS = ("evaluate", "export", "inspect", "plan", "report", "rounds", "synthesize", "train", "verify")
+_COMMANDS = (
+    "evaluate",
+    "export",
+    "inspect",
+    "merge",
+    "plan",
+    "report",
+    "rounds",
+    "synthesize",
+    "train",
+    "verify",
+)
 __getattr__, __dir__ = lazy_names(
     __name__,
     {

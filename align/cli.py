@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "memory per GPU and seconds a step before it runs, and the fastest settings that fit",
     "report": "the runs of a sweep, ranked and drawn",
     "export": "a trained policy as an ordinary model folder, with a model card",
+    "merge": "the weights of several models, or LoRA adapters, as one, by any of eight rules",
 }
 
 

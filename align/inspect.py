@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 from rich.console import Console
 
+from align.adapters.reading import read_model
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.readable import Readable
@@ -47,7 +48,7 @@ def main(config: DictConfig) -> int:
 
 def inspect(config: DictConfig) -> Inspection:
     """Prints rows, counts and findings."""
-    model = typed(ModelSettings, config, "model")
+    model = read_model(config)
     settings = typed(DataSettings, config, "data")
     positions = typed(PositionSettings, config, "positions")
     for key in ("rows", "characters", "seed"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
@@ -18,9 +19,7 @@ from align.longseq.settings import (
     ParallelSettings,
     check_library_settings,
 )
-from align.models.checks import check_lora
 from align.models.paths import check_path
-from align.models.settings import ModelSettings
 from align.planning.settings import GOALS, LENGTH, GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings
 from align.runs.api import make_callable
@@ -92,9 +91,8 @@ def check(config: DictConfig) -> None:
     """Refuses unknown keys, values and files, without torch."""
     check_choice("goal", str(config.goal), GOALS)
     check_method(config.method, allow_targets=list(config.allow_targets))
-    model = typed(ModelSettings, config, "model")
+    model = read_model(config)
     check_path(model.path)
-    check_lora(model.lora)
     typed(ReferenceSettings, config, "reference")
     typed(RowSettings, config, "rows")
     gpus = typed(GpuSettings, config, "gpus")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.readable import Readable
@@ -125,7 +126,7 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     given = config.tolerance
     if given != AUTO and (not isinstance(given, (int, float)) or given <= 0):
         raise UserError(f"tolerance={given} must be a positive number, or {AUTO}.")
-    model = typed(ModelSettings, config, "model")
+    model = read_model(config)
     check_model(model)
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
     if model.attention in FLASH_MODULES:

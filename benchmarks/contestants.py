@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.models.loading import load_causal_lm, load_tokenizer
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.reference.sources import AdapterOff, Frozen, Reference
 from align.training.methods import Method, named_method
 from align.training.trainer import PreferenceTrainer
@@ -66,15 +67,15 @@ class Setting:
         """The starting model, fp32."""
         return load_causal_lm(ModelSettings(path=self.model, dtype="float32"), attention=attention)
 
-    def lora(self) -> LoraSettings | None:
+    def lora(self) -> Lora | None:
         """The adapter that trains; None where everything does."""
         rank = PARAMETERS[self.parameters]
-        return LoraSettings(r=rank, alpha=rank) if rank else None
+        return Lora(r=rank, alpha=rank) if rank else None
 
     def policy(self, attention: str) -> Any:
         """The starting model, with an adapter where that trains."""
         model, lora = self.load(attention), self.lora()
-        return model if lora is None else add_lora(model, lora)
+        return model if lora is None else add_adapter(model, lora)
 
     def method(self) -> Method:
         """As `method=dpo` or `method=logo` configure it."""
@@ -175,7 +176,7 @@ def trl(setting: Setting) -> Contestant:
     return Contestant(trainer, policy, partial(_trl_inputs, trainer), _masked_sequences, trainer.ref_model)
 
 
-def _peft_config(lora: LoraSettings) -> LoraConfig:
+def _peft_config(lora: Lora) -> LoraConfig:
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

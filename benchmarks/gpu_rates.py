@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import hydra_conf
-from align.models.settings import LoraSettings, ModelSettings
+from align.adapters.lora import Lora
+from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.job import Job, Levers, Precision, Rows, Strategy
 from align.planning.settings import GpuSettings
@@ -148,7 +149,7 @@ def fit(steps: Sequence[TimedStep]) -> tuple[float, float] | None:
 
 def large() -> Architecture:
     """The model of the timed steps."""
-    settings = ModelSettings(path=MODEL, lora=LoraSettings(r=RANK))
+    settings = ModelSettings(path=MODEL, adapter=Lora(r=RANK))
     return measure(read_config(settings)[0], settings)
 
 

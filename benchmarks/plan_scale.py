@@ -44,8 +44,9 @@ from typing import Any
 
 from rich.console import Console
 
+from align.adapters.lora import Lora
 from align.core.files import write_json
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.job import Job, Machine, Precision, Rows, Strategy
 from align.planning.request import machine_of
@@ -103,7 +104,7 @@ def degree_clusters() -> dict[str, Machine]:
 
 def architecture(lora: int = 0) -> Architecture:
     """Llama-3-8B, all parameters or LoRA of that rank."""
-    settings = ModelSettings(path=MODEL, lora=LoraSettings(r=lora))
+    settings = ModelSettings(path=MODEL, adapter=Lora(r=lora) if lora else None)
     return measure(read_config(settings)[0], settings)
 
 

@@ -3,7 +3,7 @@
 # The first word after `align` is a command; what follows is Hydra's business, which is asked for it. Hydra's own rule
 # (`align train -sc install=bash`) would ask `align` itself, which knows commands only.
 
-_align_commands="train synthesize evaluate rounds inspect verify plan report export"
+_align_commands="train synthesize evaluate rounds inspect verify plan report export merge"
 
 _align() {
   local line="${COMP_LINE:0:COMP_POINT}" words

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align import cli
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.models.loading import load_causal_lm
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.models.settings import ModelSettings, RopeSettings
 from align.runs import exit_codes
 from align.runs.exclusive import exclusive
 from align.runs.folder import local_paths, note_local_paths
@@ -54,17 +56,19 @@ def make_run(
     settings = ModelSettings(
         path=str(folder / "base"),
         dtype="float32",
-        lora=LoraSettings(**(lora or {})),
+        adapter=Lora(**lora) if lora else None,
         rope=RopeSettings(**(rope or {})),
     )
-    model = add_lora(load_causal_lm(settings), settings.lora)
+    model = add_adapter(load_causal_lm(settings), settings.adapter)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     model.save_pretrained(folder / "run" / "model")
     tiny_tokenizer().save_pretrained(folder / "run" / "model")
-    OmegaConf.save({"model": OmegaConf.structured(settings)}, folder / "run" / "config.yaml")
+    OmegaConf.save(
+        {"model": OmegaConf.structured(replace(settings, adapter=None))}, folder / "run" / "config.yaml"
+    )
     return model.eval()
 
 

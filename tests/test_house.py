@@ -48,14 +48,26 @@ MAY_IMPORT = {
     "scores": set(),
     "distributed": {"core"},
     "models": {"core"},
+    "adapters": {"core", "models"},
     "data": {"core", "models"},
     "longseq": {"core", "distributed", "models", "data"},
-    "verification": {"core", "distributed", "models", "data", "longseq"},
+    "verification": {"core", "distributed", "models", "adapters", "data", "longseq"},
     "reference": {"core", "distributed", "models", "data", "longseq"},
     "documents": {"core", "data"},
     "runs": {"core", "distributed", "models"},
     "generation": {"core", "models", "data", "longseq"},
-    "training": {"core", "distributed", "models", "data", "longseq", "reference", "runs", "scores"},
+    "training": {
+        "core",
+        "distributed",
+        "models",
+        "adapters",
+        "data",
+        "longseq",
+        "reference",
+        "runs",
+        "scores",
+    },
+    "merging": {"core", "models", "adapters", "data", "runs", "training"},
     "synthesis": {"core", "models", "data", "longseq", "documents", "generation", "scores", "runs"},
     "evaluation": {
         "core",
@@ -69,7 +81,7 @@ MAY_IMPORT = {
         "runs",
     }
     | {"training", "synthesis"},
-    "planning": {"core", "distributed", "models", "data", "longseq", "reference", "training"},
+    "planning": {"core", "distributed", "models", "adapters", "data", "longseq", "reference", "training"},
 }
 
 

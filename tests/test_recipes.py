@@ -18,10 +18,10 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from align.adapters.adapter import add_adapter
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.models.loading import load_causal_lm
-from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.reference.settings import reference_model
 from align.runs.recipes import check_recipe
@@ -184,7 +184,7 @@ def test_recipe_names_its_own_output_and_source(name):
 def load(settings: ModelSettings, attention: str) -> torch.nn.Module:
     """The same weights and adapters for the same settings, whatever the attention."""
     torch.manual_seed(1)
-    model = add_lora(load_causal_lm(settings, attention=attention), settings.lora)
+    model = add_adapter(load_causal_lm(settings, attention=attention), settings.adapter)
     randomise_lora_b(model)
     return model.train()
 

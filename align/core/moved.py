@@ -34,7 +34,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "align.longseq.agreement": ("align.distributed.agreement", "align.longseq.parallel"),
     "align.longseq.exchange": ("align.longseq.gather", "align.longseq.collectives"),
     "align.longseq.memory": ("align.longseq.checkpointing", "align.longseq.settings"),
-    "align.lora": ("align.models.lora", "align.models.settings"),
+    "align.lora": ("align.adapters.lora", "align.adapters.adapter", "align.models.settings"),
     "align.memory": ("align.training.peak_memory",),
     "align.methods": ("align.training.methods", "align.training.method_settings"),
     "align.metrics": ("align.training.metrics", "align.training.metric_names"),
@@ -44,11 +44,13 @@ MOVED: dict[str, tuple[str, ...]] = {
         "align.models.checks",
         "align.models.paths",
         "align.models.embedded",
-        "align.models.lora",
+        "align.adapters.lora",
+        "align.adapters.adapter",
         "align.models.structure",
         "align.core.files",
     ),
     "align.model_card": ("align.training.model_card",),
+    "align.models.lora": ("align.adapters.adapter", "align.adapters.targets"),
     "align.plain_rows": ("align.longseq.plain_rows",),
     "align.planning.report": ("align.planning.tables",),
     "align.preemption": ("align.runs.preemption",),
@@ -113,6 +115,7 @@ _REFERENCE = {
 }
 # Old name in a module → where it is now. A module that is still there asks for it with `renamed`.
 RENAMED: dict[str, str] = {
+    "align.models.lora.add_lora": "align.adapters.adapter.add_adapter",
     "align.data.dataset.Collator": "align.training.collate.Collator",
     "align.longseq.Group": "align.longseq.PackedPrompt",
     "align.longseq.shared_prefix.Group": "align.longseq.shared_prefix.PackedPrompt",

@@ -31,6 +31,15 @@ class Kind:
 
 # Kinds by the last part of a key that they stand at: `suite`, `pipeline.scorer`, `pipeline.quality.generator`.
 KINDS: dict[str, Kind] = {
+    "adapter": Kind(
+        (
+            "align.adapters.half.Half",
+            "align.adapters.library.Library",
+            "align.adapters.lora.Lora",
+            "align.adapters.region.Region",
+        ),
+        ("check", "check_options", "with_modules", "add", "rates", "callbacks"),
+    ),
     "suite": Kind(
         (
             "align.evaluation.longbench.LongBench",
@@ -67,6 +76,19 @@ KINDS: dict[str, Kind] = {
             "align.synthesis.selection.select.KeepAll",
         ),
         ("check", "scores"),
+    ),
+    "combine": Kind(
+        (
+            "align.merging.average.Average",
+            "align.merging.average.Interpolate",
+            "align.merging.half_reset.HalfReset",
+            "align.merging.slerp.Slerp",
+            "align.merging.task_vectors.DareLinear",
+            "align.merging.task_vectors.DareTies",
+            "align.merging.task_vectors.TaskArithmetic",
+            "align.merging.task_vectors.Ties",
+        ),
+        ("check", "fit", "linear", "over"),
     ),
     "scorer": Kind(
         (

@@ -28,7 +28,6 @@ from align.longseq.states import state_notices
 from align.longseq.support import check_config, check_readable
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
-from align.models.lora import add_lora
 from align.models.routers import check_experts
 from align.models.settings import LIBRARY, MASKED, OF_LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm
@@ -64,8 +63,8 @@ def check_architecture(model: ModelSettings) -> None:
             f"model.path={model.path}: transformers {transformers.__version__} has no causal language model of type "
             f"{config.model_type}: use another model, or one whose own code trust_remote_code=true runs."
         )
-    if model.lora.r > 0:
-        adapter = Adapter(asdict(model.lora), lambda base: add_lora(base, model.lora))
+    if model.adapter is not None:
+        adapter = Adapter({"kind": model.adapter.kind} | asdict(model.adapter), model.adapter.add)
         _check(kind, config, model.attention, adapter)
     else:
         check_computed(kind, config, attention=model.attention)

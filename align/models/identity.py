@@ -29,10 +29,8 @@ VERSION = 2
 
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
-_NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "rope", "dtype")
-_ONLY_WHERE_SET = (
-    "extra_tokens",
-)  # so that what a cache has been filled with before they were a key is found
+_NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "dtype")
+_ONLY_WHERE_SET = ("extra_tokens",)  # a cache that was filled before they were a key is found
 
 
 # What every configuration of transformers has beside its architecture, and the cache of generation.
@@ -76,7 +74,7 @@ class Identity:
         content = {
             "version": VERSION,
             "weights": weights_fingerprint(settings, config, cache, key=key),
-            "config": _architecture(config.to_dict()),
+            "config": architecture(config.to_dict()),
             "dtype": str(precision.weights_dtype(settings)),
             "autocast": str(precision.autocast),
             "settings": {
@@ -97,10 +95,10 @@ class Identity:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without what every one has; of a composite its parts' too."""
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's plain values without those that every one has; of a composite its parts' too."""
     return {
-        name: _architecture(value) if isinstance(value, Mapping) and "model_type" in value else value
+        name: architecture(value) if isinstance(value, Mapping) and "model_type" in value else value
         for name, value in config.items()
         if name not in _NEUTRAL
     }

@@ -1,4 +1,4 @@
-"""Policy and tokenizer: Hub id, folder, or the embedded SmolLM2; LoRA, four-bit weights, RoPE, extra tokens."""
+"""Models and tokenizers: Hub id, folder, or the embedded SmolLM2; four-bit weights, RoPE, extra tokens."""
 
 from __future__ import annotations
 

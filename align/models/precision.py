@@ -19,8 +19,9 @@ LOWER = (torch.bfloat16, torch.float16)
 
 
 def trains_checkpoint_weights(model: ModelSettings) -> bool:
-    """Whether weights of the checkpoint itself train: all of them, or `modules_to_save` and routers beside LoRA."""
-    return model.lora.r == 0 or bool(model.lora.modules_to_save) or model.moe.router == "train"
+    """Whether weights of the checkpoint itself train: all of them, some in full, or routers beside an adapter."""
+    adapter = model.adapter
+    return adapter is None or adapter.trains_checkpoint_weights or model.moe.router == "train"
 
 
 def training_dtype(model: ModelSettings) -> ModelSettings:
@@ -28,7 +29,7 @@ def training_dtype(model: ModelSettings) -> ModelSettings:
 
     Weights that train are float32: bfloat16 has 8 bits of precision, so that a weight of 0.02 moves in steps of 1.2e-4
     and loses every smaller update. In 30 steps of AdamW at 5e-7 1 % of bfloat16 weights changed, and 99.7 % in float32.
-    Weights under LoRA alone do not train, and are bfloat16 on a GPU that has it.
+    Weights under an adapter do not train, and are bfloat16 on a GPU that has it.
     """
     if model.dtype != "auto":
         return model

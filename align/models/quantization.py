@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
@@ -15,22 +15,28 @@ if TYPE_CHECKING:
 QUANTIZATIONS = ("none", "nf4")
 
 
-def check_quantization(name: str, *, lora: bool) -> None:
+def check_quantization(name: str, *, adapter: Any) -> None:
     """Refuses a quantisation that cannot train here, before any weights are read.
 
     Args:
         name: `model.quantization`.
-        lora: whether an adapter trains.
+        adapter: what trains; None: all parameters.
 
     Raises:
-        UserError: unknown; no adapter, and four-bit weights do not train; the package or a GPU is missing.
+        UserError: unknown; no adapter, and four-bit weights do not train, or one that does not go on them; the package
+            or a GPU is missing.
     """
     check_choice("model.quantization", name, QUANTIZATIONS)
     if name == "none":
         return
-    if not lora:
+    if adapter is None:
         raise UserError(
-            f"model.quantization={name} leaves nothing to train: four-bit weights are frozen, so set model.lora.r."
+            f"model.quantization={name} leaves nothing to train: four-bit weights are frozen, so set adapter=lora."
+        )
+    if not adapter.takes_four_bits:
+        raise UserError(
+            f"model.quantization={name} does not go with adapter={adapter.kind}, which has no layer for four-bit "
+            "weights: set adapter=lora, or model.quantization=none."
         )
     require_quantization(name)
 

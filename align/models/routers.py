@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from align.core.errors import AlignWarning, UserError, first_line
 from align.core.telling import is_first, tell
-from align.models.settings import LoraSettings, ModelSettings, MoeSettings
+from align.models.settings import ModelSettings, MoeSettings
 from align.models.structure import experts, find_causal_lm
 
 
@@ -186,15 +186,6 @@ def _check_offered(moe: MoeSettings, config: PreTrainedConfig, model_class: Any)
 def _named_coefficient(config: PreTrainedConfig) -> str:
     value = getattr(config.get_text_config(), "router_aux_loss_coef", None)
     return f" (its configuration names {value:g})" if isinstance(value, int | float) else ""
-
-
-def lora_with_routers(model: nn.Module, settings: ModelSettings) -> LoraSettings:
-    """The adapter's settings; with `model.moe.router=train` the routers train in full beside it."""
-    if settings.lora.r == 0 or settings.moe.router != "train":
-        return settings.lora
-    # The last two words of `model.layers.3.mlp.gate`: `gate` alone would also be the end of `shared_expert_gate`.
-    names = {".".join(name.split(".")[-2:]) for name in routers_of(model)}
-    return replace(settings.lora, modules_to_save=[*settings.lora.modules_to_save, *sorted(names)])
 
 
 def freeze_routers(model: nn.Module, settings: ModelSettings) -> None:

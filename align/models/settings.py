@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
@@ -21,7 +22,7 @@ EXPERTS = {"auto": None, "eager": "eager", "grouped": "grouped_mm", "batched": "
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Group key `model.lora`; see hydra_conf/model/default.yaml."""
+    """Group key `model.lora`, another name of `adapter=lora`; see hydra_conf/model/default.yaml."""
 
     r: int = 0
     alpha: int = 16
@@ -75,7 +76,11 @@ def no_balance(attention: str) -> str:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Group `model`; see hydra_conf/model/default.yaml."""
+    """Group `model`; see hydra_conf/model/default.yaml.
+
+    Attributes:
+        adapter: what the group `adapter` describes (align/adapters/adapter.py); None: all parameters train.
+    """
 
     path: str = EMBEDDED
     revision: str | None = None
@@ -85,6 +90,7 @@ class ModelSettings:
     trust_remote_code: bool = False
     quantization: str = "none"
     lora: LoraSettings = field(default_factory=LoraSettings)
+    adapter: Any = None
     rope: RopeSettings = field(default_factory=RopeSettings)
     moe: MoeSettings = field(default_factory=MoeSettings)
     extra_tokens: list[str] = field(default_factory=list)

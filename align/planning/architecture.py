@@ -13,11 +13,12 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
+from align.adapters.adapter import add_adapter
+from align.adapters.layers import replaced
 from align.core.errors import first_line
 from align.longseq.last_norm import last_norm
 from align.longseq.patterns import Pattern
 from align.models.loading import library_class, load_config
-from align.models.lora import add_lora
 from align.models.paths import resolve_path
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
@@ -173,15 +174,15 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
             f"{config.model_type} models are not the library's own: align plan cannot count them."
         )
     with torch.device("meta"), set_zero3_state():
-        model = add_lora(_made(model_class, config), settings.lora)
+        model = add_adapter(_made(model_class, config), settings.adapter)
     lm = find_causal_lm(model)
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
     layers = list(decoder_layers(lm))
     largest = max(layers, key=_count)
-    lora = settings.lora.r > 0
+    lora = settings.adapter is not None
     text = text_config(config)
-    attention = attention_of(config, layers, settings.lora)
-    active = [active_parameters(layer, text) for layer in layers]
+    attention = attention_of(config, layers, settings.adapter)
+    active = [active_parameters(layer, text) - replaced(layer) for layer in layers]
     return Architecture(
         layers=len(layers),
         hidden=text.hidden_size,
@@ -203,7 +204,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         head_parameters=_count(head),
         linear_parameters=_linear_parameters(lm, head),
         lora=lora,
-        lora_mlp=lora and bool(_MLP & set(settings.lora.target_modules)),
+        lora_mlp=_adapted(largest, mlp=True) > 0,
         adapted_attention=_adapted(largest, mlp=False),
         adapted_mlp=_adapted(largest, mlp=True),
         embedding_trains=_count(embedding, trainable=True) > 0,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 from transformers import PreTrainedConfig
 
+from align.adapters.reading import read_model
 from align.core.config import typed
 from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
@@ -60,7 +61,7 @@ def read_asked(config: DictConfig, *, otherwise: int | None = None) -> Asked:
     """
     method = read_method(config)
     check_batch(config.trainer)
-    model = typed(ModelSettings, config, "model")
+    model = read_model(config)
     gpus = typed(GpuSettings, config, "gpus")
     check_wrapper_name(config.wrapper, gpus.device)
     architecture, source = read_config(model)

@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
+from align.adapters.adapter import Adapter, add_adapter
+from align.adapters.layers import own_parameters
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.attention import ATTENTION, attend
 from align.longseq.checkpointing import apply_checkpointing
@@ -35,8 +37,6 @@ from align.longseq.small_model import default_dtype
 from align.longseq.states import prepare_states
 from align.longseq.support import check_supported
 from align.models.loading import library_class
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings
 from align.models.small import one_of_each
 from align.models.structure import decoder_layers, find_causal_lm
 from align.models.text_part import set_attention, text_decoder
@@ -57,11 +57,7 @@ Kind = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
 
 def kind_of(layer: nn.Module) -> Kind:
     """The kind of a decoder layer."""
-    weights = [
-        (name.replace(".base_layer", ""), tuple(p.shape))
-        for name, p in layer.named_parameters()
-        if ".lora_" not in name
-    ]
+    weights = [(name, tuple(p.shape)) for name, p in own_parameters(layer)]
     return type(layer).__name__, tuple(weights)
 
 
@@ -94,14 +90,14 @@ class LayerCounter:
 
     Args:
         config: the model's.
-        lora: its adapter.
+        adapter: what trains of it; None: all.
 
     Raises:
         Exception: whatever the class ends in where it cannot be built or run without values.
     """
 
-    def __init__(self, config: PreTrainedConfig, lora: LoraSettings) -> None:
-        self.config, self.lora = config, lora
+    def __init__(self, config: PreTrainedConfig, adapter: Adapter | None) -> None:
+        self.config, self.adapter = config, adapter
         self._runs: dict[tuple[int, bool], _Run] = {}
         self._found: dict[tuple[int, bool, int], dict[Kind, LayerBytes]] = {}
         self._tiles: dict[int, dict[Kind, LayerBytes]] = {}
@@ -148,7 +144,7 @@ class LayerCounter:
     def _run(self, size: int, *, checkpointed: bool) -> _Run:
         key = (size, checkpointed)
         if key not in self._runs:
-            self._runs[key] = _Run(self.config, self.lora, size)
+            self._runs[key] = _Run(self.config, self.adapter, size)
         return self._runs[key]
 
     def _of(self, size: int, checkpointed: bool, tiles: int) -> dict[Kind, LayerBytes]:
@@ -187,11 +183,11 @@ class _Run:
         heads: of the layers that attend, by number.
     """
 
-    def __init__(self, config: PreTrainedConfig, lora: LoraSettings, size: int) -> None:
+    def __init__(self, config: PreTrainedConfig, adapter: Adapter | None, size: int) -> None:
         build: Any = library_class(config)
         with default_dtype(_TYPES[size]), torch.device("meta"), set_zero3_state():
             model = build(copy.deepcopy(one_of_each(config)))
-            self.model = add_lora(model.to(_TYPES[size]), lora).train()
+            self.model = add_adapter(model.to(_TYPES[size]), adapter).train()
         lm = find_causal_lm(self.model)
         check_supported(lm)  # else the library warns of a class that it cannot switch, and goes on
         set_attention(lm, ATTENTION)

@@ -10,12 +10,13 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedConfig
 
+from align.adapters.adapter import Adapter
+from align.adapters.lora import Lora
 from align.core.errors import UserError, first_line
 from align.longseq.layer_pattern import attention_patterns
 from align.longseq.mixers import attends, mixer_rule
 from align.longseq.patterns import FULL, Pattern
 from align.longseq.support import keeps_state
-from align.models.settings import LoraSettings
 from align.models.text_part import of_layers, text_config
 from align.planning.counting import Heads, Kind, LayerCounter, kind_of
 
@@ -57,13 +58,13 @@ class Attention:
     counter: LayerCounter | None
 
 
-def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: LoraSettings) -> Attention:
+def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], adapter: Adapter | None) -> Attention:
     """What the layers' attention is: by the configuration of a Llama-like model, else as a layer of each kind shows.
 
     Args:
         config: the model's.
         layers: on the meta device, with adapters.
-        lora: the adapter.
+        adapter: what trains; None: all parameters.
 
     Raises:
         UnknownModelError: layers that keep a state in a class that cannot be run without values, or no attention at
@@ -71,10 +72,10 @@ def attention_of(config: PreTrainedConfig, layers: Sequence[nn.Module], lora: Lo
     """
     kinds = tuple(map(kind_of, layers))
     patterns = attention_patterns(text_config(config))
-    if _like_llama(layers):
+    if by_formulas(adapter) and _like_llama(layers):
         return replace(_by_configuration(config, patterns, kinds), like_llama=True)
     # Adapters of experts fold into their weights, which PEFT does not do on the meta device: they are added on top.
-    counter = LayerCounter(config, LoraSettings() if any(map(adapted_experts, layers)) else lora)
+    counter = LayerCounter(config, None if any(map(adapted_experts, layers)) else adapter)
     try:
         seen = counter.heads
         kinds = tuple(_nearest(kind, seen) for kind in kinds)
@@ -141,6 +142,11 @@ def expert_parameters(layer: nn.Module, config: PreTrainedConfig) -> int:
     """Parameters of all experts of a layer, which wrappers that shard weights gather at once."""
     experts = _expert_share(layer, config)
     return sum(p.numel() for p in layer.parameters() if id(p) in experts)
+
+
+def by_formulas(adapter: Adapter | None) -> bool:
+    """Whether the formulas of activations.py know what an adapter keeps: LoRA's, and where all parameters train."""
+    return adapter is None or (isinstance(adapter, Lora) and not adapter.options.get("use_dora"))
 
 
 def adapted_experts(layer: nn.Module) -> int:

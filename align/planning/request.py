@@ -135,7 +135,7 @@ def make_job(
         UnknownOptimizerError: nothing is known of what `optim` keeps.
     """
     source = resolve_source(
-        reference, needs=method.needs.reference, lora=model.lora.r > 0, method=method.name
+        reference, needs=method.needs.reference, adapter=model.adapter, method=method.name
     )
     slots, each = optimizer_slots(str(getattr(trainer.optim, "value", trainer.optim)))
     return Job(

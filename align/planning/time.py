@@ -131,7 +131,7 @@ def work(model: Architecture, job: Job, strategy: Strategy, rows: Rows) -> tuple
     matrices, attention = forward_work(model, rows, rows.scored + sequence)
     head = 2.0 * model.head_parameters * (rows.scored + sequence)
     layers = matrices - head
-    backward = 1.0 + model.trainable / model.parameters if model.lora else 2.0
+    backward = 1.0 + model.trainable / (model.parameters - model.trainable) if model.lora else 2.0
     tiling = 0.0
     if levers.mlp_chunk is not None and recompute:
         tiling = 2 * 2.0 * model.projections * rows.tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
@@ -24,15 +25,16 @@ class ReferenceSettings:
     fill_only: bool = False
 
 
-def resolve_source(settings: ReferenceSettings, *, needs: str, lora: bool, method: str) -> str:
+def resolve_source(settings: ReferenceSettings, *, needs: str, adapter: Any, method: str) -> str:
     """Where reference log-probs come from, `none`, `adapter_off` or `frozen`: as set, or what fits method and model.
 
-    With nothing set, `method=simpo` gives `none`, `method=dpo` with LoRA `adapter_off`, and without LoRA `frozen`.
+    With nothing set, `method=simpo` gives `none`, `method=dpo` with an adapter that can be switched off
+    `adapter_off`, and else `frozen`.
 
     Args:
         settings: group `reference`.
         needs: the method's `needs.reference`.
-        lora: whether the policy has an adapter.
+        adapter: what trains of the policy (align/adapters/adapter.py); None: all parameters.
         method: its name, for messages.
 
     Raises:
@@ -45,25 +47,26 @@ def resolve_source(settings: ReferenceSettings, *, needs: str, lora: bool, metho
     if needs == "none":
         return "none"
     if settings.source is None:
-        return _default_source(settings, lora=lora)
+        return _default_source(settings, adapter=adapter)
     if settings.source == "none":
         raise UserError(
             f"method={method} needs a reference, but reference.source=none: "
-            "set reference.source=adapter_off (with LoRA) or frozen."
+            "set reference.source=adapter_off (with an adapter) or frozen."
         )
     if settings.source == "adapter_off":
-        _check_adapter_off(settings, lora=lora)
+        _check_adapter_off(settings, adapter=adapter)
     return settings.source
 
 
-def _default_source(settings: ReferenceSettings, *, lora: bool) -> str:
+def _default_source(settings: ReferenceSettings, *, adapter: Any) -> str:
     """Where reference log-probs come from when `reference.source` is not set.
 
-    With LoRA the policy without its adapter is the starting model and costs no memory: `adapter_off`. Where all
-    parameters train, or the reference is another model or reads with its own RoPE, it is a model by itself: `frozen`.
+    With an adapter the policy without it is the starting model and costs no memory: `adapter_off`. Where all parameters
+    train, the adapter cannot be switched off exactly (PiSSA), or the reference is another model or reads with its own
+    RoPE, it is a model by itself: `frozen`.
     """
     differs = settings.model is not None or settings.rope == "checkpoint"
-    return "adapter_off" if lora and not differs else "frozen"
+    return "adapter_off" if adapter is not None and adapter.removable and not differs else "frozen"
 
 
 def _check_fill(settings: ReferenceSettings, *, needs: str, method: str) -> None:
@@ -76,11 +79,16 @@ def _check_fill(settings: ReferenceSettings, *, needs: str, method: str) -> None
         raise UserError("reference.fill_only fills a cache: name its folder, reference.cache=FOLDER.")
 
 
-def _check_adapter_off(settings: ReferenceSettings, *, lora: bool) -> None:
+def _check_adapter_off(settings: ReferenceSettings, *, adapter: Any) -> None:
     """The policy without its adapter is the starting model as the policy loaded it, and nothing else."""
-    if not lora:
+    if adapter is None:
         raise UserError(
-            "reference.source=adapter_off needs an adapter to switch off: set model.lora.r, or reference.source=frozen."
+            "reference.source=adapter_off needs an adapter to switch off: set adapter=lora, or reference.source=frozen."
+        )
+    if not adapter.removable:
+        raise UserError(
+            f"reference.source=adapter_off needs the starting model where the adapter is off, and adapter="
+            f"{adapter.kind} changes it: set reference.source=frozen."
         )
     if settings.model is not None:
         raise UserError(
@@ -95,14 +103,14 @@ def _check_adapter_off(settings: ReferenceSettings, *, lora: bool) -> None:
 def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> ModelSettings:
     """The model settings of the reference: the starting model's, or those of `reference.model`, never with an adapter.
 
-    A policy of `model.path=A model.lora.r=16` has the reference A without LoRA; with `reference.model=B` it is B.
+    A policy of `model.path=A adapter=lora` has the reference A without LoRA; with `reference.model=B` it is B.
 
     Args:
         settings: group `reference`.
         policy: group `model`.
     """
     experts = MoeSettings(experts=policy.moe.experts)  # nothing of it trains
-    model = replace(policy, lora=replace(policy.lora, r=0), moe=experts)
+    model = replace(policy, adapter=None, moe=experts)
     if settings.model is not None:
         model = replace(model, path=settings.model, revision=None, moe=MoeSettings())
     return replace(model, rope=RopeSettings()) if settings.rope == "checkpoint" else model

@@ -76,7 +76,7 @@ def model_card(
     sections = [
         _header(config, method),
         f"# {name}\n",
-        f"{base}, trained with the method `{method}` of long-preference {_version()}.\n",
+        f"{base}, trained with the method `{method}` of long-preference {version()}.\n",
         card_words.change(results),
         _use(name, config["data"], chat=chat, loader=loader, parts=parts),
         _metrics(results),
@@ -121,7 +121,8 @@ def _header(config: Mapping[str, Any], method: str) -> str:
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n"
 
 
-def _version() -> str:
+def version() -> str:
+    """This package's version, for cards."""
     try:
         return importlib.metadata.version("long-preference")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout

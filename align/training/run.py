@@ -47,6 +47,8 @@ def check(config: DictConfig) -> Run:
     check_scheduler(arguments)
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
+    if model.adapter is not None:
+        model.adapter.check_options()
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)

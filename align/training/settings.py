@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
@@ -67,7 +68,7 @@ def read_settings(config: DictConfig) -> Settings:
     """
     general = typed(GeneralSettings, config, "")
     needs = check_method(config.method, allow_targets=general.allow_targets)
-    model = typed(ModelSettings, config, "model")
+    model = read_model(config)
     memory = typed(MemorySettings, config, "memory")
     parallel = typed(ParallelSettings, config, "parallel")
     reference = typed(ReferenceSettings, config, "reference")
@@ -83,7 +84,7 @@ def read_settings(config: DictConfig) -> Settings:
             "reference.fill_only has no adapter, which model.quantization needs: fill the cache while training."
         )
     source = resolve_source(
-        reference, needs=needs.reference, lora=model.lora.r > 0, method=str(config.method.name)
+        reference, needs=needs.reference, adapter=model.adapter, method=str(config.method.name)
     )
     check_sharding(reference.sharding, source=source, model=model)
     if source == "frozen" and reference.model is not None:

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 import align
+from align.adapters.adapter import adapter_with_routers, add_adapter
 from align.core.errors import UserError
 from align.core.telling import tell
 from align.data.bad_rows import write_dropped
@@ -31,8 +32,7 @@ from align.longseq.parallel import SequenceParallel, choose_exchange, make_group
 from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, model_tokenizer, native_window
-from align.models.lora import add_lora
-from align.models.routers import freeze_routers, lora_with_routers
+from align.models.routers import freeze_routers
 from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
@@ -128,7 +128,7 @@ def load_policy(run: Run) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
-    policy = add_lora(base, lora_with_routers(base, run.model))
+    policy = add_adapter(base, adapter_with_routers(base, run.model))
     freeze_routers(policy, run.model)
     said = frozen_words(base)
     if said is not None:

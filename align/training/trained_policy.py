@@ -49,7 +49,7 @@ class TrainedPolicy:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether `weights` holds a LoRA adapter and not the whole model."""
+        """Whether `weights` holds an adapter and not the whole model."""
         return (self.weights / ADAPTER).is_file()
 
 
@@ -92,17 +92,14 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedModel:
-    """The trained model without adapters; LoRA's product is added in `dtype`.
+    """The trained model without adapters; what they add is added in `dtype`.
 
     A four-bit base is read in its own precision: the adapter is added to the weights that were quantised.
     """
-    settings = replace(
-        policy.model, quantization="none", kernels="none", lora=replace(policy.model.lora, r=0)
-    )
+    settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
     if not policy.has_adapter:  # what is saved has the RoPE overrides and the extra tokens' rows already
-        settings = replace(
-            settings, path=str(policy.weights), revision=None, rope=RopeSettings(), extra_tokens=[]
-        )
+        settings = replace(settings, path=str(policy.weights), revision=None, rope=RopeSettings())
+        settings = replace(settings, extra_tokens=[])
     if dtype == "stored":
         config = load_config(settings)
         stored = config.dtype or text_config(config).dtype  # composites have it in either

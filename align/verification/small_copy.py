@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from align.adapters.adapter import add_adapter
 from align.data.examples import Answer, TokenizedExample
+from align.longseq.small_model import draw_adapter
 from align.longseq.support import check_readable
 from align.models.loading import auto_class, experts_keyword, load_config
-from align.models.lora import add_lora
 from align.models.settings import ModelSettings
 from align.models.small import few_layers
 from align.models.structure import set_reading
@@ -43,10 +43,9 @@ def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: in
         )
         set_reading(base, settings.attention)
         check_readable(base, settings.attention)
-        model = add_lora(base, settings.lora)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:  # 0 at the start, which would make A's gradient 0
-                nn.init.normal_(weight, std=0.1)
+        model = add_adapter(base, settings.adapter)
+        if settings.adapter is not None:  # what it trains does nothing at its start
+            draw_adapter(model)
     return model.train()
 
 

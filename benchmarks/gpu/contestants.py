@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainingArguments
 
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.models.kernels import fuse
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings
 from align.reference.sources import AdapterOff, Frozen, Reference
 from align.training.methods import Method, named_method
 from align.training.trainer import PreferenceTrainer
@@ -78,13 +78,13 @@ class Task:
     def policy(self, attention: str) -> Any:
         """The starting model, with an adapter where that trains, a little disturbed."""
         model = self.model(attention)
-        policy: Any = add_lora(model, self.lora()) if self.parameters == "lora" else model
+        policy: Any = add_adapter(model, self.lora()) if self.parameters == "lora" else model
         disturb(policy)
         return policy
 
-    def lora(self) -> LoraSettings:
+    def lora(self) -> Lora:
         """The adapter."""
-        return LoraSettings(r=RANK, alpha=RANK)
+        return Lora(r=RANK, alpha=RANK)
 
     def example(self) -> TokenizedExample:
         """The row."""

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import MISSING, OmegaConf
 from transformers import TrainingArguments
 
+from align.adapters.lora import Lora
 from align.core.config import check_arguments, check_choice, typed
 from align.core.errors import UserError
 from align.models.settings import ModelSettings
@@ -98,7 +99,7 @@ def test_trainer_arguments_that_fit_pass():
     ],
 )
 def test_reference_source_follows_method_and_lora(settings, needs, lora, expected):
-    assert resolve_source(settings, needs=needs, lora=lora, method="m") == expected
+    assert resolve_source(settings, needs=needs, adapter=Lora(r=4) if lora else None, method="m") == expected
 
 
 @pytest.mark.parametrize(
@@ -112,4 +113,4 @@ def test_reference_source_follows_method_and_lora(settings, needs, lora, expecte
 )
 def test_contradictory_references_are_refused(settings, lora, sentence):
     with pytest.raises(UserError, match=sentence):
-        resolve_source(settings, needs="same", lora=lora, method="dpo")
+        resolve_source(settings, needs="same", adapter=Lora(r=4) if lora else None, method="dpo")

@@ -21,6 +21,7 @@ from align.core.targets import KINDS
 
 CONF = Path(hydra_conf.__file__).parent
 PROTOCOLS = {
+    "adapter": "align.adapters.adapter.Adapter",
     "suite": "align.evaluation.suite.Suite",
     "pipeline": "align.synthesis.pipeline.Pipeline",
     "generator": "align.generation.generators.GeneratorSettings",

@@ -19,6 +19,7 @@ BASES: dict[str, tuple[str, ...]] = {
     "rounds": ("lengths=[100, 200]",),
     "report": ("path=FOLDER",),
     "export": ("path=FOLDER", "output=OUT/model"),
+    "merge": ("models=[MODEL,MODEL]", "output=OUT/model"),
 }
 OFTEN = ("train", "train", "train", "train", "evaluate", "synthesize", "inspect")
 VALUES = (

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.probe import check_computed
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings
 from align.models.small import few_layers
 from align.models.structure import find_causal_lm
 from align.models.text_part import set_attention
@@ -38,7 +38,7 @@ def test_values_and_every_gradient_in_double_precision(kind, lora):
         make_example(rng, prompt=24, answers=[7, 5], jump=100),
         make_example(rng, prompt=11, answers=[3, 6]),
     ]
-    model = add_lora(tiny_composite(kind).double(), LoraSettings(r=4 if lora else 0))
+    model = add_adapter(tiny_composite(kind).double(), Lora(r=4) if lora else None)
     randomise_lora_b(model)
     model.train()
     expected = plain_pair_logps(model, examples)
@@ -102,7 +102,7 @@ class Composite(Case):
         model = tiny_composite(self.kind)
         set_attention(model, attention)
         torch.manual_seed(1)
-        model = add_lora(model, LoraSettings(r=4 if self.lora else 0))
+        model = add_adapter(model, Lora(r=4) if self.lora else None)
         randomise_lora_b(model)
         return model.train()
 

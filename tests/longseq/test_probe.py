@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, LlamaForCausalLM
 
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq import probe
 from align.longseq.numeric import PROMPTS, measure
@@ -22,7 +23,7 @@ from align.longseq.probe import (
 from align.longseq.settings import MemorySettings
 from align.longseq.small_model import build_small
 from align.longseq.verdicts import Verdict, key_of
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.models.small import WINDOW
 from align.training.preparation import prepare_model
 from tests.tiny import save_tiny, tiny_model
@@ -228,11 +229,11 @@ def test_an_adapter_that_does_not_fit_small_widths_is_not_proven_and_that_is_sai
 
 def test_the_users_lora_is_part_of_the_check(tmp_path, cache):
     save_tiny(tmp_path / "model")
-    check_architecture(ModelSettings(path=str(tmp_path / "model"), lora=LoraSettings(r=4)))
+    check_architecture(ModelSettings(path=str(tmp_path / "model"), adapter=Lora(r=4)))
     assert len(list(cache.iterdir())) == 1
-    wrong = LoraSettings(r=4, target_modules=["q_proj", "w_proj"])
+    wrong = Lora(r=4, target_modules=["q_proj", "w_proj"])
     with pytest.raises(UserError, match="target_modules names w_proj"):
-        check_architecture(ModelSettings(path=str(tmp_path / "model"), lora=wrong))
+        check_architecture(ModelSettings(path=str(tmp_path / "model"), adapter=wrong))
 
 
 def test_a_model_in_memory_is_held_by_its_class(cache):

@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers.models.llama import modeling_llama
 
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq import ATTENTION
 from align.longseq.checkpointing import apply_checkpointing
@@ -24,8 +26,7 @@ from align.models import kernels
 from align.models.checks import check_model
 from align.models.kernels import FAMILIES, check_kernels, fuse, kernels_on
 from align.models.loading import load_causal_lm, load_config
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.models.structure import find_causal_lm
 from align.reference.settings import ReferenceSettings, reference_model
 from align.training import run
@@ -94,13 +95,13 @@ def test_checkpointed_tiled_and_offloaded(family, levers):
 
 
 def test_adapters_on_every_projection_and_trained_norms():
-    settings = LoraSettings(r=4, target_modules=["all-linear"], modules_to_save=["norm"])
+    settings = Lora(r=4, target_modules=["all-linear"], modules_to_save=["norm"])
     models = []
     for change in (lambda model: None, fuse):
         model = family_model("qwen3")
         change(model)
         torch.manual_seed(0)
-        adapted = add_lora(model, settings).train()
+        adapted = add_adapter(model, settings).train()
         randomise_lora_b(adapted)
         models.append(adapted)
     plain, fused = models

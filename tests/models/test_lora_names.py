@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from transformers import CONFIG_MAPPING
 
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq.small_model import build_small
 from align.models.loading import library_class
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings
 from tests.families import FAMILIES
 
 LATENT = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
@@ -31,7 +31,7 @@ def small_model(kind: str):
 
 @pytest.mark.parametrize("kind", CASES)
 def test_the_usual_names_stand_for_the_models_own(kind):
-    adapted = add_lora(small_model(kind), LoraSettings(r=2))
+    adapted = add_adapter(small_model(kind), Lora(r=2))
     found = {
         name.split(".lora_A")[0].rsplit(".", 1)[-1]
         for name, _ in adapted.named_parameters()
@@ -42,7 +42,7 @@ def test_the_usual_names_stand_for_the_models_own(kind):
 
 def test_a_name_that_a_model_lacks_is_answered_with_those_that_it_has():
     with pytest.raises(UserError) as refused:
-        add_lora(small_model("lfm2"), LoraSettings(r=2))
+        add_adapter(small_model("lfm2"), Lora(r=2))
     assert str(refused.value) == (
         "model.lora.target_modules names o_proj, which Lfm2ForCausalLM does not have: name some of k_proj, "
         "out_proj, q_proj, v_proj, w1, w2, w3, or set model.lora.target_modules=[all-linear]."

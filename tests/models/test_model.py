@@ -14,6 +14,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config
 
+from align.adapters.adapter import add_adapter
+from align.adapters.half import Half
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.support import check_config
@@ -22,8 +25,7 @@ from align.models import quantization
 from align.models.checks import check_model
 from align.models.identity import parameters_digest
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.models.settings import ModelSettings, RopeSettings
 from align.reference.sources import AdapterOff
 from losses import logo_loss
 from tests.longseq.plain import (
@@ -284,7 +286,7 @@ def test_a_rope_for_each_type_of_layer_is_refused():
 def with_lora(model: torch.nn.Module, *, attention: str, **keys) -> torch.nn.Module:
     model.set_attn_implementation(attention)
     torch.manual_seed(1)
-    return add_lora(model, LoraSettings(r=4, **keys)).train()
+    return add_adapter(model, Lora(r=4, **keys)).train()
 
 
 def loss_of(logps) -> torch.Tensor:
@@ -372,11 +374,6 @@ def test_wrong_modules_are_refused(keys, sentence):
         with_lora(tiny_model(tie_word_embeddings=True), attention=ATTENTION, **keys)
 
 
-def test_modules_beside_lora_without_lora_are_refused():
-    with pytest.raises(UserError, match=r"model\.lora\.r=0 trains all parameters"):
-        check_model(ModelSettings(lora=LoraSettings(modules_to_save=["norm"])))
-
-
 # ---- four-bit weights
 
 
@@ -390,7 +387,7 @@ def test_four_bit_configuration():
     assert quantization.quantization_config("none", torch.bfloat16) is None
 
 
-QLORA = ModelSettings(quantization="nf4", lora=LoraSettings(r=8))
+QLORA = ModelSettings(quantization="nf4", adapter=Lora(r=8))
 
 
 @pytest.fixture
@@ -409,11 +406,12 @@ def machine(monkeypatch):
     ("keys", "package", "gpu", "sentence"),
     [
         ({"quantization": "int3"}, True, True, r"quantization=int3 is not known: use none, nf4"),
-        ({"lora": LoraSettings(r=0)}, True, True, r"leaves nothing to train.*set model\.lora\.r"),
+        ({"adapter": None}, True, True, r"leaves nothing to train.*set adapter=lora"),
+        ({"adapter": Half()}, True, True, r"does not go with adapter=half"),
         ({}, False, True, r"needs the package bitsandbytes.*long-preference\[qlora\]"),
         ({}, True, False, r"needs a CUDA GPU, and none is visible"),
     ],
-    ids=["unknown", "no adapter", "no package", "no GPU"],
+    ids=["unknown", "no adapter", "copies of weights", "no package", "no GPU"],
 )
 def test_quantisation_is_refused_in_one_sentence(machine, keys, package, gpu, sentence):
     machine(package=package, gpu=gpu)

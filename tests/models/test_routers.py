@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
+from align.adapters.adapter import adapter_with_routers, add_adapter
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.probe import check_architecture
 from align.models.checks import check_model
 from align.models.loading import load_causal_lm
-from align.models.lora import add_lora
-from align.models.routers import PROBABILITIES, freeze_routers, lora_with_routers, routers_of
-from align.models.settings import LoraSettings, ModelSettings, MoeSettings
+from align.models.routers import PROBABILITIES, freeze_routers, routers_of
+from align.models.settings import ModelSettings, MoeSettings
 from align.reference.settings import ReferenceSettings, reference_model
 from tests.longseq.balanced import MIXTURES
 from tests.longseq.plain import assert_close, gradients
@@ -36,8 +37,8 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return made
 
 
-def settings_of(folder: Path, lora: LoraSettings | None = None, **moe: Any) -> ModelSettings:
-    return ModelSettings(path=str(folder), lora=lora or LoraSettings(), moe=MoeSettings(**moe))
+def settings_of(folder: Path, lora: Lora | None = None, **moe: Any) -> ModelSettings:
+    return ModelSettings(path=str(folder), adapter=lora, moe=MoeSettings(**moe))
 
 
 @pytest.mark.parametrize(
@@ -103,8 +104,8 @@ def trained(model: nn.Module) -> dict[str, bool]:
 def test_which_routers_train(kind, r, router, routers, experts):
     sizes = MIXTURES.get(kind, {"num_local_experts": 4, "num_experts_per_tok": 2})
     model = tiny_model(kind, **sizes)
-    settings = settings_of(Path(), LoraSettings(r=r), router=router)
-    policy = add_lora(model, lora_with_routers(model, settings))
+    settings = settings_of(Path(), Lora(r=r) if r else None, router=router)
+    policy = add_adapter(model, adapter_with_routers(model, settings))
     freeze_routers(policy, settings)
     assert trained(policy) == {"routers": routers, "experts": experts}
     shared = [weight for name, weight in policy.named_parameters() if "shared_expert_gate" in name]
@@ -114,8 +115,8 @@ def test_which_routers_train(kind, r, router, routers, experts):
 def test_a_router_beside_lora_has_its_gradient():
     model = tiny_model("qwen3_moe", **SMALL)
     model.set_attn_implementation(ATTENTION)
-    settings = settings_of(Path(), LoraSettings(r=4), router="train")
-    policy = add_lora(model, lora_with_routers(model, settings))
+    settings = settings_of(Path(), Lora(r=4), router="train")
+    policy = add_adapter(model, adapter_with_routers(model, settings))
     pair_logps(policy, pack(Rows(2).examples)).chosen.sum().backward()
     found = [w for name, w in policy.named_parameters() if "gate.modules_to_save" in name]
     assert len(found) == 2
@@ -125,7 +126,7 @@ def test_a_router_beside_lora_has_its_gradient():
 def test_all_linear_leaves_routers_alone():
     """Hunyuan's router is a linear layer within its gate."""
     model = tiny_model("hunyuan_v1_moe", num_experts=4, moe_topk=2, moe_intermediate_size=24)
-    policy = add_lora(model, LoraSettings(r=4, target_modules=["all-linear"]))
+    policy = add_adapter(model, Lora(r=4, target_modules=["all-linear"]))
     adapted = {name for name, _ in policy.named_parameters() if "lora_A" in name}
     assert any("q_proj" in name for name in adapted)
     assert not any(".gate.wg." in name for name in adapted)

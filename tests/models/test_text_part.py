@@ -9,15 +9,16 @@ import torch
 from peft import PeftModel
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq import ATTENTION
 from align.longseq.support import check_config
 from align.models.identity import Identity
 from align.models.loading import library_class, load_causal_lm, load_config, load_tokenizer, window_of
-from align.models.lora import add_lora
 from align.models.precision import Precision
 from align.models.processor_files import copy_processor
-from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.models.settings import ModelSettings, RopeSettings
 from align.models.structure import attention_of, decoder_layers, find_causal_lm
 from align.models.text_part import (
     current_attention,
@@ -82,7 +83,7 @@ def test_a_text_model_is_its_own_text_part():
     assert text_config(model.config) is model.config
     assert not other_parts(model)
     assert frozen_words(model) is None
-    assert trainable(add_lora(model, LoraSettings())) == {name for name, _ in model.named_parameters()}
+    assert trainable(add_adapter(model, None)) == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("kind", ["musicgen", "qwen3_omni_moe", "pix2struct"])
@@ -149,7 +150,7 @@ def test_the_identity_knows_the_text_parts_configuration(folder, tmp_path):
 
 def test_all_parameters_are_the_text_parts():
     """What trains is named by the text part's weights, and the line says what does not."""
-    model = add_lora(tiny_composite("gemma3"), LoraSettings())
+    model = add_adapter(tiny_composite("gemma3"), None)
     assert all(name.startswith(("model.language_model.", "lm_head.")) for name in trainable(model))
     assert frozen_words(model) == (
         "Gemma3ForConditionalGeneration is a composite: its text part trains; model.vision_tower, "
@@ -174,7 +175,7 @@ def test_adapters_are_in_the_text_part_alone(kind, keys, tmp_path):
     with torch.no_grad():
         start = base(input_ids=IDS).logits
     settings = {"target_modules": ["q_proj", "o_proj"]} | keys
-    model = add_lora(base, LoraSettings(r=2, **settings)).eval()
+    model = add_adapter(base, Lora(r=2, **settings)).eval()
     inside = ("base_model.model.model.language_model.", "base_model.model.lm_head.")
     assert trainable(model) and all(name.startswith(inside) for name in trainable(model))
     lora = {name for name in trainable(model) if "lora_" in name}
@@ -202,13 +203,13 @@ def test_adapters_are_in_the_text_part_alone(kind, keys, tmp_path):
 
 def test_a_module_of_the_tower_alone_is_no_target():
     with pytest.raises(UserError, match="which Gemma3ForConditionalGeneration does not have"):
-        add_lora(tiny_composite("gemma3"), LoraSettings(r=2, target_modules=["out_proj"]))
+        add_adapter(tiny_composite("gemma3"), Lora(r=2, target_modules=["out_proj"]))
 
 
 def test_the_tied_embedding_of_a_composite_trains_as_one(folder):
     base = load_causal_lm(ModelSettings(path=str(folder), dtype="float32"))
     assert base.lm_head.weight is base.model.language_model.embed_tokens.weight
-    model = add_lora(base, LoraSettings(r=2, modules_to_save=["embed_tokens"]))
+    model = add_adapter(base, Lora(r=2, modules_to_save=["embed_tokens"]))
     embedding = {name for name in trainable(model) if "lora_" not in name}
     assert len(embedding) == 1
     model(input_ids=IDS).logits.sum().backward()

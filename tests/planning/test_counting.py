@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq import ATTENTION
 from align.longseq.checkpointing import apply_checkpointing
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture, measure
 from align.planning.job import Job, Levers, Machine, Precision, Rows, Strategy
 from align.planning.memory import predict
@@ -120,7 +121,7 @@ def test_a_token_goes_through_two_of_eight_experts():
 
 def test_adapters_of_experts():
     """DeepSeek-V3, `all-linear`: of the experts' adapters two of eight; ZeRO-3 gathers a layer's experts at once."""
-    lora = ModelSettings(lora=LoraSettings(r=16, target_modules=["all-linear"]))
+    lora = ModelSettings(adapter=Lora(r=16, target_modules=["all-linear"]))
     sizes, plain = measure(config_of("deepseek_v3"), lora), sizes_of("deepseek_v3")
     assert sizes.layer_experts > plain.layer_experts == sizes.adapted_experts == 8 * 3 * 128 * 96
     assert plain.active < sizes.active < plain.active + sizes.trainable / 2

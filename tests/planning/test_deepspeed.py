@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings, ModelSettings
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
+from align.models.settings import ModelSettings
 from align.planning.architecture import measure
 from align.planning.job import Job, Precision, Rows
 from align.planning.states import states
@@ -38,7 +39,7 @@ def make(name: str, lora: int) -> Any:
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 32}
     base = tiny_model("llama", num_hidden_layers=4, **sizes)
     base = base.to(torch.bfloat16 if name == "bfloat16" else torch.float32)
-    return add_lora(base, LoraSettings(r=lora))
+    return add_adapter(base, Lora(r=lora) if lora else None)
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -149,7 +150,7 @@ def test_bytes_are_the_engines(stage):
     (measured, _) = run_distributed(worker, PROCESSES, stage)
     wrapper = f"zero{stage}"
     for (name, lora), found in measured.items():
-        sizes = measure(make(name, 0).config, ModelSettings(lora=LoraSettings(r=lora)))
+        sizes = measure(make(name, 0).config, ModelSettings(adapter=Lora(r=lora) if lora else None))
         job = Job(Rows(8, (8,)), PRECISIONS[name], accumulation=MICRO_BATCHES)
         planned = states(sizes, job, wrapper, PROCESSES)
         assert found["weights"] == pytest.approx(planned.weights, rel=0.01), name

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.longseq import ATTENTION, head_slices
 from align.longseq.checkpointing import apply_checkpointing
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.head import head_bytes
 from align.planning.job import Job, Levers, Precision, Rows, Strategy
@@ -30,7 +31,7 @@ GPU = replace(CPU, device="cuda")  # no runtime: torch counts its own tensors al
 
 @pytest.fixture(scope="module")
 def llama() -> Architecture:
-    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", lora=LoraSettings(r=16))
+    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", adapter=Lora(r=16))
     return measure(read_config(settings)[0], settings)
 
 
@@ -95,13 +96,13 @@ def test_adapters_cast_their_inputs(mode, chunk):
     sizes = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6, "head_dim": 32}
     base = tiny_model("llama", num_hidden_layers=6, **sizes).to(torch.bfloat16)
     base.set_attn_implementation(ATTENTION)
-    settings = ModelSettings(lora=LoraSettings(r=4))
+    settings = ModelSettings(adapter=Lora(r=4))
     architecture = measure(base.config, settings)
     job = Job(ROWS, Precision(2), optimizer_slots=0)
     assert architecture.adapted_attention == 4 * 192
     assert casts(architecture, job) == (4 * 3 * 192, 0)
     assert casts(architecture, replace(job, precision=Precision(4))) == (0, 0)
-    model = add_lora(base, settings.lora).train()
+    model = add_adapter(base, settings.adapter).train()
     apply_checkpointing(model, mode, mlp_chunk=chunk)
     memory = predict(architecture, job, Strategy(levers=Levers(mode, mlp_chunk=chunk)), CPU)
     predicted = memory.gradients + memory.checkpoints + memory.transient

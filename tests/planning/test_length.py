@@ -11,8 +11,9 @@ import pytest
 
 import align
 from align import cli
+from align.adapters.lora import Lora
 from align.core.errors import UserError
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.plan import check
 from align.planning import length_plan
 from align.planning.architecture import Architecture, measure, read_config
@@ -31,7 +32,7 @@ LOGO = Job(Rows(1, (512,) * 3), Precision(2))
 
 @pytest.fixture(scope="module")
 def llama() -> Architecture:
-    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", lora=LoraSettings(r=16))
+    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", adapter=Lora(r=16))
     return measure(read_config(settings)[0], settings)
 
 

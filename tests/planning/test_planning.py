@@ -15,12 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Gemma3Config
 
 from align import cli
+from align.adapters.adapter import add_adapter
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
-from align.models.lora import add_lora
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.planning.architecture import measure, read_config
 from align.planning.gpu_memory import Reading
 from align.planning.here import choose_levers, machine_here, warning
@@ -56,7 +57,7 @@ def test_parameters_are_the_checkpoints(path, parameters):
 
 def test_what_trains_under_lora():
     """Llama-3-8B, rank 16 on q, k, v, o: 32 · 16 · ((4096 + 4096) · 2 + (4096 + 1024) · 2)."""
-    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", lora=LoraSettings(r=16))
+    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", adapter=Lora(r=16))
     sizes = measure(read_config(settings)[0], settings)
     assert sizes.trainable == 32 * 16 * ((4096 + 4096) * 2 + (4096 + 1024) * 2)
 
@@ -112,9 +113,9 @@ def test_live_memory(rank, mode, chunk, offload):
     sizes = {"hidden_size": 192, "intermediate_size": 512, "num_attention_heads": 6, "head_dim": 32}
     base = tiny_model("llama", num_hidden_layers=6, **sizes)
     base.set_attn_implementation(ATTENTION)
-    settings = ModelSettings(lora=LoraSettings(r=rank))
+    settings = ModelSettings(adapter=Lora(r=rank) if rank else None)
     architecture = measure(base.config, settings)
-    model = add_lora(base, settings.lora).train()
+    model = add_adapter(base, settings.adapter).train()
     apply_checkpointing(model, mode, mlp_chunk=chunk, offload=offload, offload_folder=None)
     strategy = Strategy(levers=Levers(mode, 1024, offload, chunk))
     job = Job(ROWS, Precision(), optimizer_slots=0)
@@ -278,7 +279,7 @@ def test_json_holds_every_part(tmp_path, monkeypatch, capfd):
 
 def test_less_memory_pulls_more_levers():
     """From plenty to little room the chosen set needs less each time, and is never faster than the one before."""
-    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", lora=LoraSettings(r=16))
+    settings = ModelSettings(path="meta-llama/Meta-Llama-3-8B-Instruct", adapter=Lora(r=16))
     sizes = measure(read_config(settings)[0], settings)
     job, machine = Job(Rows(32768, (512, 512)), Precision(2)), replace(CPU, device="cuda", host_memory=1e12)
     seen = []
@@ -300,7 +301,7 @@ def test_a_cpu_has_no_host_to_offload_to():
 
 
 def tiny_job() -> tuple:
-    settings = ModelSettings(path="Qwen/Qwen2.5-7B-Instruct", lora=LoraSettings(r=16))
+    settings = ModelSettings(path="Qwen/Qwen2.5-7B-Instruct", adapter=Lora(r=16))
     sizes = measure(read_config(settings)[0], settings)
     return sizes, Job(Rows(16384, (512, 512)), Precision(2))
 

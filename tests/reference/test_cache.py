@@ -17,12 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.data.examples import Answer
 from align.longseq import pack, pair_logps
 from align.models.identity import Identity, file_hash, weights_fingerprint
 from align.models.precision import Precision
-from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.models.settings import ModelSettings, RopeSettings
 from align.reference.cache import IDLE_AT_ONCE, QUIET, Cached, LogpStore, check_folder
 from align.reference.key import row_keys
 from align.reference.sources import Frozen
@@ -126,7 +127,7 @@ def test_identity_is_the_function_and_not_where_it_lies(folder, tmp_path):
     tiny_model().save_pretrained(copy)
     assert digest(copy, cache) == known
     assert digest(folder, tmp_path / "other") == known
-    assert digest(folder, cache, lora=LoraSettings(r=8)) == known
+    assert digest(folder, cache, adapter=Lora(r=8)) == known
     assert digest(folder, cache, rope=RopeSettings(theta=10_000.0)) == known  # what the checkpoint has
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"transformers_version": "9", "use_cache": False}))

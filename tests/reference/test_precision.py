@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 import torch
 
+from align.adapters.lora import Lora
 from align.core.errors import AlignWarning
 from align.models import loading, precision
 from align.models.precision import Precision, autocasts, cast_parameters, training_dtype, warn_of_low_weights
-from align.models.settings import LoraSettings, ModelSettings
+from align.models.settings import ModelSettings
 from align.reference.sources import computing_precision, keeps_float32_copy
 from tests.rows import make_rows
 from tests.tiny import save_tiny, tiny_model
 
 CPU_FORMS = Path(__file__).parents[2] / "launchers" / "accelerate" / "cpu"
-LORA = LoraSettings(r=8)
+LORA = Lora(r=8)
 
 
 @pytest.mark.parametrize(

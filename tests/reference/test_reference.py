@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from align import cli
+from align.adapters.lora import Lora
 from align.core.errors import UserError
 from align.longseq import pack, pair_logps
 from align.models.identity import Identity
-from align.models.settings import LoraSettings, ModelSettings, RopeSettings
+from align.models.settings import ModelSettings, RopeSettings
 from align.reference import build as reference_build
 from align.reference.cache import Cached, LogpStore
 from align.reference.settings import ReferenceSettings, reference_model, resolve_source
@@ -60,7 +61,12 @@ SOURCES = [
 
 @pytest.mark.parametrize(("settings", "needs", "lora", "source"), SOURCES)
 def test_source_follows_from_method_and_adapter(settings, needs, lora, source):
-    assert resolve_source(ReferenceSettings(**settings), needs=needs, lora=lora, method="dpo") == source
+    assert (
+        resolve_source(
+            ReferenceSettings(**settings), needs=needs, adapter=Lora(r=4) if lora else None, method="dpo"
+        )
+        == source
+    )
 
 
 CONTRADICTIONS = [
@@ -78,7 +84,9 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("settings", "needs", "lora", "sentence"), CONTRADICTIONS)
 def test_contradictions_are_refused(settings, needs, lora, sentence):
     with pytest.raises(UserError) as error:
-        resolve_source(ReferenceSettings(**settings), needs=needs, lora=lora, method="dpo")
+        resolve_source(
+            ReferenceSettings(**settings), needs=needs, adapter=Lora(r=4) if lora else None, method="dpo"
+        )
     assert sentence in str(error.value)
 
 
@@ -88,11 +96,11 @@ def test_reference_model_is_the_starting_one_unless_named():
         path="start",
         revision="v1",
         dtype="float32",
-        lora=LoraSettings(r=8),
+        adapter=Lora(r=8),
         rope=RopeSettings(theta=1e7),
     )
     same = reference_model(ReferenceSettings(), policy)
-    assert (same.path, same.revision, same.lora.r, same.rope.theta) == ("start", "v1", 0, 1e7)
+    assert (same.path, same.revision, same.adapter, same.rope.theta) == ("start", "v1", None, 1e7)
     other = reference_model(ReferenceSettings(model="first", rope="checkpoint"), policy)
     assert (other.path, other.revision, other.dtype, other.rope) == ("first", None, "float32", RopeSettings())
 

@@ -1,0 +1,108 @@
+"""What an adapter is to the rest: it chooses the parameters that train, and says what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from align.models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel, TrainerCallback
+
+
+class Adapter(Protocol):
+    """A choice of the group `adapter`: a frozen dataclass whose fields are the group's keys."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in messages: `lora`, `oft`, `half`."""
+
+    @property
+    def removable(self) -> bool:
+        """Whether the policy with the adapter switched off is the starting model, to the last bit.
+
+        It is then the reference that costs no memory.
+        """
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether its change can be added to the weights, so that `align export` writes an ordinary model."""
+
+    @property
+    def trains_checkpoint_weights(self) -> bool:
+        """Whether weights of the checkpoint's own sizes train, which float32 suits."""
+
+    @property
+    def takes_four_bits(self) -> bool:
+        """Whether it trains on a base of four-bit weights (`model.quantization`)."""
+
+    def check(self) -> None:
+        """Refuses what is wrong whatever the model, without torch."""
+
+    def check_options(self) -> None:
+        """The same, as the library that computes the adapter tells."""
+
+    def with_modules(self, names: Sequence[str]) -> Adapter:
+        """The same adapter with more modules that train in full, named by the ends of their names (routers)."""
+
+    def add(self, model: PreTrainedModel) -> PeftModel:
+        """The model with the adapter on it; raises UserError where the model is not for it."""
+
+    def rates(self, policy: nn.Module) -> Mapping[str, float]:
+        """Factors of the learning rate by parameter name, for those that have one other than 1."""
+
+    def callbacks(self, policy: nn.Module) -> Sequence[TrainerCallback]:
+        """What it does between the steps of training."""
+
+
+class Still:
+    """What most adapters have in common: one learning rate, and nothing to do between steps."""
+
+    def check_options(self) -> None:
+        """Nothing beyond `check`."""
+
+    def rates(self, policy: nn.Module) -> Mapping[str, float]:
+        """One rate for all."""
+        return {}
+
+    def callbacks(self, policy: nn.Module) -> Sequence[TrainerCallback]:
+        """None."""
+        return ()
+
+
+def add_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Any:
+    """The model with its adapter; without one the model itself, all parameters of which train.
+
+    Of a composite only the text part gets adapters, and only its parameters train, whatever modules of the same names
+    its other parts have.
+
+    Raises:
+        UserError: the adapter is not for this model.
+    """
+    if adapter is not None:
+        return adapter.add(model)
+    from align.models.text_part import freeze_other_parts
+
+    freeze_other_parts(model)
+    return model
+
+
+def without_adapter(settings: ModelSettings) -> ModelSettings:
+    """The same model, all parameters of which would train."""
+    return replace(settings, adapter=None)
+
+
+def adapter_with_routers(model: nn.Module, settings: ModelSettings) -> Adapter | None:
+    """The adapter; with `model.moe.router=train` the routers train in full beside it."""
+    adapter: Adapter | None = settings.adapter
+    if adapter is None or settings.moe.router != "train":
+        return adapter
+    from align.models.routers import routers_of
+
+    # The last two words of `model.layers.3.mlp.gate`: `gate` alone would also be the end of `shared_expert_gate`.
+    names = {".".join(name.split(".")[-2:]) for name in routers_of(model)}
+    return adapter.with_modules(sorted(names))

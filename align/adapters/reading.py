@@ -1,0 +1,71 @@
+"""The groups `model` and `adapter` of a command's configuration, read as one: which model, and what of it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.adapters.adapter import Adapter
+from align.adapters.lora import Lora
+from align.core.config import typed
+from align.core.errors import UserError
+from align.core.instantiate import build
+from align.models.settings import LoraSettings, ModelSettings
+
+
+def read_model(config: DictConfig) -> ModelSettings:
+    """Group `model` with what the group `adapter` describes; `model.lora` is another name of `adapter=lora`.
+
+    Args:
+        config: a command's whole configuration; those that do not train have no group `adapter`.
+
+    Raises:
+        UserError: a wrong key or value, or an adapter that is named in both ways.
+    """
+    model = typed(ModelSettings, config, "model")
+    if model.adapter is not None:
+        raise UserError(
+            "model.adapter is no key: adapters are a group of their own, adapter=lora adapter.r=16."
+        )
+    adapter = _named(config)
+    check_lora_keys(model.lora, other=adapter)
+    if model.lora.r:
+        lora = Lora(**vars(model.lora))
+        lora.check()
+        adapter = lora
+    return replace(model, lora=LoraSettings(), adapter=adapter)
+
+
+def check_lora_keys(lora: LoraSettings, *, other: Adapter | None) -> None:
+    """Refuses `model.lora` beside another adapter, and keys of it that nothing would read.
+
+    Args:
+        lora: group key `model.lora`.
+        other: of the group `adapter`.
+    """
+    if lora == LoraSettings():
+        return
+    if other is not None:
+        raise UserError(
+            f"model.lora is another name of adapter=lora, and adapter={other.kind} is set too: leave model.lora out."
+        )
+    if lora.r == 0:
+        named = next(name for name, value in vars(lora).items() if value != getattr(LoraSettings(), name))
+        raise UserError(
+            f"model.lora.{named} is set, but model.lora.r=0 trains all parameters: set model.lora.r, or leave "
+            f"model.lora.{named} out."
+        )
+
+
+def _named(config: DictConfig) -> Adapter | None:
+    """What the group `adapter` describes; None for `none`, and for commands without the group."""
+    if OmegaConf.select(config, "adapter._target_") is None:
+        unread = [str(key) for key in config.get("adapter") or {} if key != "_target_"]
+        if unread:
+            raise UserError(
+                f"adapter.{unread[0]} is set, but adapter=none trains all parameters: name an adapter, adapter=lora."
+            )
+        return None
+    adapter: Adapter = build(config, "adapter")
+    return adapter

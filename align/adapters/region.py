@@ -1,0 +1,78 @@
+"""CoFiTune's coarse stage: a band of layers trains, and of these only modules of some names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from align.adapters.adapter import Still
+from align.core.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Region(Still):
+    """A region of the model (arXiv 2404.10306); see hydra_conf/adapter/region.yaml.
+
+    Attributes:
+        layers: begin and end of the band, as shares of the depth: `[0.25, 0.5]` of 32 layers is layers 8 to 15.
+        modules: last names of the modules that train within it.
+        modules_to_save: ends of the names of further modules that train, wherever they are.
+    """
+
+    layers: list[float] = field(default_factory=lambda: [0.25, 0.5])
+    modules: list[str] = field(default_factory=lambda: ["up_proj", "down_proj"])
+    modules_to_save: list[str] = field(default_factory=list)
+
+    kind = "region"
+    removable = True
+    mergeable = True
+    trains_checkpoint_weights = True
+    takes_four_bits = False
+
+    def check(self) -> None:
+        """Refuses a band that is none, and no modules."""
+        if len(self.layers) != 2 or not 0.0 <= self.layers[0] < self.layers[1] <= 1.0:
+            raise UserError(
+                f"adapter.layers={self.layers} is no band of layers: give two shares of the depth, such as [0.25, 0.5]."
+            )
+        if not self.modules:
+            raise UserError(
+                "adapter.modules=[] leaves nothing to train: name modules, such as [up_proj, down_proj]."
+            )
+
+    def with_modules(self, names: Sequence[str]) -> Region:
+        """See `Adapter`."""
+        return replace(self, modules_to_save=[*self.modules_to_save, *names])
+
+    def add(self, model: PreTrainedModel) -> PeftModel:
+        """See `Adapter`."""
+        from align.adapters.copies import train_copies
+
+        return train_copies(model, self.chosen(model))
+
+    def band(self, layers: int) -> range:
+        """The numbers of the layers that train, of a model with so many: at least one."""
+        first, end = (round(share * layers) for share in self.layers)
+        first = min(first, layers - 1)
+        return range(first, max(end, first + 1))
+
+    def chosen(self, model: PreTrainedModel) -> list[str]:
+        """Names of the modules that train, of the text part."""
+        from align.adapters.targets import leaf, saved_of, targets_of
+        from align.models.structure import decoder_layers
+        from align.models.text_part import text_modules
+
+        wanted = set(targets_of(model, self.modules))
+        layers = list(decoder_layers(model))
+        inside = {id(module) for number in self.band(len(layers)) for module in layers[number].modules()}
+        ends = tuple(saved_of(model, self.modules_to_save, []))
+        return [
+            name
+            for name, module in text_modules(model)
+            if (id(module) in inside and leaf(name) in wanted) or (ends and name.endswith(ends))
+        ]
