@@ -36,6 +36,7 @@ METHODS = sorted(path.stem for path in (Path(hydra_conf.__file__).parent / "meth
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
 SECTIONS = 2  # of a row's context: the gold one and another
+NUMBERS = {"aligned_logp": -1.0}  # what methods read of a row beside its texts (`needs.columns`)
 HELD_OUT = 12
 TRAINED = 32
 
@@ -83,6 +84,7 @@ def make_rows() -> Iterator[dict[str, Any]]:
                 "short_prompt": f'Section "{name}"\n{gold}',
                 "chosen": sentence,
                 "rejected": [answer for title, _, answer in part if title != name],
+                **NUMBERS,
             }
 
 

@@ -6,6 +6,7 @@ from losses.ipo import ipo_loss
 from losses.logo import logo_loss
 from losses.longpo import longpo_loss
 from losses.orpo import orpo_loss
+from losses.poft import poft_columns_loss, poft_loss
 from losses.robust_dpo import robust_dpo_loss
 from losses.sft import sft_loss
 from losses.simpo import simpo_loss
@@ -21,6 +22,8 @@ __all__ = [
     "logo_loss",
     "longpo_loss",
     "orpo_loss",
+    "poft_columns_loss",
+    "poft_loss",
     "robust_dpo_loss",
     "sft_loss",
     "simpo_loss",

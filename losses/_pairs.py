@@ -34,6 +34,13 @@ def smoothed_log_loss(margin: Tensor, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
 
 
+def declared_column(name: str, policy: PairLogps, column: str) -> Tensor:
+    """A number of the rows, `[B]` or `[B, 1 + M]`; raises ValueError where `needs.columns` does not declare it."""
+    if column not in policy.columns:
+        raise ValueError(f"{name} reads the rows' {column}, which needs.columns has to declare")
+    return policy.columns[column]
+
+
 def check_label_smoothing(name: str, label_smoothing: float) -> None:
     """Raises ValueError unless 0 ≤ ε < 0.5: from one half on the labels say nothing or the reverse."""
     if not 0.0 <= label_smoothing < 0.5:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ class PairLogps:
         rejected_length: `[B, M]` the same; 0 marks an absent answer, which takes no part.
         nll: `[B]` mean negative log-prob over the declared `nll_scope`, or None.
         short: the policy on the short prompt, where a method declares it (SoLoPO).
+        columns: numbers that rows bring along, where a method declares them (`needs.columns`): `[B]` of kind
+            `prompt`, `[B, 1 + M]` of kind `answer`, the chosen answer's first, 0 for an absent answer. No gradient.
     """
 
     chosen: Tensor
@@ -26,6 +29,7 @@ class PairLogps:
     rejected_length: Tensor
     nll: Tensor | None = None
     short: PairLogps | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from align.reference.sources import Frozen
 from align.training.methods import Method, load_method
 from align.training.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
-from tests.longseq.plain import assert_close, make_example
+from tests.longseq.plain import as_needed, assert_close, make_example
 from tests.tiny import tiny_model
 
 FILES = sorted((Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
@@ -55,8 +55,9 @@ def examples() -> tuple[TokenizedExample, ...]:
     return tuple(rows)
 
 
-def inputs(tokens_per_row: int | None) -> dict:
-    rows = examples()
+def inputs(name: str, tokens_per_row: int | None) -> dict:
+    rng = np.random.default_rng(1)
+    rows = [as_needed(rng, row, method(name).needs) for row in examples()]
     return {
         "batch": pack(rows, tokens_per_row=tokens_per_row),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),
@@ -97,7 +98,7 @@ def step(
         logits_chunk=8,
         data_collator=lambda rows: rows,
     )
-    batch = inputs(tokens_per_row)
+    batch = inputs(name, tokens_per_row)
     total = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
     loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=total)
     named = dict(trainer.model.named_parameters())

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 6
+VERSION = 7
 LIBRARIES = ("tokenizers", "transformers", "jinja2")  # what they make of a text may change with their version
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (
@@ -54,6 +54,7 @@ NOT_STORED = (
     "eval_size",
     "mix",
     "columns",
+    "numbers",
     "bad_rows",
     "bad_rows_limit",
     "tokens_per_row",

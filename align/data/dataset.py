@@ -7,7 +7,7 @@ batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], dat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from align.data.bad_rows import check_limit
 from align.data.build import Built, build_dataset
 from align.data.faults import RowError
 from align.data.mixture import Ingredient, mix
+from align.data.numbers import numbers_of, wanted_columns
 from align.data.renaming import Renaming
 from align.data.row_builder import Demands
 from align.data.settings import DataSettings, PositionSettings
@@ -91,6 +92,7 @@ def load_preference_data(
     require_rejected: bool = False,
     require_short: bool = False,
     vocabulary: int | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> PreferenceData:
     """Reads, tokenises, places and splits the rows of `data.path`; a second call finds them in the cache.
 
@@ -102,12 +104,18 @@ def load_preference_data(
         require_rejected: rows without a rejected answer cannot be used.
         require_short: rows without a short context cannot be used.
         vocabulary: rows of the model's embedding, which token ids must stay below; None checks none.
+        columns: numbers that are read of every row, name → `prompt` or `answer` (`method.needs.columns`).
 
     Raises:
         UserError: data missing or empty; a row that cannot be used (`data.bad_rows=stop`), or more such rows than
             `data.bad_rows_limit` allows.
     """
-    demands = Demands(rejected=require_rejected, short=require_short, vocabulary=vocabulary)
+    demands = Demands(
+        rejected=require_rejected,
+        short=require_short,
+        vocabulary=vocabulary,
+        numbers=numbers_of(columns or {}, settings.numbers),
+    )
     places = build_places(settings, tokenizer, positions=positions, seed=seed, demands=demands)
     return assemble(places, settings, seed=seed)
 
@@ -143,11 +151,11 @@ def build_places(
 ) -> Places:
     """Tokenises the rows of every place; arguments and errors as `load_preference_data`."""
     settings = replace(settings, date=str(settings.today()))  # the same for every file, whenever midnight is
-    renaming = Renaming.of(settings.columns)
-    sources = open_sources(settings.path, wanted=renaming.wanted())
+    renaming, more = Renaming.of(settings.columns), wanted_columns(demands.numbers)
+    sources = open_sources(settings.path, wanted=renaming.wanted(more))
     held_out, held_key = sources.held_out, f"data.path={settings.path}"
     if settings.eval_path is not None:
-        named = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted())
+        named = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted(more))
         _tell_unused(held_out, named.train, held_key, "data.eval_path names the held-out rows")
         held_key = f"data.eval_path={settings.eval_path}"
         _tell_unused(
@@ -176,7 +184,7 @@ def build_places(
     mixed = []
     for i, entry in enumerate(settings.mix):
         key, own = f"data.mix[{i}].path", Renaming.of(entry.columns, f"data.mix[{i}].columns")
-        opened = open_sources(entry.path, key=key, wanted=own.wanted())
+        opened = open_sources(entry.path, key=key, wanted=own.wanted(more))
         _tell_unused(opened.held_out, held_out, f"{key}={entry.path}", "only training rows are mixed in")
         mixed.append(build(opened.train, f"{key}={entry.path}", own, 2 + i))
     template = settings.template_source() or tokenizer.chat_template

@@ -110,6 +110,8 @@ class TokenizedExample:
         as_text: the prompt was text that stands as it is, without a chat template.
         joined: messages, or a context with its question, without a chat template: nobody's role is told.
         inferred: as in `Example`.
+        columns: `[K, 1 + M]` fp64, the K numbers that the method reads of the row (`needs.columns`), each once for
+            each answer; None where it reads none.
     """
 
     source: str
@@ -126,6 +128,7 @@ class TokenizedExample:
     as_text: bool = False
     joined: bool = False
     inferred: bool = False
+    columns: np.ndarray | None = None
 
     @property
     def longest_answer(self) -> int:

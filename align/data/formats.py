@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+
+import numpy as np
 
 from align.data import faults
 from align.data.columns import Columns
@@ -15,6 +17,7 @@ from align.data.examples import Example
 from align.data.implicit_rows import implicit_row
 from align.data.instruction_rows import instruction_row
 from align.data.near_names import unknown_layout
+from align.data.numbers import Number, read_numbers
 from align.data.sources import RawRow, open_sources, read_rows
 from align.data.stored_columns import read_stored
 from align.data.turns import chat_example, text_example, without_equal
@@ -39,11 +42,13 @@ class ParsedRow:
         example: the row.
         dropped: how many of its rejected answers were left out, since they equal the chosen one.
         unread: its columns that hold something and were not read.
+        numbers: `[K, 1 + M]` numbers that the method reads of it; None where it reads none.
     """
 
     example: Example
     dropped: int = 0
     unread: tuple[str, ...] = ()
+    numbers: np.ndarray | None = None
 
 
 def read_examples(
@@ -63,12 +68,13 @@ def read_examples(
         yield parse_row(row, require_rejected=require_rejected).example
 
 
-def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
+def parse_row(row: RawRow, *, require_rejected: bool = False, numbers: Sequence[Number] = ()) -> ParsedRow:
     """One raw row as an `Example`, whatever its layout.
 
     Args:
         row: as it was read.
         require_rejected: see `read_examples`.
+        numbers: what the method reads of it beside its texts.
 
     Raises:
         RowError: it cannot be used.
@@ -78,14 +84,17 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
     example = _read_layout(columns)
     example = replace(example, tools=columns.tools(), template_kwargs=columns.template_kwargs())
     _check_text(columns, example)
-    kept, dropped = without_equal(example.turns)
-    if dropped and not kept[0].rejected:
+    turns, kept = without_equal(example.turns)
+    answers = 1 + len(example.turns[0].rejected)
+    dropped = answers - 1 - len(kept)
+    if dropped and not kept:
         raise columns.error("every rejected answer equals the chosen one.", reason=faults.ALL_EQUAL)
-    if not kept[0].rejected:
+    if not kept:
         _check_label(columns)
         if require_rejected:
             raise columns.no_rejected()
-    return ParsedRow(replace(example, turns=kept), dropped, tuple(unread_names(columns, row)))
+    found = read_numbers(columns, numbers, answers=answers, kept=kept) if numbers else None
+    return ParsedRow(replace(example, turns=turns), dropped, tuple(unread_names(columns, row)), found)
 
 
 def _check_label(columns: Columns) -> None:

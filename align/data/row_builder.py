@@ -9,10 +9,12 @@ from align.core.errors import UserError
 from align.core.readable import counted
 from align.data import faults
 from align.data.answer_scores import upside_down
+from align.data.columns import Columns
 from align.data.examples import TokenizedExample
 from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
 from align.data.formats import parse_row
+from align.data.numbers import Number, read_numbers, wanted_columns
 from align.data.positions import has_context, row_rng, synthesise
 from align.data.released import is_released, read_released
 from align.data.renaming import NO_RENAMING, Renaming, check_no_media, is_pre_tokenised
@@ -31,11 +33,13 @@ class Demands:
         rejected: a rejected answer.
         short: a short context.
         vocabulary: rows of the model's embedding, which token ids must stay below; None where it is not known.
+        numbers: what the method reads of it beside its texts.
     """
 
     rejected: bool = False
     short: bool = False
     vocabulary: int | None = None
+    numbers: tuple[Number, ...] = ()
 
 
 NO_DEMANDS = Demands()
@@ -62,11 +66,17 @@ class RowBuilder:
     def _build(self, row: RawRow) -> dict[str, Any]:
         if is_released(row.values):
             example, dropped = self._released(row), 0
-            unread = [name for name in (*row.values, *row.unseen) if not is_pre_tokenised(name)]
+            known = wanted_columns(self.demands.numbers)
+            unread = [
+                name
+                for name in (*row.values, *row.unseen)
+                if not is_pre_tokenised(name) and name not in known
+            ]
         else:
             check_no_media(row)
-            parsed = parse_row(row, require_rejected=self.demands.rejected)
+            parsed = parse_row(row, require_rejected=self.demands.rejected, numbers=self.demands.numbers)
             example, dropped = self._placed(self.tokenize(parsed.example), row), parsed.dropped
+            example = replace(example, columns=parsed.numbers)
             unread = list(parsed.unread)
         if self.demands.short and not example.short:
             raise RowError(
@@ -116,4 +126,8 @@ class RowBuilder:
                 "keeps the positions it came with.",
                 reason=faults.PRE_TOKENISED,
             )
-        return example
+        if not self.demands.numbers:
+            return example
+        columns, count = Columns(row.source, row.values), len(example.answers)
+        numbers = read_numbers(columns, self.demands.numbers, answers=count, kept=range(count - 1))
+        return replace(example, columns=numbers)

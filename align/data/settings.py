@@ -43,6 +43,7 @@ class DataSettings:
     eval_size: float = 0.1
     limit: int | None = None
     columns: dict[str, str | None] | None = None
+    numbers: dict[str, str] | None = None
     bad_rows: str = "stop"
     bad_rows_limit: float | None = 0.1
     template: str = "{context}\n\n{question}"

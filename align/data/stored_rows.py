@@ -51,6 +51,7 @@ FEATURES = Features(
         "inferred": Value("bool"),
         "unread": Value("string"),
         "scores": Value("string"),
+        "columns": List(Value("float64")),
         "row_hash": Value("int64"),
         "bad_reason": Value("string"),
         "bad_sentence": Value("string"),
@@ -72,8 +73,11 @@ def to_row(
     """
     answers = example.answers
     row = _tokens(example)
+    numbers = {} if example.columns is None else {"columns": np.ravel(example.columns)}
     return {
         **row,
+        "columns": [],
+        **numbers,
         "source": example.source,
         "cut_tokens": example.cut_tokens,
         "prompt_hash": hash_ids(example.prompt_ids),
@@ -91,7 +95,7 @@ def to_row(
         "inferred": example.inferred,
         "unread": unread,
         "scores": scores,
-        "row_hash": _hash_row(row),
+        "row_hash": _hash_row(row | numbers),
         "bad_reason": "",
         "bad_sentence": "",
     }
@@ -126,7 +130,7 @@ def _tokens(example: TokenizedExample) -> dict[str, np.ndarray]:
 
 
 def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
-    """A number that changes with any token, position or mask of a row."""
+    """A number that changes with any token, position, mask or number of a row."""
     digest = hashlib.blake2b(digest_size=8)
     for values in tokens.values():
         digest.update(len(values).to_bytes(8, "little"))
@@ -137,6 +141,7 @@ def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
     """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
     spans = _int64(row["chunk_spans"]).reshape(-1, 2).tolist()
+    numbers = np.asarray(row.get("columns", ()), dtype=np.float64)
     return TokenizedExample(
         source=str(row["source"]),
         prompt_ids=_int64(row["prompt_ids"]),
@@ -152,6 +157,7 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         as_text=bool(row.get("as_text", False)),
         joined=bool(row.get("joined", False)),
         inferred=bool(row.get("inferred", False)),
+        columns=numbers.reshape(-1, len(row["answer_lengths"])) if len(numbers) else None,
     )
 
 

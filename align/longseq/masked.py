@@ -186,6 +186,7 @@ def _by_prompt(row: SharedPrefixRow) -> Iterator[SharedPrefixRow]:
             context_target=context_target,
             context_prompt=torch.zeros_like(context_target),
             context_length=row.context_length[b : b + 1],
+            columns=row.columns[b : b + 1],
         )
 
 

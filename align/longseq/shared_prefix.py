@@ -23,7 +23,14 @@ from align.longseq.layout import Layout as Layout
 from align.longseq.layout import PackedPrompt as PackedPrompt
 from align.longseq.layout import Span as Span
 from align.longseq.moving import HOST, joined, to_device, views_of
-from align.longseq.packing import context_triples, ids, packed_prompt, positions, predictions
+from align.longseq.packing import (
+    context_triples,
+    ids,
+    packed_prompt,
+    positions,
+    predictions,
+    row_columns,
+)
 
 if not TYPE_CHECKING:
     __getattr__ = partial(renamed, __name__)
@@ -48,6 +55,8 @@ class SharedPrefixRow:
         context_target: `[C]` their ids.
         context_prompt: `[C]` their prompt's index in `[0, b)`.
         context_length: `[b]` how many there are.
+        columns: `[b, K, A]` the K numbers that the method reads of each row (`needs.columns`), once for each answer,
+            0 for an absent one; fp64 as the whole numbers of the same bits (`moving.from_bits`).
         moved_from: the same row on the CPU, where this one is a copy of it on another device.
     """
 
@@ -62,6 +71,7 @@ class SharedPrefixRow:
     context_target: Tensor
     context_prompt: Tensor
     context_length: Tensor
+    columns: Tensor
     moved_from: SharedPrefixRow | None = field(default=None, repr=False)
 
     @property
@@ -233,6 +243,7 @@ def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
         context_target=nothing,
         context_prompt=nothing,
         context_length=nothing,
+        columns=like.columns[:0],
     )
 
 
@@ -267,4 +278,5 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
         context_target=context_target,
         context_prompt=context_prompt,
         context_length=torch.tensor([len(ids) for _, ids, _ in context]),
+        columns=row_columns(examples, answers),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -17,6 +17,7 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "nll_scope": ("none", "chosen", "sequence"),
     "weighting": ("prompt", "token"),
 }
+COLUMN_KINDS = ("prompt", "answer")  # of `needs.columns`
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,16 @@ class Needs:
             of prompt and chosen answer.
         weighting: what the loss of a step is the mean over: its prompts (`prompt`), or the scored tokens of
             their chosen answers (`token`), for a loss that is itself a mean over those tokens.
+        columns: numbers of a row that reach the loss (`PairLogps.columns`), name → kind: `prompt`, one a row, or
+            `answer`, one for each answer, the chosen one's first. `data.numbers` says where rows have them under
+            other names.
     """
 
     reference: str
     policy_short: bool
     nll_scope: str
     weighting: str = "prompt"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def short(self) -> bool:
@@ -51,6 +56,13 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+        if not isinstance(self.columns, Mapping):
+            raise UserError("method.needs.columns has to be a mapping: a number's name → prompt or answer")
+        for name, kind in self.columns.items():
+            if kind not in COLUMN_KINDS:
+                raise UserError(
+                    f"method.needs.columns.{name}={kind} is unknown; choose one of {', '.join(COLUMN_KINDS)}"
+                )
 
 
 # A loss of the policy's log-probs alone.
@@ -63,10 +75,13 @@ def read_needs(config: Mapping[str, Any]) -> Needs:
     Raises:
         UserError: an unknown or missing key, or a value that no need takes.
     """
-    optional = tuple(field.name for field in fields(Needs) if field.default is not MISSING)
-    required = tuple(field.name for field in fields(Needs) if field.default is MISSING)
+    required = tuple(
+        one.name for one in fields(Needs) if one.default is MISSING and one.default_factory is MISSING
+    )
+    optional = tuple(one.name for one in fields(Needs) if one.name not in required)
     _check_keys(config, required, "method.needs", optional=optional)
-    return Needs(**{str(name): value for name, value in config.items()})
+    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    return Needs(**{str(name): value for name, value in plain.items()})
 
 
 def check_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Needs:

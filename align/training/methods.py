@@ -113,14 +113,16 @@ def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple
     """Policy and reference log-probs as a forward that obeys `needs` would give them, for trying a loss.
 
     Args:
-        needs: decides on `nll`, `short` and the reference.
+        needs: decides on `nll`, `short`, `columns` and the reference.
         prompts: B.
         rejected: M.
     """
     short = _answers(prompts, rejected) if needs.policy_short else None
     nll = None if needs.nll_scope == "none" else torch.full((prompts,), 2.0)
     reference = None if needs.reference == "none" else _answers(prompts, rejected, short=short)
-    return _answers(prompts, rejected, nll=nll, short=short), reference
+    shapes = {"prompt": (prompts,), "answer": (prompts, 1 + rejected)}
+    columns = {name: torch.ones(shapes[kind]) for name, kind in needs.columns.items()}
+    return _answers(prompts, rejected, nll=nll, short=short, columns=columns), reference
 
 
 def _answers(prompts: int, rejected: int, **extra: Any) -> PairLogps:

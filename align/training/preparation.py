@@ -292,4 +292,5 @@ def read_rows_for(
         require_rejected=method.uses_rejected(),
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
+        columns=method.needs.columns,
     )

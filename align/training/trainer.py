@@ -28,6 +28,7 @@ from align.training.methods import Method
 from align.training.metric_names import METRICS
 from align.training.metrics import mean_metrics, prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
+from align.training.row_numbers import with_columns
 from align.training.sampling import DigestingCollator, EpochSampler, MarkedCollator, MarkedRows
 from align.training.weighting import held_out_columns, marks_on, prompt_weights, real_tokens
 from losses.types import PairLogps
@@ -164,6 +165,7 @@ class PreferenceTrainer(SealedCheckpoints):
         if needs.policy_short:
             turns = forward(inputs["short"])
             policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
+        policy = with_columns(policy, batch, needs.columns)
         output = self.method.loss(policy, self.reference_logps(model, inputs))
         return output.loss, prompt_metrics(policy, output)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from align.data.examples import Answer, TokenizedExample
+from align.training.method_settings import Needs
 from losses.types import PairLogps
 
 
@@ -25,6 +27,13 @@ def make_example(
         answers=tuple(Answer(rng.integers(4, vocabulary, n), np.ones(n, dtype=bool)) for n in answers),
         chunk_spans=((1, max(2, prompt - 2)),) if prompt > 4 else (),
     )
+
+
+def as_needed(rng: np.random.Generator, example: TokenizedExample, needs: Needs) -> TokenizedExample:
+    """The row with all that a method reads of it beside its texts, at random."""
+    if not needs.columns:
+        return example
+    return replace(example, columns=rng.random((len(needs.columns), len(example.answers))))
 
 
 def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> PairLogps:

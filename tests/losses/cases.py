@@ -68,7 +68,12 @@ def random_pair(
     if needs.nll_scope != "none":
         nll = 0.5 + torch.rand(prompts, generator=generator, dtype=dtype)
         policy = replace(policy, nll=nll.requires_grad_())
-    return policy, reference
+    shapes = {"prompt": (prompts,), "answer": (prompts, 1 + rejected)}
+    columns = {
+        name: 0.5 + torch.rand(shapes[kind], generator=generator, dtype=dtype)
+        for name, kind in needs.columns.items()
+    }
+    return replace(policy, columns=columns), reference
 
 
 def leaves(policy: PairLogps) -> list[Tensor]:
@@ -98,6 +103,10 @@ def columns(pair: PairLogps | None, order: Sequence[int]) -> PairLogps | None:
         rejected=pair.rejected[:, index],
         rejected_length=pair.rejected_length[:, index],
         short=columns(pair.short, order),
+        columns={
+            name: value if value.dim() == 1 else value[:, [0, *(j + 1 for j in index)]]
+            for name, value in pair.columns.items()
+        },
     )
 
 
@@ -112,6 +121,7 @@ def rows(pair: PairLogps | None, index: slice) -> PairLogps | None:
         rejected_length=pair.rejected_length[index],
         nll=None if pair.nll is None else pair.nll[index],
         short=rows(pair.short, index),
+        columns={name: value[index] for name, value in pair.columns.items()},
     )
 
 
@@ -126,4 +136,8 @@ def with_absent_column(pair: PairLogps | None, garbage: float = float("nan")) ->
             [pair.rejected_length, torch.zeros_like(pair.rejected_length[:, :1])], dim=1
         ),
         short=with_absent_column(pair.short, garbage),
+        columns={
+            name: value if value.dim() == 1 else torch.cat([value, torch.zeros_like(value[:, :1])], dim=1)
+            for name, value in pair.columns.items()
+        },
     )

@@ -16,6 +16,7 @@ from losses import LossOutput, PairLogps
 from tests.losses.cases import columns, leaves, random_pair, rows, with_absent_column, with_leaves
 
 FILES = sorted((Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
+OF_CHOSEN = {"sft", "longwriter_sft", "poft", "poft_columns"}  # rejected answers have no say in them
 METHODS = {file.stem: load_method(OmegaConf.load(file)) for file in FILES}
 
 
@@ -75,7 +76,7 @@ def test_shapes_dtype_and_gradient(method: Method, rejected: int, dtype: torch.d
 
 
 def test_sft_alone_does_without_rejected_answers(method: Method) -> None:
-    assert method.uses_rejected() == (method.name not in ("sft", "longwriter_sft"))
+    assert method.uses_rejected() == (method.name not in OF_CHOSEN)
 
 
 def test_gradcheck(method: Method) -> None:
@@ -166,6 +167,10 @@ def with_one_absent(pair: PairLogps) -> PairLogps:
         rejected_length=torch.zeros(prompts, 1, dtype=torch.long),
         nll=pair.nll,
         short=None if pair.short is None else with_one_absent(pair.short),
+        columns={
+            name: value if value.dim() == 1 else torch.cat([value, torch.zeros_like(value)], dim=1)
+            for name, value in pair.columns.items()
+        },
     )
 
 
