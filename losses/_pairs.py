@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from losses.types import PairLogps
+
+LARGEST_EXPONENT = 30.0  # e³⁰ is 10¹³: its square and a model's gradient by it still fit into fp32
 
 
 def present_answers(policy: PairLogps) -> Tensor:
@@ -34,6 +38,12 @@ def smoothed_log_loss(margin: Tensor, label_smoothing: float) -> Tensor:
     return -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
 
 
+def finite_expm1(exponent: Tensor) -> Tensor:
+    """`eˣ − 1`, exact near 0, continued beyond `LARGEST_EXPONENT` by its tangent there."""
+    beyond = torch.relu(exponent - LARGEST_EXPONENT)
+    return torch.expm1(exponent.clamp(max=LARGEST_EXPONENT)) + math.exp(LARGEST_EXPONENT) * beyond
+
+
 def declared_column(name: str, policy: PairLogps, column: str) -> Tensor:
     """A number of the rows, `[B]` or `[B, 1 + M]`; raises ValueError where `needs.columns` does not declare it."""
     if column not in policy.columns:
@@ -51,6 +61,12 @@ def check_positive(name: str, value: float) -> None:
     """Raises ValueError unless β > 0: at 0 nothing is compared, and below 0 the rejected answer is preferred."""
     if not value > 0:
         raise ValueError(f"{name}: beta must be above 0, got {value}")
+
+
+def check_not_negative(name: str, setting: str, value: float) -> None:
+    """Raises ValueError unless a weight is 0 or more: below, it would ask for what the term is to prevent."""
+    if not value >= 0:
+        raise ValueError(f"{name}: {setting} must be 0 or more, got {value}")
 
 
 def check_reference(name: str, policy: PairLogps, reference: PairLogps | None) -> PairLogps:

@@ -26,13 +26,17 @@ from align.reference.sources import Frozen
 from align.training.methods import Method, load_method
 from align.training.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
-from tests.longseq.plain import as_needed, assert_close, make_example
+from tests.longseq.plain import assert_close, make_example
 from tests.tiny import tiny_model
 
 FILES = sorted((Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
 # Of the scales that the YAMLs set, some leave a random model's σ flat; every answer has to show in the gradient.
-SCALES = {"logo": {"beta": 1.0, "gamma": 0.5}, "longpo": {"preference_weight": 1.0}}
+SCALES = {
+    "logo": {"beta": 1.0, "gamma": 0.5},
+    "longpo": {"preference_weight": 1.0},
+    "hinge_dpo": {"beta": 0.01},
+}
 
 
 @cache
@@ -56,8 +60,13 @@ def examples() -> tuple[TokenizedExample, ...]:
 
 
 def inputs(name: str, tokens_per_row: int | None) -> dict:
-    rng = np.random.default_rng(1)
-    rows = [as_needed(rng, row, method(name).needs) for row in examples()]
+    rng, kinds = np.random.default_rng(1), method(name).needs.columns.values()
+    other = -1.0 if method(name).needs.answers == "unrelated" else 0.0
+    rows = []
+    for i, row in enumerate(examples()):
+        labels = [float(i != 1), other]  # the second row's own answer is a bad one
+        numbers = [labels if kind == "label" else rng.random(len(row.answers)) for kind in kinds]
+        rows.append(replace(row, columns=np.array(numbers) if numbers else None))
     return {
         "batch": pack(rows, tokens_per_row=tokens_per_row),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),

@@ -110,6 +110,9 @@ class TokenizedExample:
         as_text: the prompt was text that stands as it is, without a chat template.
         joined: messages, or a context with its question, without a chat template: nobody's role is told.
         inferred: as in `Example`.
+        piece: of a document of plain text the how manieth piece, from 1 (text_rows.py); 0 for every other row. Its
+            prompt is what it begins with and is never predicted, not even by an NLL over the whole sequence.
+        document: of such a piece a hash of the whole document; else empty.
         columns: `[K, 1 + M]` fp64, the K numbers that the method reads of the row (`needs.columns`), each once for
             each answer; None where it reads none.
     """
@@ -128,6 +131,8 @@ class TokenizedExample:
     as_text: bool = False
     joined: bool = False
     inferred: bool = False
+    piece: int = 0
+    document: str = ""
     columns: np.ndarray | None = None
 
     @property

@@ -20,6 +20,7 @@ from align.core.readable import counted
 from align.data import faults
 from align.data.columns import Columns, unpadded
 from align.data.contents import as_text
+from align.data.labels import read_labels
 
 
 class Number(NamedTuple):
@@ -27,7 +28,7 @@ class Number(NamedTuple):
 
     Attributes:
         name: the loss's name for it.
-        kind: `prompt`, one a row, or `answer`, one for each answer.
+        kind: `prompt`, one a row; `answer`, one for each answer; `label`, 1 or 0 for each, see labels.py.
         place: the column; with dots, inside a column that holds a mapping: `selection.details.mean_logp`.
     """
 
@@ -86,6 +87,8 @@ def read_numbers(
 
 def _read(columns: Columns, number: Number, *, answers: int) -> list[float]:
     """One number for each answer of the row as it was read."""
+    if number.kind == "label":
+        return read_labels(columns, number.place, answers=answers)
     value = _found(columns, number)
     if number.kind == "prompt":
         return [_finite(columns, number, value)] * answers

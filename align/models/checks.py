@@ -16,8 +16,8 @@ def check_model(settings: ModelSettings) -> None:
 
     Raises:
         UserError: an unknown dtype, kernels or RoPE type, `model.moe` with words or numbers that it does not take, a
-            quantisation that cannot train here, `model.extra_tokens` that are no tokens, or a path that no model can
-            be loaded from.
+            quantisation that cannot train here, `model.extra_tokens` that are no tokens, or a path that no model can be
+            loaded from.
     """
     check_choice("model.dtype", settings.dtype, DTYPES)
     check_choice("model.kernels", settings.kernels, KERNELS)

@@ -30,7 +30,8 @@ VERSION = 2
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
 _NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "dtype")
-_ONLY_WHERE_SET = ("extra_tokens",)  # a cache that was filled before they were a key is found
+# So that what a cache has been filled with before they were a key is found.
+_ONLY_WHERE_SET = ("extra_tokens",)
 
 
 # What every configuration of transformers has beside its architecture, and the cache of generation.

@@ -15,9 +15,11 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
     "policy_short": (False, True),
     "nll_scope": ("none", "chosen", "sequence"),
-    "weighting": ("prompt", "token"),
+    "weighting": ("prompt", "token", "sequence"),
+    "batch": ("prompt", "step"),
+    "answers": ("own", "unrelated"),
 }
-COLUMN_KINDS = ("prompt", "answer")  # of `needs.columns`
+COLUMN_KINDS = ("prompt", "answer", "label")  # of `needs.columns`
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,35 @@ class Needs:
         nll_scope: what `PairLogps.nll` averages over: `none`, the `chosen` answer, or the whole `sequence`
             of prompt and chosen answer.
         weighting: what the loss of a step is the mean over: its prompts (`prompt`), or the scored tokens of
-            their chosen answers (`token`), for a loss that is itself a mean over those tokens.
-        columns: numbers of a row that reach the loss (`PairLogps.columns`), name → kind: `prompt`, one a row, or
-            `answer`, one for each answer, the chosen one's first. `data.numbers` says where rows have them under
-            other names.
+            their chosen answers (`token`), for a loss that is itself a mean over those tokens; `sequence` counts the
+            tokens of the prompts too, for the mean that is `nll` where `nll_scope` is `sequence`.
+        batch: what a prompt's loss follows from: its own log-probs (`prompt`), or those of all prompts of the global
+            step (`step`), which the loss is then called with at once, however they are spread over micro-batches,
+            accumulation and processes.
+        answers: which of them a row has: its `own`, or also one to another prompt (`unrelated`), by which KTO
+            estimates a KL; its label is −1.
+        columns: numbers of a row that reach the loss (`PairLogps.columns`), name → kind: `prompt`, one a row;
+            `answer`, one for each answer, the chosen one's first; or `label`, 1 for a good answer and 0 for a bad one,
+            which a pair has by itself. `data.numbers` says where rows have them under other names.
     """
 
     reference: str
     policy_short: bool
     nll_scope: str
     weighting: str = "prompt"
+    batch: str = "prompt"
+    answers: str = "own"
     columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def short(self) -> bool:
         """Whether anything is read on the short context."""
         return self.policy_short or self.reference == "short"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether answers are judged by labels, so that a row may have a single one, good or bad."""
+        return "label" in self.columns.values()
 
     def __post_init__(self) -> None:
         for name, values in _ALLOWED_NEEDS.items():
@@ -56,6 +71,22 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+        if self.weighting == "sequence" and self.nll_scope != "sequence":
+            raise UserError(
+                f"method.needs.weighting=sequence counts the tokens of prompt and answer, over which "
+                f"method.needs.nll_scope={self.nll_scope} takes no mean: set method.needs.nll_scope=sequence, or "
+                "weighting=token."
+            )
+        if self.batch == "step" and self.weighting != "prompt":
+            raise UserError(
+                f"method.needs.weighting={self.weighting} weighs each prompt by its own tokens, which a loss over the "
+                "whole step (method.needs.batch=step) cannot be: set one of them to prompt."
+            )
+        if self.answers == "unrelated" and self.short:
+            raise UserError(
+                "method.needs.answers=unrelated puts another prompt's answer behind the policy's prompt, and short "
+                "prompts have none: set method.needs.reference to none or same, and policy_short to false."
+            )
         if not isinstance(self.columns, Mapping):
             raise UserError("method.needs.columns has to be a mapping: a number's name → prompt or answer")
         for name, kind in self.columns.items():

@@ -15,7 +15,7 @@ from align.core.errors import UserError, first_line
 from align.core.instantiate import instantiate
 from align.runs.api import compose
 from align.training.method_settings import NO_NEEDS, Needs, check_method, read_needs
-from losses import LossOutput, PairLogps
+from losses import LossOutput, LossState, PairLogps
 
 Loss = Callable[[PairLogps, PairLogps | None], LossOutput]
 
@@ -40,6 +40,15 @@ class Method:
             return False
         gradients = torch.autograd.grad(loss, rejected, allow_unused=True)
         return any(gradient is not None for gradient in gradients)
+
+    def requires_rejected(self) -> bool:
+        """Whether a row without a rejected answer cannot be used: the loss reads them, and labels none."""
+        return self.uses_rejected() and not self.needs.labelled
+
+    def states(self) -> dict[str, LossState]:
+        """What the loss remembers from step to step, by the setting's name; empty for most."""
+        settings = getattr(self.loss, "keywords", {})
+        return {name: value for name, value in settings.items() if isinstance(value, LossState)}
 
 
 def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Method:
@@ -104,6 +113,11 @@ def _plain(name: str, value: Any) -> Any:
     """A setting as YAML could have it: numpy's and torch's numbers as Python's."""
     if isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return value.item()
+    if callable(value):
+        raise UserError(
+            f"{name}={value!r}: what a named method calls is named too, as in its YAML: "
+            f"{name}={{'_target_': 'package.function', '_partial_': True}}."
+        )
     if isinstance(value, (np.ndarray, torch.Tensor)):
         raise UserError(f"{name}={value!r} is no setting of a loss: give a number, a text or a list.")
     return value
@@ -120,8 +134,9 @@ def made_up_logps(needs: Needs, *, prompts: int = 1, rejected: int = 1) -> tuple
     short = _answers(prompts, rejected) if needs.policy_short else None
     nll = None if needs.nll_scope == "none" else torch.full((prompts,), 2.0)
     reference = None if needs.reference == "none" else _answers(prompts, rejected, short=short)
-    shapes = {"prompt": (prompts,), "answer": (prompts, 1 + rejected)}
-    columns = {name: torch.ones(shapes[kind]) for name, kind in needs.columns.items()}
+    ones = torch.ones(prompts, 1 + rejected)
+    values = {"prompt": ones[:, 0], "answer": ones, "label": torch.eye(1 + rejected)[0].expand_as(ones)}
+    columns = {name: values[kind] for name, kind in needs.columns.items()}
     return _answers(prompts, rejected, nll=nll, short=short, columns=columns), reference
 
 

@@ -289,8 +289,9 @@ def read_rows_for(
         tokenizer,
         positions=positions,
         seed=seed,
-        require_rejected=method.uses_rejected(),
+        require_rejected=method.requires_rejected(),
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
         columns=method.needs.columns,
+        unrelated=method.needs.answers == "unrelated",
     )

@@ -43,4 +43,5 @@ def with_columns(policy: PairLogps, batch: SharedPrefixBatch, kinds: Mapping[str
 _OF_KIND: dict[str, Callable[[Tensor], Tensor]] = {
     "prompt": lambda values: values[:, 0],
     "answer": lambda values: values,
+    "label": lambda values: values,
 }

@@ -21,6 +21,7 @@ from align.core.errors import UserError
 from align.core.telling import tell
 from align.data.bad_rows import write_dropped
 from align.data.dataset import PreferenceData
+from align.data.mixture import mixture_words
 from align.data.notices import notices
 from align.data.settings import PositionSettings
 from align.data.unread import unused_short
@@ -105,7 +106,8 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         window = native_window(run.model) if run.data.max_length is None else None
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
-        for sentence in [*notices(data, window=window), *unused, *costs]:
+        mixed = mixture_words(data.ingredients)
+        for sentence in [*mixed, *notices(data, window=window), *unused, *costs]:
             tell(sentence)
 
 

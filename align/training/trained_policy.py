@@ -98,8 +98,9 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
     """
     settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
     if not policy.has_adapter:  # what is saved has the RoPE overrides and the extra tokens' rows already
-        settings = replace(settings, path=str(policy.weights), revision=None, rope=RopeSettings())
-        settings = replace(settings, extra_tokens=[])
+        settings = replace(
+            settings, path=str(policy.weights), revision=None, rope=RopeSettings(), extra_tokens=[]
+        )
     if dtype == "stored":
         config = load_config(settings)
         stored = config.dtype or text_config(config).dtype  # composites have it in either

@@ -29,6 +29,7 @@ from align.training.method_settings import Needs
 from align.training.methods import made_up_logps, named_method
 from align.training.row_numbers import with_columns
 from align.training.trainer import PreferenceTrainer
+from align.training.whole_step import PromptByPrompt
 from losses import LossOutput, PairLogps
 from tests.longseq.plain import make_example
 from tests.rows import words
@@ -241,7 +242,7 @@ def test_the_trainers_loss_reads_them(tmp_path: Path) -> None:
     inputs = trainer.data_collator([(trainer.train_dataset[i], True) for i in range(BATCH)])
     losses, _ = trainer.prompt_losses(trainer.model, inputs)
     plain = named_method(lambda policy, reference: LossOutput(policy.chosen, policy.chosen, policy.rejected))
-    trainer.method = plain
+    trainer.method, trainer.step = plain, PromptByPrompt(plain)
     chosen, metrics = trainer.prompt_losses(trainer.model, inputs)
     rejected = metrics[:, -1]
     i = torch.arange(BATCH)

@@ -38,6 +38,11 @@ def logps(
     )
 
 
+def labelled(pair: PairLogps, labels: Sequence[Sequence[int]]) -> PairLogps:
+    """The same answers with labels `[B, 1 + M]`: 1 desirable, 0 undesirable, −1 an answer to another prompt."""
+    return replace(pair, columns={"label": torch.tensor(labels, dtype=torch.float64)})
+
+
 def random_pair(
     needs: Needs, *, prompts: int = 3, rejected: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> tuple[PairLogps, PairLogps | None]:
@@ -68,11 +73,13 @@ def random_pair(
     if needs.nll_scope != "none":
         nll = 0.5 + torch.rand(prompts, generator=generator, dtype=dtype)
         policy = replace(policy, nll=nll.requires_grad_())
-    shapes = {"prompt": (prompts,), "answer": (prompts, 1 + rejected)}
-    columns = {
-        name: 0.5 + torch.rand(shapes[kind], generator=generator, dtype=dtype)
-        for name, kind in needs.columns.items()
-    }
+    numbers = 0.5 + torch.rand((prompts, 1 + rejected), generator=generator, dtype=dtype)
+    # The own answer is good or bad; the next one, where a loss reads such a one, belongs to another prompt.
+    judged = torch.cat([(numbers[:, :1] > 1).to(dtype), torch.zeros_like(numbers[:, 1:])], dim=1)
+    if needs.answers == "unrelated":
+        judged[:, 1:2] = -1
+    values = {"prompt": numbers[:, 0], "answer": numbers, "label": judged}
+    columns = {name: values[kind] for name, kind in needs.columns.items()}
     return replace(policy, columns=columns), reference
 
 
@@ -110,7 +117,7 @@ def columns(pair: PairLogps | None, order: Sequence[int]) -> PairLogps | None:
     )
 
 
-def rows(pair: PairLogps | None, index: slice) -> PairLogps | None:
+def rows(pair: PairLogps | None, index: slice | list[int]) -> PairLogps | None:
     """Some of the prompts."""
     if pair is None:
         return None

@@ -81,7 +81,7 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "launch.processes=0"], "launch.processes=0"),
     (["train"], "data.path is not set"),
     (["train", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
-    (["train", "data.path=notes.txt"], "data.path=notes.txt has an unknown ending"),
+    (["train", "data.path=notes.pdf"], "data.path=notes.pdf has an unknown ending"),
     (["inspect", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
     (["inspect", "data.path=rows.jsonl", "rows=-1"], "rows=-1 must be a whole number"),
     (["evaluate", "suite=retrieval", "suite.samples=0"], "suite.samples=0 is too small"),

@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 from align.core.errors import UserError
 from align.training import trainer_values
 from align.training.run import check_scheduler
-from align.training.trainer_keys import RESERVED, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
+from align.training.trainer_keys import REFUSED, RESERVED, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
 from align.training.trainer_values import OPTIMIZERS, RANGES, REPORTERS, VALUES
 
 HINTS = typing.get_type_hints(TrainingArguments)
@@ -26,7 +26,7 @@ ACCEPTED = {field.name for field in dataclasses.fields(TrainerKeys)}
 
 def test_every_keyword_is_in_one_list():
     """A new version's keyword has to be put into one of them: nothing is taken that nobody has looked at."""
-    lists = (ACCEPTED, set(RESERVED), set(WITHOUT_EFFECT))
+    lists = (ACCEPTED, set(RESERVED), set(WITHOUT_EFFECT), set(REFUSED))
     assert set().union(*lists) >= FIELDS
     for i, first in enumerate(lists):
         for second in lists[i + 1 :]:
@@ -85,6 +85,12 @@ def test_a_reporter_whose_package_is_missing_is_refused(monkeypatch, given):
 def test_a_keyword_without_effect_is_refused(name):
     with pytest.raises(UserError, match=rf"trainer\.{name} has no effect here \(.+\): leave it out"):
         check_trainer_keys({name: True})
+
+
+def test_noise_that_depends_on_packing_is_refused():
+    """NEFTune's bound is alpha / sqrt(T · H) with T the length of the packed row"""
+    with pytest.raises(UserError, match=r"trainer\.neftune_noise_alpha is not taken here .*packing"):
+        check_trainer_keys({"neftune_noise_alpha": 5.0})
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
