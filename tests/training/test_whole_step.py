@@ -17,7 +17,8 @@ from tests.longseq.plain import assert_close
 from tests.tiny import tiny_model
 from tests.training.helpers import make_trainer, weights
 
-NAMES = ["aot", "aot_unpaired", "bco", "kto"]
+NAMES = ["aot", "aot_unpaired", "bco", "kto", "mpo"]
+SETTINGS = {"mpo": {"weights": {"dpo": 0.8, "bco": 5.0, "sft": 1.0}}}  # a β of its own for each of its losses
 CLOSE = {"rel": 1e-4, "abs": 1e-5}
 
 
@@ -32,7 +33,7 @@ def trained(folder: Path, name: str, parallel: Any = None, **arguments: Any) -> 
     """A trainer after three steps of four prompts, of which the last has three, and its held-out numbers before."""
     trainer = make_trainer(
         folder,
-        method=named_method(name, beta=0.5),
+        method=named_method(name, **SETTINGS.get(name, {"beta": 0.5})),
         reference=Frozen(other_model, partial(pair_logps, parallel=parallel)),
         rows=11,
         parallel=parallel,
