@@ -109,7 +109,7 @@ def prepare(
             )
             for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
-        collator = Collator(short=method.needs.short)
+        collator = Collator.of(method.needs)
     policy = prepare_model(model, memory, attention)  # after the rows: of a wrong one no weights need be read
     prepare_sharded_experts(policy, arguments)
     if arguments.process_index == 0 and not keeps_float32_copy(arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,21 @@ def check_scheduler(arguments: TrainingArguments) -> None:
             f"trainer.lr_scheduler_kwargs={shown(settings)} does not go with trainer.lr_scheduler_type={kind}: "
             f"{first_line(error)}."
         ) from error
+    _check_floor(settings, arguments.learning_rate)
+
+
+def _check_floor(settings: Mapping[str, Any], peak: float) -> None:
+    """Refuses a learning rate that the schedule ends with where it is no floor of the schedule.
+
+    Beside a peak of 1e-5 `min_lr` lies in 0 … 1e-5, and `min_lr_rate`, a share of the peak, in 0 … 1.
+    """
+    for name, most in (("min_lr", peak), ("min_lr_rate", 1), ("min_lr_ratio", 1)):
+        value = settings.get(name)
+        if isinstance(value, int | float) and not 0 <= value <= most:
+            raise UserError(
+                f"trainer.lr_scheduler_kwargs.{name}={value:g} is no floor of the learning rate: give a number from 0 "
+                f"to {most:g}{'' if most == 1 else ', which is trainer.learning_rate'}."
+            )
 
 
 def head_widths(config: PreTrainedConfig) -> tuple[int, int] | None:

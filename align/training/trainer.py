@@ -29,8 +29,8 @@ from align.training.loss_states import LossStates
 from align.training.methods import Method
 from align.training.metrics import prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
-from align.training.row_numbers import with_columns
 from align.training.sampling import DigestingCollator, MarkedCollator
+from align.training.scoring import policy_logps
 from align.training.weighting import marks_on, prompt_weights, real_tokens
 from align.training.whole_step import Scored, read_before, step_losses
 from losses.types import PairLogps
@@ -173,13 +173,9 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
 
     def scored(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
         """A micro-batch's log-probs, the policy's with their graph."""
-        batch, needs = inputs["batch"], self.method.needs
         forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
-        policy = forward(batch, nll_scope=needs.nll_scope, routing=self._balance.start(inputs))
-        if needs.policy_short:
-            turns = forward(inputs["short"])
-            policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
-        policy = with_columns(policy, batch, needs.columns)
+        routing = self._balance.start(inputs)
+        policy = policy_logps(forward, inputs, self.method.needs, routing=routing)
         known = self.step.reference() if torch.is_grad_enabled() else None
         reference = self.reference_logps(model, inputs) if known is None else known
         return Scored(policy, reference, inputs["real"].tolist())

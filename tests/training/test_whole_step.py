@@ -22,7 +22,8 @@ from tests.longseq.plain import assert_close
 from tests.tiny import tiny_model
 from tests.training.helpers import make_trainer, weights
 
-NAMES = ["aot", "aot_unpaired", "bco", "kto"]
+NAMES = ["aot", "aot_unpaired", "bco", "kto", "mpo"]
+SETTINGS = {"mpo": {"weights": {"dpo": 0.8, "bco": 5.0, "sft": 1.0}}}  # a β of its own for each of its losses
 CLOSE = {"rel": 1e-4, "abs": 1e-5}
 
 
@@ -47,7 +48,7 @@ def trained(
     folder: Path, name: str, parallel: Any = None, resume: str | None = None, **arguments: Any
 ) -> tuple[Any, dict[str, float]]:
     """A trainer after three steps of four prompts, of which the last has three, and its held-out numbers before."""
-    method = named_method(name, beta=0.5)
+    method = named_method(name, **SETTINGS.get(name, {"beta": 0.5}))
     trainer = make_trainer(
         folder,
         method=method,
