@@ -93,6 +93,9 @@ KINDS: dict[str, Kind] = {
     "memory": Kind(
         ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
     ),
+    "token_weights": Kind(
+        ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
+    ),
     "scorer": Kind(
         (
             "align.synthesis.logo.auto_relevance.auto_scorer",
