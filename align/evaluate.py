@@ -59,11 +59,11 @@ def evaluate(config: DictConfig) -> Result:
     import torch
     from accelerate import PartialState
 
-    from align.models.loading import load_causal_lm, load_tokenizer, native_window
+    from align.models.loading import load_causal_lm, model_tokenizer, native_window
 
     # Unless it is told, it takes several processes without an accelerator for one each.
     join_processes(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
-    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    tokenizer = model_tokenizer(model)
     opened = generator.open(model, tokenizer)
     load = partial(load_causal_lm, model, device=PartialState().device)
     weights = partial(weights_of_model, model, tokenizer)
@@ -148,7 +148,7 @@ def score_pairs(config: DictConfig, path: str | None) -> ScoredPairs:
     import numpy as np
 
     from align.evaluation.suite import ScoredPairs
-    from align.models.loading import load_tokenizer
+    from align.models.loading import model_tokenizer
     from align.training.run import check as check_run
     from align.training.setup import build_trainer, read_data, read_pairs
 
@@ -156,9 +156,7 @@ def score_pairs(config: DictConfig, path: str | None) -> ScoredPairs:
     with open_dict(whole):
         whole.data.eval_size = 0
     run = check_run(whole)
-    tokenizer = load_tokenizer(
-        run.model.path, trust_remote_code=run.model.trust_remote_code, revision=run.model.revision
-    )
+    tokenizer = model_tokenizer(run.model)
     data = read_data(run, tokenizer) if path is None else read_pairs(run, tokenizer, path)
     trainer = build_trainer(run, tokenizer, data)
     found = trainer.predict(data.train)

@@ -93,9 +93,9 @@ def _look(
     from align.data.row_builder import Demands
     from align.data.stored_rows import to_example
     from align.data.vocabulary import vocabulary_of
-    from align.models.loading import load_config, load_tokenizer, native_window
+    from align.models.loading import load_config, model_tokenizer, native_window
 
-    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    tokenizer = model_tokenizer(model)
     # As training reads them: cut to the model's window where no length is set. Rows cut to a length of the user's fit.
     window = native_window(model) if settings.max_length is None else None
     read = replace(settings, max_length=settings.max_length or window, bad_rows="drop", bad_rows_limit=None)

@@ -46,9 +46,9 @@ def synthesize(config: DictConfig) -> Summary:
     selector: Selector = build(config, "select")
     documents, removed = _without_copies(pipeline, config)
     # Nothing above imports torch, so that a slip is answered at once.
-    from align.models.loading import load_tokenizer
+    from align.models.loading import model_tokenizer
 
-    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    tokenizer = model_tokenizer(model)
     show_documents(token_counts(documents, tokenizer, Console(stderr=True)), removed, Console(stderr=True))
     opened = generator.open(model, tokenizer)
     with exclusive(config.output):

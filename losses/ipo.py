@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from losses._pairs import average_over_pairs, check_positive, check_reference, present_answers
-from losses.rewards import log_ratio_reward
+from losses.rewards import log_ratio_reward, mean_log_ratio_reward
 from losses.types import LossOutput, PairLogps
 
 
@@ -28,9 +28,8 @@ def ipo_loss(policy: PairLogps, reference: PairLogps | None, *, beta: float) -> 
     """
     check_positive("ipo_loss", beta)
     reference = check_reference("ipo_loss", policy, reference)
-    chosen_ratio, rejected_ratio = log_ratio_reward(policy, reference, beta=1.0)
-    chosen = chosen_ratio / policy.chosen_length
-    rejected = rejected_ratio / policy.rejected_length.clamp(min=1)
+    chosen, rejected = mean_log_ratio_reward(policy, reference, beta=1.0)
     pairs = (chosen[:, None] - rejected - 1 / (2 * beta)) ** 2
     loss = average_over_pairs(pairs, present_answers(policy))
-    return LossOutput(loss, beta * chosen_ratio.detach(), beta * rejected_ratio.detach())
+    chosen_reward, rejected_reward = log_ratio_reward(policy, reference, beta=beta)
+    return LossOutput(loss, chosen_reward.detach(), rejected_reward.detach())

@@ -8,12 +8,15 @@ has reward 0 and no gradient. They are public because a method may be built on t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from losses._pairs import check_positive, check_reference, present_answers, rejected_sums
 from losses.types import PairLogps
+
+Divergence = Callable[[Tensor], Tensor]
 
 
 def log_ratio_reward(policy: PairLogps, reference: PairLogps | None, *, beta: float) -> tuple[Tensor, Tensor]:
@@ -32,6 +35,43 @@ def log_ratio_reward(policy: PairLogps, reference: PairLogps | None, *, beta: fl
     present = present_answers(policy)
     rejected = rejected_sums(policy, present) - rejected_sums(reference, present)
     return beta * (policy.chosen - reference.chosen), beta * rejected
+
+
+def mean_log_ratio_reward(
+    policy: PairLogps, reference: PairLogps | None, *, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Length-normalised DPO's and IPO's reward `β·[log π(y|x) − log π_ref(y|x)] / |y|`.
+
+    Args:
+        policy: log-probs `[B]` and `[B, M]` with their lengths in tokens.
+        reference: of the same shapes; required.
+        beta: β, scale of the mean log-ratio a token, 1/nat.
+
+    Raises:
+        ValueError: as `log_ratio_reward`.
+    """
+    chosen, rejected = log_ratio_reward(policy, reference, beta=beta)
+    return chosen / policy.chosen_length, rejected / policy.rejected_length.clamp(min=1)
+
+
+def f_divergence_reward(
+    policy: PairLogps, reference: PairLogps | None, *, beta: float, divergence: Divergence
+) -> tuple[Tensor, Tensor]:
+    """f-DPO's reward `β·f'(π(y|x) / π_ref(y|x))` (arXiv 2309.16240).
+
+    Args:
+        policy: log-probs `[B]` and `[B, M]`.
+        reference: of the same shapes; required.
+        beta: β, strength of the constraint.
+        divergence: f' of a log-ratio in nats, elementwise: one of `losses.divergences`.
+
+    Raises:
+        ValueError: as `log_ratio_reward`.
+    """
+    check_positive("f_divergence_reward", beta)
+    chosen, rejected = log_ratio_reward(policy, reference, beta=1.0)
+    values = torch.where(present_answers(policy), divergence(rejected), 0.0)
+    return beta * divergence(chosen), beta * values
 
 
 def mean_logp_reward(

@@ -26,6 +26,7 @@ from align.runs.api import compose, store
 from align.runs.console import quiet_call
 from align.training import preparation
 from losses import LossOutput, simpo_loss
+from losses.divergences import forward_kl
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 ROWS = [{"prompt": f"w{i} w9", "chosen": f"w{i + 1} w20", "rejected": f"w{i + 2} w21"} for i in range(8, 16)]
@@ -186,7 +187,7 @@ def test_a_method_of_a_function():
 @pytest.mark.parametrize(
     ("call", "wanted"),
     [
-        (lambda: align.method("hinge"), "method=hinge is not known: use cpo, dpo"),
+        (lambda: align.method("hinge"), "method=hinge is not known: use .*dpo"),
         (lambda: align.method("dpo", bata=1), r"method\.loss\.bata is unknown"),
         (lambda: align.method("dpo", needs={}), "needs of its own"),
         (lambda: align.method(3), "a name or a function, not a int"),
@@ -199,6 +200,7 @@ def test_a_method_of_a_function():
         ),
         (lambda: align.method(lambda policy, reference: reference.chosen), "do not fit.*NoneType"),
         (lambda: align.method(lambda policy, reference: {}["a"]), "do not fit"),
+        (lambda: align.method("f_dpo", divergence=forward_kl), "divergence=.* named too.*_target_"),
         (lambda: align.method("dpo", beta=np.ones(2)), "beta=.* is no setting of a loss"),
     ],
 )

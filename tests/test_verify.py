@@ -58,7 +58,7 @@ def test_an_error_above_the_tolerance_gives_exit_code_one(folder, tmp_path):
 def test_what_rounding_alone_moves_counts_as_exact(tmp_path):
     """A linear attention in chunks, in float32: padded rows move as far with the last bit of their weights."""
     save_family(tmp_path / "model", "qwen3_next", weights=False)
-    words = ("adapter=lora", "adapter.r=4", "seed=4")
+    words = ("adapter=lora", "adapter.r=4", "seed=12")
     code, said = verify_forked(tmp_path / "model", tmp_path, *words, "tolerance=1e-5")
     assert code == 1, said
     (tmp_path / "said").unlink()

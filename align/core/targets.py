@@ -38,7 +38,7 @@ KINDS: dict[str, Kind] = {
             "align.adapters.lora.Lora",
             "align.adapters.region.Region",
         ),
-        ("check", "check_options", "with_modules", "add", "rates", "callbacks"),
+        ("check", "check_options", "with_modules", "without_values", "add", "rates", "callbacks"),
     ),
     "suite": Kind(
         (
@@ -67,7 +67,10 @@ KINDS: dict[str, Kind] = {
     ),
     "select": Kind(
         (
+            "align.synthesis.selection.context_dependency.ContextDependency",
             "align.synthesis.selection.gateau.Gateau",
+            "align.synthesis.selection.length_score.LengthScore",
+            "align.synthesis.selection.reference_logp.ReferenceLogp",
             "align.synthesis.selection.select.ByLength",
             "align.synthesis.selection.select.ByMargin",
             "align.synthesis.selection.select.KeepAll",

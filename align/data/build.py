@@ -30,8 +30,9 @@ from align.data.faults import RowError
 from align.data.renaming import NO_RENAMING, Renaming
 from align.data.row_builder import NO_DEMANDS, Demands, RowBuilder
 from align.data.settings import DataSettings, PositionSettings
-from align.data.sources import RawRow, Source, count_rows, read_places
-from align.data.stored_rows import FEATURES, to_bad_row
+from align.data.sources import Source, count_rows, read_places
+from align.data.stored_rows import FEATURES
+from align.data.stretches import read_stored
 from align.data.template_file import writes_date
 from align.data.tokens import ExampleTokenizer
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 6
+VERSION = 8
 LIBRARIES = ("tokenizers", "transformers", "jinja2")  # what they make of a text may change with their version
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (
@@ -54,6 +55,7 @@ NOT_STORED = (
     "eval_size",
     "mix",
     "columns",
+    "numbers",
     "bad_rows",
     "bad_rows_limit",
     "tokens_per_row",
@@ -255,28 +257,7 @@ def _generate(
     tally = Tally(Path(folder), str(os.getpid()))
     try:
         for start, end in shards:
-            for row in read_places(sources, start, end):
-                yield _stored(row, builder, stop=stop)
-                tally.add()
+            yield from read_stored(sources, builder, (start, end), stop=stop, counted=tally.add)
     except UserError as error:
         Path(folder, REFUSAL).write_text(str(error), encoding="utf-8", errors="backslashreplace")
-        raise
-
-
-def _stored(row: RawRow | RowError, builder: RowBuilder, *, stop: bool) -> dict[str, Any]:
-    """The columns of one row, usable or not.
-
-    Raises:
-        RowError: it is not, and `stop` is set.
-    """
-    try:
-        if isinstance(row, RowError):
-            raise row
-        return builder(row)
-    except RowError as bad:
-        if stop:
-            raise stopped(bad) from None
-        return to_bad_row(bad)
-    except Exception as error:
-        error.add_note(f"It happened at {row.source}.")
         raise

@@ -7,7 +7,7 @@ batch = align.training.collate.Collator(tokens_per_row=8192)([data.train[0], dat
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,9 @@ from align.core.readable import counted
 from align.data.bad_rows import check_limit
 from align.data.build import Built, build_dataset
 from align.data.faults import RowError
+from align.data.labels import check_both, count_labels
 from align.data.mixture import Ingredient, mix
+from align.data.numbers import numbers_of, wanted_columns
 from align.data.renaming import Renaming
 from align.data.row_builder import Demands
 from align.data.settings import DataSettings, PositionSettings
@@ -62,13 +64,16 @@ class PreferenceData:
             whose special tokens count), `moved_spaces` (string prompts whose last space begins the answers),
             `text_prompts` (string prompts that stand as they are), `joined_rows` (messages without a chat template),
             `inferred_prompts` (rows whose prompt is what their answers begin with in common),
-            `dropped_rows` (left out, since they cannot be used).
+            `dropped_rows` (left out, since they cannot be used), `documents` (unlike ones of plain text), `pieces` (the
+            rows that those are cut into), `piece_tokens` (of these); of rows with labels `good_answers`,
+            `bad_answers` and `unrelated_answers` of the training rows.
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
         dropped: the rows that were left out, with `data.bad_rows=drop`.
         date: what the chat template writes into prompts; None where it writes none.
         digest: changes with the content and the order of the rows, and with nothing else: not with their place.
         of_template: settings that are set and change nothing where no chat template is used.
         has_template: there is a chat template, or `data.chat=never` wants none.
+        end: the tokenizer's end-of-text token, with which documents end; None where it has none.
     """
 
     train: Dataset
@@ -80,6 +85,7 @@ class PreferenceData:
     date: str | None = None
     of_template: tuple[str, ...] = ()
     has_template: bool = True
+    end: str | None = None
 
 
 def load_preference_data(
@@ -91,6 +97,8 @@ def load_preference_data(
     require_rejected: bool = False,
     require_short: bool = False,
     vocabulary: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    unrelated: bool = False,
 ) -> PreferenceData:
     """Reads, tokenises, places and splits the rows of `data.path`; a second call finds them in the cache.
 
@@ -102,12 +110,20 @@ def load_preference_data(
         require_rejected: rows without a rejected answer cannot be used.
         require_short: rows without a short context cannot be used.
         vocabulary: rows of the model's embedding, which token ids must stay below; None checks none.
+        columns: numbers that are read of every row, name → `prompt` or `answer` (`method.needs.columns`).
+        unrelated: every row gets an answer to another prompt behind its own.
 
     Raises:
         UserError: data missing or empty; a row that cannot be used (`data.bad_rows=stop`), or more such rows than
             `data.bad_rows_limit` allows.
     """
-    demands = Demands(rejected=require_rejected, short=require_short, vocabulary=vocabulary)
+    demands = Demands(
+        rejected=require_rejected,
+        short=require_short,
+        vocabulary=vocabulary,
+        numbers=numbers_of(columns or {}, settings.numbers),
+        unrelated=unrelated,
+    )
     places = build_places(settings, tokenizer, positions=positions, seed=seed, demands=demands)
     return assemble(places, settings, seed=seed)
 
@@ -117,7 +133,8 @@ class Places:
     """The rows of every place that `data` names: to train on, held out (where they are named), mixed in.
 
     `date` is what the chat template writes into prompts; None where it writes none. `placed` says whether contexts are
-    at synthesised positions, `has_template` as in `PreferenceData`.
+    at synthesised positions, `has_template` and `end` as in `PreferenceData`; `kinds` are those of the rows'
+    numbers.
     """
 
     train: Built
@@ -126,6 +143,8 @@ class Places:
     date: str | None = None
     placed: bool = False
     has_template: bool = True
+    end: str | None = None
+    kinds: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[Built, ...]:
@@ -143,11 +162,11 @@ def build_places(
 ) -> Places:
     """Tokenises the rows of every place; arguments and errors as `load_preference_data`."""
     settings = replace(settings, date=str(settings.today()))  # the same for every file, whenever midnight is
-    renaming = Renaming.of(settings.columns)
-    sources = open_sources(settings.path, wanted=renaming.wanted())
+    renaming, more = Renaming.of(settings.columns), wanted_columns(demands.numbers)
+    sources = open_sources(settings.path, wanted=renaming.wanted(more))
     held_out, held_key = sources.held_out, f"data.path={settings.path}"
     if settings.eval_path is not None:
-        named = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted())
+        named = open_sources(settings.eval_path, key="data.eval_path", wanted=renaming.wanted(more))
         _tell_unused(held_out, named.train, held_key, "data.eval_path names the held-out rows")
         held_key = f"data.eval_path={settings.eval_path}"
         _tell_unused(
@@ -176,7 +195,7 @@ def build_places(
     mixed = []
     for i, entry in enumerate(settings.mix):
         key, own = f"data.mix[{i}].path", Renaming.of(entry.columns, f"data.mix[{i}].columns")
-        opened = open_sources(entry.path, key=key, wanted=own.wanted())
+        opened = open_sources(entry.path, key=key, wanted=own.wanted(more))
         _tell_unused(opened.held_out, held_out, f"{key}={entry.path}", "only training rows are mixed in")
         mixed.append(build(opened.train, f"{key}={entry.path}", own, 2 + i))
     template = settings.template_source() or tokenizer.chat_template
@@ -188,6 +207,8 @@ def build_places(
         settings.date if dated else None,
         placed=positions.mode != "none",
         has_template=settings.chat == "never" or template is not None,
+        end=None if tokenizer.eos_token is None else str(tokenizer.eos_token),
+        kinds=tuple(number.kind for number in demands.numbers),
     )
 
 
@@ -220,6 +241,10 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
     counts = {**count_rows_of(train, held), "dropped_rows": len(dropped), "unplaced_rows": 0}
     if places.placed:
         counts["unplaced_rows"] = unplaced_rows(train, held)
+    if "label" in places.kinds:
+        labels = count_labels(train, places.kinds)
+        check_both(labels, rows=len(train))
+        counts |= labels
     return PreferenceData(
         train,
         held,
@@ -230,11 +255,12 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
         places.date,
         settings.of_template(),
         places.has_template,
+        places.end,
     )
 
 
 def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Splits rows at random so that rows of the same prompt stay on one side.
+    """Splits rows at random so that rows of the same prompt, and pieces of the same document, stay on one side.
 
     100 rows of 50 prompts, two rows each, with a size of 0.1: five prompts are held out, with 10 rows.
 
@@ -263,7 +289,7 @@ def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset
     if is_held.all():
         raise UserError(
             f"data.eval_size={size:g} holds out all there is, {counted(len(dataset), 'row')} of "
-            f"{counted(prompts, 'prompt')} (at least one prompt is held out, with all its rows): set "
+            f"{counted(prompts, 'prompt or document')} (at least one is held out, with all its rows): set "
             "data.eval_size=0, or name held-out rows with data.eval_path."
         )
     return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))

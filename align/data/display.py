@@ -18,6 +18,7 @@ from align.data.dataset import PreferenceData
 from align.data.describe import answer_runs, prompt_sections
 from align.data.examples import TokenizedExample
 from align.data.formats import LAYOUTS
+from align.data.mixture import mixture_words
 from align.data.notices import notices
 
 MAX_PER_KIND = 10  # findings printed of each kind
@@ -58,7 +59,7 @@ def print_row(
             shown = _short(_decode(tokenizer, ids), characters)
             text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
         n = len(answer.input_ids)
-        name = "chosen" if j == 0 else f"rejected {j}"
+        name = f"rejected {j}" if j else "text" if example.piece else "chosen"
         table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
     console.print(table)
 
@@ -75,10 +76,7 @@ def print_counts(console: Console, data: PreferenceData, *, window: int | None, 
         f"{counts['largest_position']}",
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
-    lines += [
-        f"mixed in: {one.rows} of {counted(one.available, 'row')} of {one.path}"
-        for one in data.ingredients[1:]
-    ]
+    lines += mixture_words(data.ingredients)
     lines += notices(data, window=window, bad_rows=bad_rows)
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 

@@ -83,10 +83,13 @@ class Answer:
         input_ids: `[n]` int64, n ≥ 1.
         scored: `[n]` bool: True where the token's log-prob counts. All True for a one-turn answer; in a
             row of several turns the later questions and the template between turns are False.
+        weights: `[n]` fp64, what each token's log-prob is multiplied with in weighted sums (`token_weights`), not
+            read where a token is not scored; None where all weigh 1.
     """
 
     input_ids: np.ndarray
     scored: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,11 @@ class TokenizedExample:
         as_text: the prompt was text that stands as it is, without a chat template.
         joined: messages, or a context with its question, without a chat template: nobody's role is told.
         inferred: as in `Example`.
+        piece: of a document of plain text the how manieth piece, from 1 (text_rows.py); 0 for every other row. Its
+            prompt is what it begins with and is never predicted, not even by an NLL over the whole sequence.
+        document: of such a piece a hash of the whole document; else empty.
+        columns: `[K, 1 + M]` fp64, the K numbers that the method reads of the row (`needs.columns`), each once for
+            each answer; None where it reads none.
     """
 
     source: str
@@ -126,6 +134,9 @@ class TokenizedExample:
     as_text: bool = False
     joined: bool = False
     inferred: bool = False
+    piece: int = 0
+    document: str = ""
+    columns: np.ndarray | None = None
 
     @property
     def longest_answer(self) -> int:

@@ -22,6 +22,7 @@ PRE_TOKENISED = "pre-tokenised columns"
 VOCABULARY = "outside the vocabulary"
 TEMPLATE = "refused by the chat template"
 TOO_LONG = "too long"
+TOO_SHORT = "nothing to predict"
 OTHER = "other"
 
 

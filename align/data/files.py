@@ -10,11 +10,13 @@ from typing import Any, Protocol
 from align.core.errors import UserError
 from align.data.json_files import JsonLines, JsonList, Values, holds_lines, holds_object
 from align.data.json_objects import JsonObject
+from align.data.plain_text import TextFile
 from align.data.table_files import Csv, Parquet, Wanted
 from align.data.text_kinds import check_encoding, delimiter_of
 
 SUFFIXES = (".jsonl", ".json", ".parquet")  # which documents may have too
-ROW_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz")
+TEXTS = (".txt", ".txt.gz")  # one document each
+ROW_SUFFIXES = (*SUFFIXES, ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz", *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def file_source(path: Path, key: str, wanted: Wanted = None, *, folder: Path | N
         ".parquet": lambda: Parquet(path, name, wanted),
         ".csv": lambda: Csv(path, name, delimiter_of(path, ",")),
         ".tsv": lambda: Csv(path, name, delimiter_of(path, "\t")),
+        ".txt": lambda: TextFile(path, name),
     }
     try:
         if suffix != ".parquet":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.core.errors import AlignWarning, UserError
-from align.data.files import ROW_SUFFIXES, suffix_of
+from align.data.files import ROW_SUFFIXES, TEXTS, suffix_of
 
 HELD_OUT_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 # What `datasets`, the Hub and our own commands leave beside rows.
@@ -30,7 +30,8 @@ def row_files(folder: Path, key: str) -> tuple[list[Path], list[Path]]:
     Left out are hidden files, what `datasets` and the Hub leave beside rows, and the calls that `align synthesize`
     keeps in `work`. A file is held out where its name is test, validation, valid, val, dev or eval (or
     `test-00000-of-00002`), or where the same name with train in that place stands beside it: `test_prefs.parquet`
-    beside `train_prefs.parquet`.
+    beside `train_prefs.parquet`. Text files hold documents where the folder has nothing else that holds rows: beside
+    rows they are notes about them.
 
     Raises:
         UserError: none holds rows.
@@ -45,6 +46,7 @@ def row_files(folder: Path, key: str) -> tuple[list[Path], list[Path]]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and not (made and path.relative_to(folder).parts[0] in (_WORK, _SUMMARY))
     )
+    files = [path for path in files if suffix_of(path) not in TEXTS] or files
     if not files:
         raise UserError(f"{key}={folder} holds no {', '.join(ROW_SUFFIXES)} file and no saved data set.")
     names = {_stem(path) for path in files}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+
+import numpy as np
 
 from align.data import faults
 from align.data.columns import Columns
@@ -14,9 +16,12 @@ from align.data.context_rows import context_row
 from align.data.examples import Example
 from align.data.implicit_rows import implicit_row
 from align.data.instruction_rows import instruction_row
+from align.data.labels import check_label
 from align.data.near_names import unknown_layout
+from align.data.numbers import Number, read_numbers
 from align.data.sources import RawRow, open_sources, read_rows
 from align.data.stored_columns import read_stored
+from align.data.text_rows import is_text
 from align.data.turns import chat_example, text_example, without_equal
 from align.data.unread import unread_names
 
@@ -25,10 +30,8 @@ LAYOUTS = (
     "context + question + chosen + rejected, context + questions + chosens + rejecteds, "
     "conversations + chosen + rejected, prompt + completion, messages, "
     "context + query + win_response + lose_response (LongReward), "
-    "instruction + chosen + rejected or output (alpaca, LongDPO)"
+    "instruction + chosen + rejected or output (alpaca, LongDPO), text (a document, for method=lm)"
 )
-# What KTO's rows say of their one answer: TRL's name, and LLaMA-Factory's.
-LABELS = ("label", "kto_tag")
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class ParsedRow:
         example: the row.
         dropped: how many of its rejected answers were left out, since they equal the chosen one.
         unread: its columns that hold something and were not read.
+        numbers: `[K, 1 + M]` numbers that the method reads of it; None where it reads none.
     """
 
     example: Example
     dropped: int = 0
     unread: tuple[str, ...] = ()
+    numbers: np.ndarray | None = None
 
 
 def read_examples(
@@ -63,12 +68,13 @@ def read_examples(
         yield parse_row(row, require_rejected=require_rejected).example
 
 
-def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
+def parse_row(row: RawRow, *, require_rejected: bool = False, numbers: Sequence[Number] = ()) -> ParsedRow:
     """One raw row as an `Example`, whatever its layout.
 
     Args:
         row: as it was read.
         require_rejected: see `read_examples`.
+        numbers: what the method reads of it beside its texts.
 
     Raises:
         RowError: it cannot be used.
@@ -78,34 +84,18 @@ def parse_row(row: RawRow, *, require_rejected: bool = False) -> ParsedRow:
     example = _read_layout(columns)
     example = replace(example, tools=columns.tools(), template_kwargs=columns.template_kwargs())
     _check_text(columns, example)
-    kept, dropped = without_equal(example.turns)
-    if dropped and not kept[0].rejected:
+    turns, kept = without_equal(example.turns)
+    answers = 1 + len(example.turns[0].rejected)
+    dropped = answers - 1 - len(kept)
+    if dropped and not kept:
         raise columns.error("every rejected answer equals the chosen one.", reason=faults.ALL_EQUAL)
-    if not kept[0].rejected:
-        _check_label(columns)
+    if not kept:
+        if not any(number.kind == "label" for number in numbers):
+            check_label(columns)
         if require_rejected:
             raise columns.no_rejected()
-    return ParsedRow(replace(example, turns=kept), dropped, tuple(unread_names(columns, row)))
-
-
-def _check_label(columns: Columns) -> None:
-    """Refuses an answer that its row marks as bad (KTO): it must never be what a model learns."""
-    name = next((name for name in LABELS if name in columns), None)
-    if name is None:
-        return
-    value = columns.value(name)
-    said = value.strip().lower() if isinstance(value, str) else value
-    if said in (False, "false", "0"):
-        raise columns.error(
-            f"the answer is marked as bad ({name} is false), so that nothing is trained on it.",
-            reason=faults.BAD_LABEL,
-        )
-    if said not in (True, "true", "1"):
-        raise columns.error(
-            f"column {name} beside an answer says whether it is good, true or false, and is {reprlib.repr(value)}: "
-            f"hide another meaning with data.columns={{{name}: null}}.",
-            reason=faults.WRONG_TYPE,
-        )
+    found = read_numbers(columns, numbers, answers=answers, kept=kept) if numbers else None
+    return ParsedRow(replace(example, turns=turns), dropped, tuple(unread_names(columns, row)), found)
 
 
 def _check_text(columns: Columns, example: Example) -> None:
@@ -146,6 +136,11 @@ def _read_layout(columns: Columns) -> Example:
         return instruction_row(columns)
     if "chosen" in columns:
         return implicit_row(columns)
+    if is_text(columns.values):
+        raise columns.error(
+            "a row of text alone is a document without a prompt or an answer: `align train method=lm` trains on it.",
+            reason=faults.UNKNOWN_LAYOUT,
+        )
     raise columns.error(unknown_layout(list(columns.values)), reason=faults.UNKNOWN_LAYOUT)
 
 

@@ -14,6 +14,7 @@ LAYOUT_COLUMNS = (
     "rejected",
     "completion",
     "messages",
+    "text",
     "conversations",
     "context",
     "question",

@@ -17,6 +17,7 @@ _CALLED = {
     "completion": "response answer output completions reply",
     "messages": "conversation dialog dialogue chat",
     "context": "document documents passage long_context",
+    "text": "content document body raw_content contents",
 }
 CALLED = {ours: frozenset(names.split()) for ours, names in _CALLED.items()}
 _LAYOUTS = (
@@ -29,6 +30,7 @@ _LAYOUTS = (
     ("instruction", "chosen", "rejected"),
     ("instruction", "output"),
 )
+_DOCUMENT = ("text",)
 
 
 def is_like(name: str, ours: str) -> bool:
@@ -59,6 +61,8 @@ def unknown_layout(found: Sequence[str]) -> str:
     sentence = f"unknown layout with the columns {shown(found)}"
     matches = [(layout, _matched(layout, found)) for layout in _LAYOUTS]
     layout, matched = max(matches, key=lambda one: len(one[1]) / len(one[0]))
+    if len(matched) < 2 and "text" not in found and _matched(_DOCUMENT, found):
+        layout, matched = _DOCUMENT, _matched(_DOCUMENT, found)
     if not matched:
         return f"{sentence}: name them as a layout does, such as data.columns={{prompt: …, chosen: …, rejected: …}}."
     named = ", ".join(f"{ours}: {in_settings(matched[ours]) if ours in matched else '…'}" for ours in layout)
@@ -69,7 +73,7 @@ def missing(names: Sequence[str], found: Sequence[str]) -> str:
     """What is said of a row without any of the columns `names`."""
     sentence = f"column {' or '.join(names)} is missing"
     known = [ours for ours in names if ours in LAYOUT_COLUMNS]
-    others = [name for name in found if name not in LAYOUT_COLUMNS]
+    others = [name for name in found if name not in LAYOUT_COLUMNS or name == "text"]  # a layout of its own
     if not known or not others:
         return f"{sentence}."
     near = [(ours, in_settings(name)) for ours in known for name in others if may_be(name, ours)]

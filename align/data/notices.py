@@ -24,10 +24,26 @@ def notices(
         bad_rows: what training does about rows that cannot be used (`data.bad_rows`).
     """
     return [
+        *_pieces(data, window=window, limit=limit),
         *_cuts(data.counts, window=window, limit=limit),
         *_readings(data),
         *unread_notices(data),
         *_left_out(data, bad_rows),
+    ]
+
+
+def _pieces(data: PreferenceData, *, window: int | None, limit: str) -> list[str]:
+    """What became of documents of plain text."""
+    counts = data.counts
+    if not counts["documents"]:
+        return []
+    why = limit if window is None else f"the model's window of {window} tokens"
+    end = "nothing is put behind a document" if data.end is None else f"each document ends with {data.end}"
+    are = agreeing(counts["documents"], "is", "are")
+    return [
+        f"{counted(counts['documents'], 'document')} of plain text {are} read as "
+        f"{counted(counts['pieces'], 'row')}, {counted(counts['piece_tokens'], 'token')} together: pieces of at most "
+        f"{why}, of which a later one begins with the last token of the one before; {end}."
     ]
 
 
@@ -59,6 +75,16 @@ def _cuts(counts: dict[str, int], *, window: int | None, limit: str) -> list[str
 def _readings(data: PreferenceData) -> list[str]:
     """What is read in a way that its author may not expect."""
     counts, said = data.counts, []
+    if "good_answers" in counts:
+        said.append(
+            f"Of the answers to train on, {counts['good_answers']} are good and {counts['bad_answers']} are bad."
+        )
+    if counts.get("unrelated_answers"):
+        cut = f" ({counts['cut_unrelated']} of them are cut to fit)" if counts["cut_unrelated"] else ""
+        said.append(
+            "Each row also has the answer of the next row with another prompt, which is scored and not learnt: the "
+            f"method estimates a KL by it{cut}."
+        )
     if counts["rendered_prompts"]:
         said.append(
             f"{counted(counts['rendered_prompts'], 'string prompt')} (the first is {_first(data, 'rendered')}) "

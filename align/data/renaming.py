@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -45,11 +45,11 @@ class Renaming:
             theirs for _, theirs in self.columns if theirs is not None
         }
 
-    def wanted(self) -> Callable[[str], bool]:
-        """Which columns of a table are read."""
+    def wanted(self, more: Iterable[str] = ()) -> Callable[[str], bool]:
+        """Which columns of a table are read, with `more` under the rows' own names (`numbers.wanted_columns`)."""
         return _Wanted(
             frozenset(ours for ours, _ in self.columns),
-            frozenset(theirs for _, theirs in self.columns if theirs is not None),
+            frozenset((*(theirs for _, theirs in self.columns if theirs is not None), *more)),
         )
 
     def __call__(self, values: dict[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,20 @@ from align.core.errors import UserError
 from align.core.readable import counted
 from align.data import faults
 from align.data.answer_scores import upside_down
+from align.data.columns import Columns
 from align.data.examples import TokenizedExample
 from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
 from align.data.formats import parse_row
+from align.data.numbers import Number, read_numbers, wanted_columns
 from align.data.positions import has_context, row_rng, synthesise
 from align.data.released import is_released, read_released
 from align.data.renaming import NO_RENAMING, Renaming, check_no_media, is_pre_tokenised
 from align.data.settings import PositionSettings
 from align.data.stored_rows import to_row
+from align.data.text_rows import is_text, read_text, text_pieces
 from align.data.tokens import ExampleTokenizer
-from align.data.unread import stored_names
+from align.data.unread import stored_names, unread_names
 from align.data.vocabulary import check_ids
 
 
@@ -31,11 +34,15 @@ class Demands:
         rejected: a rejected answer.
         short: a short context.
         vocabulary: rows of the model's embedding, which token ids must stay below; None where it is not known.
+        numbers: what the method reads of it beside its texts.
+        unrelated: an answer to another prompt, which `build` puts behind its own.
     """
 
     rejected: bool = False
     short: bool = False
     vocabulary: int | None = None
+    numbers: tuple[Number, ...] = ()
+    unrelated: bool = False
 
 
 NO_DEMANDS = Demands()
@@ -52,23 +59,41 @@ class RowBuilder:
     renaming: Renaming = NO_RENAMING
     source: int = 0
 
-    def __call__(self, row: RawRow) -> dict[str, Any]:
-        """The columns of `align.data.stored_rows.FEATURES`; raises RowError."""
+    def __call__(self, row: RawRow) -> list[dict[str, Any]]:
+        """The columns of `align.data.stored_rows.FEATURES`: of one row, or of each piece of a document.
+
+        Raises:
+            RowError: it cannot be used.
+        """
         try:
             return self._build(replace(row, values=self.renaming(row.values)))
         except UserError as error:
             raise as_row_error(error, row.source) from error
 
-    def _build(self, row: RawRow) -> dict[str, Any]:
+    def _build(self, row: RawRow) -> list[dict[str, Any]]:
+        dropped = 0
         if is_released(row.values):
-            example, dropped = self._released(row), 0
-            unread = [name for name in (*row.values, *row.unseen) if not is_pre_tokenised(name)]
+            examples = [self._released(row)]
+            known = wanted_columns(self.demands.numbers)
+            unread = [
+                name
+                for name in (*row.values, *row.unseen)
+                if not is_pre_tokenised(name) and name not in known
+            ]
+        elif is_text(row.values):
+            check_no_media(row)
+            columns = Columns(row.source, row.values)
+            more = bool(self.demands.numbers) or self.demands.unrelated
+            text = read_text(columns, require_rejected=self.demands.rejected, wants_more=more)
+            examples = [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
+            unread = unread_names(columns, row)
         else:
             check_no_media(row)
-            parsed = parse_row(row, require_rejected=self.demands.rejected)
+            parsed = parse_row(row, require_rejected=self.demands.rejected, numbers=self.demands.numbers)
             example, dropped = self._placed(self.tokenize(parsed.example), row), parsed.dropped
+            examples = [replace(example, columns=parsed.numbers)]
             unread = list(parsed.unread)
-        if self.demands.short and not example.short:
+        if self.demands.short and not examples[0].short:
             raise RowError(
                 row.source,
                 "the method reads the context made short, which this row does not have: add short_prompt "
@@ -76,7 +101,8 @@ class RowBuilder:
                 reason=faults.NO_SHORT,
             )
         names = stored_names(name for name in unread if name not in self.renaming.names())
-        return to_row(example, dropped_rejected=dropped, unread=names, scores=upside_down(row.values))
+        scores = upside_down(row.values)
+        return [to_row(one, dropped_rejected=dropped, unread=names, scores=scores) for one in examples]
 
     def _placed(self, example: TokenizedExample, row: RawRow) -> TokenizedExample:
         """The row at synthesised positions, its ids inside the vocabulary."""
@@ -116,4 +142,8 @@ class RowBuilder:
                 "keeps the positions it came with.",
                 reason=faults.PRE_TOKENISED,
             )
-        return example
+        if not self.demands.numbers:
+            return example
+        columns, count = Columns(row.source, row.values), len(example.answers)
+        numbers = read_numbers(columns, self.demands.numbers, answers=count, kept=range(count - 1))
+        return replace(example, columns=numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,11 +24,19 @@ MAX_POSITIONS = 2**31 - 1
 
 @dataclass(frozen=True)
 class MixedSettings:
-    """An entry of `data.mix`: rows from elsewhere, `ratio` of them for each training row of `data.path`."""
+    """An entry of `data.mix`: rows from elsewhere, with either of `ratio` and `share`.
+
+    Attributes:
+        path: of the rows.
+        ratio: how many of them for each training row of `data.path`.
+        columns: other names of their columns, as `data.columns`.
+        share: of the tokens of the whole mixture; the shares of all entries sum to less than 1.
+    """
 
     path: str
-    ratio: float
+    ratio: float | None = field(default=None, metadata={"example": True})
     columns: dict[str, str | None] | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,7 @@ class DataSettings:
     eval_size: float = 0.1
     limit: int | None = None
     columns: dict[str, str | None] | None = None
+    numbers: dict[str, str] | None = None
     bad_rows: str = "stop"
     bad_rows_limit: float | None = 0.1
     template: str = "{context}\n\n{question}"
@@ -81,13 +91,7 @@ class DataSettings:
             value = getattr(self, key)
             if value is not None and value > 1 and not float(value).is_integer():  # infinity is none either
                 raise UserError(f"data.{key}={value} is neither a share below 1 nor a whole number of rows.")
-        for i, entry in enumerate(self.mix):
-            check_columns(entry.columns, f"data.mix[{i}].columns")
-            if not 0 < entry.ratio < math.inf:
-                raise UserError(
-                    f"data.mix[{i}].ratio={entry.ratio:g} must be a number above 0: it is the number of rows of "
-                    f"{entry.path} for each training row of data.path."
-                )
+        _check_mix(self.mix)
         for place in ("{context}", "{question}"):
             if self.template.count(place) != 1:
                 raise UserError(f"data.template={self.template!r} must contain {place} exactly once.")
@@ -116,6 +120,36 @@ class DataSettings:
             "data.thinking": None if self.thinking == "keep" else self.thinking,
         }
         return tuple(key for key, value in values.items() if value)
+
+
+def _check_mix(mix: Sequence[MixedSettings]) -> None:
+    """Refuses entries of `data.mix` that say no proportion, two of them, or one that cannot be."""
+    for i, entry in enumerate(mix):
+        check_columns(entry.columns, f"data.mix[{i}].columns")
+        if (entry.ratio is None) == (entry.share is None):
+            raise UserError(
+                f"data.mix[{i}] ({entry.path}) takes either a ratio, rows for each training row of data.path, or a "
+                f"share of all tokens, and has {'neither' if entry.ratio is None else 'both'}."
+            )
+        if entry.ratio is not None and not 0 < entry.ratio < math.inf:
+            raise UserError(
+                f"data.mix[{i}].ratio={entry.ratio:g} must be a number above 0: it is the number of rows of "
+                f"{entry.path} for each training row of data.path."
+            )
+        if entry.share is not None and not 0 < entry.share < 1:
+            raise UserError(
+                f"data.mix[{i}].share={entry.share:g} must lie between 0 and 1: it is the part of all tokens that "
+                f"{entry.path} gives; data.path gives the rest."
+            )
+    shares = [entry.share for entry in mix if entry.share is not None]
+    if shares and len(shares) < len(mix):
+        raise UserError(
+            "data.mix has entries with a ratio and others with a share: give all of them the same."
+        )
+    if math.fsum(shares) >= 1 - 1e-9:
+        raise UserError(
+            f"the shares of data.mix sum to {math.fsum(shares):g} and leave nothing to data.path: keep them below 1."
+        )
 
 
 @dataclass(frozen=True)

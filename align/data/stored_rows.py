@@ -42,6 +42,7 @@ FEATURES = Features(
         "longest_sequence": Value("int32"),
         "largest_position": Value("int32"),
         "dropped_rejected": Value("int32"),
+        "cut_unrelated": Value("int32"),
         "dropped_reasoning": Value("int32"),
         "dropped_messages": Value("int32"),
         "rendered": Value("bool"),
@@ -49,8 +50,10 @@ FEATURES = Features(
         "as_text": Value("bool"),
         "joined": Value("bool"),
         "inferred": Value("bool"),
+        "piece": Value("int32"),
         "unread": Value("string"),
         "scores": Value("string"),
+        "columns": List(Value("float64")),
         "row_hash": Value("int64"),
         "bad_reason": Value("string"),
         "bad_sentence": Value("string"),
@@ -60,7 +63,12 @@ _EMPTY = {"string": "", "bool": False, "int32": 0, "int64": 0}
 
 
 def to_row(
-    example: TokenizedExample, *, dropped_rejected: int = 0, unread: str = "", scores: str = ""
+    example: TokenizedExample,
+    *,
+    dropped_rejected: int = 0,
+    unread: str = "",
+    scores: str = "",
+    cut_unrelated: int = 0,
 ) -> dict[str, Any]:
     """The columns of `FEATURES` for one row.
 
@@ -69,19 +77,24 @@ def to_row(
         dropped_rejected: rejected answers that were left out since they equal the chosen one.
         unread: see `unread.stored_names`.
         scores: see `answer_scores.upside_down`.
+        cut_unrelated: tokens that were cut from its answer to another prompt, see unrelated.py.
     """
     answers = example.answers
     row = _tokens(example)
+    numbers = {} if example.columns is None else {"columns": np.ravel(example.columns)}
     return {
         **row,
+        "columns": [],
+        **numbers,
         "source": example.source,
         "cut_tokens": example.cut_tokens,
-        "prompt_hash": hash_ids(example.prompt_ids),
+        "prompt_hash": example.document or hash_ids(example.prompt_ids),
         "num_tokens": example.num_tokens,
         "num_answers": len(answers),
         "longest_sequence": len(example.prompt_ids) + example.longest_answer,
         "largest_position": int(example.position_ids[-1]) + example.longest_answer,
         "dropped_rejected": dropped_rejected,
+        "cut_unrelated": cut_unrelated,
         "dropped_reasoning": example.dropped_reasoning,
         "dropped_messages": example.dropped_messages,
         "rendered": example.rendered,
@@ -89,9 +102,10 @@ def to_row(
         "as_text": example.as_text,
         "joined": example.joined,
         "inferred": example.inferred,
+        "piece": example.piece,
         "unread": unread,
         "scores": scores,
-        "row_hash": _hash_row(row),
+        "row_hash": _hash_row(row | numbers),
         "bad_reason": "",
         "bad_sentence": "",
     }
@@ -126,7 +140,7 @@ def _tokens(example: TokenizedExample) -> dict[str, np.ndarray]:
 
 
 def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
-    """A number that changes with any token, position or mask of a row."""
+    """A number that changes with any token, position, mask or number of a row."""
     digest = hashlib.blake2b(digest_size=8)
     for values in tokens.values():
         digest.update(len(values).to_bytes(8, "little"))
@@ -136,7 +150,8 @@ def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
 
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
     """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
-    spans = _int64(row["chunk_spans"]).reshape(-1, 2).tolist()
+    spans, piece = _int64(row["chunk_spans"]).reshape(-1, 2).tolist(), int(row.get("piece", 0))
+    numbers = np.asarray(row.get("columns", ()), dtype=np.float64)
     return TokenizedExample(
         source=str(row["source"]),
         prompt_ids=_int64(row["prompt_ids"]),
@@ -152,6 +167,9 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         as_text=bool(row.get("as_text", False)),
         joined=bool(row.get("joined", False)),
         inferred=bool(row.get("inferred", False)),
+        piece=piece,
+        document=str(row["prompt_hash"]) if piece else "",
+        columns=numbers.reshape(-1, len(row["answer_lengths"])) if len(numbers) else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "num_answers",
         "largest_position",
         "dropped_rejected",
+        "cut_unrelated",
         "dropped_reasoning",
         "dropped_messages",
         "rendered",
@@ -51,6 +53,7 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "short_cut_rows": int((short_cut > 0).sum()),
         "short_cut_tokens": int(short_cut.sum()),
         "dropped_rejected": int(found["dropped_rejected"].sum()),
+        "cut_unrelated": int((found["cut_unrelated"] > 0).sum()),
         "rendered_prompts": int(found["rendered"].sum()),
         "moved_spaces": int(found["moved_space"].sum()),
         "text_prompts": int(found["as_text"].sum()),
@@ -58,7 +61,22 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "inferred_prompts": int(found["inferred"].sum()),
         "dropped_reasoning": int(found["dropped_reasoning"].sum()),
         "dropped_messages": int(found["dropped_messages"].sum()),
+        **_documents(both),
     }
+
+
+def _documents(both: Sequence[Dataset]) -> dict[str, int]:
+    """Documents of plain text, the pieces that they are cut into, and the tokens of those."""
+    documents, pieces, tokens = set[str](), 0, 0
+    for rows in both:
+        places = np.flatnonzero(column_of(rows, "piece").to_numpy(zero_copy_only=False))
+        if len(places):
+            documents.update(column_of(rows, "prompt_hash").take(pa.array(places)).to_pylist())
+            tokens += int(
+                column_of(rows, "num_tokens").to_numpy(zero_copy_only=False)[places].sum(dtype=np.int64)
+            )
+        pieces += len(places)
+    return {"documents": len(documents), "pieces": pieces, "piece_tokens": tokens}
 
 
 def short_cuts(rows: Dataset) -> np.ndarray:

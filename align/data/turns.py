@@ -56,7 +56,8 @@ def turns_of(columns: Columns, answers: list[AnswerMessages]) -> tuple[tuple[Tur
         columns: the row, for messages to people.
         answers: each as messages, the chosen one first.
     """
-    parted = [_parted(columns, "rejected" if i else "chosen", answer) for i, answer in enumerate(answers)]
+    own = "completion" if "completion" in columns and "chosen" not in columns else "chosen"
+    parted = [_parted(columns, "rejected" if i else own, answer) for i, answer in enumerate(answers)]
     between = parted[0].between
     if any(one.between != between for one in parted):
         raise columns.error("chosen and rejected must have the same later questions.", reason=faults.MESSAGES)
@@ -101,8 +102,8 @@ def _fields(said: Sequence[Message]) -> tuple[Message, ...]:
     return fields if any(fields) else ()
 
 
-def without_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], int]:
-    """The turns without the rejected answers that equal the chosen one in every turn, and how many those are."""
+def without_equal(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], list[int]]:
+    """The turns without the rejected answers that equal the chosen one in every turn, and which remain, from 0."""
     kept = [j for j in range(len(turns[0].rejected)) if any(not turn.rejects_the_same(j) for turn in turns)]
-    dropped = len(turns[0].rejected) - len(kept)
-    return (tuple(turn.with_rejected(kept) for turn in turns) if dropped else turns), dropped
+    whole = len(kept) == len(turns[0].rejected)
+    return (turns if whole else tuple(turn.with_rejected(kept) for turn in turns)), kept

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.data.template_file import check_template_kwargs
+from align.generation.marked import check_mark
 from align.generation.memories import Memory, NoMemory
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class LocalSettings:
     device: str = "auto"
     cache: str | None = None
     template_kwargs: dict[str, Any] | None = None
+    mark: str | None = None
     memory: Memory = field(default_factory=NoMemory)
 
     def check(self) -> None:
@@ -47,6 +49,7 @@ class LocalSettings:
         if not _DEVICE.fullmatch(self.device):
             raise UserError(f"generator.device={self.device} is not known: use auto, cpu or cuda.")
         check_template_kwargs("generator.template_kwargs", self.template_kwargs)
+        check_mark(self.mark)
         self.memory.check("generator.memory")
 
     def resolve_device(self) -> torch.device:
@@ -67,6 +70,7 @@ class LocalSettings:
         """The generator of `model`; weights are loaded by the first call that is not finished yet."""
         from align.generation.call_cache import cached
         from align.generation.local_generator import local_identity, local_weights
+        from align.generation.marked import with_mark
         from align.models.loading import load_causal_lm, load_config
 
         device = self.resolve_device()
@@ -78,7 +82,7 @@ class LocalSettings:
             identify=lambda: self._named(local_identity(model, tokenizer, self.template_kwargs or {})),
             weigh=lambda: local_weights(model, tokenizer, self.template_kwargs or {}),
         )
-        return cached(generator, self.cache)
+        return cached(with_mark(generator, self.mark), self.cache)
 
     def of_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LocalGenerator:
         """The generator of a model that is there already, in its present state; it has no name in the cache."""

@@ -17,6 +17,7 @@ from align.data.template_file import check_template_kwargs
 from align.generation.call_cache import cached
 from align.generation.generators import Completion, Generator, Request, digest_of
 from align.generation.leads import ask_for, behind_thinking, continued, with_lead
+from align.generation.marked import check_mark, with_mark
 from align.generation.markers import Escaper
 from align.generation.memories import Memory, NoMemory, refuse_at_server
 from align.generation.pool import Pace, Pool, RetryError
@@ -55,6 +56,7 @@ class OpenAISettings:
     sent: list[str] = field(default_factory=lambda: list(SAMPLING_KEYS))
     seed_bits: int = 63
     template_kwargs: dict[str, Any] | None = None
+    mark: str | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
     memory: Memory = field(default_factory=NoMemory)
 
@@ -88,6 +90,7 @@ class OpenAISettings:
             if getattr(self, key) not in choices:
                 raise UserError(f"generator.{key}={getattr(self, key)}: use {' or '.join(choices)}.")
         check_template_kwargs("generator.template_kwargs", self.template_kwargs)
+        check_mark(self.mark)
         if not isinstance(self.extra_body.get(IN_BODY) or {}, Mapping):
             raise UserError(f"generator.extra_body.{IN_BODY} must be a mapping of names to values.")
         self.api_key()
@@ -119,7 +122,7 @@ class OpenAISettings:
         name = self.model or model.path
         if name == EMBEDDED:
             raise UserError("generator.model is not set: name the model as the server does.")
-        return cached(OpenAIGenerator(self, name, tokenizer), self.cache)
+        return cached(with_mark(OpenAIGenerator(self, name, tokenizer), self.mark), self.cache)
 
 
 class OpenAIGenerator:
@@ -137,7 +140,7 @@ class OpenAIGenerator:
         self.tokenizer = tokenizer
         self._one_at_a_time = threading.Lock()
         self._halves = 0  # of surrogate pairs, in the answers of one `generate`
-        special = [token.content for token in tokenizer.added_tokens_decoder.values()]
+        special = {token.content for token in tokenizer.added_tokens_decoder.values()} - {settings.mark}
         self.escaper = Escaper([*special, *tokenizer.all_special_tokens])
 
     @property

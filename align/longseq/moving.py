@@ -34,6 +34,18 @@ def move_together(tensors: Sequence[Tensor], device: torch.device | str) -> list
     return views_of(to_device(joined(tensors), device), [tensor.shape for tensor in tensors])
 
 
+def as_bits(numbers: Tensor) -> Tensor:
+    """fp64 numbers as whole ones of the same bits, so that they travel with token ids; see `from_bits`."""
+    return numbers.to(torch.float64).view(torch.int64)
+
+
+def from_bits(bits: Tensor) -> Tensor:
+    """The numbers that `as_bits` was given: fp64, or fp32 on a device that has no fp64 (Apple's MPS)."""
+    if bits.device.type == "mps":
+        return bits.to(HOST).view(torch.float64).to(torch.float32).to(bits.device)
+    return bits.view(torch.float64)
+
+
 def joined(tensors: Sequence[Tensor]) -> Tensor:
     """`[n]` all of their numbers, one tensor's behind the other's: `[[1, 2]]` and `[3]` are `[1, 2, 3]`."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -50,8 +50,14 @@ def predictions(
 def context_triples(
     example: TokenizedExample, packed: PackedPrompt, prompt_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones."""
+    """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones.
+
+    A piece of a document has none: the piece before has scored the token that it begins with.
+    """
     start, stop = packed.prompt
+    if example.piece:
+        nothing = torch.empty(0, dtype=torch.long)
+        return nothing, nothing, nothing
     chosen = example.answers[0]
     branch_predictor, branch_target = predictions(
         chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), packed.answers[0], stop - 1

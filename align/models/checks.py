@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from align.core.config import check_choice
 from align.core.errors import UserError
+from align.models.extra_tokens import check_extra_tokens
 from align.models.paths import check_path
 from align.models.quantization import check_quantization
 from align.models.rope import TYPES
@@ -15,13 +16,15 @@ def check_model(settings: ModelSettings) -> None:
 
     Raises:
         UserError: an unknown dtype, kernels or RoPE type, `model.moe` with words or numbers that it does not take, a
-            quantisation that cannot train here, or a path that no model can be loaded from.
+            quantisation that cannot train here, `model.extra_tokens` that are no tokens, or a path that no model can be
+            loaded from.
     """
     check_choice("model.dtype", settings.dtype, DTYPES)
     check_choice("model.kernels", settings.kernels, KERNELS)
     check_quantization(settings.quantization, adapter=settings.adapter)
     if settings.rope.type is not None:
         check_choice("model.rope.type", settings.rope.type, TYPES)
+    check_extra_tokens(settings.extra_tokens)
     settings.moe.check()
     if settings.moe.balance and settings.attention in OF_LIBRARY:
         raise UserError(no_balance(settings.attention))

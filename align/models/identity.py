@@ -30,6 +30,8 @@ VERSION = 2
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
 _NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "dtype")
+# So that what a cache has been filled with before they were a key is found.
+_ONLY_WHERE_SET = ("extra_tokens",)
 
 
 # What every configuration of transformers has beside its architecture, and the cache of generation.
@@ -76,7 +78,11 @@ class Identity:
             "config": architecture(config.to_dict()),
             "dtype": str(precision.weights_dtype(settings)),
             "autocast": str(precision.autocast),
-            "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_KEY},
+            "settings": {
+                name: value
+                for name, value in asdict(settings).items()
+                if name not in _NOT_IN_KEY and (value or name not in _ONLY_WHERE_SET)
+            },
         }
         return cls(
             content,

@@ -1,4 +1,4 @@
-"""Models and tokenizers: Hub id, folder, or the embedded SmolLM2; four-bit weights, RoPE overrides."""
+"""Models and tokenizers: Hub id, folder, or the embedded SmolLM2; four-bit weights, RoPE, extra tokens."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
+from align.models.extra_tokens import add_rows, add_tokens, extend_config
 from align.models.kernels import check_kernels, fuse, kernels_on, say_fused
 from align.models.paths import check_weights, resolve_path
 from align.models.processor_files import processor_template
@@ -59,8 +60,31 @@ def load_tokenizer(
     return tokenizer
 
 
+def model_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of the group `model`, with its extra tokens."""
+    return _extended(settings)[0]
+
+
+def _extended(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, list[int], int]:
+    """Tokenizer, the ids of `model.extra_tokens`, and how many tokens it had before."""
+    tokenizer = load_tokenizer(
+        settings.path, trust_remote_code=settings.trust_remote_code, revision=settings.revision
+    )
+    known = len(tokenizer)
+    ids = add_tokens(tokenizer, settings.extra_tokens, path=settings.path) if settings.extra_tokens else []
+    return tokenizer, ids, known
+
+
 def load_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrainedConfig:
-    """The model's configuration with the RoPE overrides applied; reads no weights. `key` named the model."""
+    """The model's configuration with RoPE overrides and extra tokens; reads no weights. `key` named the model."""
+    config = _own_config(settings, key=key)
+    if settings.extra_tokens:
+        extend_config(config, _extended(settings)[1])
+    return config
+
+
+def _own_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrainedConfig:
+    """The same with the vocabulary that its checkpoint has."""
     _warn_of_remote_code(settings.path, settings.trust_remote_code)
     folder = resolve_path(settings.path, key=key)
     try:
@@ -82,6 +106,28 @@ def load_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrain
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False  # for the library's loss; longseq/balance.py computes ours
     return config
+
+
+def check_reference_tokens(reference: ModelSettings, policy: ModelSettings) -> None:
+    """Refuses a reference that would read other ids, or has no rows for some: both read in the policy's tokens.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if policy.extra_tokens:
+        ids, others = _extended(policy)[1], _extended(reference)[1]
+        if ids != others:
+            raise UserError(
+                f"model.extra_tokens get the ids {ids} behind the tokens of model.path={policy.path} and {others} "
+                f"behind those of reference.model={reference.path}: name a reference with the same tokenizer."
+            )
+    rows, known = (text_config(load_config(own)).vocab_size for own in (reference, policy))
+    needed = min(known, len(model_tokenizer(policy)))
+    if rows < needed:
+        raise UserError(
+            f"reference.model={reference.path} has rows for {rows} tokens, and the policy reads {needed}: name a "
+            "reference with the same tokenizer."
+        )
 
 
 def native_window(settings: ModelSettings) -> int | None:
@@ -151,7 +197,7 @@ def load_causal_lm(
     require_quantization(settings.quantization)
     check_weights(settings.path)
     settings = replace(settings, kernels=kernels_on(settings, device))
-    config = load_config(settings)
+    config = _own_config(settings)
     check_kernels(settings, config)
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)
@@ -167,6 +213,9 @@ def load_causal_lm(
             revision=settings.revision,
             **experts_keyword(settings),
         )
+    if settings.extra_tokens:
+        _, ids, known = _extended(settings)
+        add_rows(model, ids, known=known)
     set_reading(model, settings.attention)
     if settings.kernels == LIGER:
         say_fused(model, fuse(model))

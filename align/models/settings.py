@@ -93,3 +93,4 @@ class ModelSettings:
     adapter: Any = None
     rope: RopeSettings = field(default_factory=RopeSettings)
     moe: MoeSettings = field(default_factory=MoeSettings)
+    extra_tokens: list[str] = field(default_factory=list)

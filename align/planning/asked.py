@@ -15,7 +15,7 @@ from align.distributed.names import check_wrapper_name
 from align.longseq.parallel import choose_exchange, make_groups
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.longseq.support import check_degree
-from align.models.loading import load_tokenizer
+from align.models.loading import model_tokenizer
 from align.models.settings import ModelSettings
 from align.planning.architecture import Architecture, measure, read_config
 from align.planning.here import available_memory, resident_memory
@@ -96,7 +96,7 @@ def read_rows(
     data = read_rows_of_model(
         method,
         typed(DataSettings, config, "data"),
-        load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision),
+        model_tokenizer(model),
         model=model,
         positions=typed(PositionSettings, config, "positions"),
         seed=config.seed,

@@ -138,6 +138,7 @@ def finish(trainer: PreferenceTrainer, run: Run, data: PreferenceData) -> None:
     summary = {"before": before, "after": jsonable(after), "training": costs, "data": data.counts}
     if data.ingredients:
         summary["mixture"] = {one.path: one.rows for one in data.ingredients}
+        summary["mixture_tokens"] = {one.path: one.tokens for one in data.ingredients}
     write_json(run.output / RESULTS, summary)
     results.draw_training(history, before, after, run.output / "training.png")
     _show(summary, run, data)

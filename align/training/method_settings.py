@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -15,8 +15,14 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
     "policy_short": (False, True),
     "nll_scope": ("none", "chosen", "sequence"),
-    "weighting": ("prompt", "token"),
+    "weighting": ("prompt", "token", "sequence"),
+    "batch": ("prompt", "step"),
+    "answers": ("own", "unrelated"),
+    "token_weights": (False, True),
+    "fronts": (False, True),
+    "collision": (False, True),
 }
+COLUMN_KINDS = ("prompt", "answer", "label")  # of `needs.columns`
 
 
 @dataclass(frozen=True)
@@ -30,18 +36,42 @@ class Needs:
         nll_scope: what `PairLogps.nll` averages over: `none`, the `chosen` answer, or the whole `sequence`
             of prompt and chosen answer.
         weighting: what the loss of a step is the mean over: its prompts (`prompt`), or the scored tokens of
-            their chosen answers (`token`), for a loss that is itself a mean over those tokens.
+            their chosen answers (`token`), for a loss that is itself a mean over those tokens; `sequence` counts the
+            tokens of the prompts too, for the mean that is `nll` where `nll_scope` is `sequence`.
+        batch: what a prompt's loss follows from: its own log-probs (`prompt`), or those of all prompts of the global
+            step (`step`), which the loss is then called with at once, however they are spread over micro-batches,
+            accumulation and processes.
+        answers: which of them a row has: its `own`, or also one to another prompt (`unrelated`), by which KTO
+            estimates a KL; its label is −1.
+        columns: numbers of a row that reach the loss (`PairLogps.columns`), name → kind: `prompt`, one a row;
+            `answer`, one for each answer, the chosen one's first; or `label`, 1 for a good answer and 0 for a bad one,
+            which a pair has by itself. `data.numbers` says where rows have them under other names.
+        token_weights: the loss reads weighted sums (`PairLogps.weighted`), so that `token_weights` has a say.
+        fronts: the loss reads both answers of a pair only as far as the shorter one goes, or apart up to there
+            (`PairLogps.chosen_front`, `rejected_front`).
+        collision: the loss reads how sure the policy is (`PairLogps.collision`).
     """
 
     reference: str
     policy_short: bool
     nll_scope: str
     weighting: str = "prompt"
+    batch: str = "prompt"
+    answers: str = "own"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    token_weights: bool = False
+    fronts: bool = False
+    collision: bool = False
 
     @property
     def short(self) -> bool:
         """Whether anything is read on the short context."""
         return self.policy_short or self.reference == "short"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether answers are judged by labels, so that a row may have a single one, good or bad."""
+        return "label" in self.columns.values()
 
     def __post_init__(self) -> None:
         for name, values in _ALLOWED_NEEDS.items():
@@ -51,6 +81,51 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+        if self.fronts and self.short:
+            raise UserError(
+                "method.needs.fronts cuts whole answers, and a short context is read turn by turn: set "
+                "needs.policy_short=false and needs.reference=none or same"
+            )
+        if self.weighting == "sequence" and self.nll_scope != "sequence":
+            raise UserError(
+                f"method.needs.weighting=sequence counts the tokens of prompt and answer, over which "
+                f"method.needs.nll_scope={self.nll_scope} takes no mean: set method.needs.nll_scope=sequence, or "
+                "weighting=token."
+            )
+        if self.batch == "step" and self.weighting != "prompt":
+            raise UserError(
+                f"method.needs.weighting={self.weighting} weighs each prompt by its own tokens, which a loss over the "
+                "whole step (method.needs.batch=step) cannot be: set one of them to prompt."
+            )
+        if self.answers == "unrelated" and self.short:
+            raise UserError(
+                "method.needs.answers=unrelated puts another prompt's answer behind the policy's prompt, and short "
+                "prompts have none: set method.needs.reference to none or same, and policy_short to false."
+            )
+        if not isinstance(self.columns, Mapping):
+            raise UserError("method.needs.columns has to be a mapping: a number's name → prompt or answer")
+        for name, kind in self.columns.items():
+            if kind not in COLUMN_KINDS:
+                raise UserError(
+                    f"method.needs.columns.{name}={kind} is unknown; choose one of {', '.join(COLUMN_KINDS)}"
+                )
+
+
+def check_step(needs: Needs, *, prompts: int) -> None:
+    """Refuses steps of one prompt where a loss holds prompts of a step against each other.
+
+    Args:
+        needs: of the method.
+        prompts: of a global step: of a micro-batch, times accumulation, times data-parallel groups.
+
+    Raises:
+        UserError: there is one.
+    """
+    if needs.batch == "step" and prompts < 2:
+        raise UserError(
+            "The method's loss follows from all prompts of a step, and a step has one: raise "
+            "trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps."
+        )
 
 
 # A loss of the policy's log-probs alone.
@@ -63,10 +138,13 @@ def read_needs(config: Mapping[str, Any]) -> Needs:
     Raises:
         UserError: an unknown or missing key, or a value that no need takes.
     """
-    optional = tuple(field.name for field in fields(Needs) if field.default is not MISSING)
-    required = tuple(field.name for field in fields(Needs) if field.default is MISSING)
+    required = tuple(
+        one.name for one in fields(Needs) if one.default is MISSING and one.default_factory is MISSING
+    )
+    optional = tuple(one.name for one in fields(Needs) if one.name not in required)
     _check_keys(config, required, "method.needs", optional=optional)
-    return Needs(**{str(name): value for name, value in config.items()})
+    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    return Needs(**{str(name): value for name, value in plain.items()})
 
 
 def check_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Needs:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from align.longseq.logps import sum_dtype
 from align.training.metric_names import METRICS
+from losses.labels import kinds_of
 
 if TYPE_CHECKING:
     from losses.types import LossOutput, PairLogps
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
     """One row a prompt, one column for each of `METRICS`.
 
-    With several rejected answers a prompt's value is the mean over those that are present. A prompt
-    without any has NaN in the columns that compare, and takes no part in their means.
+    With several rejected answers a prompt's value is the mean over those that are present. A prompt without any has
+    NaN in the columns that compare, and takes no part in their means. Where answers have labels, the good ones count
+    as chosen and the bad ones as rejected.
 
     Args:
         logps: the policy's, `[B]` and `[B, M]`.
@@ -27,16 +29,19 @@ def prompt_metrics(logps: PairLogps, output: LossOutput) -> Tensor:
     Returns:
         `[B, len(METRICS)]`, `sum_dtype` of the device (fp64, where there is one), detached.
     """
-    present = logps.rejected_length > 0
-    margins = output.chosen_reward[:, None] - output.rejected_reward
+    kinds = kinds_of(logps)
+    rewards = torch.cat([output.chosen_reward[:, None], output.rejected_reward], dim=1)
+    sums = torch.cat([logps.chosen[:, None], logps.rejected], dim=1)
+    margins = _mean_present(rewards, kinds.desirable)[:, None] - rewards
+    compared = kinds.undesirable & kinds.desirable.any(dim=1, keepdim=True)
     columns = [
         output.loss,
-        output.chosen_reward,
-        _mean_present(output.rejected_reward, present),
-        _mean_present(margins, present),
-        _mean_present((margins > 0).to(margins.dtype), present),
-        logps.chosen,
-        _mean_present(logps.rejected, present),
+        _mean_present(rewards, kinds.desirable),
+        _mean_present(rewards, kinds.undesirable),
+        _mean_present(margins, compared),
+        _mean_present((margins > 0).to(margins.dtype), compared),
+        _mean_present(sums, kinds.desirable),
+        _mean_present(sums, kinds.undesirable),
     ]
     return torch.stack([column.detach().to(sum_dtype(column.device)) for column in columns], dim=1)
 
@@ -93,5 +98,5 @@ def mean_metrics(table: Tensor, weights: Tensor, *, prefix: str) -> dict[str, fl
 
 
 def _mean_present(values: Tensor, present: Tensor) -> Tensor:
-    """`[B]` mean over the present ones of `[B, M]`; NaN where there is none."""
+    """`[B]` mean over the present ones of `[B, n]`; NaN where there is none."""
     return torch.where(present, values, 0.0).sum(1) / present.sum(1)

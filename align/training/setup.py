@@ -21,6 +21,7 @@ from align.core.errors import UserError
 from align.core.telling import tell
 from align.data.bad_rows import write_dropped
 from align.data.dataset import PreferenceData
+from align.data.mixture import mixture_words
 from align.data.notices import notices
 from align.data.settings import PositionSettings
 from align.data.unread import unused_short
@@ -31,11 +32,13 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, make_groups, start_parallel
 from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
-from align.models.loading import load_causal_lm, load_tokenizer, native_window
+from align.models.loading import load_causal_lm, model_tokenizer, native_window
 from align.models.routers import freeze_routers
 from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
+from align.training.following import follow
+from align.training.learning_rates import optimizer_with_rates
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.row_costs import attention_notice
@@ -67,7 +70,7 @@ def check_same_data(data: PreferenceData, run: Run) -> None:
 def tokenizer_of(run: Run) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with the chat template that rows are rendered with: the policy is asked with it."""
     model = run.model
-    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    tokenizer = model_tokenizer(model)
     source = run.data.template_source()
     if source is not None:
         tokenizer.chat_template = source
@@ -105,7 +108,8 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         window = native_window(run.model) if run.data.max_length is None else None
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
-        for sentence in [*notices(data, window=window), *unused, *costs]:
+        mixed = mixture_words(data.ingredients)
+        for sentence in [*mixed, *notices(data, window=window), *unused, *costs]:
             tell(sentence)
 
 
@@ -163,13 +167,19 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         memory=run.memory,
         train_dataset=data.train,
         eval_dataset=data.eval,
-        data_collator=Collator(tokens_per_row=run.data.tokens_per_row, short=run.method.needs.short),
+        data_collator=Collator.of(run.method.needs, tokens_per_row=run.data.tokens_per_row),
         processing_class=tokenizer,
         balance=0.0 if run.reference.fill_only else run.model.moe.balance,
     )
+    if run.model.adapter is not None and not run.reference.fill_only:
+        rates = run.model.adapter.rates(policy)
+        decayed = trainer.get_decay_parameter_names(policy)
+        trainer.optimizer_cls_and_kwargs = optimizer_with_rates(policy, run.arguments, rates, decayed=decayed)
     for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
+    if run.reference.follow_steps is not None:
+        follow(trainer, steps=run.reference.follow_steps, alpha=run.reference.follow_alpha)
     return trainer
 
 

@@ -20,7 +20,7 @@ from align.core.bars import weight_bars_off
 from align.core.config import typed
 from align.core.errors import UserError
 from align.data.rendering import as_parts, content_form
-from align.models.loading import auto_class, load_causal_lm, load_config, load_tokenizer, loading_problem
+from align.models.loading import auto_class, load_causal_lm, load_config, loading_problem, model_tokenizer
 from align.models.processor_files import copy_processor
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
@@ -97,8 +97,10 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
     A four-bit base is read in its own precision: the adapter is added to the weights that were quantised.
     """
     settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
-    if not policy.has_adapter:  # the saved configuration has the RoPE overrides already
-        settings = replace(settings, path=str(policy.weights), revision=None, rope=RopeSettings())
+    if not policy.has_adapter:  # what is saved has the RoPE overrides and the extra tokens' rows already
+        settings = replace(
+            settings, path=str(policy.weights), revision=None, rope=RopeSettings(), extra_tokens=[]
+        )
     if dtype == "stored":
         config = load_config(settings)
         stored = config.dtype or text_config(config).dtype  # composites have it in either
@@ -119,7 +121,7 @@ def load_policy_tokenizer(policy: TrainedPolicy) -> PreTrainedTokenizerBase:
     trusted = policy.model.trust_remote_code
     if not (policy.weights / "tokenizer_config.json").is_file():
         model = policy.model
-        return load_tokenizer(model.path, trust_remote_code=trusted, revision=model.revision)
+        return model_tokenizer(model)
     try:  # an adapter's folder is no model's, which `load_tokenizer` asks for
         return AutoTokenizer.from_pretrained(str(policy.weights), trust_remote_code=trusted)
     except (OSError, ValueError) as error:

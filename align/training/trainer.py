@@ -22,14 +22,17 @@ from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
 from align.training.balance import StepBalance
-from align.training.divergence import FiniteLosses, check_gradient_norm, warn_of_rows
+from align.training.divergence import FiniteLosses, check_gradient_norm
+from align.training.held_out import measure
 from align.training.log import TrainingLog
+from align.training.loss_states import LossStates
 from align.training.methods import Method
-from align.training.metric_names import METRICS
-from align.training.metrics import mean_metrics, prompt_metrics
+from align.training.metrics import prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
 from align.training.sampling import DigestingCollator, EpochSampler, MarkedCollator, MarkedRows
-from align.training.weighting import held_out_columns, marks_on, prompt_weights, real_tokens
+from align.training.scoring import policy_logps
+from align.training.weighting import marks_on, prompt_weights, real_tokens
+from align.training.whole_step import Scored, read_before, step_losses
 from losses.types import PairLogps
 
 DEFAULT_MEMORY = MemorySettings()
@@ -102,14 +105,15 @@ class PreferenceTrainer(SealedCheckpoints):
                 max_length=max_length,
             )
         self.method, self.reference, self.parallel = parts.method, parts.reference, parallel
-        self.degree = 1 if parallel is None else parallel.degree
+        self.degree = parallel.degree if parallel else 1
         self.logits_chunk = logits_chunk or memory.logits_chunk
         self._balance = StepBalance(parts.model, balance, needs=parts.method.needs, degree=self.degree)
-        self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
-        self._finite, self._evaluation_only = FiniteLosses(), False
-        args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
-        # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
-        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        self._log, self._finite = TrainingLog(self.sum_over_groups, self._sum_over_processes), FiniteLosses()
+        self._evaluation_only = False
+        self.step = step_losses(
+            parts.method, degree=self.degree, process=args.process_index, gather=self._gathered
+        )
+        self._take_over(args)
         super().__init__(
             model=parts.model,
             args=args,
@@ -122,7 +126,15 @@ class PreferenceTrainer(SealedCheckpoints):
         collator = self.data_collator if parallel is None else DigestingCollator(self.data_collator)
         self.data_collator = MarkedCollator(collator)
         self.add_callback(WrapperCheck(self))
+        states = parts.method.states()
+        self.kept = (LossStates(states),) if states else ()
         self._parameters = sum(parameter.numel() for parameter in parts.model.parameters())
+
+    def _take_over(self, args: TrainingArguments) -> None:
+        """What the base class is not to do itself."""
+        args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
+        # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
 
     # ---- loss
 
@@ -158,14 +170,18 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def prompt_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """`[B]` losses with their graph, and `[B, len(METRICS)]` metrics."""
-        batch, needs = inputs["batch"], self.method.needs
+        scored = self.scored(model, inputs)
+        output = self.step.output(scored)
+        return output.loss, prompt_metrics(scored.policy, output)
+
+    def scored(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
+        """A micro-batch's log-probs, the policy's with their graph."""
         forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
-        policy = forward(batch, nll_scope=needs.nll_scope, routing=self._balance.start(inputs))
-        if needs.policy_short:
-            turns = forward(inputs["short"])
-            policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
-        output = self.method.loss(policy, self.reference_logps(model, inputs))
-        return output.loss, prompt_metrics(policy, output)
+        routing = self._balance.start(inputs)
+        policy = policy_logps(forward, inputs, self.method.needs, routing=routing)
+        known = self.step.reference() if torch.is_grad_enabled() else None
+        reference = self.reference_logps(model, inputs) if known is None else known
+        return Scored(policy, reference, inputs["real"].tolist())
 
     def reference_logps(self, model: nn.Module, inputs: dict[str, Any]) -> PairLogps | None:
         """Reference log-probs of what the method needs: the rows, their short contexts (turns summed), or both."""
@@ -209,6 +225,7 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Sum of the prompts' weights in the global step, over accumulation and groups."""
+        self.step.begin(batch_samples, partial(read_before, self))
         weights = [prompt_weights(inputs, self.method.needs.weighting).sum() for inputs in batch_samples]
         return int(self.sum_over_groups([int(sum(weights))])[0])
 
@@ -236,26 +253,7 @@ class PreferenceTrainer(SealedCheckpoints):
         model = self._prepared_model()
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        rows, finite = [torch.zeros(0, len(METRICS) + 2, device=self.args.device)], FiniteLosses()
-        for inputs in dataloader:
-            with torch.no_grad(), self.compute_loss_context_manager():
-                inputs = self._prepare_inputs(inputs)
-                losses, metrics = self.prompt_losses(model, inputs)
-            finite.watch(losses, inputs)
-            counts = self.args.process_index % self.degree == 0  # the ranks of a group hold the same
-            columns = held_out_columns(metrics, inputs, self.method.needs.weighting, counts=counts)
-            rows.append(self.accelerator.gather(columns) if self.args.world_size > 1 else columns)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        warn_of_rows(finite.rows())
-        gathered = torch.cat(rows).cpu()
-        gathered = gathered[gathered[:, -1] > 0]
-        table, weights = gathered[:, :-2], gathered[:, -2]
-        return EvalLoopOutput(
-            predictions=table.numpy(),
-            label_ids=None,
-            metrics=mean_metrics(table, weights, prefix=metric_key_prefix),
-            num_samples=len(table),
-        )
+        return measure(self, model, dataloader, prefix=metric_key_prefix)
 
     def _prepared_model(self) -> nn.Module:
         """The policy as training wrapped it; before any training, ready for evaluation.
@@ -269,13 +267,14 @@ class PreferenceTrainer(SealedCheckpoints):
             self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model_wrapped
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
         if self._evaluation_only:
             raise RuntimeError(
                 "a sharded policy that was evaluated first cannot train: use eval_on_start=True"
             )
-        return super().train(*args, **kwargs)
+        self.load_kept(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- logs
 
@@ -287,6 +286,9 @@ class PreferenceTrainer(SealedCheckpoints):
         if self.reference is not None and self.state.max_steps > 0:
             logs = {**logs, **self._log.reference_costs(self.reference, self.state.log_history)}
         super().log(logs, start_time)
+
+    def _gathered(self, table: Tensor) -> Tensor:
+        return self.accelerator.gather(table) if self.args.world_size > 1 else table
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum") if self.args.world_size > 1 else values

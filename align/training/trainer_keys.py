@@ -58,6 +58,12 @@ WITHOUT_EFFECT = {
     "parallelism_config": "the group parallel shares rows among processes",
 }
 
+# Keywords that the library would obey in a way that this toolkit's promises do not survive → why.
+REFUSED = {
+    "neftune_noise_alpha": "the library scales its noise by the length of a packed row and draws it by process, so "
+    "that the loss would change with packing and parallel.degree",
+}
+
 
 @dataclass(frozen=True)
 class TrainerKeys:
@@ -85,7 +91,6 @@ class TrainerKeys:
     torch_compile: bool
     torch_compile_backend: str | None
     torch_compile_mode: str | None
-    neftune_noise_alpha: float | None
     torch_empty_cache_steps: int | None
     auto_find_batch_size: bool
     logging_strategy: Any
@@ -170,6 +175,8 @@ def check_trainer_numbers(values: Mapping[str, Any]) -> None:
     for name in values:
         if name in WITHOUT_EFFECT:
             raise UserError(f"trainer.{name} has no effect here ({WITHOUT_EFFECT[name]}): leave it out.")
+        if name in REFUSED:
+            raise UserError(f"trainer.{name} is not taken here ({REFUSED[name]}): leave it out.")
     check_arguments(
         values, TrainerKeys, group="trainer", reserved=RESERVED, library="transformers' TrainingArguments"
     )

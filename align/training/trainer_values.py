@@ -120,7 +120,6 @@ RANGES = {
     "adam_beta2": _DECAY,
     "adam_epsilon": _ABOVE_ZERO,
     "max_grad_norm": Range("a number above 0, or 0, which clips nothing", 0, math.inf),
-    "neftune_noise_alpha": _FROM_ZERO,
     "torch_empty_cache_steps": _FROM_ONE,
     "logging_steps": Range("steps from 1 on, or a share of the run above 0", 0, math.inf, beyond=True),
     "eval_steps": Range("steps from 1 on, or a share of the run above 0", 0, math.inf, beyond=True),

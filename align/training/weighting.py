@@ -1,4 +1,4 @@
-"""How much each prompt counts in the loss of a step: as much as any other, or as many tokens as its answer has."""
+"""How much each prompt counts in the loss of a step: as much as any other, or as many tokens as are scored of it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,28 @@ from torch import Tensor
 from align.longseq.moving import HOST, move_together
 
 if TYPE_CHECKING:
-    from align.longseq.shared_prefix import SharedPrefixBatch
+    from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 
 
-def _one(lengths: Tensor) -> Tensor:
-    return torch.ones_like(lengths)
+def _one(row: SharedPrefixRow) -> Tensor:
+    return torch.ones_like(row.lengths[:, 0])
 
 
-def _tokens(lengths: Tensor) -> Tensor:
-    return lengths
+def _tokens(row: SharedPrefixRow) -> Tensor:
+    return row.lengths[:, 0]
 
 
-# `needs.weighting` → a prompt's weight, from the scored tokens of its chosen answer (of all its turns).
-_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"prompt": _one, "token": _tokens}
+def _sequence(row: SharedPrefixRow) -> Tensor:
+    return row.lengths[:, 0] + row.context_length
+
+
+# `needs.weighting` → `[b]` weights of a row's prompts: 1, the scored tokens of the chosen answer (of all its turns), or
+# those that an NLL over prompt and chosen answer averages over.
+_WEIGHTS: dict[str, Callable[[SharedPrefixRow], Tensor]] = {
+    "prompt": _one,
+    "token": _tokens,
+    "sequence": _sequence,
+}
 
 
 def prompt_weights(inputs: dict[str, Any], weighting: str) -> Tensor:
@@ -38,8 +47,8 @@ def prompt_weights(inputs: dict[str, Any], weighting: str) -> Tensor:
         weighting: `needs.weighting` of the method.
     """
     batch: SharedPrefixBatch = inputs["batch"]
-    lengths = torch.cat([row.host.lengths[:, 0] for row in batch.rows])
-    return _WEIGHTS[weighting](lengths) * torch.as_tensor(inputs["real"], device=HOST)
+    weights = torch.cat([_WEIGHTS[weighting](row.host) for row in batch.rows])
+    return weights * torch.as_tensor(inputs["real"], device=HOST)
 
 
 def marks_on(device: torch.device, inputs: dict[str, Any], weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def load(path: Path | str, **settings: Any) -> PreferenceData:
 BAD = {
     2: (row(2, chosen=""), faults.EMPTY),
     3: (row(3, chosen="y" * 60), faults.TOO_LONG),
-    5: ({"text": "t"}, faults.UNKNOWN_LAYOUT),
+    5: ({"words": "t"}, faults.UNKNOWN_LAYOUT),
     8: ({"prompt": "p", "rejected": "no"}, faults.MISSING),
     9: ({"prompt": "p", "completion": "a", "label": False}, faults.BAD_LABEL),
     11: (row(11, prompt="\ud800"), faults.NOT_TEXT),
@@ -120,7 +120,7 @@ def test_the_limit_is_a_share_or_a_number(mixed: str, limit: float | None, allow
 
 
 def test_no_usable_row_is_an_error_whatever_the_limit(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "rows.jsonl", {"text": "t"}, row(1, chosen=""))
+    path = write_lines(tmp_path / "rows.jsonl", {"words": "t"}, row(1, chosen=""))
     with pytest.raises(
         UserError, match=r"2 of 2 rows cannot be used .*which leaves none; the first is rows\.jsonl:1"
     ):
@@ -131,7 +131,7 @@ def test_no_usable_row_is_an_error_whatever_the_limit(tmp_path: Path) -> None:
 def test_held_out_and_mixed_rows_are_left_out_alike(tmp_path: Path) -> None:
     train = write_lines(tmp_path / "train.jsonl", *(row(i) for i in range(4)))
     held = write_lines(tmp_path / "held.jsonl", row(10), row(11, chosen=""))
-    more = write_lines(tmp_path / "more.jsonl", row(20), {"text": "t"}, row(21))
+    more = write_lines(tmp_path / "more.jsonl", row(20), {"words": "t"}, row(21))
     mix = [MixedSettings(more, 0.5)]
     data = load(train, eval_path=held, mix=mix, bad_rows_limit=1)
     assert [bad.source for bad in data.dropped] == ["held.jsonl:2", "more.jsonl:2"]

@@ -157,7 +157,11 @@ def test_a_rejected_answer_equal_to_the_chosen_one_is_dropped() -> None:
         ({"prompt": [user("p"), assistant("x")], "chosen": "a"}, "must end with a user's message"),
         (
             {"text": "t", "label": 1},
-            r"unknown layout with the columns text, label; the nearest is prompt \+ completion: ",
+            r"a row of text alone is a document without a prompt or an answer: `align train method=lm`",
+        ),
+        (
+            {"text": "t", "question": "q"},
+            r"unknown layout with the columns text, question; the nearest is ",
         ),
         (
             {"context": "c", "questions": ["q"], "chosens": ["a", "b"], "rejecteds": ["c"]},
@@ -234,7 +238,7 @@ def test_ranges_join_to_the_whole_and_keep_the_index(tmp_path: Path) -> None:
         ("rows.json", '[\n{"prompt": "p", "chosen": "a"},\n{"a" 1}]', r"rows\.json:3: malformed JSON"),
         ("rows.json", '{"a": 1}', "must hold a list of rows, JSON Lines or one row, not one object with a: "),
         ("rows.jsonl", "", "is empty"),
-        ("rows.txt", "a", "unknown ending"),
+        ("rows.pdf", "a", "unknown ending"),
         ("rows.parquet", "nonsense", "cannot be read as Parquet"),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_mix_is_shown_and_its_rows_are_checked(
     settings = (f"data.path={path}", f"model.path={model}", "data.eval_size=1", "rows=0")
     assert run(monkeypatch, *settings, f"data.mix=[{{path: '{more}', ratio: 2}}]") == 1
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"mixed in: 6 of 6 rows of {more}" in shown
+    assert f"{more} 68.3% (" in shown and "252 tokens, 6 of 6 rows)." in shown
     assert "leak: 1" in shown
     write_lines(tmp_path / "more.jsonl", row(chosen=None))
     assert run(monkeypatch, *settings, f"data.mix=[{{path: '{more}', ratio: 0.4}}]") == 1
@@ -106,13 +106,13 @@ def test_findings_end_with_a_code(
 def test_every_unusable_row_is_listed(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_lines(tmp_path / "rows.jsonl", row(chosen=""), row(), row(rejected="yes"), {"text": "t"})
+    path = write_lines(tmp_path / "rows.jsonl", row(chosen=""), row(), row(rejected="yes"), {"words": "t"})
     assert run(monkeypatch, f"data.path={path}", f"model.path={model}") == 1
     shown = capsys.readouterr().out
     assert "unusable row: 3" in shown
     assert "rows.jsonl:1: column chosen has an empty answer." in shown
     assert "rows.jsonl:3: every rejected answer equals the chosen one." in shown
-    assert "rows.jsonl:4: unknown layout with the columns text" in shown
+    assert "rows.jsonl:4: unknown layout with the columns words" in shown
 
 
 def test_every_row_is_tokenised_and_listed_by_reason(

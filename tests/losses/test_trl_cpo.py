@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from losses import cpo_loss, simpo_loss
+from losses import alphapo_loss, cpo_loss, simpo_loss
 from tests.losses.trl_oracle import batch, build, labelled_pair
 
 BETA, GAMMA = 2.0, 0.5
@@ -35,6 +35,15 @@ def test_simpo(trainer: Any) -> None:
     assert output.loss.mean().item() == pytest.approx(expected, abs=1e-5)
     assert output.chosen_reward.mean().item() == pytest.approx(metrics["rewards/chosen"], abs=1e-5)
     assert output.rejected_reward.mean().item() == pytest.approx(metrics["rewards/rejected"], abs=1e-5)
+
+
+def test_alphapo(trainer: Any) -> None:
+    output = alphapo_loss(labelled_pair(trainer.model, batch(trainer)), beta=BETA, gamma=GAMMA, alpha=0.25)
+    trainer.alpha = 0.25
+    expected, metrics = trl_loss(trainer, "simpo", 0.0, 0.0, size=3)
+    trainer.alpha = 0.0
+    assert output.loss.mean().item() == pytest.approx(expected, abs=1e-5)
+    assert output.chosen_reward.mean().item() == pytest.approx(metrics["rewards/chosen"], abs=1e-4)
 
 
 @pytest.mark.parametrize("row", [0, 1, 2])

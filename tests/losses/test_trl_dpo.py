@@ -8,8 +8,18 @@ import pytest
 import torch
 from trl import DPOConfig, DPOTrainer
 
-from losses import LossOutput, PairLogps, dpo_loss, ipo_loss, robust_dpo_loss, sft_loss
-from tests.losses.trl_oracle import batch, build, pair, token_sums
+from losses import (
+    LossOutput,
+    RewardShift,
+    aot_loss,
+    aot_unpaired_loss,
+    bco_loss,
+    dpo_loss,
+    ipo_loss,
+    robust_dpo_loss,
+    sft_loss,
+)
+from tests.losses.trl_oracle import batch, build, pair, reference_pair
 from tests.tiny import tiny_model
 
 BETA = 0.3
@@ -28,24 +38,12 @@ def trl_loss(trainer: Any, loss_types: dict[str, float], smoothing: float, size:
     return trainer.compute_loss(trainer.model, batch(trainer, size)).item()
 
 
-def ours(trainer: Any, size: int = 3) -> tuple[PairLogps, PairLogps]:
-    """Policy and reference log-probs of the same pairs; TRL's batch has the chosen rows first."""
-    inputs = batch(trainer, size)
-    found = []
-    for model in (trainer.model, trainer.ref_model):
-        sums, lengths = token_sums(
-            model, inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
-        )
-        found.append(pair((sums[:size], lengths[:size]), (sums[size:], lengths[size:])))
-    return found[0], found[1]
-
-
 def mean(output: LossOutput) -> float:
     return output.loss.mean().item()
 
 
 def test_dpo_and_its_rewards(trainer: Any) -> None:
-    output = dpo_loss(*ours(trainer), beta=BETA)
+    output = dpo_loss(*reference_pair(trainer), beta=BETA)
     trainer._metrics["eval"].clear()
     expected = trl_loss(trainer, {"sigmoid": 1.0}, 0.0)
     assert mean(output) == pytest.approx(expected, abs=1e-5)
@@ -56,12 +54,12 @@ def test_dpo_and_its_rewards(trainer: Any) -> None:
 
 def test_ipo(trainer: Any) -> None:
     expected = trl_loss(trainer, {"ipo": 1.0}, 0.0)
-    assert mean(ipo_loss(*ours(trainer), beta=BETA)) == pytest.approx(expected, abs=1e-5)
+    assert mean(ipo_loss(*reference_pair(trainer), beta=BETA)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_robust_dpo(trainer: Any) -> None:
     expected = trl_loss(trainer, {"robust": 1.0}, 0.2)
-    assert mean(robust_dpo_loss(*ours(trainer), beta=BETA, label_smoothing=0.2)) == pytest.approx(
+    assert mean(robust_dpo_loss(*reference_pair(trainer), beta=BETA, label_smoothing=0.2)) == pytest.approx(
         expected, abs=1e-5
     )
 
@@ -69,14 +67,30 @@ def test_robust_dpo(trainer: Any) -> None:
 def test_conservative_dpo(trainer: Any) -> None:
     """TRL smooths labels in `aot_unpaired`, whose sorting does nothing on one pair: then it is cDPO."""
     expected = trl_loss(trainer, {"aot_unpaired": 1.0}, 0.2, size=1)
-    output = dpo_loss(*ours(trainer, size=1), beta=BETA, label_smoothing=0.2)
+    output = dpo_loss(*reference_pair(trainer, size=1), beta=BETA, label_smoothing=0.2)
+    assert mean(output) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_aot(trainer: Any, smoothing: float) -> None:
+    """TRL's batch of three pairs as a step of three prompts."""
+    for name, loss in (("aot", aot_loss), ("aot_unpaired", aot_unpaired_loss)):
+        expected = trl_loss(trainer, {name: 1.0}, smoothing)
+        output = loss(*reference_pair(trainer), beta=BETA, label_smoothing=smoothing)
+        assert mean(output) == pytest.approx(expected, abs=1e-5)
+
+
+def test_bco(trainer: Any) -> None:
+    """TRL's `bco_pair` has no running mean: δ = 0, as ours before its first step."""
+    expected = trl_loss(trainer, {"bco_pair": 1.0}, 0.0)
+    output = bco_loss(*reference_pair(trainer), beta=BETA, shift=RewardShift())
     assert mean(output) == pytest.approx(expected, abs=1e-5)
 
 
 def test_dpo_with_nll_and_sft(trainer: Any) -> None:
     """TRL averages the NLL over the tokens of the batch, so one pair makes both means the same."""
     expected = trl_loss(trainer, {"sigmoid": 1.0, "sft": 0.1}, 0.0, size=1)
-    policy, reference = ours(trainer, size=1)
+    policy, reference = reference_pair(trainer, size=1)
     assert mean(dpo_loss(policy, reference, beta=BETA, nll_weight=0.1)) == pytest.approx(expected, abs=1e-5)
     sft = trl_loss(trainer, {"sft": 1.0}, 0.0, size=1)
     assert mean(sft_loss(policy)) == pytest.approx(sft, abs=1e-5)
@@ -88,7 +102,7 @@ def test_gradient_of_dpo(trainer: Any) -> None:
     trainer.loss_types, trainer.loss_weights, trainer.label_smoothing = ["sigmoid"], [1.0], 0.0
     inputs = batch(trainer)
     (expected,) = torch.autograd.grad(trainer.compute_loss(trainer.model, inputs), weight)
-    _, reference = ours(trainer)
+    _, reference = reference_pair(trainer)
     logits = trainer.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     logps = logits[:, :-1].log_softmax(-1).gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
     mask = inputs["completion_mask"][:, 1:]

@@ -67,6 +67,18 @@ def pair(chosen: tuple[Tensor, Tensor], rejected: tuple[Tensor, Tensor]) -> Pair
     )
 
 
+def reference_pair(trainer: Any, size: int = len(PAIRS)) -> tuple[PairLogps, PairLogps]:
+    """Policy and reference log-probs of the first pairs of a DPOTrainer; its batch has the chosen rows first."""
+    inputs = batch(trainer, size)
+    found = []
+    for model in (trainer.model, trainer.ref_model):
+        sums, lengths = token_sums(
+            model, inputs["input_ids"], inputs["attention_mask"], inputs["completion_mask"]
+        )
+        found.append(pair((sums[:size], lengths[:size]), (sums[size:], lengths[size:])))
+    return found[0], found[1]
+
+
 def labelled_pair(model: Any, inputs: dict[str, Tensor]) -> PairLogps:
     """Log-probs of a batch of TRL's CPO and ORPO trainers (labels −100 on the prompt)."""
     sides = [

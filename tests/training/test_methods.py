@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from omegaconf import OmegaConf
 import hydra_conf
 from align.core.errors import UserError
 from align.core.instantiate import allowed, instantiate
-from align.training.methods import load_method
+from align.training.method_settings import NO_NEEDS, read_needs
+from align.training.methods import load_method, made_up_logps
 
 METHODS = Path(hydra_conf.__file__).parent / "method"
 NEEDS = {"reference": "none", "policy_short": False, "nll_scope": "none"}
@@ -42,7 +45,55 @@ def test_nested_losses_and_interpolations() -> None:
     assert method.loss.keywords["reward"].keywords == {"beta": 2.5}
 
 
+MIXTURE = {
+    "_target_": "losses.mixture_loss",
+    "_partial_": True,
+    "losses": {"simpo": SIMPO, "sft": {"_target_": "losses.sft_loss", "_partial_": True}},
+    "weights": {"simpo": 1.0, "sft": 0.5},
+}
+
+
+def test_a_mixture_is_made_of_losses_of_the_configuration() -> None:
+    """Made-up answers of −2 and −3 nats a token: SimPO's margin 2·1 − 1 = 1, SFT's 2: log(1 + 1/e) + ½·2."""
+    policy, _ = made_up_logps(read_needs(NO_NEEDS))
+    method = load_method(config(loss=MIXTURE))
+    assert method.loss(policy, None).loss.item() == pytest.approx(math.log1p(math.exp(-1)) + 1)
+    assert method.uses_rejected()
+
+
+def test_a_mixture_keeps_what_its_losses_remember() -> None:
+    """BCO's shift learns from BCO's rewards, whatever the first loss has: log-ratios 3 and 1, δ = 0.1·(3 + 1)/2."""
+    loaded = OmegaConf.load(METHODS / "mpo.yaml")
+    loaded.loss.losses.dpo.beta, loaded.loss.losses.bco.beta = 9.0, 0.1
+    method = load_method(loaded)
+    ((name, (loss, state)),) = method.learners().items()
+    assert name == "losses.bco.shift" and method.states() == {name: state}
+    policy, _ = made_up_logps(method.needs)
+    reference = replace(policy, chosen=policy.chosen - 3, rejected=policy.rejected - 1)
+    state.observe(policy, loss(policy, reference))
+    assert state.value.item() == pytest.approx(0.1 * (3 + 1) / 2)
+
+
+def test_a_divergence_is_chosen_by_its_name() -> None:
+    loaded = OmegaConf.load(METHODS / "f_dpo.yaml")
+    OmegaConf.update(loaded, "loss.divergence", {"_target_": "losses.divergences.alpha", "alpha": 0.3})
+    assert load_method(loaded).loss.keywords["divergence"].keywords == {"alpha": 0.3}
+    del loaded.loss.divergence.alpha
+    with pytest.raises(UserError, match="alpha"):
+        load_method(loaded)
+
+
 REFUSED = [
+    (
+        config(loss=MIXTURE | {"losses": {"simpo": SIMPO, "sft": {"_target_": "os.system"}}}),
+        r"method\.loss\.losses\.sft\._target_=os\.system is refused",
+    ),
+    (
+        config(loss=MIXTURE | {"losses": {"simpo": SIMPO | {"betta": 1}}}),
+        r"method\.loss\.losses\.simpo\.betta is unknown",
+    ),
+    (config(loss=MIXTURE | {"weights": {"simpo": 1.0}}), "every loss needs a weight of its name"),
+    (config(loss=MIXTURE | {"weights": {"simpo": 1.0, "sft": "half"}}), r"weights\.sft must be a number"),
     (
         config(loss={"_target_": "os.system", "_partial_": True}),
         r"method\.loss\._target_=os\.system is refused",

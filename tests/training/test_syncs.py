@@ -38,7 +38,7 @@ from align.training.trainer import PreferenceTrainer
 from tests.device import DEVICE, StandIn
 from tests.distributed import run_distributed
 from tests.longseq.balanced import mixture
-from tests.longseq.plain import make_example
+from tests.longseq.plain import as_needed, make_example
 from tests.tiny import tiny_model
 from tests.training import helpers
 
@@ -61,20 +61,22 @@ def examples(count: int = 4) -> list[TokenizedExample]:
     return rows
 
 
-def collated(tokens_per_row: int | None = 70) -> dict:
-    """A micro-batch as a loader's worker makes it; the third row is a placeholder."""
+def collated(tokens_per_row: int | None = 70, name: str = "logo") -> dict:
+    """A micro-batch for a method as a loader's worker makes it; the third row is a placeholder."""
+    rng = np.random.default_rng(1)
+    needed = [as_needed(rng, row, method(name).needs) for row in examples()]
 
     def collate(rows: list[TokenizedExample]) -> dict:
         turns = [turn for row in rows for turn in row.short]
         return {
-            "batch": pack(rows, tokens_per_row=tokens_per_row),
+            "batch": pack(rows, tokens_per_row=tokens_per_row, fronts=method(name).needs.fronts),
             "short": pack(turns, tokens_per_row=tokens_per_row),
             "owner": np.array([b for b, row in enumerate(rows) for _ in row.short]),
             "sources": [f"rows:{i}" for i in range(len(rows))],
         }
 
     marked = MarkedCollator(DigestingCollator(collate))
-    return marked(list(zip(examples(), [True, True, False, True], strict=True)))
+    return marked(list(zip(needed, [True, True, False, True], strict=True)))
 
 
 def make_trainer(
@@ -136,7 +138,8 @@ CHECK = ["tolist"]  # whether the step's losses are finite
 def test_a_step_waits_once(name, tmp_path):
     """Of two micro-batches the first never, the last for the check of the step's losses; whatever the method needs."""
     device = StandIn()
-    found = micro_batches(make_trainer(tmp_path, name), device, [collated(), collated(None)])
+    batches = [collated(name=name), collated(None, name)]
+    found = micro_batches(make_trainer(tmp_path, name), device, batches)
     assert found == [[], CHECK], device.places
 
 

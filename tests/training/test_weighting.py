@@ -136,8 +136,10 @@ def test_a_diverged_prompt_does_not_improve_the_mean(value):
 
 
 def test_unknown_weighting_is_refused():
-    with pytest.raises(UserError, match=r"method\.needs\.weighting=sequence .* prompt, token"):
-        Needs("none", False, "none", weighting="sequence")
+    with pytest.raises(UserError, match=r"method\.needs\.weighting=row .* prompt, token, sequence"):
+        Needs("none", False, "none", weighting="row")
+    with pytest.raises(UserError, match=r"weighting=sequence .*set method\.needs\.nll_scope=sequence"):
+        Needs("none", False, "chosen", weighting="sequence")
 
 
 def test_long_sums_keep_fp32_precision():

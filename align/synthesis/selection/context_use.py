@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,22 +74,54 @@ def segment_attention(
     The token that predicts the answer's first one belongs to the prompt and does not count.
     """
     spans = segments(example, segment_tokens)
+    total = torch.zeros(len(spans), dtype=torch.float64)
+    for _, attentions in _attended(model, example):
+        total += sum(_by_segment(weights, spans) for weights in attentions)
+    count = len(example.answers[0].input_ids) * text_config(model.config).num_hidden_layers
+    return (total / count).tolist()
+
+
+@torch.inference_mode()
+def answer_attention(model: PreTrainedModel, example: TokenizedExample, *, layer: int) -> np.ndarray:
+    """What each of the answer's tokens pays to `example.chunk_spans` together, `[H, n]` shares of its attention.
+
+    As in `segment_attention`, each token of the answer asks for itself: what predicts the first one does not count.
+
+    Args:
+        model: in eval mode.
+        example: with `chunk_spans`.
+        layer: place in the attention that the model reports, from 0.
+    """
+    columns = torch.zeros(len(example.prompt_ids) + len(example.answers[0].input_ids), dtype=torch.bool)
+    for span in example.chunk_spans:
+        columns[slice(*span)] = True
+    blocks = [on_columns(attentions[layer], columns[:read]) for read, attentions in _attended(model, example)]
+    return torch.cat(blocks, dim=1).numpy()
+
+
+def on_columns(weights: Tensor, columns: Tensor) -> Tensor:
+    """`[1, H, R, m]` attention to the last m of n tokens, and which of the n count → their sums `[H, R]`, fp64.
+
+    A layer with a sliding window keeps the last m < n of them; to what left it nothing is paid.
+    """
+    counted = columns[len(columns) - weights.shape[3] :].to(weights.device)
+    return weights[0].double()[..., counted].sum(-1).cpu()
+
+
+def _attended(model: PreTrainedModel, example: TokenizedExample) -> Iterator[tuple[int, Sequence[Tensor]]]:
+    """The answer in blocks: tokens read by a block's end, and each layer's attention `[1, H, R, tokens]` in it."""
     prompt = torch.tensor(example.prompt_ids[None], device=model.device)
     answer = torch.tensor(example.answers[0].input_ids[None], device=model.device)
     cache = model(prompt, use_cache=True, logits_to_keep=1).past_key_values
     config = text_config(model.config)
     a_token = 4 * config.num_hidden_layers * config.num_attention_heads * (prompt.shape[1] + answer.shape[1])
     step = max(1, ATTENTION_BYTES // a_token)
-    total = torch.zeros(len(spans), dtype=torch.float64)
     with attention_of(model, "eager"):
         for start in range(0, answer.shape[1], step):
-            output = model(
-                answer[:, start : start + step], past_key_values=cache, use_cache=True, output_attentions=True
-            )
+            block = answer[:, start : start + step]
+            output = model(block, past_key_values=cache, use_cache=True, output_attentions=True)
             cache = output.past_key_values
-            total += sum(_by_segment(weights, spans) for weights in output.attentions)
-    count = answer.shape[1] * config.num_hidden_layers
-    return (total / count).tolist()
+            yield prompt.shape[1] + start + block.shape[1], output.attentions
 
 
 def segments(example: TokenizedExample, segment_tokens: int) -> list[Span]:

@@ -7,7 +7,7 @@ elsewhere than to the segments that help it, the context is hard to understand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.core.config import check_choice
-from align.core.display import progress_bar
 from align.core.errors import UserError
-from align.core.files import cache_folder
 from align.core.readable import counted
 from align.data.examples import TokenizedExample
-from align.generation.generators import digest_of
-from align.generation.ledger import LinesFile
-from align.generation.stage import WORK, Workspace
+from align.generation.stage import Workspace
 from align.models.paths import check_path
 from align.models.settings import ModelSettings, RopeSettings
 from align.synthesis.selection.gateau_numbers import are_numbers, guidance_scores, misalignment, softmax
+from align.synthesis.selection.measuring import DEVICES, Measure, measured
 from align.synthesis.selection.select import Score, check_keep, tokenized
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEVICES = ("auto", "cpu", "cuda")
 WHICH = ("short", "long")
 
 
@@ -183,31 +178,19 @@ class Gateau:
         }
 
     def _measure(
-        self,
-        which: str,
-        examples: Sequence[TokenizedExample],
-        workspace: Workspace,
-        measure: Callable[[PreTrainedModel, TokenizedExample], dict[str, Any]],
+        self, which: str, examples: Sequence[TokenizedExample], workspace: Workspace, measure: Measure
     ) -> list[dict[str, Any]]:
-        """What one model finds in each row; it is loaded only if a row is missing, and let go afterwards."""
-        from align.models.identity import weights_fingerprint
-        from align.models.loading import load_causal_lm, load_config
-
-        settings, key = self._settings(which), f"select.{which}_model"
-        weights = weights_fingerprint(settings, load_config(settings, key=key), cache_folder(), key=key)
-        store = Measurements(workspace.output / WORK / f"gateau-{which}.jsonl", weights=weights)
-        calls = [RowToMeasure(example, f"{settings}{self.segment_tokens}") for example in examples]
-        missing = [call for call in calls if call.digest not in store.finished]
-        if missing:
-            model = load_causal_lm(settings, device=self._device()).eval()
-            with progress_bar(workspace.console) as progress:
-                task = progress.add_task(
-                    f"gateau {which}", total=len(calls), completed=len(calls) - len(missing)
-                )
-                for call in missing:
-                    store.append([(call, measure(model, call.example))])
-                    progress.advance(task)
-        return [store.finished[call.digest] for call in calls]
+        """What one model finds in each row."""
+        return measured(
+            f"gateau-{which}",
+            examples,
+            measure,
+            workspace,
+            model=self._settings(which),
+            key=f"select.{which}_model",
+            device=self.device,
+            asked=str(self.segment_tokens),
+        )
 
     def _settings(self, which: str) -> ModelSettings:
         return ModelSettings(
@@ -215,40 +198,3 @@ class Gateau:
             dtype=self.dtype,
             rope=RopeSettings(**getattr(self, f"{which}_rope")),
         )
-
-    def _device(self) -> torch.device:
-        import torch
-
-        cuda = torch.cuda.is_available()
-        return torch.device(("cuda" if cuda else "cpu") if self.device == "auto" else self.device)
-
-
-@dataclass(frozen=True)
-class RowToMeasure:
-    """A row that one model reads; see `ledger.Call`."""
-
-    example: TokenizedExample
-    settings: str
-
-    @property
-    def id(self) -> str:
-        """For people."""
-        return self.example.source
-
-    @property
-    def digest(self) -> str:
-        """Of the tokens, the model's settings and the segments."""
-        ids = [self.example.prompt_ids.tolist(), self.example.answers[0].input_ids.tolist()]
-        return digest_of([ids, [list(span) for span in self.example.chunk_spans], self.settings])
-
-
-class Measurements(LinesFile[dict[str, Any]]):
-    """What a model found in each row, on disk."""
-
-    def fields(self, value: dict[str, Any]) -> dict[str, Any]:
-        """One mapping."""
-        return {"found": value}
-
-    def value(self, fields: Any) -> dict[str, Any]:
-        """The mapping of a line."""
-        return dict(fields["found"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,7 @@ from align.data.sources import RawRow, open_sources, read_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from align.data.examples import TokenizedExample
+    from align.data.examples import Example, TokenizedExample
     from align.generation.stage import Workspace
 
 SCORES = "selection.jsonl"  # every row's score, kept or not
@@ -35,11 +35,13 @@ class Score:
         value: higher is kept first; None where the row is left out whatever its rank.
         why: what the score is, in words.
         details: its parts.
+        edit: makes of the row what is written in its place, where it is kept; None writes it as it is.
     """
 
     value: float | None
     why: str
     details: dict[str, float] | None = None
+    edit: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
 
 class Selector(Protocol):
@@ -172,6 +174,21 @@ def check_keep(keep: float | None) -> None:
         )
 
 
+def read_texts(path: Path) -> Iterator[tuple[RawRow, Example]]:
+    """The rows as text, in order.
+
+    Raises:
+        UserError: a row cannot be used, or is pre-tokenised.
+    """
+    from align.data.formats import parse_row
+    from align.data.released import is_released
+
+    for row in read_rows(open_sources(str(path)).train):
+        if is_released(row.values):
+            raise UserError(f"{row.source}: a pre-tokenised row cannot be selected: give rows of text.")
+        yield row, parse_row(row).example
+
+
 def tokenized(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[RawRow, TokenizedExample]]:
     """The rows as a model will see them under the default data settings, with nothing cut.
 
@@ -182,15 +199,11 @@ def tokenized(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[
     Raises:
         UserError: a row cannot be used, or is pre-tokenised.
     """
-    from align.data.formats import parse_row
-    from align.data.released import is_released
     from align.data.tokens import ExampleTokenizer
 
     tokenize = ExampleTokenizer(tokenizer, DataSettings(), chunk_tokens=512)
-    for row in read_rows(open_sources(str(path)).train):
-        if is_released(row.values):
-            raise UserError(f"{row.source}: a pre-tokenised row cannot be selected: give rows of text.")
-        yield row, tokenize(parse_row(row).example)
+    for row, example in read_texts(path):
+        yield row, tokenize(example)
 
 
 def kept_places(scores: Sequence[Score], keep: float | None) -> dict[int, int]:
@@ -225,7 +238,8 @@ def select_rows(selector: Selector, source: Path, target: Path, workspace: Works
     ):
         for place, line in enumerate(line for line in lines if line.strip()):
             if place in kept:
-                row = json.loads(line)
+                edit, row = scores[place].edit, json.loads(line)
+                row = row if edit is None else edit(row)
                 row["selection"] = _entry(selector, scores[place], kept[place], len(scores))
                 file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
     return len(kept), len(scores) - len(kept)
