@@ -67,6 +67,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     | {"max_position_embeddings": 81920, "rope_parameters": {"rope_type": "default", "rope_theta": 2e8}},
     "meta-llama/Meta-Llama-3-8B-Instruct": LLAMA_3
     | {"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "princeton-nlp/Llama-3-8B-ProLong-64k-Base": LLAMA_3
+    | {"max_position_embeddings": 65536, "rope_parameters": {"rope_type": "default", "rope_theta": 8e6}},
+    "princeton-nlp/Llama-3-8B-ProLong-512k-Base": LLAMA_3
+    | {"max_position_embeddings": 524288, "rope_parameters": {"rope_type": "default", "rope_theta": 1.28e8}},
+    "meta-llama/Llama-2-70b-hf": LLAMA_3
+    | {
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "meta-llama/Llama-3.1-8B": LLAMA_3
     | {
         "max_position_embeddings": 131072,
@@ -267,6 +277,22 @@ PAPERS = {
     "longpo_mistral_7b_128k": {"beta": 0.1, "preference_weight": 0.01, "nll_weight": 1.0},
     "longpo_qwen2_5_7b_128k": {"beta": 0.1, "preference_weight": 0.01, "nll_weight": 1.0},
 }
+
+
+STAGES = {"prolong_llama3_8b_64k": (0.70, 8e6), "prolong_llama3_8b_512k": (0.75, 1.28e8)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_prolongs_shares_and_schedule(runs, name):
+    """The scripts' proportions but for those of the books of data.path; bases at head size 8; a tenth of the peak."""
+    shares, theta = STAGES[name]
+    run = runs[name]
+    assert sum(entry.share for entry in run.data.mix) == pytest.approx(shares, abs=1e-12)
+    assert all(entry.ratio is None for entry in run.data.mix)
+    frequencies = load_causal_lm(run.model).model.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, theta ** -(torch.arange(0, 8, 2) / 8))
+    assert run.arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    assert run.method.needs.weighting == "sequence"
 
 
 @pytest.mark.parametrize("name", PAPERS)

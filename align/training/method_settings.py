@@ -18,6 +18,9 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "weighting": ("prompt", "token", "sequence"),
     "batch": ("prompt", "step"),
     "answers": ("own", "unrelated"),
+    "token_weights": (False, True),
+    "fronts": (False, True),
+    "collision": (False, True),
 }
 COLUMN_KINDS = ("prompt", "answer", "label")  # of `needs.columns`
 
@@ -43,6 +46,10 @@ class Needs:
         columns: numbers of a row that reach the loss (`PairLogps.columns`), name → kind: `prompt`, one a row;
             `answer`, one for each answer, the chosen one's first; or `label`, 1 for a good answer and 0 for a bad one,
             which a pair has by itself. `data.numbers` says where rows have them under other names.
+        token_weights: the loss reads weighted sums (`PairLogps.weighted`), so that `token_weights` has a say.
+        fronts: the loss reads both answers of a pair only as far as the shorter one goes, or apart up to there
+            (`PairLogps.chosen_front`, `rejected_front`).
+        collision: the loss reads how sure the policy is (`PairLogps.collision`).
     """
 
     reference: str
@@ -52,6 +59,9 @@ class Needs:
     batch: str = "prompt"
     answers: str = "own"
     columns: Mapping[str, str] = field(default_factory=dict)
+    token_weights: bool = False
+    fronts: bool = False
+    collision: bool = False
 
     @property
     def short(self) -> bool:
@@ -71,6 +81,11 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+        if self.fronts and self.short:
+            raise UserError(
+                "method.needs.fronts cuts whole answers, and a short context is read turn by turn: set "
+                "needs.policy_short=false and needs.reference=none or same"
+            )
         if self.weighting == "sequence" and self.nll_scope != "sequence":
             raise UserError(
                 f"method.needs.weighting=sequence counts the tokens of prompt and answer, over which "
@@ -94,6 +109,23 @@ class Needs:
                 raise UserError(
                     f"method.needs.columns.{name}={kind} is unknown; choose one of {', '.join(COLUMN_KINDS)}"
                 )
+
+
+def check_step(needs: Needs, *, prompts: int) -> None:
+    """Refuses steps of one prompt where a loss holds prompts of a step against each other.
+
+    Args:
+        needs: of the method.
+        prompts: of a global step: of a micro-batch, times accumulation, times data-parallel groups.
+
+    Raises:
+        UserError: there is one.
+    """
+    if needs.batch == "step" and prompts < 2:
+        raise UserError(
+            "The method's loss follows from all prompts of a step, and a step has one: raise "
+            "trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps."
+        )
 
 
 # A loss of the policy's log-probs alone.

@@ -25,11 +25,12 @@ from align.training.balance import StepBalance
 from align.training.divergence import FiniteLosses, check_gradient_norm
 from align.training.held_out import measure
 from align.training.log import TrainingLog
+from align.training.loss_states import LossStates
 from align.training.methods import Method
 from align.training.metrics import prompt_metrics
 from align.training.preparation import keys_as_arguments, prepare
-from align.training.row_numbers import with_columns
 from align.training.sampling import DigestingCollator, EpochSampler, MarkedCollator, MarkedRows
+from align.training.scoring import policy_logps
 from align.training.weighting import marks_on, prompt_weights, real_tokens
 from align.training.whole_step import Scored, read_before, step_losses
 from losses.types import PairLogps
@@ -125,6 +126,8 @@ class PreferenceTrainer(SealedCheckpoints):
         collator = self.data_collator if parallel is None else DigestingCollator(self.data_collator)
         self.data_collator = MarkedCollator(collator)
         self.add_callback(WrapperCheck(self))
+        states = parts.method.states()
+        self.kept = (LossStates(states),) if states else ()
         self._parameters = sum(parameter.numel() for parameter in parts.model.parameters())
 
     def _take_over(self, args: TrainingArguments) -> None:
@@ -173,13 +176,9 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def scored(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
         """A micro-batch's log-probs, the policy's with their graph."""
-        batch, needs = inputs["batch"], self.method.needs
         forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
-        policy = forward(batch, nll_scope=needs.nll_scope, routing=self._balance.start(inputs))
-        if needs.policy_short:
-            turns = forward(inputs["short"])
-            policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
-        policy = with_columns(policy, batch, needs.columns)
+        routing = self._balance.start(inputs)
+        policy = policy_logps(forward, inputs, self.method.needs, routing=routing)
         known = self.step.reference() if torch.is_grad_enabled() else None
         reference = self.reference_logps(model, inputs) if known is None else known
         return Scored(policy, reference, inputs["real"].tolist())
@@ -268,13 +267,14 @@ class PreferenceTrainer(SealedCheckpoints):
             self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model_wrapped
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
         if self._evaluation_only:
             raise RuntimeError(
                 "a sharded policy that was evaluated first cannot train: use eval_on_start=True"
             )
-        return super().train(*args, **kwargs)
+        self.load_kept(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- logs
 

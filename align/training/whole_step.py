@@ -151,11 +151,11 @@ class OverTheStep:
 
     def _observed(self, parts: Sequence[Scored]) -> _Joined:
         """The step's prompts, after the loss's states have been told of them."""
-        joined, states = self._joined(parts), self._method.states().values()
-        if states:
+        joined, learners = self._joined(parts), self._method.learners().values()
+        if learners:
             policy, reference = joined.whole()
-            output = self._method.loss(policy, reference)
-            for state in states:
+            outputs = [loss(policy, reference) for loss, _ in learners]
+            for (_, state), output in zip(learners, outputs, strict=True):
                 state.observe(policy, output)
         return joined
 

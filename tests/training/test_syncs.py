@@ -69,7 +69,7 @@ def collated(tokens_per_row: int | None = 70, name: str = "logo") -> dict:
     def collate(rows: list[TokenizedExample]) -> dict:
         turns = [turn for row in rows for turn in row.short]
         return {
-            "batch": pack(rows, tokens_per_row=tokens_per_row),
+            "batch": pack(rows, tokens_per_row=tokens_per_row, fronts=method(name).needs.fronts),
             "short": pack(turns, tokens_per_row=tokens_per_row),
             "owner": np.array([b for b, row in enumerate(rows) for _ in row.short]),
             "sources": [f"rows:{i}" for i in range(len(rows))],
