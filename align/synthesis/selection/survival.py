@@ -1,4 +1,4 @@
-"""The bias to length of Self-Lengthen (arXiv 2410.23933, released `drop_short`): short answers are dropped more often."""
+"""The bias to length of Self-Lengthen (arXiv 2410.23933, released `drop_short`): short answers stay less often."""
 
 from __future__ import annotations
 
