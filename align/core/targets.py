@@ -74,6 +74,7 @@ KINDS: dict[str, Kind] = {
             "align.synthesis.selection.select.ByLength",
             "align.synthesis.selection.select.ByMargin",
             "align.synthesis.selection.select.KeepAll",
+            "align.synthesis.selection.survival.Survival",
         ),
         ("check", "scores"),
     ),
