@@ -91,7 +91,8 @@ class RowBuilder:
         elif is_text(row.values):
             check_no_media(row)
             columns = Columns(row.source, row.values)
-            text = read_text(columns, require_rejected=self.demands.rejected)
+            more = bool(self.demands.numbers) or self.demands.unrelated
+            text = read_text(columns, require_rejected=self.demands.rejected, wants_more=more)
             examples = [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
             unread = unread_names(columns, row)
         else:

@@ -115,6 +115,23 @@ class Needs:
                 )
 
 
+def check_step(needs: Needs, *, prompts: int) -> None:
+    """Refuses steps of one prompt where a loss holds prompts of a step against each other.
+
+    Args:
+        needs: of the method.
+        prompts: of a global step: of a micro-batch, times accumulation, times data-parallel groups.
+
+    Raises:
+        UserError: there is one.
+    """
+    if needs.batch == "step" and prompts < 2:
+        raise UserError(
+            "The method's loss follows from all prompts of a step, and a step has one: raise "
+            "trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps."
+        )
+
+
 # A loss of the policy's log-probs alone.
 NO_NEEDS: dict[str, Any] = {"reference": "none", "policy_short": False, "nll_scope": "none"}
 

@@ -56,8 +56,22 @@ class Method:
 
     def states(self) -> dict[str, LossState]:
         """What the loss remembers from step to step, by the setting's name; empty for most."""
-        settings = getattr(self.loss, "keywords", {})
-        return {name: value for name, value in settings.items() if isinstance(value, LossState)}
+        return {name: state for name, (_, state) in self.learners().items()}
+
+    def learners(self) -> dict[str, tuple[Loss, LossState]]:
+        """`states`, each with the loss whose rewards it learns from: of a mixture, one of its losses.
+
+        By the setting's name, `shift`, and below a mapping of losses `losses.bco.shift`.
+        """
+        found: dict[str, tuple[Loss, LossState]] = {}
+        for name, value in getattr(self.loss, "keywords", {}).items():
+            if isinstance(value, LossState):
+                found[name] = (self.loss, value)
+            elif isinstance(value, Mapping):
+                for key, loss in value.items():
+                    inner = Method(str(key), loss, self.needs).learners()
+                    found |= {f"{name}.{key}.{setting}": learner for setting, learner in inner.items()}
+        return found
 
 
 def load_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()) -> Method:

@@ -22,7 +22,7 @@ from align.longseq.settings import (
 from align.models.checks import check_model
 from align.models.paths import check_path
 from align.models.settings import ModelSettings
-from align.reference.settings import ReferenceSettings, check_sharding, resolve_source
+from align.reference.settings import ReferenceSettings, check_follow, check_sharding, resolve_source
 from align.runs.objective import AUTO
 from align.training.method_settings import check_method, check_token_weights
 from align.training.trainer_keys import check_trainer_keys
@@ -95,6 +95,7 @@ def read_settings(config: DictConfig) -> Settings:
         reference, needs=needs.reference, adapter=model.adapter, method=str(config.method.name)
     )
     check_sharding(reference.sharding, source=source, model=model)
+    check_follow(reference, source=source, adapter=model.adapter)
     if source == "frozen" and reference.model is not None:
         check_path(reference.model, key="reference.model")
     return Settings(
