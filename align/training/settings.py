@@ -74,7 +74,7 @@ def read_settings(config: DictConfig) -> Settings:
     """
     general = typed(GeneralSettings, config, "")
     needs = check_method(config.method, allow_targets=general.allow_targets)
-    token_weights: Weigher | None = build(config, "token_weights") if config.token_weights else None
+    token_weights: Weigher | None = build(config, "token_weights") if config.get("token_weights") else None
     check_token_weights(str(config.method.name), needs, token_weights)
     model = read_model(config)
     memory = typed(MemorySettings, config, "memory")
