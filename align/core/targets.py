@@ -38,7 +38,7 @@ KINDS: dict[str, Kind] = {
             "align.adapters.lora.Lora",
             "align.adapters.region.Region",
         ),
-        ("check", "check_options", "with_modules", "add", "rates", "callbacks"),
+        ("check", "check_options", "with_modules", "without_values", "add", "rates", "callbacks"),
     ),
     "suite": Kind(
         (
@@ -74,6 +74,7 @@ KINDS: dict[str, Kind] = {
             "align.synthesis.selection.select.ByLength",
             "align.synthesis.selection.select.ByMargin",
             "align.synthesis.selection.select.KeepAll",
+            "align.synthesis.selection.survival.Survival",
         ),
         ("check", "scores"),
     ),
@@ -89,6 +90,12 @@ KINDS: dict[str, Kind] = {
             "align.merging.task_vectors.Ties",
         ),
         ("check", "fit", "linear", "over"),
+    ),
+    "memory": Kind(
+        ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
+    ),
+    "token_weights": Kind(
+        ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
     ),
     "scorer": Kind(
         (

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
 from align.distributed.build_locks import warn_of_left_locks
+from align.distributed.wrappers import launched_wrapper
 from align.longseq.flash_fit import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
@@ -26,8 +27,10 @@ from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
 from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
-from align.reference.settings import ReferenceSettings, reference_model
-from align.training.methods import Method, load_method
+from align.reference.settings import ReferenceSettings, check_follow_wrapper, reference_model
+from align.runs.continuation import prompts_of_step
+from align.training.method_settings import check_step
+from align.training.methods import Method, load_method, weighed
 from align.training.settings import Settings, read_settings
 from align.training.sharded_experts import check_sharded_experts
 
@@ -44,7 +47,9 @@ def check(config: DictConfig) -> Run:
     """Every setting as its type, contradictions refused; reads no data and no weights."""
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
+    method = weighed(method, settings.token_weights)
     arguments = training_arguments(config, settings.model)
+    check_step(method.needs, prompts=prompts_of_step(arguments, settings.parallel.degree))
     check_scheduler(arguments)
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
@@ -57,6 +62,7 @@ def check(config: DictConfig) -> Run:
     check_degree(load_config(settings.model), settings.parallel.degree)
     check_sharded_experts(settings.model, arguments)
     check_kernels(settings.model, load_config(settings.model))
+    check_follow_wrapper(settings.reference, launched_wrapper(arguments))
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
