@@ -15,6 +15,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from align.core.bars import weight_bars_off
 from align.core.errors import UserError, shortage
+from align.core.kept_state import KeptState
 from align.models.renamings import saved_under_own_names
 from align.runs import checkpoints
 
@@ -41,6 +42,9 @@ class SealedCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         with _room_for(folder), saved_under_own_names(model):
             super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                for callback in self._keeping():
+                    callback.write_state(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with _room_for(folder):
@@ -51,6 +55,16 @@ class SealedCheckpoints(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As Trainer's, and what callbacks have kept beside them."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            for callback in self._keeping():
+                callback.read_state(Path(checkpoint))
+
+    def _keeping(self) -> list[KeptState]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, KeptState)]
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`, without the pickled arguments, which nobody reads and which may hold a token."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
 from align.distributed.build_locks import warn_of_left_locks
+from align.distributed.wrappers import launched_wrapper
 from align.longseq.flash_fit import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
@@ -49,6 +50,7 @@ def check(config: DictConfig) -> Run:
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     if model.adapter is not None:
         model.adapter.check_options()
+        model.adapter.check_launch(launched_wrapper(arguments), arguments)
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)

@@ -172,6 +172,9 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
+    if run.model.adapter is not None and not run.reference.fill_only:
+        for callback in run.model.adapter.callbacks(policy):
+            trainer.add_callback(callback)
     return trainer
 
 
