@@ -37,8 +37,12 @@ KINDS: dict[str, Kind] = {
             "align.adapters.library.Library",
             "align.adapters.lora.Lora",
             "align.adapters.region.Region",
+            "align.adapters.spiel.Spiel",
         ),
-        ("check", "check_options", "with_modules", "without_values", "add", "rates", "callbacks"),
+        (
+            *("check", "check_options", "check_launch", "with_modules", "without_values"),
+            *("add", "rates", "callbacks"),
+        ),
     ),
     "suite": Kind(
         (
