@@ -40,6 +40,7 @@ from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.following import follow
 from align.training.learning_rates import optimizer_with_rates
+from align.training.methods import Method
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.row_costs import attention_notice
@@ -110,8 +111,18 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
         mixed = mixture_words(data.ingredients)
-        for sentence in [*mixed, *notices(data, window=window), *unused, *costs]:
+        plain = unweighted_words(run.method)
+        for sentence in [*mixed, *notices(data, window=window), *unused, *costs, *plain]:
             tell(sentence)
+
+
+def unweighted_words(method: Method) -> list[str]:
+    """What is said of a method that reads weights of tokens where there are none."""
+    if not method.needs.token_weights or method.token_weights is not None:
+        return []
+    return [
+        f"method={method.name} reads weights of tokens, and with token_weights=none each of them weighs 1."
+    ]
 
 
 def list_dropped(data: PreferenceData, run: Run) -> None:
