@@ -104,7 +104,7 @@ def test_a_run_and_its_second_half(
 def test_a_step_of_one_prompt_ends_before_a_model_loads(tmp_path: Path, model_folder: Path) -> None:
     (model_folder / "model.safetensors").rename(model_folder / "away")
     try:
-        with pytest.raises(UserError, match="a step has one: raise trainer.per_device_train_batch_size"):
+        with pytest.raises(UserError, match=r"a step has one: raise trainer\.per_device_train_batch_size"):
             train(
                 tmp_path / "run",
                 model_folder,
