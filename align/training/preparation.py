@@ -293,5 +293,6 @@ def read_rows_for(
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
         columns=method.needs.columns,
+        weigher=method.token_weights,
         unrelated=method.needs.answers == "unrelated",
     )
