@@ -40,6 +40,7 @@ from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.following import follow
 from align.training.learning_rates import optimizer_with_rates
+from align.training.method_settings import read_again_words
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.row_costs import attention_notice
@@ -110,7 +111,8 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
         mixed = mixture_words(data.ingredients)
-        for sentence in [*mixed, *notices(data, window=window), *unused, *costs]:
+        again = read_again_words(run.method.needs, run.arguments.gradient_accumulation_steps)
+        for sentence in [*mixed, *notices(data, window=window), *unused, *costs, *again]:
             tell(sentence)
 
 
