@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from align.models.settings import ModelSettings
 
@@ -57,6 +57,9 @@ class Adapter(Protocol):
     def with_modules(self, names: Sequence[str]) -> Adapter:
         """The same adapter with more modules that train in full, named by the ends of their names (routers)."""
 
+    def without_values(self) -> Adapter:
+        """The same adapter with a start that asks for no values of weights: what is counted, and tried in fp64."""
+
     def add(self, model: PreTrainedModel) -> PeftModel:
         """The model with the adapter on it; raises UserError where the model is not for it."""
 
@@ -72,6 +75,10 @@ class Still:
 
     def check_options(self) -> None:
         """Nothing beyond `check`."""
+
+    def without_values(self) -> Self:
+        """It asks for none."""
+        return self
 
     def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
         """Every launch does."""

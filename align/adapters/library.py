@@ -145,6 +145,8 @@ def put_on(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     try:
         return get_peft_model(model, config)  # type: ignore[return-value]
     except (ValueError, TypeError, NotImplementedError, AssertionError) as error:
+        if model.device.type == "meta":  # it looks at values
+            raise
         raise UserError(
             f"adapter cannot be applied to {type(model).__name__}: {' '.join(str(error).split())}"
         ) from error

@@ -217,8 +217,10 @@ class Reselection(TrainerCallback):
 
     # ---- in checkpoints
 
-    def write_state(self, folder: Path) -> None:
-        """See `KeptState`."""
+    def save(self, folder: Path, *, writes: bool) -> None:
+        """See `Kept`."""
+        if not writes:
+            return
         tensors = {
             f"{name}/{what}": tensor.detach().cpu().contiguous()
             for name, layer in self.layers.items()
@@ -226,8 +228,8 @@ class Reselection(TrainerCallback):
         }
         save_file({**tensors, "steps": torch.tensor(self.steps)}, folder / STATE)
 
-    def read_state(self, folder: Path) -> None:
-        """See `KeptState`."""
+    def load(self, folder: Path) -> None:
+        """See `Kept`."""
         if not (folder / STATE).is_file():
             raise UserError(
                 f"{folder} holds no {STATE}, without which adapter=spiel cannot go on from it: name another checkpoint."

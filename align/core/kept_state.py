@@ -1,4 +1,4 @@
-"""What a callback of training keeps beside the weights, so that a run that is broken off goes on as if it were not."""
+"""What a part of training keeps beside the weights, so that a run that is broken off goes on as if it were not."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable
-class KeptState(Protocol):
-    """A callback with a file of its own in every checkpoint, sealed with the rest; the same on every process."""
+class Kept(Protocol):
+    """What a checkpoint keeps beside the Trainer's own files, sealed with the rest."""
 
-    def write_state(self, folder: Path) -> None:
-        """Writes the file; called on one process."""
+    def save(self, folder: Path, *, writes: bool) -> None:
+        """Adds to a checkpoint; every process calls it, and those write that `writes` says."""
 
-    def read_state(self, folder: Path) -> None:
-        """Reads it, on every process, before training goes on; raises UserError where it is not there."""
+    def load(self, folder: Path) -> None:
+        """The inverse, before the run goes on; every process calls it. Raises UserError where it is not there."""

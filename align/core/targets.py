@@ -39,7 +39,10 @@ KINDS: dict[str, Kind] = {
             "align.adapters.region.Region",
             "align.adapters.spiel.Spiel",
         ),
-        ("check", "check_options", "check_launch", "with_modules", "add", "rates", "callbacks"),
+        (
+            *("check", "check_options", "check_launch", "with_modules", "without_values"),
+            *("add", "rates", "callbacks"),
+        ),
     ),
     "suite": Kind(
         (
@@ -75,6 +78,7 @@ KINDS: dict[str, Kind] = {
             "align.synthesis.selection.select.ByLength",
             "align.synthesis.selection.select.ByMargin",
             "align.synthesis.selection.select.KeepAll",
+            "align.synthesis.selection.survival.Survival",
         ),
         ("check", "scores"),
     ),
@@ -90,6 +94,12 @@ KINDS: dict[str, Kind] = {
             "align.merging.task_vectors.Ties",
         ),
         ("check", "fit", "linear", "over"),
+    ),
+    "memory": Kind(
+        ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
+    ),
+    "token_weights": Kind(
+        ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
     ),
     "scorer": Kind(
         (

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from align.core.bars import weight_bars_off
 from align.core.errors import UserError, shortage
-from align.core.kept_state import KeptState
+from align.core.kept_state import Kept
 from align.models.renamings import saved_under_own_names
 from align.runs import checkpoints
 
@@ -27,6 +27,7 @@ class SealedCheckpoints(Trainer):
     """A Trainer whose checkpoints count once they are sealed; older ones go only after that."""
 
     checkpoint_limit: int | None = None
+    kept: tuple[Kept, ...] = ()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves, seals, and only then lets go of older checkpoints.
@@ -42,9 +43,8 @@ class SealedCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         with _room_for(folder), saved_under_own_names(model):
             super()._save_checkpoint(model, trial)
-            if self.args.should_save:
-                for callback in self._keeping():
-                    callback.write_state(folder)
+            for part in self.kept:
+                part.save(folder, writes=self.args.should_save)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with _room_for(folder):
@@ -56,15 +56,15 @@ class SealedCheckpoints(Trainer):
                 use_mtime=True,
             )
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As Trainer's, and what callbacks have kept beside them."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            for callback in self._keeping():
-                callback.read_state(Path(checkpoint))
+    def load_kept(self, checkpoint: str | bool | None) -> None:
+        """Reads what a checkpoint keeps beside the Trainer's own files, where a run goes on from one.
 
-    def _keeping(self) -> list[KeptState]:
-        return [each for each in self.callback_handler.callbacks if isinstance(each, KeptState)]
+        Args:
+            checkpoint: as `Trainer.train` takes it: True is the last one.
+        """
+        found = get_last_checkpoint(str(self.args.output_dir)) if checkpoint is True else checkpoint
+        for part in self.kept if found else ():
+            part.load(Path(str(found)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`, without the pickled arguments, which nobody reads and which may hold a token."""

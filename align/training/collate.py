@@ -15,6 +15,7 @@ from align.longseq.shared_prefix import pack
 if TYPE_CHECKING:
     from align.data.examples import TokenizedExample
     from align.longseq.shared_prefix import SharedPrefixBatch
+    from align.training.method_settings import Needs
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,17 @@ class Collator:
     Attributes:
         tokens_per_row: see `pack`.
         short: also pack the rows' short contexts, for methods that read them.
+        fronts: see `pack`.
     """
 
     tokens_per_row: int | None = None
     short: bool = False
+    fronts: bool = False
+
+    @classmethod
+    def of(cls, needs: Needs, *, tokens_per_row: int | None = None) -> Collator:
+        """For a method."""
+        return cls(tokens_per_row, short=needs.short, fronts=needs.fronts)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`{"batch": …, "sources": …}` of B rows, in order: packed, and where each stands (`train.jsonl:17`).
@@ -54,4 +62,4 @@ class Collator:
         return batch
 
     def _pack(self, examples: Sequence[TokenizedExample]) -> SharedPrefixBatch:
-        return pack(examples, tokens_per_row=self.tokens_per_row)
+        return pack(examples, tokens_per_row=self.tokens_per_row, fronts=self.fronts)

@@ -39,12 +39,11 @@ from align.models.precision import training_dtype, warn_of_low_weights
 from align.models.settings import LIBRARY, OF_LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm, library_attention, set_reading, takes_masks
 from align.models.text_part import freeze_other_parts, set_attention
-from align.reference.sources import (
-    Reference,
-    keeps_float32_copy,
-)
+from align.reference.sources import Reference, keeps_float32_copy
 from align.runs.api import store
+from align.runs.continuation import prompts_of_step
 from align.training.collate import Collator
+from align.training.method_settings import check_step
 from align.training.methods import Method, named_method
 from align.training.row_costs import attention_notice
 from align.training.sharded_experts import prepare_sharded_experts
@@ -89,6 +88,7 @@ def prepare(
     if not isinstance(method, Method):
         raise UserError(f"method is a {type(method).__name__}: give a name, or what align.method(…) makes.")
     degree = 1 if parallel is None else parallel.degree
+    check_step(method.needs, prompts=prompts_of_step(arguments, degree))
     check_library_settings(attention, memory, ParallelSettings(degree=degree))
     if not torch.accelerator.is_available() or torch.backends.mps.is_available():
         arguments.dataloader_pin_memory = False  # pins nothing, and warns of it at every loader
@@ -109,7 +109,7 @@ def prepare(
             )
             for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
-        collator = Collator(short=method.needs.short)
+        collator = Collator.of(method.needs)
     policy = prepare_model(model, memory, attention)  # after the rows: of a wrong one no weights need be read
     prepare_sharded_experts(policy, arguments)
     if arguments.process_index == 0 and not keeps_float32_copy(arguments):
@@ -293,5 +293,6 @@ def read_rows_for(
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
         columns=method.needs.columns,
+        weigher=method.token_weights,
         unrelated=method.needs.answers == "unrelated",
     )
