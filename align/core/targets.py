@@ -37,8 +37,9 @@ KINDS: dict[str, Kind] = {
             "align.adapters.library.Library",
             "align.adapters.lora.Lora",
             "align.adapters.region.Region",
+            "align.adapters.soft_prompt.SoftPrompt",
         ),
-        ("check", "check_options", "with_modules", "add", "rates", "callbacks"),
+        ("check", "check_options", "with_modules", "add", "begin", "rates", "callbacks"),
     ),
     "suite": Kind(
         (

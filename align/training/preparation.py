@@ -44,10 +44,10 @@ from align.reference.sources import (
     keeps_float32_copy,
 )
 from align.runs.api import store
-from align.training.collate import Collator
 from align.training.methods import Method, named_method
 from align.training.row_costs import attention_notice
 from align.training.sharded_experts import prepare_sharded_experts
+from align.training.soft_prompts import collator_for, less_soft_prompt
 from align.training.starting_reference import make_reference
 
 
@@ -109,8 +109,8 @@ def prepare(
             )
             for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
-        collator = Collator(short=method.needs.short)
     policy = prepare_model(model, memory, attention)  # after the rows: of a wrong one no weights need be read
+    collator = collator or collator_for(policy, method.needs)
     prepare_sharded_experts(policy, arguments)
     if arguments.process_index == 0 and not keeps_float32_copy(arguments):
         warn_of_low_weights(policy)
@@ -245,8 +245,9 @@ def read_rows_of_model(
     """`read_rows_for` as commands read: where `data.max_length` is not set, contexts are cut to the model's window."""
     window = native_window(model) if settings.max_length is None else None
     settings = replace(settings, max_length=settings.max_length or window)
-    config = load_config(model)
-    with window_words(window):
+    settings, positions = less_soft_prompt(settings, positions, model.adapter)
+    limit, config = None if window is None else settings.max_length, load_config(model)
+    with window_words(limit):
         data = read_rows_for(
             method,
             settings,
@@ -256,7 +257,7 @@ def read_rows_of_model(
             seed=seed,
             attention=model.attention,
         )
-    return replace(data, dropped=rows_in_window_words(data.dropped, window))
+    return replace(data, dropped=rows_in_window_words(data.dropped, limit))
 
 
 def read_rows_for(

@@ -188,7 +188,7 @@ class PreferenceTrainer(SealedCheckpoints):
         needs = self.method.needs
         if needs.reference == "none" or self.reference is None:
             return None
-        short = None
+        short, inputs = None, {**inputs, **inputs.get("bare", {})}  # without the policy's soft prompt
         if needs.reference == "short" or needs.policy_short:
             short = sum_turns(self.reference(model, inputs["short"]), inputs["owner"], len(inputs["batch"]))
         if needs.reference == "short":

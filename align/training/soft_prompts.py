@@ -1,0 +1,76 @@
+"""What a soft prompt changes about rows: its tokens count towards their length, and the collator puts them there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from align.core.errors import UserError
+from align.data.settings import DataSettings, PositionSettings
+from align.models.soft_prompt import soft_ids
+from align.training.collate import Collator
+from align.training.method_settings import Needs
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def collator_for(policy: nn.Module, needs: Needs, *, tokens_per_row: int | None = None) -> Collator:
+    """The collator of a policy's rows, which begin with its soft prompt where it has one.
+
+    Args:
+        policy: inside any wrapper.
+        needs: of the method.
+        tokens_per_row: see `pack`.
+    """
+    return Collator(
+        tokens_per_row=tokens_per_row,
+        short=needs.short,
+        soft=soft_ids(policy),
+        bare=needs.reference != "none",
+    )
+
+
+def less_soft_prompt(
+    settings: DataSettings, positions: PositionSettings, adapter: Any
+) -> tuple[DataSettings, PositionSettings]:
+    """Rows and positions that leave room for the tokens that an adapter puts before each prompt.
+
+    With `data.max_length=8192` and a soft prompt of 20 tokens rows are cut to 8,172.
+
+    Args:
+        settings: of the rows, with a length where there is one.
+        positions: of their contexts.
+        adapter: see align/adapters/adapter.py; None: all parameters train.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    taken = 0 if adapter is None else adapter.soft_tokens
+    if not taken:
+        return settings, positions
+    if settings.max_length is not None:
+        if settings.max_length <= taken:
+            raise UserError(
+                f"adapter.tokens={taken} leaves nothing of data.max_length={settings.max_length}: take fewer tokens, "
+                "or longer rows."
+            )
+        settings = replace(settings, max_length=settings.max_length - taken)
+    if positions.mode != "none":
+        if positions.target_length <= taken:
+            raise UserError(
+                f"adapter.tokens={taken} leaves nothing of positions.target_length={positions.target_length}: take "
+                "fewer tokens, or higher positions."
+            )
+        positions = replace(positions, target_length=positions.target_length - taken)
+    return settings, positions
+
+
+def soft_prompt_words(tokens: int) -> list[str]:
+    """What is said of rows that begin with a soft prompt; nothing of others."""
+    if not tokens:
+        return []
+    return [
+        f"Each prompt begins with the {tokens} tokens of the soft prompt, which count towards data.max_length and "
+        "positions.target_length: rows without them are so much shorter."
+    ]
