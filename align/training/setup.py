@@ -107,7 +107,7 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
         mixed = mixture_words(data.ingredients)
-        soft = soft_prompt_words(0 if run.model.adapter is None else run.model.adapter.soft_tokens)
+        soft = soft_prompt_words(run.model.adapter)
         for sentence in [*mixed, *soft, *notices(data, window=window), *unused, *costs]:
             tell(sentence)
 

@@ -46,7 +46,7 @@ def less_soft_prompt(
     Raises:
         UserError: nothing is left.
     """
-    taken = 0 if adapter is None else adapter.soft_tokens
+    taken = soft_tokens(adapter)
     if not taken:
         return settings, positions
     if settings.max_length is not None:
@@ -66,8 +66,14 @@ def less_soft_prompt(
     return settings, positions
 
 
-def soft_prompt_words(tokens: int) -> list[str]:
+def soft_tokens(adapter: Any) -> int:
+    """Tokens that an adapter puts before each prompt; None, where all parameters train, puts none."""
+    return 0 if adapter is None else int(adapter.soft_tokens)
+
+
+def soft_prompt_words(adapter: Any) -> list[str]:
     """What is said of rows that begin with a soft prompt; nothing of others."""
+    tokens = soft_tokens(adapter)
     if not tokens:
         return []
     return [
