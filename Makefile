@@ -76,7 +76,7 @@ check: $(VENV)/.installed         ## lint + types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-smoke: $(VENV)/.installed         ## every method by one override on the embedded model; one table
+smoke: $(VENV)/.installed         ## every method and adapter by one override on the embedded model; one table
 	$(BIN)/python benchmarks/smoke.py
 
 miniature: $(VENV)/.installed     ## the papers' claims on small models: missing cells, then the table (needs ALIGN_DATA)

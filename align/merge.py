@@ -61,9 +61,9 @@ def merge(config: DictConfig) -> Path:
     models = [open_source(place, trust_remote_code=trusted) for place in places]
     start = None if base is None else open_source(base, trust_remote_code=trusted)
     weights = _weights_of_adapters(settings, rule, models, start)
+    alike = check_alike([*models, *([] if start is None else [start])])
     if weights is None and start is None:
         start = _own_base(rule, models)
-    alike = check_alike([*models, *([] if start is None else [start])])
     task = Task(settings, rule, models, start, *alike)
     with whole_folder(output) as staging:
         if weights is None:

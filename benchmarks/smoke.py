@@ -1,12 +1,12 @@
-"""Every method by one override on the embedded model: does held-out data say that its own objective improved?
+"""Every method and every adapter by one override on the embedded model: does its own loss fall on held-out rows?
 
-    python benchmarks/smoke.py                       # all methods, about a minute each on two cores
-    python benchmarks/smoke.py --methods dpo logo    # some of them
+    python benchmarks/smoke.py                          # all, a minute or two each on two cores
+    python benchmarks/smoke.py --only method=dpo adapter=half
 
 The rows need no model: a context of sections of Python's language reference, a question that asks for the first
 sentence of one of them, that sentence as the chosen answer, another section's as the rejected one, and the section
-alone as the short prompt. Each method is the real `align train experiment=smoke method=NAME` in a process of its own.
-Exit code 1 where a method did not improve.
+alone as the short prompt. Each is the real `align train experiment=smoke method=NAME`, or `method=dpo adapter=NAME`, in
+a process of its own. Exit code 1 where one did not improve.
 """
 
 from __future__ import annotations
@@ -32,7 +32,21 @@ import hydra_conf
 from align.core.files import write_json
 
 HERE = Path(__file__).parent
-METHODS = sorted(path.stem for path in (Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
+CONF = Path(hydra_conf.__file__).parent
+METHODS = [f"method={path.stem}" for path in sorted((CONF / "method").glob("*.yaml"))]
+# `library` names no adapter by itself, and with `none` all parameters train, as with the methods.
+ADAPTERS = [
+    f"adapter={path.stem}"
+    for path in sorted((CONF / "adapter").glob("*.yaml"))
+    if path.stem not in ("library", "none")
+]
+ADAPTED = ("method=dpo", "trainer.learning_rate=1e-3")  # an adapter's numbers are few, and take larger steps
+# What trains copies of the weights themselves takes the steps that the weights take; factors take larger ones.
+OWN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("adapter=half", "adapter=region", "adapter=osf"), ("trainer.learning_rate=1e-5",)),
+    **dict.fromkeys(("adapter=ia3", "adapter=vera", "adapter=norms"), ("trainer.learning_rate=1e-2",)),
+    "adapter=pissa": ("trainer.learning_rate=1e-4",),
+}
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
 SECTIONS = 2  # of a row's context: the gold one and another
@@ -42,24 +56,24 @@ TRAINED = 32
 
 
 def main() -> None:
-    """Writes the rows, trains each method, prints one table."""
+    """Writes the rows, trains each, prints one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--only", nargs="+", default=[*METHODS, *ADAPTERS], choices=[*METHODS, *ADAPTERS])
     parser.add_argument("--output", type=Path, default=HERE.parent / "outputs" / "smoke")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "smoke.json")
     arguments = parser.parse_args()
     write_rows(arguments.output)
-    known = json.loads(arguments.results.read_text())["methods"] if arguments.results.is_file() else {}
-    for name in arguments.methods:
+    known = json.loads(arguments.results.read_text())["cells"] if arguments.results.is_file() else {}
+    for name in arguments.only:
         known[name] = run(name, arguments.output, threads=arguments.threads)
         known[name]["threads"] = arguments.threads
         arguments.results.parent.mkdir(exist_ok=True)
-        write_json(arguments.results, {"methods": known})
-    Console(width=130).print(table({name: known[name] for name in arguments.methods}))
-    failed = [name for name in arguments.methods if not improved(known[name])]
+        write_json(arguments.results, {"cells": known})
+    Console(width=130).print(table({name: known[name] for name in arguments.only}))
+    failed = [name for name in arguments.only if not improved(known[name])]
     if failed:
         sys.exit(f"smoke: not improved on held-out rows: {', '.join(failed)}")
 
@@ -102,10 +116,12 @@ def sections() -> Iterator[tuple[str, str, str]]:
 
 
 def run(name: str, folder: Path, *, threads: int) -> dict[str, float]:
-    """Trains one method; what its results.json says, and the seconds from start to end."""
+    """Trains with one override; what its results.json says, and the seconds from start to end."""
     output = folder / name
     command = [
-        *(sys.executable, "-m", "align.train", "experiment=smoke", f"method={name}", "resume=never"),
+        *(sys.executable, "-m", "align.train", "experiment=smoke", name, "resume=never"),
+        *(ADAPTED if name.startswith("adapter=") else ()),
+        *OWN.get(name, ()),
         *(f"data.path={folder / 'train.jsonl'}", f"data.eval_path={folder / 'held_out.jsonl'}"),
         f"output={output}",
     ]
@@ -135,12 +151,12 @@ def _children_seconds() -> float:
 
 
 def improved(found: dict[str, float]) -> bool:
-    """Whether the method's own loss fell on the held-out rows."""
+    """Whether its own loss fell on the held-out rows."""
     return found["loss_after"] < found["loss_before"]
 
 
 def table(found: dict[str, dict[str, float]]) -> Table:
-    """One line a method."""
+    """One line an override."""
     columns: Sequence[str] = (
         "held-out loss",
         "after",
@@ -153,7 +169,7 @@ def table(found: dict[str, dict[str, float]]) -> Table:
         "CPU s",
     )
     result = Table(title=f"{HELD_OUT} held-out rows, {TRAINED} trained on", title_justify="left")
-    result.add_column("method")
+    result.add_column("override")
     for column in (*columns, "improved"):
         result.add_column(column, justify="right", no_wrap=True)
     for name, values in found.items():

@@ -152,7 +152,7 @@ def long_sequences() -> Iterator[str]:
 
 def methods() -> Iterator[str]:
     """docs/methods.md."""
-    seconds = [cell["processor_seconds"] for cell in read("smoke.json")["methods"].values()]
+    seconds = [cell["processor_seconds"] for cell in read("smoke.json")["cells"].values()]
     yield f"in {min(seconds):.0f} to {max(seconds):.0f} seconds of processor time"
 
 

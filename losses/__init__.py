@@ -15,6 +15,7 @@ from losses.f_dpo import f_dpo_loss
 from losses.hinge_dpo import hinge_dpo_loss
 from losses.ipo import ipo_loss
 from losses.kto import apo_zero_unpaired_loss, kto_loss
+from losses.ld_dpo import ld_dpo_loss
 from losses.lm import lm_loss
 from losses.logo import logo_loss
 from losses.longpo import longpo_loss
@@ -30,6 +31,8 @@ from losses.solopo import solopo_loss
 from losses.sppo_hard import sppo_hard_loss
 from losses.states import LossState, RewardShift
 from losses.types import LossOutput, PairLogps
+from losses.weighted_sft import full_ranking_loss, weighted_sft_loss
+from losses.wpo import wpo_loss
 
 __all__ = [
     "LossOutput",
@@ -50,9 +53,11 @@ __all__ = [
     "dpop_loss",
     "exo_pair_loss",
     "f_dpo_loss",
+    "full_ranking_loss",
     "hinge_dpo_loss",
     "ipo_loss",
     "kto_loss",
+    "ld_dpo_loss",
     "lm_loss",
     "logo_loss",
     "longpo_loss",
@@ -67,4 +72,6 @@ __all__ = [
     "slic_loss",
     "solopo_loss",
     "sppo_hard_loss",
+    "weighted_sft_loss",
+    "wpo_loss",
 ]

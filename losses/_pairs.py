@@ -51,6 +51,37 @@ def declared_column(name: str, policy: PairLogps, column: str) -> Tensor:
     return policy.columns[column]
 
 
+def token_weighted(policy: PairLogps) -> tuple[Tensor, Tensor]:
+    """`[B, 1 + M]` weighted sums and sums of weights, the chosen answer's first; all tokens weigh 1 without weights."""
+    if policy.weighted is None or policy.weight is None:
+        sums = torch.cat([policy.chosen[:, None], rejected_sums(policy, present_answers(policy))], dim=1)
+        return sums, torch.cat([policy.chosen_length[:, None], policy.rejected_length], dim=1)
+    return policy.weighted, policy.weight
+
+
+def fronts_of_pairs(name: str, logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """`[B, M]` of the chosen and of the rejected answers; raises ValueError where `needs.fronts` does not ask for them.
+
+    Without any rejected answer there are none to ask for.
+    """
+    if logps.chosen_front is not None and logps.rejected_front is not None:
+        return logps.chosen_front, logps.rejected_front
+    if logps.rejected.shape[1]:
+        raise ValueError(
+            f"{name} reads pairs as far as their shorter answer goes, which needs.fronts has to ask for"
+        )
+    return logps.rejected, logps.rejected
+
+
+def collisions_of(name: str, policy: PairLogps) -> Tensor:
+    """`[B, 1 + M]`, 0 where absent; raises ValueError where `needs.collision` does not ask for them."""
+    if policy.collision is None:
+        raise ValueError(f"{name} reads how sure the policy is, which needs.collision has to ask for")
+    absent = ~present_answers(policy)
+    rejected = policy.collision[:, 1:].masked_fill(absent, 0.0)
+    return torch.cat([policy.collision[:, :1], rejected], dim=1)
+
+
 def check_label_smoothing(name: str, label_smoothing: float) -> None:
     """Raises ValueError unless 0 ≤ ε < 0.5: from one half on the labels say nothing or the reverse."""
     if not 0.0 <= label_smoothing < 0.5:

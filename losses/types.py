@@ -21,6 +21,14 @@ class PairLogps:
         short: the policy on the short prompt, where a method declares it (SoLoPO).
         columns: numbers that rows bring along, where a method declares them (`needs.columns`): `[B]` of kind
             `prompt`, `[B, 1 + M]` of kind `answer`, the chosen answer's first, 0 for an absent answer. No gradient.
+        weighted: `[B, 1 + M]` Σ w·log p over each answer's tokens, the chosen answer's first, where tokens have
+            weights (`token_weights`); None where all weigh 1.
+        weight: `[B, 1 + M]` Σ w of the same tokens.
+        chosen_front: `[B, M]` log-probs of the chosen answer's first min(|y_w|, |y_l|) tokens, one sum for each pair,
+            where a method declares it (`needs.fronts`).
+        rejected_front: `[B, M]` the same of each rejected answer.
+        collision: `[B, 1 + M]` Σ log Σ_v p_v² over each answer's tokens and the vocabulary v, the chosen answer's
+            first, where a method declares it (`needs.collision`). No gradient.
     """
 
     chosen: Tensor
@@ -30,6 +38,11 @@ class PairLogps:
     nll: Tensor | None = None
     short: PairLogps | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    weighted: Tensor | None = None
+    weight: Tensor | None = None
+    chosen_front: Tensor | None = None
+    rejected_front: Tensor | None = None
+    collision: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from align.reference.sources import Frozen
 from align.training.methods import Method, load_method
 from align.training.trainer import PreferenceTrainer
 from tests.distributed import run_distributed
-from tests.longseq.plain import assert_close, make_example
+from tests.longseq.plain import as_needed, assert_close, make_example
 from tests.tiny import tiny_model
 
 FILES = sorted((Path(hydra_conf.__file__).parent / "method").glob("*.yaml"))
@@ -60,15 +60,16 @@ def examples() -> tuple[TokenizedExample, ...]:
 
 
 def inputs(name: str, tokens_per_row: int | None) -> dict:
-    rng, kinds = np.random.default_rng(1), method(name).needs.columns.values()
-    other = -1.0 if method(name).needs.answers == "unrelated" else 0.0
+    rng, needs = np.random.default_rng(1), method(name).needs
+    other = -1.0 if needs.answers == "unrelated" else 0.0
     rows = []
-    for i, row in enumerate(examples()):
+    for i, row in enumerate(as_needed(rng, row, needs) for row in examples()):
         labels = [float(i != 1), other]  # the second row's own answer is a bad one
+        kinds = needs.columns.values()
         numbers = [labels if kind == "label" else rng.random(len(row.answers)) for kind in kinds]
         rows.append(replace(row, columns=np.array(numbers) if numbers else None))
     return {
-        "batch": pack(rows, tokens_per_row=tokens_per_row),
+        "batch": pack(rows, tokens_per_row=tokens_per_row, fronts=needs.fronts),
         "short": pack([turn for row in rows for turn in row.short], tokens_per_row=tokens_per_row),
         "owner": torch.tensor([b for b, row in enumerate(rows) for _ in row.short]),
         "real": torch.tensor([True, True, False, True]),  # a placeholder counts nowhere

@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "reference": {"core", "distributed", "models", "data", "longseq"},
     "documents": {"core", "data"},
     "runs": {"core", "distributed", "models"},
-    "generation": {"core", "models", "data", "longseq"},
+    "generation": {"core", "models", "adapters", "data", "longseq"},
     "training": {
         "core",
         "distributed",

@@ -6,6 +6,7 @@ heads, biases, normalised queries and keys, tied or untied head, rotary share of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from align.adapters.adapter import add_adapter
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.models.loading import load_causal_lm
+from align.models.precision import trains_checkpoint_weights
 from align.models.settings import ModelSettings
 from align.reference.settings import reference_model
 from align.runs.recipes import check_recipe
@@ -41,12 +43,40 @@ OF_PAPERS = [
 ]
 
 LLAMA_3 = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 256}
+LLAMA_2 = {
+    "model_type": "llama",
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 4096,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+QWEN_2 = {
+    "model_type": "qwen2",
+    "num_attention_heads": 7,
+    "num_key_value_heads": 1,
+    "hidden_size": 56,
+    "use_sliding_window": False,
+    "sliding_window": 131072,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
 # Hub id → its published configuration in small: 32/8 heads become 8/2, 28/4 become 7/1, 32/2 become 16/1.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "namespace-Pt/Llama-3-8B-Instruct-80K-QLoRA-Merged": LLAMA_3
     | {"max_position_embeddings": 81920, "rope_parameters": {"rope_type": "default", "rope_theta": 2e8}},
     "meta-llama/Meta-Llama-3-8B-Instruct": LLAMA_3
     | {"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "princeton-nlp/Llama-3-8B-ProLong-64k-Base": LLAMA_3
+    | {"max_position_embeddings": 65536, "rope_parameters": {"rope_type": "default", "rope_theta": 8e6}},
+    "princeton-nlp/Llama-3-8B-ProLong-512k-Base": LLAMA_3
+    | {"max_position_embeddings": 524288, "rope_parameters": {"rope_type": "default", "rope_theta": 1.28e8}},
+    "meta-llama/Llama-2-70b-hf": LLAMA_3
+    | {
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "meta-llama/Llama-3.1-8B": LLAMA_3
     | {
         "max_position_embeddings": 131072,
@@ -59,6 +89,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 8192,
         },
     },
+    # Four layers: a quarter of them is one, which CoFiTune's band needs.
+    "meta-llama/Llama-2-7b-chat-hf": LLAMA_2 | {"num_hidden_layers": 4},
+    "meta-llama/Llama-2-7b-hf": LLAMA_2,
+    "huggyllama/llama-7b": LLAMA_2 | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    "codellama/CodeLlama-7b-hf": LLAMA_2
+    | {"max_position_embeddings": 16384, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "mistralai/Mistral-7B-v0.1": {
+        "model_type": "mistral",
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "sliding_window": 4096,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
     "mistralai/Mistral-7B-Instruct-v0.2": {
         "model_type": "mistral",
         "num_attention_heads": 8,
@@ -67,17 +111,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     },
-    "Qwen/Qwen2.5-7B-Instruct": {
-        "model_type": "qwen2",
-        "num_attention_heads": 7,
-        "num_key_value_heads": 1,
-        "hidden_size": 56,
-        "use_sliding_window": False,
-        "sliding_window": 131072,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 32768,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-    },
+    "Qwen/Qwen2-7B-Instruct": QWEN_2,
+    "Qwen/Qwen2.5-32B-Instruct": QWEN_2
+    | {"num_attention_heads": 10, "num_key_value_heads": 2, "hidden_size": 80},  # 40/8
+    "Qwen/Qwen2.5-7B-Instruct": QWEN_2,
     "Qwen/Qwen3-8B": {
         "model_type": "qwen3",
         "num_attention_heads": 8,
@@ -184,7 +221,10 @@ def test_recipe_names_its_own_output_and_source(name):
 def load(settings: ModelSettings, attention: str) -> torch.nn.Module:
     """The same weights and adapters for the same settings, whatever the attention."""
     torch.manual_seed(1)
-    model = add_adapter(load_causal_lm(settings, attention=attention), settings.adapter)
+    adapter = settings.adapter
+    if getattr(adapter, "dropout", 0):  # another draw in each forward
+        adapter = replace(adapter, dropout=0.0)
+    model = add_adapter(load_causal_lm(settings, attention=attention), adapter)
     randomise_lora_b(model)
     return model.train()
 
@@ -239,6 +279,22 @@ PAPERS = {
 }
 
 
+STAGES = {"prolong_llama3_8b_64k": (0.70, 8e6), "prolong_llama3_8b_512k": (0.75, 1.28e8)}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_prolongs_shares_and_schedule(runs, name):
+    """The scripts' proportions but for those of the books of data.path; bases at head size 8; a tenth of the peak."""
+    shares, theta = STAGES[name]
+    run = runs[name]
+    assert sum(entry.share for entry in run.data.mix) == pytest.approx(shares, abs=1e-12)
+    assert all(entry.ratio is None for entry in run.data.mix)
+    frequencies = load_causal_lm(run.model).model.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, theta ** -(torch.arange(0, 8, 2) / 8))
+    assert run.arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    assert run.method.needs.weighting == "sequence"
+
+
 @pytest.mark.parametrize("name", PAPERS)
 def test_published_hyper_parameters(name):
     loss = OmegaConf.to_container(compose(name).method.loss, resolve=True)
@@ -247,9 +303,9 @@ def test_published_hyper_parameters(name):
 
 
 @pytest.mark.parametrize("name", OF_PAPERS)
-def test_what_trains_in_full_trains_in_float32(name):
+def test_what_trains_in_full_trains_in_float32(name, runs):
     """bfloat16 weights would swallow steps of 5e-7; LoRA's own weights are float32 whatever the base."""
     config = compose(name)
-    if config.model.lora.r == 0:
+    if trains_checkpoint_weights(runs[name].model):
         assert config.model.dtype == "float32"
         assert config.trainer.bf16

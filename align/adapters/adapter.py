@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from align.models.settings import ModelSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
 
 class Adapter(Protocol):
@@ -50,8 +55,19 @@ class Adapter(Protocol):
     def check_options(self) -> None:
         """The same, as the library that computes the adapter tells."""
 
+    def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
+        """Refuses what it cannot do in a launch, before weights load.
+
+        Args:
+            wrapper: how the policy is spread over processes, by its name in `align plan`: `none`, `ddp`, `zero3`.
+            arguments: of the trainer.
+        """
+
     def with_modules(self, names: Sequence[str]) -> Adapter:
         """The same adapter with more modules that train in full, named by the ends of their names (routers)."""
+
+    def without_values(self) -> Adapter:
+        """The same adapter with a start that asks for no values of weights: what is counted, and tried in fp64."""
 
     def add(self, model: PreTrainedModel) -> PeftModel:
         """The model with the adapter on it; raises UserError where the model is not for it."""
@@ -79,6 +95,13 @@ class Still:
 
     def begin(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """What `add` has drawn."""
+
+    def without_values(self) -> Self:
+        """It asks for none."""
+        return self
+
+    def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
+        """Every launch does."""
 
     def rates(self, policy: nn.Module) -> Mapping[str, float]:
         """One rate for all."""

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.core.errors import UserError
-
 WIDTH = 2048  # of the embeddings that CPT gives its radius for
 
 
@@ -40,27 +38,11 @@ class StayInBall(TrainerCallback):
     def __init__(self, layer: nn.Module, radius: float) -> None:
         self.layer, self.radius = layer, radius
 
-    @property
-    def _trained(self) -> Any:
-        copies: Any = self.layer.ln_tuning_layers
-        return copies["default"].weight
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuses an optimizer that steps copies of the weights, which would not see what is changed in them."""
-        stepped = [weight for group in kwargs["optimizer"].param_groups for weight in group["params"]]
-        if not any(weight is self._trained for weight in stepped):
-            raise UserError(
-                "adapter.radius changes weights after each step, and DeepSpeed's optimizer steps copies of them: train "
-                "with DDP or FSDP2, or set adapter.radius=null."
-            )
-
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Puts rows that have left the ball on its surface."""
-        first: Any = self.layer.base_layer
+        layer: Any = self.layer
+        weight, first = layer.ln_tuning_layers["default"].weight, layer.base_layer.weight
         with torch.no_grad():
-            weight = self._trained
-            weight.copy_(first.weight + into_ball(weight - first.weight, radius=self.radius))
+            weight.copy_(first + into_ball(weight - first, radius=self.radius))

@@ -115,6 +115,10 @@ class Lora(Still):
         """See `Adapter`."""
         return replace(self, modules_to_save=[*self.modules_to_save, *names])
 
+    def without_values(self) -> Lora:
+        """PiSSA, OLoRA and LoftQ take their start from the weights, in no other precision than 32 bits or fewer."""
+        return replace(self, init="zero")
+
     def add(self, model: PreTrainedModel) -> PeftModel:
         """See `Adapter`."""
         return self._library.add(model)

@@ -14,7 +14,7 @@ from align.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 TRAINS = ("prompt", "base")
 VOCABULARY = "vocabulary"  # of `adapter.init`
@@ -106,6 +106,14 @@ class SoftPrompt(Still):
         if tokens != self.tokens:
             raise UserError(
                 f"adapter.path={path} holds a prompt of {tokens} tokens: set adapter.tokens={tokens}."
+            )
+
+    def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
+        """Refuses a ball where the optimizer steps copies of the weights, which do not see what is changed in them."""
+        if self.radius is not None and (wrapper.startswith("zero") or arguments.deepspeed_plugin is not None):
+            raise UserError(
+                "adapter.radius changes weights after each step, and DeepSpeed's optimizer steps copies of them: "
+                "launch with ddp or fsdp2, or set adapter.radius=null."
             )
 
     def with_modules(self, names: Sequence[str]) -> SoftPrompt:

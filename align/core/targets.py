@@ -38,8 +38,12 @@ KINDS: dict[str, Kind] = {
             "align.adapters.lora.Lora",
             "align.adapters.region.Region",
             "align.adapters.soft_prompt.SoftPrompt",
+            "align.adapters.spiel.Spiel",
         ),
-        ("check", "check_options", "with_modules", "add", "begin", "rates", "callbacks"),
+        (
+            *("check", "check_options", "check_launch", "with_modules", "without_values"),
+            *("add", "begin", "rates", "callbacks"),
+        ),
     ),
     "suite": Kind(
         (
@@ -75,6 +79,7 @@ KINDS: dict[str, Kind] = {
             "align.synthesis.selection.select.ByLength",
             "align.synthesis.selection.select.ByMargin",
             "align.synthesis.selection.select.KeepAll",
+            "align.synthesis.selection.survival.Survival",
         ),
         ("check", "scores"),
     ),
@@ -90,6 +95,12 @@ KINDS: dict[str, Kind] = {
             "align.merging.task_vectors.Ties",
         ),
         ("check", "fit", "linear", "over"),
+    ),
+    "memory": Kind(
+        ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
+    ),
+    "token_weights": Kind(
+        ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
     ),
     "scorer": Kind(
         (

@@ -145,7 +145,8 @@ def _example(hint: Any, value: Any, default: Any) -> str:
         needed = [
             field
             for field in dataclasses.fields(first)
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            if field.metadata.get("example")  # one of several of which an entry needs one
+            or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING)
         ]
         fields = needed or dataclasses.fields(first)[:1]
         inside = (f"{each.name}: {_example(hints[each.name], given, each.default)}" for each in fields)

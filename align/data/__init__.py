@@ -5,6 +5,7 @@ Where rows come from:
     folders: which files of a folder hold rows; hub: saved data sets and the Hub's.
     row_files: how files are opened and named; text_kinds: their encoding, and what separates a table's columns.
     json_files: JSON Lines and lists; json_objects: one object under `.json`; table_files: CSV, Parquet, `datasets`.
+    plain_text: text files, a document each.
 
 A raw row as an `Example`:
     formats: the layout, by the columns; layout_columns: the columns that layouts have.
@@ -12,7 +13,9 @@ A raw row as an `Example`:
     columns: checked access to a row's columns; contents: their values as text; stored_columns: those stored as text.
     messages: chat messages beyond role and content; turns: prompt and answers, of one turn or several.
     context_rows, instruction_rows, implicit_rows: rows with a context, an instruction, and without a prompt.
-    released: rows that were released as tokens; examples: what a row is before and after it is tokenised.
+    released: rows that were released as tokens; text_rows: documents, cut into pieces.
+    labels: single answers that are good or bad; numbers: numbers of a row that reach the loss.
+    examples: what a row is before and after it is tokenised.
 
 What a chat template makes of it:
     template: text in fragments that say whose it is, and plain text; chat_template: the same through a chat template.
@@ -28,6 +31,7 @@ Tokens:
 All rows together:
     dataset: what training is given; settings: `data` and `positions`; mixture: `data.mix`.
     build: tokenises and caches; row_builder: one row of that; stored_rows: what is stored of it.
+    stretches: the rows between two places, from raw to stored; unrelated: answers to other prompts behind a row's own.
     totals: counts, digest, whole columns.
 
 What is said of rows:

@@ -83,10 +83,18 @@ class Answer:
         input_ids: `[n]` int64, n ≥ 1.
         scored: `[n]` bool: True where the token's log-prob counts. All True for a one-turn answer; in a
             row of several turns the later questions and the template between turns are False.
+        weights: `[n]` fp64, what each token's log-prob is multiplied with in weighted sums (`token_weights`), not
+            read where a token is not scored; None where all weigh 1.
     """
 
     input_ids: np.ndarray
     scored: np.ndarray
+    weights: np.ndarray | None = None
+
+    @property
+    def weights_or_ones(self) -> np.ndarray:
+        """`[n]` fp64."""
+        return np.ones(len(self.input_ids)) if self.weights is None else self.weights
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ def read_labels(columns: Columns, place: str, *, answers: int) -> list[float]:
     name = next((name for name in (place, *LABELS) if name in columns), None)
     if name is None:
         raise columns.error(
-            f"column {place} is missing beside a single answer: true says that it is good, false that it is bad; a "
-            f"pair has chosen and rejected. data.columns={{label: …}} names another column.",
+            f"column {place} is missing beside a single answer: true says that it is good, false that it is bad, and "
+            "data.columns={label: …} names another column; a pair has chosen and rejected.",
             reason=faults.MISSING,
         )
-    return [_truth(columns, name)]
+    return [_truth(columns, name, "data.columns={label: …} names another column")]
 
 
 def check_label(columns: Columns) -> None:
@@ -56,7 +56,9 @@ def check_label(columns: Columns) -> None:
         RowError: it does, or its label is neither true nor false.
     """
     name = next((name for name in LABELS if name in columns), None)
-    if name is not None and not _truth(columns, name):
+    if name is not None and not _truth(
+        columns, name, f"hide another meaning with data.columns={{{name}: null}}"
+    ):
         raise columns.error(
             f"the answer is marked as bad ({name} is false), so that nothing is trained on it; method=kto and "
             "method=bco learn from such answers too.",
@@ -64,7 +66,7 @@ def check_label(columns: Columns) -> None:
         )
 
 
-def _truth(columns: Columns, name: str) -> float:
+def _truth(columns: Columns, name: str, cure: str) -> float:
     """1 or 0; also of a label that a table holds as text."""
     value = columns.value(name)
     said = value.strip().lower() if isinstance(value, str) else value
@@ -72,7 +74,7 @@ def _truth(columns: Columns, name: str) -> float:
     if found is None:
         raise columns.error(
             f"column {name} beside an answer says whether it is good, true or false, and is {reprlib.repr(value)}: "
-            f"hide another meaning with data.columns={{{name}: null}}.",
+            f"{cure}.",
             reason=faults.WRONG_TYPE,
         )
     return found

@@ -34,7 +34,7 @@ class MixedSettings:
     """
 
     path: str
-    ratio: float | None = None
+    ratio: float | None = field(default=None, metadata={"example": True})
     columns: dict[str, str | None] | None = None
     share: float | None = None
 

@@ -45,7 +45,7 @@ def read_stored(
         end = count_rows(sources)
         limit = builder.tokenize.settings.limit
         yield from stored(span[1], end if limit is None else min(end, limit))
-        yield from stored(0, span[0])
+        yield from stored(0, span[1])
 
     if not builder.demands.unrelated:
         return stored(*span)

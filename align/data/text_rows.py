@@ -32,15 +32,16 @@ def is_text(values: Mapping[str, Any]) -> bool:
     return TEXT in values and all(values.get(name) is None for name in _OTHERS)
 
 
-def read_text(columns: Columns, *, require_rejected: bool = False) -> str:
+def read_text(columns: Columns, *, require_rejected: bool = False, wants_more: bool = False) -> str:
     """The document of a row, as it stands.
 
     Args:
         columns: the row.
         require_rejected: the method compares answers, which a document does not have.
+        wants_more: the method reads labels or numbers of each answer, which a document does not have either.
 
     Raises:
-        RowError: no text, a blank one, half of a surrogate pair, or answers are asked for.
+        RowError: no text, a blank one, half of a surrogate pair, or more than a text is asked for.
     """
     if TEXT not in columns:
         raise columns.empty(TEXT, "is null")
@@ -51,6 +52,12 @@ def read_text(columns: Columns, *, require_rejected: bool = False) -> str:
             "`align inspect` require_rejected=false); where it is the prompt of a pair, "
             "data.columns={prompt: text, chosen: …, rejected: …} names the three.",
             reason=faults.NO_REJECTED,
+        )
+    if wants_more:
+        raise columns.error(
+            "a row of text alone is a document, and the method reads a label or numbers of each answer: method=lm "
+            "trains on documents.",
+            reason=faults.MISSING,
         )
     try:
         text.encode("utf-8")

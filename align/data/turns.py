@@ -56,7 +56,8 @@ def turns_of(columns: Columns, answers: list[AnswerMessages]) -> tuple[tuple[Tur
         columns: the row, for messages to people.
         answers: each as messages, the chosen one first.
     """
-    parted = [_parted(columns, "rejected" if i else "chosen", answer) for i, answer in enumerate(answers)]
+    own = "completion" if "completion" in columns and "chosen" not in columns else "chosen"
+    parted = [_parted(columns, "rejected" if i else own, answer) for i, answer in enumerate(answers)]
     between = parted[0].between
     if any(one.between != between for one in parted):
         raise columns.error("chosen and rejected must have the same later questions.", reason=faults.MESSAGES)

@@ -209,6 +209,13 @@ def check_suites(suites: Mapping[str, Suite], args: TrainingArguments) -> None:
     Raises:
         UserError: FSDP or ZeRO-3, which spread parameters over processes that each ask something else.
     """
+    for name, suite in suites.items():
+        memory = getattr(suite, "memory", None)
+        if memory is not None and memory.chunk:
+            raise UserError(
+                f"suites.{name}.memory puts an adapter on the model, which trains meanwhile: leave it out and run "
+                "`align evaluate` on the checkpoint afterwards."
+            )
     sharded = is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
     if suites and (expected_wrapper(args) == "FSDP" or sharded):
         raise UserError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from align.core.display import progress_bar
 from align.core.errors import UserError
@@ -14,11 +14,16 @@ from align.documents.loading import load_documents
 from align.evaluation.ask import first_shows, wait_for_all
 from align.evaluation.intervals import Measure, Score, mean_interval
 from align.evaluation.pictures import curve
+from align.evaluation.remembered import details_of, scores_of
 from align.evaluation.stored import StoredRecords
 from align.evaluation.suite import Evaluation, Result, at_least, check_edges, plain, score_of
-from align.generation.generators import digest_of
+from align.generation.generators import derive_seed, digest_of
+from align.generation.memories import Memory, NoMemory
 from align.generation.shares import own_share
 from align.generation.stage import WORK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NLL = Measure(mean_interval, "lower")  # nats a token
 
@@ -35,6 +40,7 @@ class Perplexity:
     edges: list[int] = field(
         default_factory=lambda: [0, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
     )
+    memory: Memory = field(default_factory=NoMemory)
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -46,6 +52,7 @@ class Perplexity:
                 "before it in its window."
             )
         check_edges(self.edges)
+        self.memory.check("suite.memory")
 
     def run(self, evaluation: Evaluation) -> Result:
         """Scores every document twice; a document is a sample, its mean negative log-prob the score."""
@@ -53,6 +60,8 @@ class Perplexity:
         records = _measure(self, texts, evaluation)
         scores = {name: score_of(records, name, NLL) for name in ("nll", "nll_sliding")}
         by_position = self._by_position(records)
+        remembers = self.memory.chunk > 0
+        scores |= scores_of(records) if remembers else {}
         return Result(
             records=records,
             scores=scores,
@@ -60,6 +69,7 @@ class Perplexity:
             details={
                 "perplexity": {name: _perplexity(value.mean) for name, value in scores.items()},
                 "nll_by_position": plain({str(int(edge)): value for edge, value in by_position.items()}),
+                **(details_of(records) if remembers else {}),
             },
             pictures={
                 "positions.png": curve(
@@ -132,11 +142,12 @@ def _measure(
     import torch
     from accelerate import PartialState
 
-    from align.evaluation.token_logps import learned_positions, score_document
+    from align.evaluation.token_logps import learned_positions
 
-    window, stride, edges = suite.window, suite.stride, list(suite.edges)
     stored = StoredRecords(evaluation.workspace.output / WORK / "perplexity", evaluation.weights())
-    documents = {digest_of([ids, window, stride, edges]): ids for _, ids in texts}
+    seed = evaluation.workspace.seed
+    digests = [_digest(suite, ids, seed=seed) for _, ids in texts]
+    documents = {digest: ids for digest, (_, ids) in zip(digests, texts, strict=True)}
     own = own_share(lambda: [digest for digest in documents if stored.get(digest) is None])
     if own:
         model, device = evaluation.load().eval(), PartialState().device
@@ -149,6 +160,25 @@ def _measure(
         with progress_bar(first_shows(evaluation.workspace).console) as progress:
             for digest in progress.track(own, description="perplexity"):
                 ids = torch.tensor(documents[digest], device=device)
-                stored.put(digest, score_document(model, ids, window=window, stride=stride, edges=edges))
+                stored.put(digest, _scored(suite, model, ids, seed=derive_seed(seed, digest)))
     wait_for_all()
-    return [{"id": name, **stored[digest_of([ids, window, stride, edges])]} for name, ids in texts]
+    return [{"id": name, **stored[digest]} for digest, (name, _) in zip(digests, texts, strict=True)]
+
+
+def _digest(suite: Perplexity, ids: list[int], *, seed: int) -> str:
+    """What decides on a document's record; the seed does where a memory draws."""
+    read = [ids, suite.window, suite.stride, list(suite.edges)]
+    memory: Any = suite.memory
+    return digest_of([*read, asdict(memory), seed] if memory.chunk else read)
+
+
+def _scored(suite: Perplexity, model: Any, ids: Tensor, *, seed: int) -> dict[str, Any]:
+    """A document's record; with a memory also chunk by chunk."""
+    from align.evaluation.token_logps import score_document
+
+    record = score_document(model, ids, window=suite.window, stride=suite.stride, edges=list(suite.edges))
+    if suite.memory.chunk:
+        from align.evaluation.chunks import score_chunks
+
+        record |= score_chunks(model, ids, suite.memory, seed=seed)
+    return record

@@ -1,4 +1,4 @@
-"""Questions of one's own with accepted answers; right if one of them stands in what is said."""
+"""Questions of one's own with accepted answers, held against what is said as `suite.score` says."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-from align.evaluation.answers import contains_answer, first_line, never_found
+from align.evaluation.answer_scores import SCORES, AnswerScore
+from align.evaluation.answers import first_line
 from align.evaluation.ask import Sample, answer, cut_note, user_request
 from align.evaluation.files import check_file, read_places
-from align.evaluation.intervals import Measure, proportion_interval
 from align.evaluation.suite import Evaluation, Result, at_least, grouped, score_of
 
 if TYPE_CHECKING:
     from align.generation.generators import Completion
 
 COLUMNS = ("prompt", "answers")
-FOUND = Measure(proportion_interval, "higher")
 COUNTED = ("first_line", "whole")  # what of an answer is looked at
 
 
@@ -29,7 +28,8 @@ class Questions:
     path: str | None = None
     limit: int | None = None
     max_new_tokens: int = 32
-    counted: str = "first_line"
+    score: str = "contains"
+    counted: str | None = None
 
     def check(self) -> None:
         """Raises UserError for a value out of range or a missing file."""
@@ -39,7 +39,14 @@ class Questions:
             )
         check_file("suite.path", self.path)
         at_least({"max_new_tokens": self.max_new_tokens, "limit": self.limit}, 1)
-        check_choice("suite.counted", self.counted, COUNTED)
+        check_choice("suite.score", self.score, tuple(SCORES))
+        if self.counted is not None:
+            check_choice("suite.counted", self.counted, COUNTED)
+        self._score.check()
+
+    @property
+    def _score(self) -> AnswerScore:
+        return SCORES[self.score]
 
     def run(self, evaluation: Evaluation) -> Result:
         """Asks every row greedily; the mean over all rows, and over the rows of each `group`, where they have one."""
@@ -48,14 +55,15 @@ class Questions:
             "questions", samples, evaluation, shorter="shorten its prompt or lower suite.max_new_tokens"
         )
         records = [self._record(*pair) for pair in zip(samples, completions, strict=True)]
-        scores = {"found": score_of(records, "found", FOUND)}
+        name, measure = self._score.name, self._score.measure
+        scores = {name: score_of(records, name, measure)}
         of_a_group = [record for record in records if record["group"] is not None]
         scores |= {
-            f"found, {name}": interval
-            for name, interval in grouped(of_a_group, "found", "group", FOUND).items()
+            f"{name}, {group}": interval
+            for group, interval in grouped(of_a_group, name, "group", measure).items()
         }
         limit = f"suite.max_new_tokens={self.max_new_tokens}"
-        return Result(records, scores, notes=[*cut_note(records, limit), *never_found(records)])
+        return Result(records, scores, notes=[*cut_note(records, limit), *self._score.notes(records)])
 
     def _samples(self, seed: int) -> list[Sample]:
         rows = read_places(str(self.path), COLUMNS)[: self.limit]
@@ -68,7 +76,8 @@ class Questions:
         return samples
 
     def _record(self, sample: Sample, completion: Completion) -> dict[str, Any]:
-        said = first_line(completion.text) if self.counted == "first_line" else completion.text
+        counted = self.counted or self._score.counted
+        said = first_line(completion.text) if counted == "first_line" else completion.text
         return {
             "id": sample.id,
             **sample.facts,
@@ -76,7 +85,7 @@ class Questions:
             "tokens": completion.tokens,
             # Where the first line counts, what is cut behind it makes no difference.
             "cut": completion.finish == "length" and said == completion.text,
-            "found": float(contains_answer(said, sample.facts["answers"])),
+            self._score.name: self._score.of(said, sample.facts["answers"]),
         }
 
 

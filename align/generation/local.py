@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
 from align.data.template_file import check_template_kwargs
 from align.generation.marked import check_mark
+from align.generation.memories import Memory, NoMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +36,7 @@ class LocalSettings:
     cache: str | None = None
     template_kwargs: dict[str, Any] | None = None
     mark: str | None = None
+    memory: Memory = field(default_factory=NoMemory)
 
     def check(self) -> None:
         """Raises UserError for a value out of range."""
@@ -48,6 +51,7 @@ class LocalSettings:
             raise UserError(f"generator.device={self.device} is not known: use auto, cpu or cuda.")
         check_template_kwargs("generator.template_kwargs", self.template_kwargs)
         check_mark(self.mark)
+        self.memory.check("generator.memory")
 
     def resolve_device(self) -> torch.device:
         """`generator.device`; auto is the first GPU where there is one.
@@ -76,7 +80,7 @@ class LocalSettings:
             load_config(model),
             tokenizer,
             name=model.path,
-            identify=lambda: local_identity(model, tokenizer, self.template_kwargs or {}),
+            identify=lambda: self._named(local_identity(model, tokenizer, self.template_kwargs or {})),
             weigh=lambda: local_weights(model, tokenizer, self.template_kwargs or {}),
         )
         return cached(with_mark(generator, self.mark), self.cache)
@@ -89,6 +93,12 @@ class LocalSettings:
         from align.models.soft_prompt import soft_ids
 
         return self._generator(lambda: model, model.config, tokenizer, name="policy", soft=soft_ids(model))
+
+    def _named(self, identity: str) -> str:
+        """The identity of a model with the memory, which changes answers."""
+        from align.generation.generators import digest_of
+
+        return digest_of([identity, asdict(self.memory)]) if self.memory.chunk else identity  # type: ignore[call-overload]
 
     def _generator(
         self,
@@ -105,7 +115,12 @@ class LocalSettings:
         from align.generation.prefixes import can_share
         from align.models.loading import window_of
 
-        return LocalGenerator(
+        make: Callable[..., LocalGenerator] = LocalGenerator
+        if self.memory.chunk:
+            from align.generation.remembering import RememberingGenerator
+
+            make = partial(RememberingGenerator, memory=self.memory)
+        return make(
             load=load,
             tokenizer=tokenizer,
             name=name,

@@ -19,6 +19,7 @@ from align.generation.generators import Completion, Generator, Request, digest_o
 from align.generation.leads import ask_for, behind_thinking, continued, with_lead
 from align.generation.marked import check_mark, with_mark
 from align.generation.markers import Escaper
+from align.generation.memories import Memory, NoMemory, refuse_at_server
 from align.generation.pool import Pace, Pool, RetryError
 from align.generation.refusals import problem, read_key, redacted
 from align.generation.replies import Reply, ReplyError, read_error, read_reply, retry_after
@@ -57,9 +58,11 @@ class OpenAISettings:
     template_kwargs: dict[str, Any] | None = None
     mark: str | None = None
     extra_body: dict[str, Any] = field(default_factory=dict)
+    memory: Memory = field(default_factory=NoMemory)
 
     def check(self) -> None:
         """Raises UserError for a value out of range, a missing package or a missing key."""
+        refuse_at_server(self.memory)
         if importlib.util.find_spec("openai") is None:
             raise UserError("generator=openai needs its client: `pip install 'long-preference[openai]'`.")
         self._check_url()

@@ -18,13 +18,14 @@ from align.longseq.calls import ModelCall, calls_of
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.head_probe import check_last_hidden_state
 from align.longseq.last_norm import scoring_tokens
-from align.longseq.logps import sums_of_row, token_logps
+from align.longseq.logps import Scores, target_logps, target_logps_and_collisions, token_logps
 from align.longseq.masked import masked_totals
 from align.longseq.own_rows import own_row_tokens, own_totals
 from align.longseq.parallel import SequenceParallel, same_rows
 from align.longseq.settings import DEFAULT_CHUNK
 from align.longseq.shared_prefix import SharedPrefixBatch, empty_row
 from align.longseq.states import called_for, prepare_states
+from align.longseq.sums import named_sums, sums_of_row, table_of
 from align.longseq.support import check_every_layer_called
 from align.longseq.tail import TailWatch
 from align.models.settings import LIBRARY, MASKED
@@ -40,6 +41,7 @@ def pair_logps(
     parallel: SequenceParallel | None = None,
     nll_scope: str = "none",
     chunk_size: int = DEFAULT_CHUNK,
+    collision: bool = False,
     routing: Routing | None = None,
 ) -> PairLogps:
     """Summed log-probs of every answer in the batch, one shared prompt each.
@@ -57,6 +59,7 @@ def pair_logps(
         nll_scope: `none`; `chosen` gives the mean negative log-prob over the chosen answer's tokens;
             `sequence` over prompt and chosen branch (LongPO).
         chunk_size: tokens whose vocabulary logits exist at once.
+        collision: also sum log Σ_v p_v² over each answer's tokens (`PairLogps.collision`).
         routing: takes in what the routers of a mixture of experts decide; its `loss` is there afterwards.
 
     Returns:
@@ -69,9 +72,17 @@ def pair_logps(
     lm = find_causal_lm(model)
     read = _way(lm).totals
     totals = read(
-        model, lm, batch, parallel=parallel, nll_scope=nll_scope, chunk_size=chunk_size, routing=routing
+        model,
+        lm,
+        batch,
+        parallel=parallel,
+        nll_scope=nll_scope,
+        chunk_size=chunk_size,
+        scores=target_logps_and_collisions if collision else target_logps,
+        routing=routing,
     )
-    sums, context = totals[:, :-1], totals[:, -1]
+    table, context = table_of(totals, batch.rows[0].lengths.shape[1])
+    sums = table[:, 0]
     lengths = torch.cat([row.lengths for row in batch.rows])
     return PairLogps(
         chosen=sums[:, 0],
@@ -79,6 +90,7 @@ def pair_logps(
         chosen_length=lengths[:, 0],
         rejected_length=lengths[:, 1:],
         nll=_NLL[nll_scope](sums, lengths, context, batch),
+        **named_sums(table, batch, collision=collision),
     )
 
 
@@ -92,7 +104,7 @@ class _Way:
     """How a batch is read.
 
     Attributes:
-        totals: `[B, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
+        totals: `[B, K·A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
         tokens: that the model reads.
     """
 
@@ -113,6 +125,7 @@ def _shared_totals(
     parallel: SequenceParallel | None,
     nll_scope: str,
     chunk_size: int,
+    scores: Scores,
     routing: Routing | None,
 ) -> Tensor:
     """Packed rows through our attention, whole or sharded."""
@@ -127,7 +140,7 @@ def _shared_totals(
         chunk_size=chunk_size,
     )
     keywords = [{}] * len(calls) if routing is None else routing.keywords(batch, parallel, len(calls))
-    totals = torch.cat([_row_logps(model, lm, *each) for each in zip(calls, keywords, strict=True)])
+    totals = torch.cat([_row_logps(model, lm, *each, scores) for each in zip(calls, keywords, strict=True)])
     if parallel is not None:
         totals = all_reduce_sum(totals, parallel.group)
     return totals if routing is None else routing.close(totals)
@@ -140,12 +153,14 @@ _OF_LIBRARY = {
 }
 
 
-def _row_logps(model: nn.Module, lm: PreTrainedModel, call: ModelCall, keywords: Mapping[str, Any]) -> Tensor:
-    """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
+def _row_logps(
+    model: nn.Module, lm: PreTrainedModel, call: ModelCall, keywords: Mapping[str, Any], scores: Scores
+) -> Tensor:
+    """`[b, K·A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds."""
     row = call.row
 
     def score(hidden: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-        return token_logps(head, scored.of(hidden), call.target, slices=call.head_calls)
+        return token_logps(head, scored.of(hidden), call.target, slices=call.head_calls, scores=scores)
 
     with scoring_tokens(lm, call.predictor) as scored, _scoring(lm, score), called_for(call.layout):
         output = model(

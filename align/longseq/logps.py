@@ -11,10 +11,18 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from align.longseq.shared_prefix import SharedPrefixRow
+# `[n, V]` logits of a slice and its `[n]` targets → `[n]` or `[n, 2]`: each target's log-prob, and what is behind it.
+Scores = Callable[[Tensor, Tensor], Tensor]
 
 
-def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, *, slices: int) -> Tensor:
+def token_logps(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    target: Tensor,
+    *,
+    slices: int,
+    scores: Scores | None = None,
+) -> Tensor:
     """Log-probability of each target token, in nats.
 
     Tokens are cut into slices, and the `[S / slices, V]` logits of one slice exist at a time, in the backward pass
@@ -27,9 +35,10 @@ def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor
         target: `[S]` token ids.
         slices: how often the head is called; a slice's memory is `⌈S / slices⌉ · V · 4` bytes, twice in the
             forward pass (the exponentials beside the logits), once in the backward pass.
+        scores: what becomes of a slice's logits `[n, V]` and targets; None is `target_logps`.
 
     Returns:
-        `[S]`, fp32 (fp64 for an fp64 model).
+        `[S]`, fp32 (fp64 for an fp64 model); what `scores` gives, where it is another.
     """
     targets = target.tensor_split(slices)
     # `split`, whose backward pass joins the slices once; that of `tensor_split` adds up a row for each.
@@ -37,7 +46,15 @@ def token_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor
     # ZeRO-3 may have given up a frozen weight when the recomputed head ends, and fetches it again before the head's
     # backward pass: by its shape in between torch would take it for another tensor.
     logps = [
-        checkpoint(_slice_logps, head, states, ids, use_reentrant=False, determinism_check="none")
+        checkpoint(
+            _slice_scores,
+            head,
+            states,
+            ids,
+            scores or target_logps,
+            use_reentrant=False,
+            determinism_check="none",
+        )
         for states, ids in zip(parts, targets, strict=True)
     ]
     return torch.cat(logps)
@@ -66,24 +83,31 @@ def sum_by_index(values: Tensor, index: Tensor, size: int) -> Tensor:
     return torch.segment_reduce(values.to(sum_dtype(values.device)), "sum", offsets=bounds, unsafe=True)
 
 
-def sums_of_row(row: SharedPrefixRow, logps: Tensor) -> Tensor:
-    """`[b, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
+def target_logps(logits: Tensor, target: Tensor) -> Tensor:
+    """`[n]` log-probs of the targets from `[n, V]` logits."""
+    return _TargetLogps.apply(logits, target)
 
-    Args:
-        row: b prompts with A answers each, or a process's shard of it.
-        logps: of `row.scored_tokens(…)`.
+
+def target_logps_and_collisions(logits: Tensor, target: Tensor) -> Tensor:
+    """`[n, 2]`: the log-prob of each target, and log Σ_v p_v² over the vocabulary, without a gradient.
+
+    That is the log of the chance that two draws agree: 0 where the model is sure, −log V where it knows nothing.
+    Of the probabilities 0.5, 0.25, 0.25 it is log 0.375. It takes no more memory than the log-probs.
     """
-    prompts, answers = row.lengths.shape
-    sums = sum_by_index(logps[: len(row.predictor)], row.answer, prompts * answers).view(prompts, answers)
-    context = logps[len(row.predictor) :]
-    context_sums = sum_by_index(context, row.context_prompt[: len(context)], prompts)
-    return torch.cat([sums, context_sums[:, None]], dim=1)
+    with torch.no_grad():
+        collisions = 2 * torch.linalg.vector_norm(logits.softmax(-1), dim=-1).log()
+    return torch.stack([target_logps(logits, target), collisions], dim=1)
 
 
-def _slice_logps(head: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor) -> Tensor:
-    """`[n]` log-probs of one slice."""
+def _slice_scores(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    target: Tensor,
+    scores: Scores,
+) -> Tensor:
+    """`[n, …]` scores of one slice."""
     logits = head(hidden)
-    return _TargetLogps.apply(logits.to(_at_least_fp32(logits.dtype)), target)
+    return scores(logits.to(_at_least_fp32(logits.dtype)), target)
 
 
 class _TargetLogps(Function):

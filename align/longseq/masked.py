@@ -32,7 +32,7 @@ from align.longseq.layer_pattern import (
     TOKENWISE_TYPES,
     attention_patterns,
 )
-from align.longseq.logps import sums_of_row
+from align.longseq.logps import Scores, target_logps
 from align.longseq.own_logits import OwnRow, check_takes_mask, check_way, own_row_logps
 from align.longseq.own_rows_probe import differ
 from align.longseq.parallel import SequenceParallel
@@ -48,6 +48,7 @@ from align.longseq.shared_prefix import (
     pack,
 )
 from align.longseq.states import called_for, prepare_states
+from align.longseq.sums import sums_of_row
 from align.models.settings import MASKED
 from align.models.structure import evaluating
 from align.models.text_part import current_attention, text_config
@@ -61,17 +62,19 @@ def masked_totals(
     parallel: SequenceParallel | None,
     nll_scope: str,
     chunk_size: int,
+    scores: Scores,
     routing: Any = None,
 ) -> Tensor:
-    """`[B, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
+    """`[B, K·A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds (sums.py).
 
     Args:
         model: as it is called.
         lm: the causal language model within it, with an attention of the library's.
         batch: B prompts with at most A answers each.
         parallel: None; a row is read by one process.
-        nll_scope: as `pair_logps`, like the next.
+        nll_scope: as `pair_logps`, like the next two.
         chunk_size: tokens whose vocabulary logits exist at once.
+        scores: what becomes of a slice's logits.
         routing: None; the library's routers are not watched here.
 
     Raises:
@@ -80,7 +83,7 @@ def masked_totals(
     check_way(lm, MASKED, parallel=parallel, routing=routing)
     check_takes_mask(lm)
     _check_apart(model, lm, batch.rows[0].input_ids.device)
-    return _totals(model, lm, batch, nll_scope=nll_scope, chunk_size=chunk_size)
+    return _totals(model, lm, batch, nll_scope=nll_scope, chunk_size=chunk_size, scores=scores)
 
 
 def row_masks(lm: PreTrainedModel, layout: Layout, device: torch.device) -> Any:
@@ -151,14 +154,20 @@ def _seen(layout: Layout, pattern: Pattern, device: torch.device) -> Tensor:
 
 
 def _totals(
-    model: nn.Module, lm: PreTrainedModel, batch: SharedPrefixBatch, *, nll_scope: str, chunk_size: int
+    model: nn.Module,
+    lm: PreTrainedModel,
+    batch: SharedPrefixBatch,
+    *,
+    nll_scope: str,
+    chunk_size: int,
+    scores: Scores = target_logps,
 ) -> Tensor:
     """The sums of every row, in step with the other processes' calls of the model."""
     prepare_states(lm)
     apart = SharedPrefixBatch(tuple(row for packed in batch.rows for row in _by_prompt(packed.host)))
     rows = apart.to(batch.rows[0].input_ids.device).rows
     calls = calls_of(model, rows, empty=empty_row(batch), nll_scope=nll_scope, chunk_size=chunk_size)
-    return torch.cat([_row_sums(model, lm, call) for call in calls])
+    return torch.cat([_row_sums(model, lm, call, scores) for call in calls])
 
 
 def _by_prompt(row: SharedPrefixRow) -> Iterator[SharedPrefixRow]:
@@ -169,8 +178,9 @@ def _by_prompt(row: SharedPrefixRow) -> Iterator[SharedPrefixRow]:
         *(values.split(scored) for values in (row.predictor, row.target, row.answer)),
         *(values.split(context) for values in (row.context_predictor, row.context_target)),
     ]
-    for b, packed, predictor, target, answer, context_predictor, context_target in zip(
-        prompts, row.layout.prompts, *parts, strict=True
+    whole = [own.split(scored) if len(own) else [own] * len(prompts) for own in (row.weight, row.order)]
+    for b, packed, predictor, target, answer, context_predictor, context_target, weight, order in zip(
+        prompts, row.layout.prompts, *parts, *whole, strict=True
     ):
         start, stop = packed.prompt[0], packed.stop
         moved = [(first - start, last - start) for first, last in (packed.prompt, *packed.answers)]
@@ -187,16 +197,22 @@ def _by_prompt(row: SharedPrefixRow) -> Iterator[SharedPrefixRow]:
             context_prompt=torch.zeros_like(context_target),
             context_length=row.context_length[b : b + 1],
             columns=row.columns[b : b + 1],
+            weight=weight,
+            weight_sum=row.weight_sum[b : b + 1],
+            order=order,
+            cuts=row.cuts[b : b + 1],
         )
 
 
-def _row_sums(model: nn.Module, lm: PreTrainedModel, call: ModelCall) -> Tensor:
-    """`[1, A + 1]` of one prompt."""
+def _row_sums(model: nn.Module, lm: PreTrainedModel, call: ModelCall, scores: Scores) -> Tensor:
+    """`[1, K·A + 1]` of one prompt."""
     row = call.row
     mask = row_masks(lm, row.layout, row.input_ids.device)
-    read = OwnRow(row.input_ids, row.position_ids, call.predictor, call.target, len(row.predictor), 0, mask)
+    scored = len(row.predictor)
+    factors = row.predictor.new_empty(scored, 0)  # `sums_of_row` takes the row's own
+    read = OwnRow(row.input_ids, row.position_ids, call.predictor, call.target, scored, 0, factors, mask)
     with called_for(call.layout):
-        return sums_of_row(row, own_row_logps(model, lm, read, head_calls=call.head_calls))
+        return sums_of_row(row, own_row_logps(model, lm, read, head_calls=call.head_calls, scores=scores))
 
 
 # ---- whether a model heeds the mask

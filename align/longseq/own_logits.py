@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from align.core.errors import UserError
-from align.longseq.logps import sum_dtype, token_logps
+from align.longseq.logps import Scores, sum_dtype, target_logps, token_logps
+from align.longseq.moving import from_bits
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import BY_ROWS, whole_rows
+from align.longseq.sums import per_token, token_values
 from align.models.settings import no_balance
 
 
@@ -36,6 +38,7 @@ class OwnRow:
         target: `[s + c]` the ids that they predict.
         scored: s.
         slot: flat index `prompt · A + answer` in the batch; B · A for a row that scores nothing.
+        factors: `[s, F]` what each scored token's log-prob is multiplied with (sums.py), as bits.
         mask: who sees whom, as the model takes it; None is causal.
     """
 
@@ -45,25 +48,33 @@ class OwnRow:
     target: Tensor
     scored: int
     slot: int
+    factors: Tensor
     mask: Any = None
 
 
-def own_row_sums(model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_calls: int) -> Tensor:
-    """`[2]` summed log-probs of one row, in fp64: of its scored tokens, and of its context.
+def own_row_sums(
+    model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_calls: int, scores: Scores = target_logps
+) -> Tensor:
+    """`[K + 1]` sums over one row, in fp64: of its scored tokens (sums.py), and of its context's log-probs.
 
     Args:
         model: as it is called.
         lm: the causal language model within it.
         row: what it reads.
         head_calls: in how many slices hidden states go through what stands behind the body.
+        scores: what becomes of a slice's logits.
     """
-    logps = own_row_logps(model, lm, row, head_calls=head_calls).to(sum_dtype(row.input_ids.device))
-    return torch.stack([logps[: row.scored].sum(), logps[row.scored :].sum()])
+    logps = own_row_logps(model, lm, row, head_calls=head_calls, scores=scores)
+    logps = logps.to(sum_dtype(row.input_ids.device))
+    values = token_values(logps[: row.scored], from_bits(row.factors))
+    return torch.stack([*(own.sum() for own in values), per_token(logps[row.scored :])[0].sum()])
 
 
-def own_row_logps(model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_calls: int) -> Tensor:
-    """`[s + c]` log-probs of a row's tokens, as `own_row_sums` adds them up; fp32, or fp64 of an fp64 model."""
-    with _scoring(lm, row, head_calls):
+def own_row_logps(
+    model: nn.Module, lm: PreTrainedModel, row: OwnRow, *, head_calls: int, scores: Scores = target_logps
+) -> Tensor:
+    """`[s + c]` or `[s + c, 2]` of a row's tokens, as `own_row_sums` adds them up; fp32, or fp64 of an fp64 model."""
+    with _scoring(lm, row, head_calls, scores):
         output = model(input_ids=row.input_ids, **_keywords(lm, row))
     return _first(output)
 
@@ -183,8 +194,8 @@ def _bodies(lm: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def _scoring(lm: PreTrainedModel, row: OwnRow, head_calls: int) -> Iterator[None]:
-    """Within the block the model returns the log-probs `[s + c]` of the row as its logits.
+def _scoring(lm: PreTrainedModel, row: OwnRow, head_calls: int, scores: Scores) -> Iterator[None]:
+    """Within the block the model returns the scores `[s + c, …]` of the row as its logits.
 
     By temporary forward hooks, as in forward.py and for its reasons: wrappers hold the weights gathered there.
     """
@@ -199,7 +210,8 @@ def _scoring(lm: PreTrainedModel, row: OwnRow, head_calls: int) -> Iterator[None
             return output  # within the body
         states = _first(output)
         logits = _logits_behind(lm, name, output, row)
-        scored.append(token_logps(logits, states[0, row.predictor], row.target, slices=head_calls))
+        own = token_logps(logits, states[0, row.predictor], row.target, slices=head_calls, scores=scores)
+        scored.append(own)
         return _with_first(output, states[:, :0])  # the model itself makes the logits of no token
 
     def after_model(module: nn.Module, args: Any, output: Any) -> Any:

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from align.distributed.agreement import agree_on_calls
-from align.longseq.moving import move_together
+from align.longseq.logps import Scores
+from align.longseq.moving import as_bits, move_together
 from align.longseq.own_logits import OwnRow, check_positions, check_way, own_row_sums
 from align.longseq.own_rows_probe import check_causal
 from align.longseq.parallel import SequenceParallel
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
+from align.longseq.sums import factors_of
 from align.models.settings import LIBRARY
 
 
@@ -62,9 +64,10 @@ def own_totals(
     parallel: SequenceParallel | None,
     nll_scope: str,
     chunk_size: int,
+    scores: Scores,
     routing: Any = None,
 ) -> Tensor:
-    """`[B, A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds.
+    """`[B, K·A + 1]` sums over the answers' tokens and, last, over the context tokens that the NLL adds (sums.py).
 
     Where weights are gathered whenever a module is called (FSDP, ZeRO-3), all processes must call the model equally
     often: one with fewer rows reads a row of one token that scores nothing.
@@ -76,6 +79,7 @@ def own_totals(
         parallel: None; a row is read by one process.
         nll_scope: as `pair_logps`, like the next.
         chunk_size: tokens whose vocabulary logits exist at once.
+        scores: what becomes of a slice's logits.
         routing: None; routers' decisions are taken in of packed rows alone.
 
     Raises:
@@ -93,11 +97,15 @@ def own_totals(
     slots = torch.tensor([row.slot for row in rows])
     rows, slots = _moved(rows, slots, device)
     sums = torch.stack(
-        [own_row_sums(model, lm, row, head_calls=calls) for row, (calls,) in zip(rows, agreed, strict=True)]
+        [
+            own_row_sums(model, lm, row, head_calls=calls, scores=scores)
+            for row, (calls,) in zip(rows, agreed, strict=True)
+        ]
     )
     # The last slot takes the rows that score nothing: their graph is kept, so that they take part in the backward pass.
-    table = sums.new_zeros(prompts * answers + 1, 2).index_add(0, slots, sums)[:-1].view(prompts, answers, 2)
-    return torch.cat([table[:, :, 0], table[:, :1, 1]], dim=1)
+    table = sums.new_zeros(prompts * answers + 1, sums.shape[1]).index_add(0, slots, sums)[:-1]
+    table = table.view(prompts, answers, -1)
+    return torch.cat([table[:, :, :-1].transpose(1, 2).flatten(1), table[:, :1, -1]], dim=1)
 
 
 # ---- rows
@@ -108,6 +116,7 @@ def _unpacked(row: SharedPrefixRow, first: int, nll_scope: str) -> Iterator[OwnR
     answers = row.lengths.shape[1]
     sizes, context_sizes = row.lengths.flatten().tolist(), row.context_length.tolist()
     predictors, targets = row.predictor.split(sizes), row.target.split(sizes)
+    factors = as_bits(factors_of(row)).split(sizes)
     context = list(
         zip(row.context_predictor.split(context_sizes), row.context_target.split(context_sizes), strict=True)
     )
@@ -125,25 +134,24 @@ def _unpacked(row: SharedPrefixRow, first: int, nll_scope: str) -> Iterator[OwnR
                 torch.cat([states[:, start:stop], states[:, answer[0] : answer[1]]], dim=1)
                 for states in (row.input_ids, row.position_ids)
             )
-            yield OwnRow(ids, positions, moved, target, scored, (first + b) * answers + j)
+            slot = b * answers + j
+            yield OwnRow(ids, positions, moved, target, scored, first * answers + slot, factors[slot])
 
 
 def _nothing(like: OwnRow, *, slot: int) -> OwnRow:
     """One token that scores nothing: what a process reads while others still have rows."""
     none = like.predictor[:0]
-    return OwnRow(like.input_ids[:, :1], torch.zeros_like(like.position_ids[:, :1]), none, none, 0, slot)
+    ids, position = like.input_ids[:, :1], torch.zeros_like(like.position_ids[:, :1])
+    return OwnRow(ids, position, none, none, 0, slot, like.factors[:0])
 
 
 def _moved(rows: list[OwnRow], slots: Tensor, device: torch.device) -> tuple[list[OwnRow], Tensor]:
     """The same on `device`, in one copy."""
-    tensors = [
-        tensor for row in rows for tensor in (row.input_ids, row.position_ids, row.predictor, row.target)
-    ]
-    *moved, slots = move_together([*tensors, slots], device)
-    fours = zip(*[iter(moved)] * 4, strict=True)
+    names = ("input_ids", "position_ids", "predictor", "target", "factors")
+    *moved, slots = move_together([*(getattr(row, name) for row in rows for name in names), slots], device)
+    parts = zip(*[iter(moved)] * len(names), strict=True)
     return [
-        replace(row, input_ids=ids, position_ids=positions, predictor=predictor, target=target)
-        for row, (ids, positions, predictor, target) in zip(rows, fours, strict=True)
+        replace(row, **dict(zip(names, own, strict=True))) for row, own in zip(rows, parts, strict=True)
     ], slots
 
 

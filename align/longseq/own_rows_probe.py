@@ -58,4 +58,4 @@ def differ(lm: PreTrainedModel, first: Tensor, second: Tensor) -> bool:
 def _row(ids: Tensor) -> OwnRow:
     """The row with the tokens 1 and 2 scored."""
     positions = torch.arange(ids.shape[1], device=ids.device)
-    return OwnRow(ids, positions[None], positions[:2], ids[0, 1:3], 2, 0)
+    return OwnRow(ids, positions[None], positions[:2], ids[0, 1:3], 2, 0, ids.new_empty(2, 0))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from align.data.examples import TokenizedExample
 from align.longseq.layout import PackedPrompt
-from align.longseq.moving import as_bits
 
 
 def packed_prompt(example: TokenizedExample, offset: int) -> PackedPrompt:
@@ -70,19 +67,3 @@ def context_triples(
     text = torch.as_tensor(example.prompt_ids, dtype=torch.long)[example.soft :]
     target = torch.cat([text[1:], branch_target])
     return predictor, target, torch.full_like(predictor, prompt_index)
-
-
-def row_columns(examples: Sequence[TokenizedExample], answers: int) -> Tensor:
-    """`[b, K, A]` the numbers of each example, as bits (`moving.as_bits`); K = 0 where the method reads none.
-
-    Examples with 2 and 3 answers and a reward each: `[[[1, 0, 0]], [[0.5, 0.2, 0.1]]]`.
-    """
-    tables = [example.columns for example in examples]
-    kinds = {0 if table is None else len(table) for table in tables}
-    if len(kinds) > 1:
-        raise ValueError("rows with numbers for the loss and rows without cannot be packed together")
-    padded = torch.zeros(len(examples), kinds.pop(), answers, dtype=torch.float64)
-    for row, table in zip(padded, tables, strict=True):
-        if table is not None:
-            row[:, : table.shape[1]] = torch.as_tensor(table)
-    return as_bits(padded)

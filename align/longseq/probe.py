@@ -65,7 +65,8 @@ def check_architecture(model: ModelSettings) -> None:
             f"{config.model_type}: use another model, or one whose own code trust_remote_code=true runs."
         )
     if model.adapter is not None:
-        adapter = Adapter({"kind": model.adapter.kind} | asdict(model.adapter), model.adapter.add)
+        tried = model.adapter.without_values()
+        adapter = Adapter({"kind": tried.kind} | asdict(tried), tried.add)
         _check(kind, config, model.attention, adapter)
     else:
         check_computed(kind, config, attention=model.attention)

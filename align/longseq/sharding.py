@@ -187,8 +187,8 @@ def shard_row(row: SharedPrefixRow, spans: tuple[Span, ...]) -> SharedPrefixRow:
         spans: ascending, disjoint, t tokens in all.
 
     Returns:
-        `input_ids`, `position_ids` `[1, t + 1]`; `predictor`, `context_predictor` index them. `layout`, `lengths`
-        and `context_length` remain those of the whole row.
+        `input_ids`, `position_ids` `[1, t + 1]`; `predictor`, `context_predictor` index them. `layout` and what there
+        is one of for each prompt or answer (`lengths`, `context_length`, `columns`, …) remain those of the whole row.
     """
     own = token_index(spans)
     place = torch.full((row.layout.length,), -1)
@@ -205,4 +205,6 @@ def shard_row(row: SharedPrefixRow, spans: tuple[Span, ...]) -> SharedPrefixRow:
         context_predictor=context_predictor[in_context],
         context_target=row.context_target[in_context],
         context_prompt=row.context_prompt[in_context],
+        weight=row.weight[scored] if len(row.weight) else row.weight,
+        order=row.order[scored] if len(row.order) else row.order,
     )

@@ -8,11 +8,9 @@ predicted from the *prompt's* last hidden state, so scoring goes through an inde
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,188 +20,18 @@ from align.data.examples import TokenizedExample
 from align.longseq.layout import Layout as Layout
 from align.longseq.layout import PackedPrompt as PackedPrompt
 from align.longseq.layout import Span as Span
-from align.longseq.moving import HOST, joined, to_device, views_of
-from align.longseq.packing import (
-    context_triples,
-    ids,
-    packed_prompt,
-    positions,
-    predictions,
-    row_columns,
-)
+from align.longseq.packing import context_triples, ids, packed_prompt, positions, predictions
+from align.longseq.row_extras import row_columns, row_fronts, row_weights
+from align.longseq.rows import SharedPrefixBatch as SharedPrefixBatch
+from align.longseq.rows import SharedPrefixRow as SharedPrefixRow
 
 if not TYPE_CHECKING:
     __getattr__ = partial(renamed, __name__)
 
 
-@dataclass(frozen=True)
-class SharedPrefixRow:
-    """One packed row, ready for the model (T tokens, S scored tokens, b prompts, A = 1 + M answers each).
-
-    Attributes:
-        input_ids: `[1, T]`.
-        position_ids: `[1, T]`.
-        layout: spans of prompts and answers.
-        predictor: `[S]` index in `[0, T)` of the token whose hidden state predicts a scored one: the token before
-            it, and for the first token of every answer the prompt's last. With a prompt at 0 … 5 and answers at
-            6 … 8 and 9 … 10: `5, 6, 7, 5, 9`.
-        target: `[S]` the scored token's id.
-        answer: `[S]` flat index `prompt · A + answer` in `[0, b·A)`; answer 0 is the chosen one.
-        lengths: `[b, A]` scored tokens of each answer; 0 for an absent one.
-        context_predictor: `[C]` as `predictor`, for the tokens of prompt and chosen branch that no answer scores
-            (the prompt's first token, which nothing predicts, is not among them).
-        context_target: `[C]` their ids.
-        context_prompt: `[C]` their prompt's index in `[0, b)`.
-        context_length: `[b]` how many there are.
-        columns: `[b, K, A]` the K numbers that the method reads of each row (`needs.columns`), once for each answer,
-            0 for an absent one; fp64 as the whole numbers of the same bits (`moving.from_bits`).
-        moved_from: the same row on the CPU, where this one is a copy of it on another device.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    layout: Layout
-    predictor: Tensor
-    target: Tensor
-    answer: Tensor
-    lengths: Tensor
-    context_predictor: Tensor
-    context_target: Tensor
-    context_prompt: Tensor
-    context_length: Tensor
-    columns: Tensor
-    moved_from: SharedPrefixRow | None = field(default=None, repr=False)
-
-    @property
-    def host(self) -> SharedPrefixRow:
-        """The same row on the CPU, which is read there without waiting for the device.
-
-        Only a row that was made on a device, and not moved there, is copied for it, and waited for.
-        """
-        return self.moved_from or self.to(HOST)
-
-    def scored_tokens(self, nll_scope: str) -> tuple[Tensor, Tensor]:
-        """`[S]` predictors and target ids: the answers' tokens, then the prompt's where the NLL covers it."""
-        if nll_scope != "sequence":
-            return self.predictor, self.target
-        return torch.cat([self.predictor, self.context_predictor]), torch.cat(
-            [self.target, self.context_target]
-        )
-
-    def to(self, device: torch.device | str) -> SharedPrefixRow:
-        """The same row with its tensors on `device`; see `SharedPrefixBatch.to`."""
-        return SharedPrefixBatch((self,)).to(device).rows[0]
-
-
-_TENSORS = [each.name for each in fields(SharedPrefixRow) if each.type == "Tensor"]
-
-
-@dataclass(frozen=True)
-class SharedPrefixBatch:
-    """A micro-batch: its prompts in order, packed into one or more rows.
-
-    Attributes:
-        rows: the packed rows.
-        flat: `[n]` all numbers of all rows' tensors, which are views of it, so that a batch is pinned and moved as one
-            tensor; None where each tensor lies by itself.
-        known_digest: see `digest`; None where it is not computed yet.
-    """
-
-    rows: tuple[SharedPrefixRow, ...]
-    flat: Tensor | None = field(default=None, repr=False)
-    known_digest: int | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        """B, the number of prompts."""
-        return sum(len(row.lengths) for row in self.rows)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model reads."""
-        return sum(row.layout.length for row in self.rows)
-
-    @property
-    def prompt_tokens(self) -> list[int]:
-        """`[B]` tokens of each prompt with its answers."""
-        return [packed.stop - packed.prompt[0] for row in self.rows for packed in row.layout.prompts]
-
-    @property
-    def digest(self) -> int:
-        """64 bits that differ, but for chance, where rows do: layouts, tokens, positions, what is scored.
-
-        Of a row of 131,072 tokens they take some milliseconds: `digested` computes them ahead.
-        """
-        if self.known_digest is not None:
-            return self.known_digest
-        numbers: Any = self.to(HOST)._flat.numpy()
-        found = hashlib.blake2b(repr([row.layout for row in self.rows]).encode(), digest_size=8)
-        found.update(numbers)
-        return int.from_bytes(found.digest(), "big", signed=True)
-
-    def digested(self) -> SharedPrefixBatch:
-        """The same batch that knows its digest, wherever it is moved."""
-        return replace(self, known_digest=self.digest)
-
-    def flattened(self) -> SharedPrefixBatch:
-        """The same batch with its tensors as views of one; itself where they are."""
-        return self if self.flat is not None else self._over(self._flat)
-
-    def pin_memory(self) -> SharedPrefixBatch:
-        """The same batch in pinned memory, from which it is moved without waiting (a `DataLoader` calls this)."""
-        return self._over(self._flat.pin_memory())
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> SharedPrefixBatch:
-        """The same batch with its tensors on `device`: one copy, which keeps the batch on the CPU beside it.
-
-        Args:
-            device: where the model is.
-            non_blocking: as loaders give it; a copy to a GPU is never waited for, one to the CPU always is.
-        """
-        device = torch.device(device)
-        if all(tensor.device == device for tensor in self._tensors):
-            return self
-        if device == HOST and all(row.moved_from is not None for row in self.rows):
-            return replace(self, rows=tuple(row.host for row in self.rows), flat=None)
-        moved = self._over(to_device(self._flat, device))
-        if device == HOST:
-            return moved
-        hosts = [row.moved_from or row for row in self.rows]
-        kept = [replace(row, moved_from=host) for row, host in zip(moved.rows, hosts, strict=True)]
-        return replace(moved, rows=tuple(kept))
-
-    @property
-    def _tensors(self) -> list[Tensor]:
-        return [getattr(row, name) for row in self.rows for name in _TENSORS]
-
-    @property
-    def _flat(self) -> Tensor:
-        return joined(self._tensors) if self.flat is None else self.flat
-
-    def _over(self, flat: Tensor) -> SharedPrefixBatch:
-        """The same batch with its tensors as views of `flat`."""
-        shapes = [tensor.shape for tensor in self._tensors]
-        return _of_flat(flat, shapes, [row.layout for row in self.rows], self.known_digest)
-
-    def __reduce__(self) -> Any:
-        """A worker of a loader hands on one tensor, not a view of it for each of the rows' tensors."""
-        shapes = [tuple(tensor.shape) for tensor in self._tensors]
-        layouts = [row.layout for row in self.rows]
-        return _of_flat, (self._flat, shapes, layouts, self.known_digest)
-
-
-def _of_flat(
-    flat: Tensor, shapes: Sequence[Sequence[int]], layouts: Sequence[Layout], digest: int | None
+def pack(
+    examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = None, fronts: bool = False
 ) -> SharedPrefixBatch:
-    """Rows whose tensors have these shapes and lie behind each other in `flat`."""
-    views = iter(views_of(flat, shapes))
-    rows = []
-    for layout in layouts:
-        tensors: dict[str, Any] = {name: next(views) for name in _TENSORS}
-        rows.append(SharedPrefixRow(layout=layout, **tensors))
-    return SharedPrefixBatch(tuple(rows), flat, digest)
-
-
-def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = None) -> SharedPrefixBatch:
     """Packs prompts with their answers into rows, in order, each row at most `tokens_per_row` tokens.
 
     Prompts that take 3,000, 4,000 and 2,000 tokens with their answers make rows of 7,000 and 2,000 with 8,192 a row.
@@ -212,6 +40,7 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
         examples: B ≥ 1 tokenised rows; their number of answers may differ.
         tokens_per_row: None packs everything into one row. An example that alone is longer than this
             gets a row of its own: it cannot be split.
+        fronts: also say where each pair's answers are as long as the shorter one (`needs.fronts`).
     """
     if not examples:
         raise ValueError("pack needs at least one example")
@@ -224,7 +53,9 @@ def pack(examples: Sequence[TokenizedExample], *, tokens_per_row: int | None = N
             used = 0
         rows[-1].append(example)
         used += example.num_tokens
-    return SharedPrefixBatch(tuple(_row(row, answers) for row in rows)).flattened()
+    weighted = any(answer.weights is not None for example in examples for answer in example.answers)
+    packed = [_row(row, answers, weighted=weighted, fronts=fronts) for row in rows]
+    return SharedPrefixBatch(tuple(packed)).flattened()
 
 
 def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
@@ -244,10 +75,16 @@ def empty_row(batch: SharedPrefixBatch) -> SharedPrefixRow:
         context_prompt=nothing,
         context_length=nothing,
         columns=like.columns[:0],
+        weight=nothing,
+        weight_sum=like.weight_sum[:0],
+        order=nothing,
+        cuts=like.cuts[:0],
     )
 
 
-def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
+def _row(
+    examples: Sequence[TokenizedExample], answers: int, *, weighted: bool, fronts: bool
+) -> SharedPrefixRow:
     """Lays out `examples` one after the other; `answers` = A of the whole batch."""
     prompts, offset = [], 0
     for example in examples:
@@ -266,6 +103,8 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
     context_predictor, context_target, context_prompt = (
         torch.cat(parts) for parts in zip(*context, strict=True)
     )
+    weight, weight_sum = row_weights(examples if weighted else (), lengths)
+    order, cuts = row_fronts(lengths if fronts else lengths[:, :0])
     return SharedPrefixRow(
         input_ids=torch.cat([ids(example) for example in examples])[None],
         position_ids=torch.cat([positions(example) for example in examples])[None],
@@ -279,4 +118,8 @@ def _row(examples: Sequence[TokenizedExample], answers: int) -> SharedPrefixRow:
         context_prompt=context_prompt,
         context_length=torch.tensor([len(ids) for _, ids, _ in context]),
         columns=row_columns(examples, answers),
+        weight=weight,
+        weight_sum=weight_sum,
+        order=order,
+        cuts=cuts,
     )

@@ -51,8 +51,14 @@ class Source:
 
     @property
     def base(self) -> ModelSettings:
-        """Of an adapter, how its base model is loaded."""
-        return replace(self.policy.model, path=resolve_path(self.policy.model.path, key=str(self)))
+        """Of an adapter, what decides on its base model: where it is, and the run's RoPE."""
+        own = self.policy.model
+        return ModelSettings(
+            path=resolve_path(own.path, key=self.place.key),
+            revision=own.revision,
+            rope=own.rope,
+            trust_remote_code=own.trust_remote_code,
+        )
 
     def config(self) -> PreTrainedConfig:
         """Its configuration; of an adapter its base model's, with the run's RoPE."""

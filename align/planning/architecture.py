@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
-from align.adapters.adapter import add_adapter
+from align.adapters.adapter import Adapter, add_adapter
 from align.adapters.layers import replaced
-from align.core.errors import first_line
+from align.core.errors import UserError, first_line
 from align.longseq.last_norm import last_norm
 from align.longseq.patterns import Pattern
 from align.models.loading import library_class, load_config
@@ -175,7 +175,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
             f"{config.model_type} models are not the library's own: align plan cannot count them."
         )
     with torch.device("meta"), set_zero3_state():
-        model = add_adapter(_made(model_class, config), settings.adapter)
+        model = _adapted_model(_made(model_class, config), settings.adapter)
     lm = find_causal_lm(model)
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
     layers = list(decoder_layers(lm))
@@ -227,6 +227,21 @@ def _made(model_class: Any, config: PreTrainedConfig) -> Any:
         raise UnknownModelError(
             f"No {model_class.__name__} can be made of this configuration ({first_line(error)}): look at the "
             "config.json of model.path."
+        ) from error
+
+
+def _adapted_model(model: Any, adapter: Adapter | None) -> Any:
+    """The model with its adapter; raises UnknownModelError where that looks at weights, which are not read here."""
+    if adapter is None:
+        return add_adapter(model, None)
+    try:
+        return adapter.without_values().add(model)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a tuner's code says to tensors without values
+        raise UnknownModelError(
+            f"adapter={adapter.kind} looks at the weights that it is put on, which align plan does not read: it "
+            "cannot be counted; plan with adapter=lora of about as many parameters."
         ) from error
 
 

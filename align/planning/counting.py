@@ -187,7 +187,7 @@ class _Run:
         build: Any = library_class(config)
         with default_dtype(_TYPES[size]), torch.device("meta"), set_zero3_state():
             model = build(copy.deepcopy(one_of_each(config)))
-            self.model = add_adapter(model.to(_TYPES[size]), adapter).train()
+            self.model = add_adapter(model.to(_TYPES[size]), adapter and adapter.without_values()).train()
         lm = find_causal_lm(self.model)
         check_supported(lm)  # else the library warns of a class that it cannot switch, and goes on
         set_attention(lm, ATTENTION)

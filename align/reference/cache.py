@@ -1,6 +1,6 @@
 """Reference log-probs on disk: computed once for a row, then read by every run that asks for the same key.
 
-FOLDER/logps/*.jsonl   one line a row: {"key": …, "logps": [chosen, rejected…], "check": …}
+FOLDER/logps/*.jsonl   one line a row: {"key": …, "logps": [chosen, rejected…], "check": …} (entries.py)
 FOLDER/models/*.json   what each reference was, for people who ask why something was computed again
 FOLDER/files/*.json    hashes of weight files (models/identity.py)
 
@@ -33,6 +33,7 @@ from align.longseq.logps import sum_dtype
 from align.longseq.moving import to_device
 from align.longseq.shared_prefix import SharedPrefixBatch, SharedPrefixRow
 from align.models.identity import Identity
+from align.reference.entries import to_logps, to_table, widths_of, with_absent, without_absent
 from align.reference.key import row_keys
 from align.reference.sources import AdapterOff, Frozen, ReferenceUsage
 from losses.types import PairLogps
@@ -85,7 +86,7 @@ class LogpStore:
         return len(self._known)
 
     def get(self, key: str) -> Logps | None:
-        """The chosen answer's log-prob and the rejected ones', or None."""
+        """The numbers of an entry, or None."""
         return self._known.get(key)
 
     def add(self, entries: Mapping[str, Logps]) -> None:
@@ -203,7 +204,7 @@ class Cached:
         return self.live.usage
 
     def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
-        """Reference log-probs of the batch, without a graph; `[B]` and `[B, M]`, as a live one's."""
+        """Reference log-probs of the batch, without a graph, as a live one's."""
         keys = [row_keys(row, self.identity) for row in batch.rows]
         run = _agree(self._missing(keys))
         fresh = self._compute(policy, batch, keys, run) if any(run) else None
@@ -213,10 +214,9 @@ class Cached:
                 sums.append(fresh[taken : taken + len(row_key)])
                 taken += len(row_key)
             else:
-                sums.append(self._stored(row, row_key))
+                sums.append(self._stored(row, row_key, widths_of(batch)))
                 self.usage.cached += len(row_key)
-        table, lengths = torch.cat(sums), torch.cat([row.lengths for row in batch.rows])
-        return PairLogps(table[:, 0], table[:, 1:], lengths[:, 0], lengths[:, 1:])
+        return to_logps(torch.cat(sums), batch)
 
     def _missing(self, rows: Sequence[Sequence[str]]) -> list[bool]:
         """Of each row, whether a key has no entry, neither here nor in what others have written meanwhile."""
@@ -227,16 +227,15 @@ class Cached:
     def _compute(
         self, policy: nn.Module, batch: SharedPrefixBatch, keys: list[list[str]], run: list[bool]
     ) -> Tensor:
-        """`[b, A]` log-probs of the rows to run; those without an entry are added to the store."""
+        """`[b, n]` numbers of the rows to run (entries.py); those without an entry are added to the store."""
         chosen = [i for i, wanted in enumerate(run) if wanted]
         rows = tuple(batch.rows[i] for i in chosen)
-        logps = self.live(policy, batch if all(run) else SharedPrefixBatch(rows))
-        table = torch.cat([logps.chosen[:, None], logps.rejected], dim=1)
-        counts = [len(packed.answers) for row in rows for packed in row.layout.prompts]
-        flat = [key for i in chosen for key in keys[i]]
+        table = to_table(self.live(policy, batch if all(run) else SharedPrefixBatch(rows)))
+        absent = [count for row in rows for count in _absent(row)]
+        flat, widths = [key for i in chosen for key in keys[i]], widths_of(batch)
         new = {
-            key: tuple(values[:count])
-            for key, values, count in zip(flat, table.tolist(), counts, strict=True)
+            key: without_absent(values, widths, count)
+            for key, values, count in zip(flat, table.tolist(), absent, strict=True)
             if self.store.get(key) is None
         }
         finite = {key: values for key, values in new.items() if all(map(math.isfinite, values))}
@@ -248,16 +247,22 @@ class Cached:
         self.store.add(finite)
         return table
 
-    def _stored(self, row: SharedPrefixRow, keys: Sequence[str]) -> Tensor:
-        """`[b, A]` log-probs of a row from the store; 0 for answers that a prompt does not have.
+    def _stored(self, row: SharedPrefixRow, keys: Sequence[str], widths: dict[str, int]) -> Tensor:
+        """`[b, n]` numbers of a row from the store; 0 for answers that a prompt does not have.
 
         Two prompts with 3 and 2 answers: `[[−7, −9, −8], [−5, −6, 0]]`.
         """
-        slots = row.lengths.shape[1]
         entries = [self.store.get(key) or () for key in keys]
-        padded = [(*entry, *[0.0] * (slots - len(entry))) for entry in entries]
+        padded = [
+            with_absent(entry, widths, absent) for entry, absent in zip(entries, _absent(row), strict=True)
+        ]
         device = row.input_ids.device
         return to_device(torch.tensor(padded, dtype=sum_dtype(device)), device)
+
+
+def _absent(row: SharedPrefixRow) -> list[int]:
+    """How many answers each prompt of a row has fewer than the batch's longest."""
+    return [row.lengths.shape[1] - len(packed.answers) for packed in row.layout.prompts]
 
 
 def _agree(missing: list[bool]) -> list[bool]:

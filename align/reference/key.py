@@ -4,7 +4,8 @@ identity = Identity.of(settings, precision=Precision(), cache=folder)   # hashes
 keys = row_keys(batch.rows[0], identity)                        # one key a prompt, whatever it is packed with
 
 In a key: the bytes of the weights, the configuration (RoPE included), dtypes, attention, quantisation; token
-ids, positions, and which tokens each answer scores. Tokenizer, chat template and cuts act through the token ids.
+ids, positions, which tokens each answer scores and, where they have any, their weights, and whether the method cuts
+pairs to one length (`needs.fronts`). Tokenizer, chat template and cuts act through the token ids.
 Not in a key, since they change no value: the loss and its settings, the optimiser, batch size, packing, the
 number of processes. These change at most the order of additions, so a cached value is the live one up to the
 rounding of the dtype, and exactly the live one where rows are packed alike. The scope (the long or the short
@@ -21,6 +22,9 @@ from align.models.identity import Identity, content_digest
 
 if TYPE_CHECKING:
     from align.longseq.shared_prefix import SharedPrefixRow
+
+
+_FRONTS = 1  # marks an entry that has the sums of pairs cut to one length
 
 
 def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
@@ -50,6 +54,8 @@ def row_keys(row: SharedPrefixRow, identity: Identity) -> list[str]:
             positions[start : edges[-1]],
             predictor[mine] - start,
             answer[mine] % slots,
+            *([host.weight.numpy()[mine]] if len(host.weight) else ()),
+            *([np.array([_FRONTS])] if row.cuts.shape[1] else ()),
         )
         keys.append(content_digest(model, content))
     return keys

@@ -23,6 +23,8 @@ class ReferenceSettings:
     sharding: str | None = None
     cache: str | None = None
     fill_only: bool = False
+    follow_steps: int | None = None
+    follow_alpha: float = 0.6
 
 
 def resolve_source(settings: ReferenceSettings, *, needs: str, adapter: Any, method: str) -> str:
@@ -167,3 +169,69 @@ def resolve_sharding(sharding: str | None, *, wrapper: str, processes: int, quan
     if processes == 1 or quantised:
         return "none"
     return sharding or ("full" if wrapper in SHARDED else "none")
+
+
+def check_follow(settings: ReferenceSettings, *, source: str, adapter: Any) -> None:
+    """Refuses a reference that is to follow the policy and cannot (training/following.py).
+
+    Args:
+        settings: group `reference`.
+        source: where the reference comes from, see `resolve_source`.
+        adapter: what trains of the policy; None: all parameters.
+
+    Raises:
+        UserError: names the key and what to set instead.
+    """
+    steps = settings.follow_steps
+    if steps is None:
+        return
+    check_pace(steps, settings.follow_alpha)
+    moves = f"reference.follow_steps={steps} moves the weights of the reference"
+    if source == "none":
+        raise UserError(f"{moves}, and this method has none: leave it out.")
+    if adapter is not None:
+        raise UserError(
+            f"{moves} towards all of the policy's, and adapter={adapter.kind} trains others: set adapter=none and "
+            "reference.source=frozen, or leave it out."
+        )
+    if settings.cache is not None:
+        raise UserError(
+            f"{moves}, so that log-probs of earlier steps say nothing: leave reference.cache out, or follow_steps."
+        )
+    if settings.sharding not in (None, "none"):
+        raise UserError(
+            f"{moves}, which have to be whole on every process: leave reference.sharding={settings.sharding} out."
+        )
+
+
+def check_pace(steps: int, alpha: float) -> None:
+    """Refuses numbers by which nothing follows.
+
+    Raises:
+        UserError: names the key.
+    """
+    if steps < 1:
+        raise UserError(
+            f"reference.follow_steps={steps} has to be 1 or more: optimizer steps between two updates."
+        )
+    if not 0 < alpha <= 1:
+        raise UserError(
+            f"reference.follow_alpha={alpha} has to lie in (0, 1]: the policy's part in the new reference."
+        )
+
+
+def check_follow_wrapper(settings: ReferenceSettings, wrapper: str) -> None:
+    """Refuses a policy whose weights are split: no process has them to follow.
+
+    Args:
+        settings: group `reference`.
+        wrapper: of the policy, one of `WRAPPERS`.
+
+    Raises:
+        UserError: says which wrappers keep them whole.
+    """
+    if settings.follow_steps is not None and wrapper in SHARDED:
+        raise UserError(
+            f"reference.follow_steps={settings.follow_steps} needs the policy's weights whole on every process, and "
+            f"{wrapper} splits them: launch with ddp, zero1 or zero2, or leave it out."
+        )

@@ -184,4 +184,7 @@ def sum_turns(logps: PairLogps, owner: Tensor | np.ndarray, prompts: int) -> Pai
         rejected=add(logps.rejected),
         chosen_length=add(logps.chosen_length),
         rejected_length=add(logps.rejected_length),
+        weighted=None if logps.weighted is None else add(logps.weighted),
+        weight=None if logps.weight is None else add(logps.weight),
+        collision=None if logps.collision is None else add(logps.collision),
     )

@@ -54,13 +54,16 @@ class StepShape(TrainerCallback, ExportableState):
             args: the Trainer's arguments.
             degree: processes that share a row.
         """
-        groups = args.world_size // degree
-        prompts = args.per_device_train_batch_size * args.gradient_accumulation_steps * groups
-        return cls(args.world_size, expected_wrapper(args), prompts)
+        return cls(args.world_size, expected_wrapper(args), prompts_of_step(args, degree))
 
     def state(self) -> dict[str, Any]:
         """What trainer_state.json keeps."""
         return {"args": dict(vars(self)), "attributes": {}}
+
+
+def prompts_of_step(args: TrainingArguments, degree: int) -> int:
+    """Prompts of a global step, over accumulation and data-parallel groups of `degree` processes each."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * (args.world_size // degree)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ ORDERS = ("auto", "ascending", "descending")
 
 # Keys that tell runs apart without being a setting of the training.
 _NOT_SETTINGS = ("output", "resume", "objective", "launch", "suites")
+ADAPTER = "adapter"
 TRAINING = "training"  # the kind of a run of `align train`
 # Last words of metrics of which lower values are better, where the one who made them does not say.
 _LESS = ("loss", "perplexity", "nll", "nll_sliding", "repetition", "runtime")
@@ -93,6 +94,7 @@ def _read_run(place: Path, name: str) -> RunResult | None:
             return RunResult(name, settings, "failed", reason)
         if _suite(settings) is not None:
             return _read_evaluation(place, name, settings)
+        settings = {ADAPTER: adapter_of(settings), **{k: v for k, v in settings.items() if k != ADAPTER}}
         if "method.name" not in settings and not (place / "results.json").is_file():
             return None
         if not (place / "results.json").is_file():
@@ -151,6 +153,14 @@ def _better_in_training(place: Path, settings: Mapping[str, Any]) -> dict[str, s
 def _number(value: Any) -> float:
     """What JSON has null for is no number."""
     return math.nan if value is None else float(value)
+
+
+def adapter_of(settings: Mapping[str, Any]) -> str:
+    """Which adapter a run trains, in one word: `lora`, `half`, PEFT's name of another, or `none`."""
+    named = settings.get(f"{ADAPTER}.type") or settings.get(f"{ADAPTER}._target_")
+    if named is None:
+        return "lora" if settings.get("model.lora.r") else "none"
+    return str(named).rpartition(".")[2].lower()
 
 
 def common_objective(runs: Sequence[RunResult]) -> str:
@@ -220,12 +230,16 @@ def differing(runs: Sequence[RunResult]) -> list[str]:
     """
     configured = [run.settings for run in runs if run.settings]
     keys = dict.fromkeys(key for settings in configured for key in settings)
-    return [
-        key
-        for key in keys
-        if key.partition(".")[0] not in _NOT_SETTINGS
-        and len({json.dumps(settings.get(key), default=str) for settings in configured}) > 1
-    ]
+    return [key for key in keys if key.partition(".")[0] not in _NOT_SETTINGS and _differs(key, configured)]
+
+
+def _differs(key: str, configured: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether runs have a setting otherwise than others: of an adapter's keys, than others with the same adapter."""
+    found: dict[Any, set[str]] = {}
+    for settings in configured:
+        group = settings.get(ADAPTER) if key.startswith(f"{ADAPTER}.") else None
+        found.setdefault(group, set()).add(json.dumps(settings.get(key), default=str))
+    return any(len(values) > 1 for values in found.values())
 
 
 def suite_scores(runs: Sequence[RunResult], metric: str) -> list[str]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from align.core.bars import weight_bars_off
 from align.core.errors import UserError, shortage
+from align.core.kept_state import Kept
 from align.models.renamings import saved_under_own_names
 from align.runs import checkpoints
 
@@ -26,6 +27,7 @@ class SealedCheckpoints(Trainer):
     """A Trainer whose checkpoints count once they are sealed; older ones go only after that."""
 
     checkpoint_limit: int | None = None
+    kept: tuple[Kept, ...] = ()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves, seals, and only then lets go of older checkpoints.
@@ -41,6 +43,8 @@ class SealedCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         with _room_for(folder), saved_under_own_names(model):
             super()._save_checkpoint(model, trial)
+            for part in self.kept:
+                part.save(folder, writes=self.args.should_save)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with _room_for(folder):
@@ -51,6 +55,16 @@ class SealedCheckpoints(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
+
+    def load_kept(self, checkpoint: str | bool | None) -> None:
+        """Reads what a checkpoint keeps beside the Trainer's own files, where a run goes on from one.
+
+        Args:
+            checkpoint: as `Trainer.train` takes it: True is the last one.
+        """
+        found = get_last_checkpoint(str(self.args.output_dir)) if checkpoint is True else checkpoint
+        for part in self.kept if found else ():
+            part.load(Path(str(found)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As `Trainer._save`, without the pickled arguments, which nobody reads and which may hold a token."""

@@ -16,6 +16,7 @@ from align.longseq.shared_prefix import pack
 if TYPE_CHECKING:
     from align.data.examples import TokenizedExample
     from align.longseq.shared_prefix import SharedPrefixBatch
+    from align.training.method_settings import Needs
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,24 @@ class Collator:
     Attributes:
         tokens_per_row: see `pack`.
         short: also pack the rows' short contexts, for methods that read them.
+        fronts: see `pack`.
         soft: `[k]` ids of the policy's soft prompt, which go before each prompt; None and none are the same.
         bare: where there are some, also pack the rows without them, for a reference: it has no soft prompt.
     """
 
     tokens_per_row: int | None = None
     short: bool = False
+    fronts: bool = False
     soft: np.ndarray | None = None
     bare: bool = False
+
+    @classmethod
+    def of(
+        cls, needs: Needs, *, tokens_per_row: int | None = None, soft: np.ndarray | None = None
+    ) -> Collator:
+        """For a method, and a policy with a soft prompt of these ids."""
+        bare = needs.reference != "none"
+        return cls(tokens_per_row, short=needs.short, fronts=needs.fronts, soft=soft, bare=bare)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """`{"batch": …, "sources": …}` of B rows, in order: packed, and where each stands (`train.jsonl:17`).
@@ -65,4 +76,4 @@ class Collator:
         return packed
 
     def _pack(self, examples: Sequence[TokenizedExample]) -> SharedPrefixBatch:
-        return pack(examples, tokens_per_row=self.tokens_per_row)
+        return pack(examples, tokens_per_row=self.tokens_per_row, fronts=self.fronts)

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.core.instantiate import check_targets
+from align.data.weighing import Weigher
 
 _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
@@ -18,6 +19,9 @@ _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "weighting": ("prompt", "token", "sequence"),
     "batch": ("prompt", "step"),
     "answers": ("own", "unrelated"),
+    "token_weights": (False, True),
+    "fronts": (False, True),
+    "collision": (False, True),
 }
 COLUMN_KINDS = ("prompt", "answer", "label")  # of `needs.columns`
 
@@ -43,6 +47,10 @@ class Needs:
         columns: numbers of a row that reach the loss (`PairLogps.columns`), name → kind: `prompt`, one a row;
             `answer`, one for each answer, the chosen one's first; or `label`, 1 for a good answer and 0 for a bad one,
             which a pair has by itself. `data.numbers` says where rows have them under other names.
+        token_weights: the loss reads weighted sums (`PairLogps.weighted`), so that `token_weights` has a say.
+        fronts: the loss reads both answers of a pair only as far as the shorter one goes, or apart up to there
+            (`PairLogps.chosen_front`, `rejected_front`).
+        collision: the loss reads how sure the policy is (`PairLogps.collision`).
     """
 
     reference: str
@@ -52,6 +60,9 @@ class Needs:
     batch: str = "prompt"
     answers: str = "own"
     columns: Mapping[str, str] = field(default_factory=dict)
+    token_weights: bool = False
+    fronts: bool = False
+    collision: bool = False
 
     @property
     def short(self) -> bool:
@@ -71,6 +82,11 @@ class Needs:
             ):
                 choices = ", ".join(str(allowed).lower() for allowed in values)
                 raise UserError(f"method.needs.{name}={value} is unknown; choose one of {choices}")
+        if self.fronts and self.short:
+            raise UserError(
+                "method.needs.fronts cuts whole answers, and a short context is read turn by turn: set "
+                "needs.policy_short=false and needs.reference=none or same"
+            )
         if self.weighting == "sequence" and self.nll_scope != "sequence":
             raise UserError(
                 f"method.needs.weighting=sequence counts the tokens of prompt and answer, over which "
@@ -94,6 +110,23 @@ class Needs:
                 raise UserError(
                     f"method.needs.columns.{name}={kind} is unknown; choose one of {', '.join(COLUMN_KINDS)}"
                 )
+
+
+def check_step(needs: Needs, *, prompts: int) -> None:
+    """Refuses steps of one prompt where a loss holds prompts of a step against each other.
+
+    Args:
+        needs: of the method.
+        prompts: of a global step: of a micro-batch, times accumulation, times data-parallel groups.
+
+    Raises:
+        UserError: there is one.
+    """
+    if needs.batch == "step" and prompts < 2:
+        raise UserError(
+            "The method's loss follows from all prompts of a step, and a step has one: raise "
+            "trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps."
+        )
 
 
 # A loss of the policy's log-probs alone.
@@ -133,6 +166,27 @@ def check_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()
     needs = read_needs(config["needs"])
     check_targets(config["loss"], allow=("losses", *allow_targets), where="method.loss")
     return needs
+
+
+def check_token_weights(name: str, needs: Needs, weigher: Weigher | None) -> None:
+    """Refuses weights of tokens that nobody reads, and keys out of their range.
+
+    Args:
+        name: of the method.
+        needs: of the method.
+        weigher: of the group `token_weights`; None weighs nothing.
+
+    Raises:
+        UserError: see above.
+    """
+    if weigher is None:
+        return
+    if not needs.token_weights:
+        raise UserError(
+            f"method={name} does not read weights of tokens: set token_weights=none, or take method=weighted_sft, "
+            "full_ranking or another whose needs.token_weights is true."
+        )
+    weigher.check()
 
 
 def _check_keys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
 from align.distributed.build_locks import warn_of_left_locks
+from align.distributed.wrappers import launched_wrapper
 from align.longseq.flash_fit import check_flash
 from align.longseq.probe import check_architecture
 from align.longseq.settings import FLASH_MODULES
@@ -25,8 +27,10 @@ from align.models.precision import autocasts, training_dtype
 from align.models.settings import ModelSettings
 from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
-from align.reference.settings import ReferenceSettings, reference_model
-from align.training.methods import Method, load_method
+from align.reference.settings import ReferenceSettings, check_follow_wrapper, reference_model
+from align.runs.continuation import prompts_of_step
+from align.training.method_settings import check_step
+from align.training.methods import Method, load_method, weighed
 from align.training.settings import Settings, read_settings
 from align.training.sharded_experts import check_sharded_experts
 
@@ -43,12 +47,15 @@ def check(config: DictConfig) -> Run:
     """Every setting as its type, contradictions refused; reads no data and no weights."""
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
+    method = weighed(method, settings.token_weights)
     arguments = training_arguments(config, settings.model)
+    check_step(method.needs, prompts=prompts_of_step(arguments, settings.parallel.degree))
     check_scheduler(arguments)
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     if model.adapter is not None:
         model.adapter.check_options()
+        model.adapter.check_launch(launched_wrapper(arguments), arguments)
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
@@ -56,6 +63,7 @@ def check(config: DictConfig) -> Run:
     check_degree(load_config(settings.model), settings.parallel.degree)
     check_sharded_experts(settings.model, arguments)
     check_kernels(settings.model, load_config(settings.model))
+    check_follow_wrapper(settings.reference, launched_wrapper(arguments))
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
@@ -92,6 +100,21 @@ def check_scheduler(arguments: TrainingArguments) -> None:
             f"trainer.lr_scheduler_kwargs={shown(settings)} does not go with trainer.lr_scheduler_type={kind}: "
             f"{first_line(error)}."
         ) from error
+    _check_floor(settings, arguments.learning_rate)
+
+
+def _check_floor(settings: Mapping[str, Any], peak: float) -> None:
+    """Refuses a learning rate that the schedule ends with where it is no floor of the schedule.
+
+    Beside a peak of 1e-5 `min_lr` lies in 0 … 1e-5, and `min_lr_rate`, a share of the peak, in 0 … 1.
+    """
+    for name, most in (("min_lr", peak), ("min_lr_rate", 1), ("min_lr_ratio", 1)):
+        value = settings.get(name)
+        if isinstance(value, int | float) and not 0 <= value <= most:
+            raise UserError(
+                f"trainer.lr_scheduler_kwargs.{name}={value:g} is no floor of the learning rate: give a number from 0 "
+                f"to {most:g}{'' if most == 1 else ', which is trainer.learning_rate'}."
+            )
 
 
 def head_widths(config: PreTrainedConfig) -> tuple[int, int] | None:

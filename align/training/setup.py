@@ -18,6 +18,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 import align
 from align.adapters.adapter import adapter_with_routers, add_adapter
 from align.core.errors import UserError
+from align.core.kept_state import Kept
 from align.core.telling import tell
 from align.data.bad_rows import write_dropped
 from align.data.dataset import PreferenceData
@@ -34,13 +35,17 @@ from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, model_tokenizer, native_window
 from align.models.routers import freeze_routers
+from align.models.soft_prompt import soft_ids
 from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
+from align.training.collate import Collator
+from align.training.following import follow
+from align.training.learning_rates import optimizer_with_rates
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.row_costs import attention_notice
 from align.training.run import Run
-from align.training.soft_prompts import collator_for, soft_prompt_words
+from align.training.soft_prompts import soft_prompt_words
 from align.training.trainer import PreferenceTrainer
 
 
@@ -170,16 +175,26 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         memory=run.memory,
         train_dataset=data.train,
         eval_dataset=data.eval,
-        data_collator=collator_for(policy, run.method.needs, tokens_per_row=run.data.tokens_per_row),
+        data_collator=Collator.of(
+            run.method.needs, tokens_per_row=run.data.tokens_per_row, soft=soft_ids(policy)
+        ),
         processing_class=tokenizer,
         balance=0.0 if run.reference.fill_only else run.model.moe.balance,
     )
+    if run.model.adapter is not None and not run.reference.fill_only:
+        rates = run.model.adapter.rates(policy)
+        decayed = trainer.get_decay_parameter_names(policy)
+        trainer.optimizer_cls_and_kwargs = optimizer_with_rates(policy, run.arguments, rates, decayed=decayed)
     for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # the former is another one in a notebook
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressDisplay())
+    if run.reference.follow_steps is not None:
+        follow(trainer, steps=run.reference.follow_steps, alpha=run.reference.follow_alpha)
     if run.model.adapter is not None and not run.reference.fill_only:
         for callback in run.model.adapter.callbacks(policy):
             trainer.add_callback(callback)
+            if isinstance(callback, Kept):
+                trainer.kept = (*trainer.kept, callback)
     return trainer
 
 

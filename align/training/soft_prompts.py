@@ -1,34 +1,12 @@
-"""What a soft prompt changes about rows: its tokens count towards their length, and the collator puts them there."""
+"""What a soft prompt changes about rows that are read: its tokens count towards their length."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
-from align.models.soft_prompt import soft_ids
-from align.training.collate import Collator
-from align.training.method_settings import Needs
-
-if TYPE_CHECKING:
-    from torch import nn
-
-
-def collator_for(policy: nn.Module, needs: Needs, *, tokens_per_row: int | None = None) -> Collator:
-    """The collator of a policy's rows, which begin with its soft prompt where it has one.
-
-    Args:
-        policy: inside any wrapper.
-        needs: of the method.
-        tokens_per_row: see `pack`.
-    """
-    return Collator(
-        tokens_per_row=tokens_per_row,
-        short=needs.short,
-        soft=soft_ids(policy),
-        bare=needs.reference != "none",
-    )
 
 
 def less_soft_prompt(

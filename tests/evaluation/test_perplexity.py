@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
+import align
 from align.core.errors import UserError
 from align.evaluation.perplexity import Perplexity
 from align.evaluation.token_logps import learned_positions, sequence_logps, sliding_logps
+from align.generation.memories import TempLora
 from align.longseq.small_model import build_small
 from align.models.loading import library_class
 from tests.evaluation.helpers import Answers, evaluation
@@ -122,6 +125,80 @@ def test_learned_positions_end(model, tmp_path):
 
 def test_computed_positions_have_no_end(model):
     assert learned_positions(model) is None
+
+
+def write_texts(folder) -> None:
+    folder.mkdir()
+    for i in range(2):
+        words = " ".join(f"w{(7 * j + i) % 120 + 8}" for j in range(40 - 5 * i))
+        (folder / f"{i}.txt").write_text(words)
+
+
+MEMORY = TempLora(chunk=8, context=12, train_context=12, r=4, learning_rate=0.01, warmup_chunks=0)
+
+
+def test_a_memory_is_measured_beside_the_plain_model(model, tmp_path):
+    """Without it each chunk's mean is the library's in the same window; the whole is weighed by tokens."""
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    write_texts(tmp_path / "texts")
+    suite = Perplexity(documents=str(tmp_path / "texts"), length=40, window=8, stride=4, edges=[0])
+    plain = suite.run(evaluation(tmp_path / "plain", Answers(str), model=str(folder)))
+    given = evaluation(tmp_path / "out", Answers(str), model=str(folder))
+    result = replace(suite, memory=MEMORY).run(given)
+    assert [record["nll"] for record in result.records] == [record["nll"] for record in plain.records]
+    assert result.records[0].keys() - plain.records[0].keys() == {"nll_chunks", "nll_memory", "chunks"}
+    for record, count in zip(result.records, (40, 35), strict=True):
+        text = (tmp_path / "texts" / record["id"].split("/")[-1]).read_text()
+        ids = torch.tensor(tiny_tokenizer()(text)["input_ids"])
+        assert len(ids) == count
+        for chunk in record["chunks"]:
+            start = max(0, chunk["first"] - 12)
+            window = ids[start : chunk["first"] + 8]
+            expected = -plain_logps(model, window)[-chunk["tokens"] :].mean()
+            assert chunk["nll_chunks"] == pytest.approx(float(expected), rel=1e-5)
+        assert [chunk["tokens"] for chunk in record["chunks"]] == [7, 8, 8, 8, *([8] if count == 40 else [3])]
+        assert record["chunks"][0]["nll_memory"] == record["chunks"][0]["nll_chunks"]
+        assert all(chunk["nll_memory"] != chunk["nll_chunks"] for chunk in record["chunks"][1:])
+    scores, details = result.scores, result.details
+    change = scores["nll_memory"].mean - scores["nll_chunks"].mean
+    assert scores["nll_memory_change"].mean == pytest.approx(change)
+    total = sum(
+        chunk["nll_memory"] * chunk["tokens"] for record in result.records for chunk in record["chunks"]
+    )
+    assert details["perplexity_of_tokens"]["nll_memory"] == pytest.approx(math.exp(total / 73))
+    assert list(details["nll_by_chunk"]["nll_memory"]) == ["0", "8", "16", "24", "32"]
+    again = replace(suite, memory=MEMORY).run(evaluation(tmp_path / "out", Answers(str), model="gone"))
+    assert again.records == result.records
+    other = replace(suite, memory=replace(MEMORY, steps=1))
+    assert other.run(given).records[0]["nll_memory"] != result.records[0]["nll_memory"]
+
+
+def test_the_command_takes_a_memory(tmp_path, model):
+    """By group and key; its messages name the keys."""
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    write_texts(tmp_path / "texts")
+    words = [
+        "suite=perplexity",
+        "suite/memory=temp_lora",
+        f"suite.documents={tmp_path / 'texts'}",
+        "suite.memory.r=2",
+    ]
+    words += [
+        f"model.path={folder}",
+        "suite.memory.chunk=16",
+        "suite.length=40",
+        f"output={tmp_path / 'out'}",
+    ]
+    result = align.evaluate(*words)
+    assert {"nll_chunks", "nll_memory", "nll_memory_change"} <= result.scores.keys()
+    with pytest.raises(align.UserError, match=r"suite\.memory\.chunk=1 is too small"):
+        align.evaluate(*words, "suite.memory.chunk=1")
+    with pytest.raises(align.UserError, match="generator/memory trains an adapter on the model that answers"):
+        align.evaluate("suite=retrieval", "generator=openai", "generator/memory=temp_lora", *words[4:5])
 
 
 def test_refusals():

@@ -125,3 +125,49 @@ def test_broken_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         Questions(path=str(tmp_path / name)).run(evaluation(tmp_path / "out", Answers(str)))
+
+
+# Answer, reference, ROUGE-L's F of the package rouge 1.0.1.
+GOLDEN = [
+    ("a b c d", "a c d e", 0.749999995),
+    ("the drug lowered pain more than placebo", "the drug reduced pain compared with placebo", 0.57142857),
+]
+
+
+def test_rouge_l_of_whole_answers(tmp_path):
+    """Precision and recall 3/4 and 4/7; the best of several references; nothing said is 0; the lines count together."""
+    rows = [{"prompt": said, "answers": [answer], "group": "golden"} for said, answer, _ in GOLDEN]
+    rows += [
+        {"prompt": "a b", "answers": ["x y", "a b"]},
+        {"prompt": "", "answers": ["a"]},
+        {"prompt": "a b\nc d", "answers": ["a b c d"]},
+    ]
+    for row in rows:
+        row["prompt"] = f"say {row['prompt']}"
+    suite = Questions(path=write(tmp_path / "rows.jsonl", rows), score="rouge_l")
+    suite.check()
+    model = Answers(lambda prompt: prompt.removeprefix("say").strip())
+    result = suite.run(evaluation(tmp_path / "out", model))
+    found = [record["rouge_l"] for record in result.records]
+    assert found[:2] == pytest.approx([value for *_, value in GOLDEN], abs=5e-9)
+    assert found[2:4] == pytest.approx([1.0, 0.0], abs=1e-8) and found[4] > 0.6
+    assert result.scores["rouge_l"].mean == pytest.approx(sum(found) / 5)
+    assert result.scores["rouge_l"].low is not None and result.scores["rouge_l"].better == "higher"
+    assert result.scores["rouge_l, golden"].n == 2 and result.notes == []
+
+
+def test_rouge_l_of_the_first_line_where_asked_for(tmp_path):
+    rows = [{"prompt": "p", "answers": ["a b"]}]
+    suite = Questions(path=write(tmp_path / "rows.jsonl", rows), score="rouge_l", counted="first_line")
+    result = suite.run(evaluation(tmp_path / "out", Answers(lambda _: "a b\nc d e f")))
+    assert result.scores["rouge_l"].mean == pytest.approx(1.0, abs=1e-8)
+
+
+def test_a_score_that_is_not_known_or_not_installed(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    with pytest.raises(UserError, match=r"suite\.score=bleu is not known: use contains, rouge_l, rouge_l_zh"):
+        Questions(path=path, score="bleu").check()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"suite\.score needs the package rouge: `pip install"):
+        Questions(path=path, score="rouge_l").check()
+    Questions(path=path).check()

@@ -30,10 +30,23 @@ def make_example(
 
 
 def as_needed(rng: np.random.Generator, example: TokenizedExample, needs: Needs) -> TokenizedExample:
-    """The row with all that a method reads of it beside its texts, at random."""
-    if not needs.columns:
-        return example
-    return replace(example, columns=rng.random((len(needs.columns), len(example.answers))))
+    """The row, and its short ones, with all that a method reads of it beside its texts, at random."""
+    if needs.columns:
+        example = replace(example, columns=rng.random((len(needs.columns), len(example.answers))))
+    if needs.token_weights:
+        example = replace(
+            with_weights(rng, example), short=tuple(with_weights(rng, one) for one in example.short)
+        )
+    return example
+
+
+def with_weights(rng: np.random.Generator, example: TokenizedExample) -> TokenizedExample:
+    """Random weights of tokens; some are 0."""
+    answers = [
+        replace(answer, weights=rng.random(len(answer.input_ids)) * (rng.random(len(answer.input_ids)) > 0.2))
+        for answer in example.answers
+    ]
+    return replace(example, answers=tuple(answers))
 
 
 def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> PairLogps:
@@ -59,6 +72,11 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
     sums = [[torch.zeros((), dtype=torch.float64) for _ in range(slots)] for _ in examples]
     lengths = torch.zeros(len(examples), slots, dtype=torch.long)
     nll: list[Tensor] = []
+    tokens = [
+        [torch.zeros(0, dtype=torch.float64) for _ in range(slots)] for _ in examples
+    ]  # their log-probs
+    sure = torch.zeros(len(examples), slots, dtype=torch.float64)
+    weights = [[torch.zeros(0, dtype=torch.float64) for _ in range(slots)] for _ in examples]
     for i, (b, j, example, answer) in enumerate(rows):
         start = len(example.prompt_ids)
         stop = start + len(answer.input_ids)
@@ -66,10 +84,28 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
         scored = torch.as_tensor(answer.scored)
         sums[b][j] = token_logps[start - 1 :][scored].sum()
         lengths[b, j] = int(scored.sum())
+        tokens[b][j] = token_logps[start - 1 :][scored]
+        own = np.ones(len(answer.input_ids)) if answer.weights is None else answer.weights
+        weights[b][j] = torch.as_tensor(own)[scored]
+        sure[b, j] = logps[i, start - 1 : stop - 1].double().exp().square().sum(-1).log()[scored].sum()
         if j == 0:
             nll.append(-token_logps.mean())
     stacked = torch.stack([torch.stack(row) for row in sums])
-    return PairLogps(stacked[:, 0], stacked[:, 1:], lengths[:, 0], lengths[:, 1:], nll=torch.stack(nll))
+    pairs = [(row, j, min(len(row[0]), len(row[j]))) for row in tokens for j in range(1, slots)]
+    fronts = [
+        torch.stack([row[k * j][:cut].sum() for row, j, cut in pairs] or [stacked[0, 0]]) for k in (0, 1)
+    ]
+    shaped = [front[: len(pairs)].view(len(examples), slots - 1) for front in fronts]
+    both = [list(zip(own, other, strict=True)) for own, other in zip(tokens, weights, strict=True)]
+    return PairLogps(
+        *(stacked[:, 0], stacked[:, 1:], lengths[:, 0], lengths[:, 1:]),
+        nll=torch.stack(nll),
+        weighted=torch.stack([torch.stack([(own * weight).sum() for own, weight in row]) for row in both]),
+        weight=torch.stack([torch.stack([weight.sum() for _, weight in row]) for row in both]),
+        chosen_front=shaped[0],
+        rejected_front=shaped[1],
+        collision=sure.detach(),
+    )
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, SharedPrefixBatch, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
+from align.longseq.small_model import draw_adapter
 from losses import logo_loss
 from losses.types import PairLogps
 from tests.longseq.plain import (
@@ -37,6 +38,7 @@ class Case:
     heads: tuple[int, int] = (4, 2)
     rows: Sequence[tuple[int, Sequence[int]]] = ((21, (7, 3, 5)), (9, (2, 8, 1)))
     lora: bool = False
+    adapter: Any = None  # of the group `adapter`
     checkpointing: str = "none"
     mlp_chunk: int | None = None
     offload: str = "none"
@@ -74,6 +76,10 @@ class Case:
             torch.manual_seed(1)
             model = get_peft_model(model, LoraConfig(r=4, target_modules=TARGETS, task_type="CAUSAL_LM"))
             randomise_lora_b(model)
+        if self.adapter is not None:
+            torch.manual_seed(1)
+            model = self.adapter.add(model)
+            draw_adapter(model)
         return model.to(self.dtype).train()
 
 

@@ -43,7 +43,7 @@ from align.training.methods import Method, load_method
 from align.training.trainer import PreferenceTrainer
 from losses.types import PairLogps
 from tests.distributed import run_distributed
-from tests.longseq.plain import assert_close, gradients, make_example, randomise_lora_b
+from tests.longseq.plain import as_needed, assert_close, gradients, make_example, randomise_lora_b
 from tests.longseq.sharded import Case, loss_of
 from tests.longseq.wrapped import TOLERANCES, WRAPPERS, _worst, plain_training, trainable
 from tests.tiny import tiny_model
@@ -279,13 +279,19 @@ def method(name: str) -> Method:
     return load_method(OmegaConf.load(Path(hydra_conf.__file__).parent / "method" / f"{name}.yaml"))
 
 
-def with_short(rows: list[TokenizedExample]) -> dict:
-    """A batch, and the same answers behind the last four tokens of their prompts."""
+def needed(name: str, rows: list[TokenizedExample]) -> dict:
+    """A batch as a method needs it, with the same answers behind the last four tokens of their prompts."""
+    rng, needs = np.random.default_rng(3), method(name).needs
+    rows = [as_needed(rng, row, needs) for row in rows]
     turns = [
         replace(row, prompt_ids=row.prompt_ids[-4:], position_ids=np.arange(4), chunk_spans=())
         for row in rows
     ]
-    return {"batch": pack(rows), "short": pack(turns), "owner": torch.arange(len(rows))}
+    return {
+        "batch": pack(rows, fronts=needs.fronts),
+        "short": pack(turns),
+        "owner": torch.arange(len(rows)),
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -300,7 +306,7 @@ def check_two_steps(folder: Path, name: str, model: nn.Module, attention: str) -
         method=method(name),
         model=model,
         attention=attention,
-        collator=with_short,
+        collator=partial(needed, name),
         max_steps=2,
     )
     start = weights(trainer)

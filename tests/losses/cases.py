@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -58,12 +58,26 @@ def random_pair(
             rejected_length = torch.randint(1, 13, (prompts, rejected), generator=generator)
         else:
             chosen_length, rejected_length = lengths.chosen_length, lengths.rejected_length
-        return PairLogps(
+        made = PairLogps(
             chosen=(-uniform(prompts) * chosen_length).requires_grad_(),
             rejected=(-uniform(prompts, rejected) * rejected_length).requires_grad_(),
             chosen_length=chosen_length,
             rejected_length=rejected_length,
         )
+        lengths = torch.cat([chosen_length[:, None], rejected_length], dim=1)
+        if needs.token_weights:
+            weight = uniform(prompts, 1 + rejected) * lengths
+            made = replace(made, weighted=(-uniform(prompts, 1 + rejected) * weight).requires_grad_())
+            made = replace(made, weight=weight)
+        if needs.fronts:
+            shares = torch.rand((2, prompts, rejected), generator=generator, dtype=dtype)
+            fronts = [shares[0] * made.chosen[:, None].detach(), shares[1] * made.rejected.detach()]
+            made = replace(
+                made, chosen_front=fronts[0].requires_grad_(), rejected_front=fronts[1].requires_grad_()
+            )
+        if needs.collision:
+            made = replace(made, collision=-uniform(prompts, 1 + rejected) * lengths)
+        return made
 
     policy = answers()
     reference = None if needs.reference == "none" else answers(policy)
@@ -83,20 +97,29 @@ def random_pair(
     return replace(policy, columns=columns), reference
 
 
+LEAVES = ("chosen", "rejected", "nll", "weighted", "chosen_front", "rejected_front")
+# Fields of `[B, M]`, one a pair, and of `[B, 1 + M]`, one an answer, beside the first three.
+OF_PAIRS = ("rejected", "rejected_length", "chosen_front", "rejected_front")
+OF_ANSWERS = ("weighted", "weight", "collision")
+
+
+def each(pair: PairLogps, names: Sequence[str], change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The fields of these names that are there, changed."""
+    return {name: change(getattr(pair, name)) for name in names if getattr(pair, name) is not None}
+
+
 def leaves(policy: PairLogps) -> list[Tensor]:
     """The tensors of a policy that a loss may differentiate: sums, nll, and those of the short prompt."""
-    found = [policy.chosen, policy.rejected]
-    if policy.nll is not None:
-        found.append(policy.nll)
+    found = [getattr(policy, name) for name in LEAVES if getattr(policy, name) is not None]
     return found + (leaves(policy.short) if policy.short is not None else [])
 
 
 def with_leaves(policy: PairLogps, tensors: Sequence[Tensor]) -> PairLogps:
     """The inverse of `leaves`: the same policy on other tensors."""
-    rest = list(tensors)
-    changed = replace(policy, chosen=rest.pop(0), rejected=rest.pop(0))
-    if policy.nll is not None:
-        changed = replace(changed, nll=rest.pop(0))
+    rest, changed = list(tensors), policy
+    for name in LEAVES:
+        if getattr(policy, name) is not None:
+            changed = replace(changed, **{name: rest.pop(0)})
     return changed if policy.short is None else replace(changed, short=with_leaves(policy.short, rest))
 
 
@@ -105,14 +128,14 @@ def columns(pair: PairLogps | None, order: Sequence[int]) -> PairLogps | None:
     if pair is None:
         return None
     index = list(order)
+    answers = [0, *(j + 1 for j in index)]
     return replace(
         pair,
-        rejected=pair.rejected[:, index],
-        rejected_length=pair.rejected_length[:, index],
+        **each(pair, OF_PAIRS, lambda values: values[:, index]),
+        **each(pair, OF_ANSWERS, lambda values: values[:, answers]),
         short=columns(pair.short, order),
         columns={
-            name: value if value.dim() == 1 else value[:, [0, *(j + 1 for j in index)]]
-            for name, value in pair.columns.items()
+            name: value if value.dim() == 1 else value[:, answers] for name, value in pair.columns.items()
         },
     )
 
@@ -121,12 +144,13 @@ def rows(pair: PairLogps | None, index: slice | list[int]) -> PairLogps | None:
     """Some of the prompts."""
     if pair is None:
         return None
-    return PairLogps(
-        chosen=pair.chosen[index],
-        rejected=pair.rejected[index],
-        chosen_length=pair.chosen_length[index],
-        rejected_length=pair.rejected_length[index],
-        nll=None if pair.nll is None else pair.nll[index],
+    return replace(
+        pair,
+        **each(
+            pair,
+            ("chosen", "chosen_length", "nll", *OF_PAIRS, *OF_ANSWERS),
+            lambda values: values[index],
+        ),
         short=rows(pair.short, index),
         columns={name: value[index] for name, value in pair.columns.items()},
     )
@@ -136,15 +160,20 @@ def with_absent_column(pair: PairLogps | None, garbage: float = float("nan")) ->
     """One more rejected answer, absent (length 0), with `garbage` as its log-prob."""
     if pair is None:
         return None
+
+    def widened(values: Tensor, by: float) -> Tensor:
+        return torch.cat([values, torch.full_like(values[:, :1], by)], dim=1)
+
     return replace(
         pair,
-        rejected=torch.cat([pair.rejected, torch.full_like(pair.rejected[:, :1], garbage)], dim=1),
-        rejected_length=torch.cat(
-            [pair.rejected_length, torch.zeros_like(pair.rejected_length[:, :1])], dim=1
+        **each(
+            pair,
+            ("rejected", "chosen_front", "rejected_front", *OF_ANSWERS),
+            lambda values: widened(values, garbage),
         ),
+        rejected_length=widened(pair.rejected_length, 0),
         short=with_absent_column(pair.short, garbage),
         columns={
-            name: value if value.dim() == 1 else torch.cat([value, torch.zeros_like(value[:, :1])], dim=1)
-            for name, value in pair.columns.items()
+            name: value if value.dim() == 1 else widened(value, 0) for name, value in pair.columns.items()
         },
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
+import hydra_conf
+from align.training.methods import load_method
 from losses import (
     LossOutput,
     apo_down_loss,
@@ -95,6 +99,17 @@ def test_a_mixture(trainer: Any) -> None:
     expected = trainer.compute_loss(trainer.model, batch(trainer, 1)).item()
     weights = {"dpo": 0.8, "sppo": 0.2, "sft": 1.0}
     found = mixture_loss(*reference_pair(trainer, 1), losses=losses, weights=weights)
+    assert found.loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_mpo(trainer: Any) -> None:
+    """TRL's MPO: its BCO has no shift, ours none before the first step."""
+    trl_loss(trainer, "sigmoid")
+    trainer.loss_types, trainer.loss_weights = ["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 1.0]
+    expected = trainer.compute_loss(trainer.model, batch(trainer, 1)).item()
+    config = OmegaConf.load(Path(hydra_conf.__file__).parent / "method" / "mpo.yaml")
+    config.loss.losses.dpo.beta = BETA
+    found = load_method(config).loss(*reference_pair(trainer, 1))
     assert found.loss.item() == pytest.approx(expected, rel=1e-5)
 
 

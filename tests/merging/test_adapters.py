@@ -8,8 +8,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from align.runs import exit_codes
+from align.training.trained_policy import merged_model, read_policy
 from tests.merging.helpers import deltas, logits, run, save_adapter, save_model
 from tests.test_export import make_run
+from tests.tiny import tiny_tokenizer
 
 PAIRS = {
     "alike": ({"r": 4, "lora_alpha": 8}, {"r": 4, "lora_alpha": 8}),
@@ -113,6 +115,17 @@ def test_whole_models_come_of_adapters_on_request_or_need(monkeypatch, capfd, tm
     assert code == 0, err
     assert "Whole models are merged, not their adapters: this rule is no sum" in err
     assert (tmp_path / "ties" / "model.safetensors").is_file()
+
+
+def test_runs_with_adapters_and_another_rope_bring_their_base(monkeypatch, capfd, tmp_path):
+    """The base model is stored with its own RoPE; the merged model has the run's."""
+    make_run(tmp_path, lora={"r": 4}, rope={"type": "yarn", "factor": 4.0, "theta": 1e6})
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    words = ("combine=interpolate", "form=model", f"models=[{tmp_path / 'run'}]")
+    code, _, err = run(monkeypatch, capfd, *words, "combine.weight=1.0", f"output={tmp_path / 'out'}")
+    assert code == 0, err
+    expected = logits(merged_model(read_policy(tmp_path / "run")))
+    torch.testing.assert_close(logits(tmp_path / "out"), expected, atol=1e-5, rtol=1e-5)
 
 
 REFUSED = {

@@ -152,10 +152,17 @@ def words(folder, tmp_path, *more):
     ]
 
 
-@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
-def test_a_run_trains_the_rows_keeps_them_and_exports_them(folder, tmp_path, adapter):
+ADAPTERS = {
+    "full": [],
+    "half": ["adapter=half"],
+    "lora": ["adapter=lora", "adapter.r=4", "adapter.modules_to_save=[embed_tokens,lm_head]"],
+    "tokens": ["adapter=lora", "adapter.r=4", "adapter.train_tokens=[128]"],
+}
+
+
+@pytest.mark.parametrize("lora", ADAPTERS.values(), ids=ADAPTERS)
+def test_a_run_trains_the_rows_keeps_them_and_exports_them(folder, tmp_path, lora):
     """The frozen reference, or the adapter switched off, starts at a margin of 0: it has the same rows."""
-    lora = ["model.lora.r=4", "model.lora.modules_to_save=[embed_tokens,lm_head]"] if adapter else []
     output = tmp_path / "run"
     train(*words(folder, tmp_path, "method=dpo", f"output={output}", *lora))
     state = json.loads((output / "checkpoint-2" / "trainer_state.json").read_text())

@@ -109,6 +109,33 @@ def test_settings_are_compared_within_a_kind(tmp_path, capsys):
     assert "1 run of the kind retrieval beside these: metric=retrieval/needles ranks them" in said
 
 
+def test_adapters_have_one_column_and_each_its_own_settings(tmp_path):
+    """Of seven runs one key names the adapter; ranks are compared among LoRAs, and places of other classes are not."""
+    lora, library = "align.adapters.lora.Lora", "align.adapters.library.Library"
+    adapters = [
+        {"_target_": lora, "r": 8},
+        {"_target_": lora, "r": 16},
+        {"_target_": library, "type": "OFT", "options": {"oft_block_size": 32}},
+        {"_target_": "align.adapters.half.Half", "scope": "layer"},
+        {},
+    ]
+    for i, adapter in enumerate(adapters):
+        trained(tmp_path / str(i), 0.5, adapter=adapter)
+    trained(tmp_path / "5", 0.5, model={"lora": {"r": 8}})
+    trained(tmp_path / "6", 0.5)
+    runs = read_runs(tmp_path)
+    assert [one.settings["adapter"] for one in runs] == [
+        "lora",
+        "lora",
+        "oft",
+        "half",
+        "none",
+        "lora",
+        "none",
+    ]
+    assert differing(runs[:5]) == ["adapter", "adapter.r"]
+
+
 def test_values_are_no_markup_and_no_formula(tmp_path, capsys):
     """What stands in brackets or between dollar signs stays as it is, in the table and the picture."""
     for i, name in enumerate(("[/b] x", "$a$ [red]y", "$\\frac$")):

@@ -82,6 +82,12 @@ REFUSED: list[tuple[list[str], str]] = [
     (["train"], "data.path is not set"),
     (["train", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
     (["train", "data.path=notes.pdf"], "data.path=notes.pdf has an unknown ending"),
+    (
+        [*TRAIN, "data.mix=[{path: rows.jsonl}]"],
+        "takes either a ratio, rows for each training row of data.path, or a",
+    ),
+    ([*TRAIN, "data.mix=[{path: rows.jsonl, share: 1.5}]"], "data.mix[0].share=1.5 must lie between 0 and 1"),
+    ([*TRAIN, "+trainer.neftune_noise_alpha=5"], "trainer.neftune_noise_alpha is not taken here"),
     (["inspect", "data.path=none.jsonl"], "data.path=none.jsonl does not exist"),
     (["inspect", "data.path=rows.jsonl", "rows=-1"], "rows=-1 must be a whole number"),
     (["evaluate", "suite=retrieval", "suite.samples=0"], "suite.samples=0 is too small"),
@@ -236,7 +242,7 @@ REFUSED: list[tuple[list[str], str]] = [
     ),
     (
         [*TRAIN, "data.mix=rows.jsonl"],
-        "a list of mappings with the keys path, ratio, columns, as in 'data.mix=[{path:",
+        "a list of mappings with the keys path, ratio, columns, share, as in 'data.mix=[{path:",
     ),
     ([*TRAIN, "data.mix=[rows.jsonl]"], "as in 'data.mix=[{path: rows.jsonl, ratio: 1}]'."),
     ([*TRAIN, "data.columns=prompt"], "it takes a mapping of names to texts or null"),
@@ -277,6 +283,7 @@ def answered(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("start")
     (folder / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     (folder / "notes.txt").write_text("no rows\n")
+    (folder / "notes.pdf").write_text("no rows\n")
     (folder / "adapter").mkdir()
     (folder / "mixed").mkdir()
     (folder / "mixed" / "notes.md").write_text("mine\n")
@@ -357,6 +364,7 @@ def test_nothing_was_written(answered):
     assert {path.name for path in answered["folder"].iterdir()} <= {
         "rows.jsonl",
         "notes.txt",
+        "notes.pdf",
         "adapter",
         "mixed",
         "reported",

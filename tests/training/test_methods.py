@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def test_a_mixture_is_made_of_losses_of_the_configuration() -> None:
     method = load_method(config(loss=MIXTURE))
     assert method.loss(policy, None).loss.item() == pytest.approx(math.log1p(math.exp(-1)) + 1)
     assert method.uses_rejected()
+
+
+def test_a_mixture_keeps_what_its_losses_remember() -> None:
+    """BCO's shift learns from BCO's rewards, whatever the first loss has: log-ratios 3 and 1, δ = 0.1·(3 + 1)/2."""
+    loaded = OmegaConf.load(METHODS / "mpo.yaml")
+    loaded.loss.losses.dpo.beta, loaded.loss.losses.bco.beta = 9.0, 0.1
+    method = load_method(loaded)
+    ((name, (loss, state)),) = method.learners().items()
+    assert name == "losses.bco.shift" and method.states() == {name: state}
+    policy, _ = made_up_logps(method.needs)
+    reference = replace(policy, chosen=policy.chosen - 3, rejected=policy.rejected - 1)
+    state.observe(policy, loss(policy, reference))
+    assert state.value.item() == pytest.approx(0.1 * (3 + 1) / 2)
 
 
 def test_a_divergence_is_chosen_by_its_name() -> None:

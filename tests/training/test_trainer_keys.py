@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from enum import Enum
@@ -18,6 +19,7 @@ from align.training import trainer_values
 from align.training.run import check_scheduler
 from align.training.trainer_keys import REFUSED, RESERVED, WITHOUT_EFFECT, TrainerKeys, check_trainer_keys
 from align.training.trainer_values import OPTIMIZERS, RANGES, REPORTERS, VALUES
+from tests.training.helpers import make_trainer
 
 HINTS = typing.get_type_hints(TrainingArguments)
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
@@ -161,6 +163,18 @@ def test_the_bounds_of_a_range(name, good, bad):
         ("cosine_with_min_lr", {}, "lr_scheduler_type=cosine_with_min_lr"),
         ("warmup_stable_decay", {}, "num_decay_steps"),
         ("cosine", {"num_cycles": "many"}, "num_cycles: many"),
+        (
+            "cosine_with_min_lr",
+            {"min_lr_rate": 2},
+            r"kwargs\.min_lr_rate=2 is no floor .*: give a number from 0 to 1\.",
+        ),
+        ("cosine_with_min_lr", {"min_lr_rate": -1}, r"kwargs\.min_lr_rate=-1 is no floor"),
+        (
+            "cosine_with_min_lr",
+            {"min_lr": 1e-3},
+            r"min_lr=0\.001 is no floor .* to 5e-05, which is trainer\.learning_rate",
+        ),
+        ("cosine_with_min_lr", {"min_lr": 1e-6, "min_lr_rate": 0.1}, "Only one of min_lr or min_lr_rate"),
     ],
 )
 def test_a_schedule_that_does_not_take_its_settings_is_refused(tmp_path, kind, given, said):
@@ -169,6 +183,24 @@ def test_a_schedule_that_does_not_take_its_settings_is_refused(tmp_path, kind, g
         check_scheduler(
             TrainingArguments(str(tmp_path), lr_scheduler_type=kind, lr_scheduler_kwargs=given, use_cpu=True)
         )
+
+
+@pytest.mark.parametrize("floor", [{"min_lr_rate": 0.1}, {"min_lr": 0.005}])
+def test_the_floor_of_the_schedule_is_where_it_ends(tmp_path, floor):
+    """ProLong's cosine from 0.05 to a tenth of it, behind a warm-up: 0.025, 0.05, then down to 0.005."""
+    trainer = make_trainer(
+        tmp_path,
+        max_steps=8,
+        num_train_epochs=4,
+        warmup_steps=2,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs=floor,
+    )
+    trainer.train()
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    half = (1 + math.cos(math.pi / 2)) / 2  # half of the way down, at step 5
+    assert rates[:3] == pytest.approx([0.0, 0.025, 0.05]) and rates[5] == pytest.approx(0.005 + 0.045 * half)
+    assert trainer.lr_scheduler.get_last_lr() == pytest.approx([0.005, 0.005])
 
 
 @pytest.mark.parametrize("kind", sorted(VALUES["lr_scheduler_type"]))

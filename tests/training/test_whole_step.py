@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from align.longseq import ATTENTION, pair_logps
+from align.core.errors import UserError
+from align.data.examples import TokenizedExample
+from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import start_parallel
 from align.reference.sources import Frozen
-from align.training.methods import named_method
+from align.training.methods import Method, named_method
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close
 from tests.tiny import tiny_model
 from tests.training.helpers import make_trainer, weights
 
-NAMES = ["aot", "aot_unpaired", "bco", "kto"]
+NAMES = ["aot", "aot_unpaired", "bco", "kto", "mpo"]
+SETTINGS = {"mpo": {"weights": {"dpo": 0.8, "bco": 5.0, "sft": 1.0}}}  # a β of its own for each of its losses
 CLOSE = {"rel": 1e-4, "abs": 1e-5}
 
 
@@ -28,18 +34,32 @@ def other_model() -> Any:
     return model
 
 
-def trained(folder: Path, name: str, parallel: Any = None, **arguments: Any) -> tuple[Any, dict[str, float]]:
+def collator(method: Method) -> Any:
+    """Packs rows whose own answer is good or bad as its prompt's first token falls out; the second is no one's own."""
+    other = -1.0 if method.needs.answers == "unrelated" else 0.0
+
+    def labelled(row: TokenizedExample) -> TokenizedExample:
+        return replace(row, columns=np.array([[float(row.prompt_ids[0] % 2), other, 0.0]]))
+
+    return lambda rows: {"batch": pack([labelled(row) if method.needs.columns else row for row in rows])}
+
+
+def trained(
+    folder: Path, name: str, parallel: Any = None, resume: str | None = None, **arguments: Any
+) -> tuple[Any, dict[str, float]]:
     """A trainer after three steps of four prompts, of which the last has three, and its held-out numbers before."""
+    method = named_method(name, **SETTINGS.get(name, {"beta": 0.5}))
     trainer = make_trainer(
         folder,
-        method=named_method(name, beta=0.5),
+        method=method,
+        collator=collator(method),
         reference=Frozen(other_model, partial(pair_logps, parallel=parallel)),
         rows=11,
         parallel=parallel,
         **{"max_steps": -1, "num_train_epochs": 1} | arguments,
     )
     held_out = trainer.evaluate()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     return trainer, held_out
 
 
@@ -91,3 +111,23 @@ def test_groups_and_degree_do_not_change_the_trajectory(tmp_path: Path) -> None:
             for metric in ("eval_loss", "eval_rewards/margins"):
                 assert found[name][1][metric] == pytest.approx(held_out[metric], **CLOSE), metric
             assert found[name][2] == everyone[0][name][2], "every process has the same state, to the bit"
+
+
+def test_a_resumed_run_goes_on_with_the_same_mean(tmp_path: Path) -> None:
+    """BCO's δ after step 2 of 3 is in the checkpoint: the same weights and the same δ, to the bit."""
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    unbroken, _ = trained(tmp_path, "bco", **saving)
+    resumed, _ = trained(tmp_path, "bco", resume=str(tmp_path / "checkpoint-2"))
+    for name, value in weights(unbroken).items():
+        assert torch.equal(value, weights(resumed)[name]), name
+    states = [trainer.method.states()["shift"].state_dict() for trainer in (unbroken, resumed)]
+    assert states[0] == states[1]
+    assert sum(count for _, count in states[0]["totals"]) == 33, "three answers of each of 11 rows"
+    (tmp_path / "checkpoint-2" / "loss_state.json").unlink()
+    with pytest.raises(UserError, match=r"loss_state\.json, what the loss has learnt .* resume=never"):
+        trained(tmp_path, "bco", resume=str(tmp_path / "checkpoint-2"))
+
+
+def test_a_step_of_one_prompt_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a step has one: raise args\.per_device_train_batch_size"):
+        trained(tmp_path, "aot", per_device_train_batch_size=1)

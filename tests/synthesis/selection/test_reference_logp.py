@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align import synthesize
+from align import synthesize, train
 from align.core.errors import UserError
 from align.synthesis.selection import measuring
 from align.synthesis.selection.reference_logp import ReferenceLogp
@@ -174,3 +175,23 @@ def test_careless_values_are_refused_before_weights_load(folders, tmp_path, monk
     monkeypatch.setattr("align.models.loading.load_causal_lm", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UserError, match=sentence):
         synthesize(*words(folders, tmp_path, tmp_path / "out", *more))
+
+
+def test_poft_trains_on_the_column(folders, tmp_path):
+    """`data.numbers` leads into `selection.details`: the first step's loss is that of the rows' own numbers."""
+    out = tmp_path / "rows"
+    synthesize(*words(folders, tmp_path, out, f"select.models=[{folders[0]}]"))
+    policy = {row["id"]: by_hand(folders[1], row) for row in rows()}
+    margins = [
+        policy[row["id"]] - row["selection"]["details"]["mean_logp"] for row in read(out / "train.jsonl")
+    ]
+    expected = sum(math.log1p(math.exp(-margin)) for margin in margins) / len(margins)
+    train(
+        *("method=poft_columns", "data.numbers={aligned_logp: selection.details.mean_logp}"),
+        *(f"data.path={out / 'train.jsonl'}", f"model.path={folders[1]}", "model.dtype=float32"),
+        *("data.eval_size=0", "trainer.use_cpu=true", "trainer.max_steps=1", "trainer.save_steps=1"),
+        *("trainer.per_device_train_batch_size=5", "trainer.gradient_accumulation_steps=1"),
+        f"output={tmp_path / 'run'}",
+    )
+    state = json.loads((tmp_path / "run" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["log_history"][0]["loss"] == pytest.approx(expected, rel=1e-4)
