@@ -11,8 +11,8 @@ Three arms train from the same base for the same steps (`experiment=miniature/wr
 - selected: those that `select=length_score` keeps;
 - random: as many of the 600, drawn at random.
 
-Each is asked 200 held-out instructions (`suite=longwrite`) with two seeds. The claim, "the selected rows raise S_l above
-all rows", is shown where the mean over both seeds of the paired difference selected − all has a 95 % interval above 0
+Each is asked 200 held-out instructions (`suite=longwrite`) with two seeds. The claim, "the selected rows raise S_l
+above all rows", is shown where the mean over both seeds of the paired difference selected − all has a 95 % interval above 0
 and each seed's own mean is above 0; selected − random tells the filter from the number of rows.
 """
 
@@ -45,16 +45,21 @@ DIFFERENCES = (("selected", "all"), ("selected", "random"), ("all", "base"), ("s
 
 
 def main() -> None:
-    """Runs both seeds in a folder that goes afterwards, and writes the results."""
+    """Runs the seeds that an earlier start has not finished, and writes what each has found."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        seeds = {str(seed): measure(Path(folder) / str(seed), seed) for seed in SEEDS}
-    found = {"seeds": seeds, "machine": machine()}
-    write_atomically(arguments.output, json.dumps(found, indent=1) + "\n")
+    seeds: dict[str, Any] = {}
+    if arguments.output.is_file():
+        seeds = json.loads(arguments.output.read_text())["seeds"]
+    for seed in map(str, SEEDS):
+        if seed not in seeds:
+            with TemporaryDirectory() as folder:
+                seeds[seed] = measure(Path(folder) / seed, int(seed))
+            found = {"seeds": seeds, "machine": machine()}
+            write_atomically(arguments.output, json.dumps(found, indent=1) + "\n")
     for first, second in DIFFERENCES:
         print(f"{first} − {second}: {difference(seeds, first, second)}")
 
