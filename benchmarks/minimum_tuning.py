@@ -11,8 +11,8 @@ Three arms train from the same base for the same steps (`experiment=miniature/wr
 - selected: those that `select=length_score` keeps;
 - random: as many of the 600, drawn at random.
 
-Each is asked 200 held-out instructions (`suite=longwrite`) with two seeds. The claim, "the selected rows raise S_l
-above all rows", is shown where the mean over both seeds of the paired difference selected − all has a 95 % interval above 0
+Each is asked 200 held-out instructions (`suite=longwrite`) with two seeds. The claim, "selected rows raise S_l above
+all rows", is shown where the mean over both seeds of the paired difference selected − all has a 95 % interval above 0
 and each seed's own mean is above 0; selected − random tells the filter from the number of rows.
 """
 

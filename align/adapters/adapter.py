@@ -11,7 +11,7 @@ from align.models.settings import ModelSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
-    from transformers import PreTrainedModel, TrainerCallback
+    from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 
 class Adapter(Protocol):
@@ -46,6 +46,14 @@ class Adapter(Protocol):
     def check_options(self) -> None:
         """The same, as the library that computes the adapter tells."""
 
+    def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
+        """Refuses what it cannot do in a launch, before weights load.
+
+        Args:
+            wrapper: how the policy is spread over processes, by its name in `align plan`: `none`, `ddp`, `zero3`.
+            arguments: of the trainer.
+        """
+
     def with_modules(self, names: Sequence[str]) -> Adapter:
         """The same adapter with more modules that train in full, named by the ends of their names (routers)."""
 
@@ -71,6 +79,9 @@ class Still:
     def without_values(self) -> Self:
         """It asks for none."""
         return self
+
+    def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
+        """Every launch does."""
 
     def rates(self, policy: nn.Module) -> Mapping[str, float]:
         """One rate for all."""

@@ -91,6 +91,11 @@ class Answer:
     scored: np.ndarray
     weights: np.ndarray | None = None
 
+    @property
+    def weights_or_ones(self) -> np.ndarray:
+        """`[n]` fp64."""
+        return np.ones(len(self.input_ids)) if self.weights is None else self.weights
+
 
 @dataclass(frozen=True)
 class TokenizedExample:

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.core.instantiate import check_targets
+from align.data.weighing import Weigher
 
 _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
@@ -165,6 +166,27 @@ def check_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()
     needs = read_needs(config["needs"])
     check_targets(config["loss"], allow=("losses", *allow_targets), where="method.loss")
     return needs
+
+
+def check_token_weights(name: str, needs: Needs, weigher: Weigher | None) -> None:
+    """Refuses weights of tokens that nobody reads, and keys out of their range.
+
+    Args:
+        name: of the method.
+        needs: of the method.
+        weigher: of the group `token_weights`; None weighs nothing.
+
+    Raises:
+        UserError: see above.
+    """
+    if weigher is None:
+        return
+    if not needs.token_weights:
+        raise UserError(
+            f"method={name} does not read weights of tokens: set token_weights=none, or take method=weighted_sft, "
+            "full_ranking or another whose needs.token_weights is true."
+        )
+    weigher.check()
 
 
 def _check_keys(

@@ -39,10 +39,7 @@ from align.models.precision import training_dtype, warn_of_low_weights
 from align.models.settings import LIBRARY, OF_LIBRARY, ModelSettings
 from align.models.structure import find_causal_lm, library_attention, set_reading, takes_masks
 from align.models.text_part import freeze_other_parts, set_attention
-from align.reference.sources import (
-    Reference,
-    keeps_float32_copy,
-)
+from align.reference.sources import Reference, keeps_float32_copy
 from align.runs.api import store
 from align.runs.continuation import prompts_of_step
 from align.training.collate import Collator
@@ -296,5 +293,6 @@ def read_rows_for(
         require_short=method.needs.short,
         vocabulary=vocabulary_of(config),
         columns=method.needs.columns,
+        weigher=method.token_weights,
         unrelated=method.needs.answers == "unrelated",
     )

@@ -18,6 +18,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 import align
 from align.adapters.adapter import adapter_with_routers, add_adapter
 from align.core.errors import UserError
+from align.core.kept_state import Kept
 from align.core.telling import tell
 from align.data.bad_rows import write_dropped
 from align.data.dataset import PreferenceData
@@ -180,6 +181,11 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     trainer.add_callback(ProgressDisplay())
     if run.reference.follow_steps is not None:
         follow(trainer, steps=run.reference.follow_steps, alpha=run.reference.follow_alpha)
+    if run.model.adapter is not None and not run.reference.fill_only:
+        for callback in run.model.adapter.callbacks(policy):
+            trainer.add_callback(callback)
+            if isinstance(callback, Kept):
+                trainer.kept = (*trainer.kept, callback)
     return trainer
 
 

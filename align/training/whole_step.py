@@ -66,9 +66,7 @@ def read_before(trainer: PreferenceTrainer, inputs: dict[str, Any]) -> Scored:
     return scored
 
 
-def step_losses(
-    method: Method, *, degree: int, process: int, gather: Callable[[Tensor], Tensor]
-) -> StepLosses:
+def step_losses(method: Method, degree: int, process: int, gather: Callable[[Tensor], Tensor]) -> StepLosses:
     """The way in which `needs.batch` asks for a method's loss to be called.
 
     Args:
