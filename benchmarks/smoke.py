@@ -118,7 +118,7 @@ def sections() -> Iterator[tuple[str, str, str]]:
 
 def run(name: str, folder: Path, *, threads: int) -> dict[str, float]:
     """Trains with one override; what its results.json says, and the seconds from start to end."""
-    output = folder / name
+    output = folder / name.replace("=", "_")
     command = [
         *(sys.executable, "-m", "align.train", "experiment=smoke", name, "resume=never"),
         *(ADAPTED if name.startswith("adapter=") else ()),
