@@ -36,7 +36,7 @@ def bco_loss(
     """
     check_positive("bco_loss", beta)
     rewards = beta * log_ratios("bco_loss", policy, reference)
-    kinds, logits = kinds_of(policy), rewards - shift.value.to(rewards)
+    kinds, logits = kinds_of(policy), rewards - shift.value
     loss = average(-F.logsigmoid(logits), kinds.desirable) + average(
         -F.logsigmoid(-logits), kinds.undesirable
     )

@@ -40,11 +40,15 @@ class RewardShift:
 
     def __init__(self) -> None:
         """Nothing seen."""
-        self._totals = torch.zeros(2, 2, dtype=torch.float64)  # sum and number of desirable, of undesirable
+        self._totals: Tensor | None = (
+            None  # `[2, 2]`: sum and number of desirable answers, of undesirable ones
+        )
 
     @property
-    def value(self) -> Tensor:
+    def value(self) -> Tensor | float:
         """δ, a scalar without a graph, on the device of the rewards."""
+        if self._totals is None:
+            return 0.0
         sums, counts = self._totals[:, 0], self._totals[:, 1]
         return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
 
@@ -57,12 +61,14 @@ class RewardShift:
             for mask in (kinds.desirable, kinds.undesirable)
         ]
         added = torch.stack(seen)
-        self._totals = self._totals.to(added.device) + added
+        # Only what a checkpoint has brought still lies on the CPU.
+        self._totals = added if self._totals is None else self._totals.to(added) + added
 
     def state_dict(self) -> dict[str, Any]:
         """See `LossState`."""
-        return {"totals": self._totals.tolist()}
+        return {"totals": None if self._totals is None else self._totals.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `LossState`."""
-        self._totals = torch.tensor(state["totals"], dtype=torch.float64)
+        totals = state["totals"]
+        self._totals = None if totals is None else torch.tensor(totals, dtype=torch.float64)

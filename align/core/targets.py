@@ -37,8 +37,13 @@ KINDS: dict[str, Kind] = {
             "align.adapters.library.Library",
             "align.adapters.lora.Lora",
             "align.adapters.region.Region",
+            "align.adapters.soft_prompt.SoftPrompt",
+            "align.adapters.spiel.Spiel",
         ),
-        ("check", "check_options", "with_modules", "without_values", "add", "rates", "callbacks"),
+        (
+            *("check", "check_options", "check_launch", "with_modules", "without_values"),
+            *("add", "begin", "rates", "callbacks"),
+        ),
     ),
     "suite": Kind(
         (
@@ -74,6 +79,7 @@ KINDS: dict[str, Kind] = {
             "align.synthesis.selection.select.ByLength",
             "align.synthesis.selection.select.ByMargin",
             "align.synthesis.selection.select.KeepAll",
+            "align.synthesis.selection.survival.Survival",
         ),
         ("check", "scores"),
     ),
@@ -92,6 +98,9 @@ KINDS: dict[str, Kind] = {
     ),
     "memory": Kind(
         ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
+    ),
+    "token_weights": Kind(
+        ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
     ),
     "scorer": Kind(
         (

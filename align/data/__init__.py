@@ -31,7 +31,7 @@ Tokens:
 All rows together:
     dataset: what training is given; settings: `data` and `positions`; mixture: `data.mix`.
     build: tokenises and caches; row_builder: one row of that; stored_rows: what is stored of it.
-    unrelated: answers to other prompts behind a row's own.
+    stretches: the rows between two places, from raw to stored; unrelated: answers to other prompts behind a row's own.
     totals: counts, digest, whole columns.
 
 What is said of rows:

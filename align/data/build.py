@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ from align.data.stored_rows import FEATURES
 from align.data.stretches import read_stored
 from align.data.template_file import writes_date
 from align.data.tokens import ExampleTokenizer
+from align.data.weighing import identity_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -215,7 +216,8 @@ def cache_key(
         "tokenizer": _tokenizer_content(tokenizer),
         "positions": asdict(positions),
         "seed": None if positions.mode == "none" else [seed, number],
-        "demands": asdict(demands),
+        "demands": asdict(replace(demands, weigher=None)),
+        "weigher": identity_of(demands.weigher),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -24,7 +24,7 @@ from align.data.build import Built, build_dataset
 from align.data.faults import RowError
 from align.data.labels import check_both, count_labels
 from align.data.mixture import Ingredient, mix
-from align.data.numbers import numbers_of, wanted_columns
+from align.data.numbers import numbers_of
 from align.data.renaming import Renaming
 from align.data.row_builder import Demands
 from align.data.settings import DataSettings, PositionSettings
@@ -32,6 +32,7 @@ from align.data.sources import Source, open_sources
 from align.data.stored_rows import to_example, to_row
 from align.data.template_file import writes_date
 from align.data.totals import column_of, count_rows_of, digest_of_rows, unplaced_rows
+from align.data.weighing import Weigher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,6 +100,7 @@ def load_preference_data(
     vocabulary: int | None = None,
     columns: Mapping[str, str] | None = None,
     unrelated: bool = False,
+    weigher: Weigher | None = None,
 ) -> PreferenceData:
     """Reads, tokenises, places and splits the rows of `data.path`; a second call finds them in the cache.
 
@@ -112,6 +114,7 @@ def load_preference_data(
         vocabulary: rows of the model's embedding, which token ids must stay below; None checks none.
         columns: numbers that are read of every row, name → `prompt` or `answer` (`method.needs.columns`).
         unrelated: every row gets an answer to another prompt behind its own.
+        weigher: says what tokens of answers weigh (`token_weights`); None leaves all at 1.
 
     Raises:
         UserError: data missing or empty; a row that cannot be used (`data.bad_rows=stop`), or more such rows than
@@ -123,6 +126,7 @@ def load_preference_data(
         vocabulary=vocabulary,
         numbers=numbers_of(columns or {}, settings.numbers),
         unrelated=unrelated,
+        weigher=weigher,
     )
     places = build_places(settings, tokenizer, positions=positions, seed=seed, demands=demands)
     return assemble(places, settings, seed=seed)
@@ -162,7 +166,7 @@ def build_places(
 ) -> Places:
     """Tokenises the rows of every place; arguments and errors as `load_preference_data`."""
     settings = replace(settings, date=str(settings.today()))  # the same for every file, whenever midnight is
-    renaming, more = Renaming.of(settings.columns), wanted_columns(demands.numbers)
+    renaming, more = Renaming.of(settings.columns), demands.columns
     sources = open_sources(settings.path, wanted=renaming.wanted(more))
     held_out, held_key = sources.held_out, f"data.path={settings.path}"
     if settings.eval_path is not None:

@@ -36,10 +36,12 @@ class Encoded:
     Attributes:
         ids: `[n]` int64.
         spans: `(start, stop)` in `ids` of each fragment; a token belongs where its first character stands.
+        starts: `[n]` int64, each token's first character in the joined text.
     """
 
     ids: np.ndarray
     spans: tuple[tuple[int, int], ...]
+    starts: np.ndarray
 
 
 class Encoder:
@@ -79,7 +81,7 @@ class Encoder:
             cuts = [match.span() for region in own for match in self.specials.finditer(text, *region)]
             ids, starts = self._encode_around(text, cuts, continues)
         bounds = np.searchsorted(starts, edges, side="left").tolist()
-        return Encoded(ids, tuple(pairwise(bounds)))
+        return Encoded(ids, tuple(pairwise(bounds)), starts)
 
     def _encode_around(self, text: str, cuts: Sequence[tuple[int, int]], continues: bool) -> Tokens:
         """Tokens of the text, with special tokens at `cuts` and nowhere else.

@@ -43,12 +43,14 @@ class ParsedRow:
         dropped: how many of its rejected answers were left out, since they equal the chosen one.
         unread: its columns that hold something and were not read.
         numbers: `[K, 1 + M]` numbers that the method reads of it; None where it reads none.
+        kept: which of its rejected answers were not left out, from 0.
     """
 
     example: Example
     dropped: int = 0
     unread: tuple[str, ...] = ()
     numbers: np.ndarray | None = None
+    kept: tuple[int, ...] = ()
 
 
 def read_examples(
@@ -68,18 +70,26 @@ def read_examples(
         yield parse_row(row, require_rejected=require_rejected).example
 
 
-def parse_row(row: RawRow, *, require_rejected: bool = False, numbers: Sequence[Number] = ()) -> ParsedRow:
+def parse_row(
+    row: RawRow,
+    *,
+    require_rejected: bool = False,
+    numbers: Sequence[Number] = (),
+    reads: Sequence[str] = (),
+) -> ParsedRow:
     """One raw row as an `Example`, whatever its layout.
 
     Args:
         row: as it was read.
         require_rejected: see `read_examples`.
         numbers: what the method reads of it beside its texts.
+        reads: further columns that are read, by somebody else (`token_weights`).
 
     Raises:
         RowError: it cannot be used.
     """
     columns = Columns(row.source, row.values)
+    columns.read.update(reads)
     read_stored(columns)
     example = _read_layout(columns)
     example = replace(example, tools=columns.tools(), template_kwargs=columns.template_kwargs())
@@ -95,7 +105,8 @@ def parse_row(row: RawRow, *, require_rejected: bool = False, numbers: Sequence[
         if require_rejected:
             raise columns.no_rejected()
     found = read_numbers(columns, numbers, answers=answers, kept=kept) if numbers else None
-    return ParsedRow(replace(example, turns=turns), dropped, tuple(unread_names(columns, row)), found)
+    unread = tuple(unread_names(columns, row))
+    return ParsedRow(replace(example, turns=turns), dropped, unread, found, tuple(kept))
 
 
 def _check_text(columns: Columns, example: Example) -> None:

@@ -13,7 +13,7 @@ from align.data.columns import Columns
 from align.data.examples import TokenizedExample
 from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
-from align.data.formats import parse_row
+from align.data.formats import ParsedRow, parse_row
 from align.data.numbers import Number, read_numbers, wanted_columns
 from align.data.positions import has_context, row_rng, synthesise
 from align.data.released import is_released, read_released
@@ -24,6 +24,7 @@ from align.data.text_rows import is_text, read_text, text_pieces
 from align.data.tokens import ExampleTokenizer
 from align.data.unread import stored_names, unread_names
 from align.data.vocabulary import check_ids
+from align.data.weighing import RowWeights, Weigher
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Demands:
         vocabulary: rows of the model's embedding, which token ids must stay below; None where it is not known.
         numbers: what the method reads of it beside its texts.
         unrelated: an answer to another prompt, which `build` puts behind its own.
+        weigher: says what the tokens of its answers weigh; None where all weigh 1.
     """
 
     rejected: bool = False
@@ -43,6 +45,12 @@ class Demands:
     vocabulary: int | None = None
     numbers: tuple[Number, ...] = ()
     unrelated: bool = False
+    weigher: Weigher | None = None
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns that may be read beside those of a layout."""
+        return wanted_columns(self.numbers) | set(self.weigher.reads() if self.weigher else ())
 
 
 NO_DEMANDS = Demands()
@@ -74,7 +82,7 @@ class RowBuilder:
         dropped = 0
         if is_released(row.values):
             examples = [self._released(row)]
-            known = wanted_columns(self.demands.numbers)
+            known = self.demands.columns
             unread = [
                 name
                 for name in (*row.values, *row.unseen)
@@ -89,8 +97,8 @@ class RowBuilder:
             unread = unread_names(columns, row)
         else:
             check_no_media(row)
-            parsed = parse_row(row, require_rejected=self.demands.rejected, numbers=self.demands.numbers)
-            example, dropped = self._placed(self.tokenize(parsed.example), row), parsed.dropped
+            parsed, weights = self._parsed(row)
+            example, dropped = self._placed(self.tokenize(parsed.example, weights), row), parsed.dropped
             examples = [replace(example, columns=parsed.numbers)]
             unread = list(parsed.unread)
         if self.demands.short and not examples[0].short:
@@ -103,6 +111,16 @@ class RowBuilder:
         names = stored_names(name for name in unread if name not in self.renaming.names())
         scores = upside_down(row.values)
         return [to_row(one, dropped_rejected=dropped, unread=names, scores=scores) for one in examples]
+
+    def _parsed(self, row: RawRow) -> tuple[ParsedRow, RowWeights | None]:
+        """The row as text, and what weighs its answers."""
+        weigher, demands = self.demands.weigher, self.demands
+        reads = () if weigher is None else weigher.reads()
+        parsed = parse_row(row, require_rejected=demands.rejected, numbers=demands.numbers, reads=reads)
+        if weigher is None:
+            return parsed, None
+        turns, numbers = parsed.example.turns, (0, *(j + 1 for j in parsed.kept))
+        return parsed, RowWeights(weigher, row.source, row.values, turns, numbers, count=len(turns))
 
     def _placed(self, example: TokenizedExample, row: RawRow) -> TokenizedExample:
         """The row at synthesised positions, its ids inside the vocabulary."""
@@ -140,6 +158,12 @@ class RowBuilder:
                 row.source,
                 "a pre-tokenised row has no marked context to place: set positions=none, which "
                 "keeps the positions it came with.",
+                reason=faults.PRE_TOKENISED,
+            )
+        if self.demands.weigher is not None:
+            raise RowError(
+                row.source,
+                "a pre-tokenised row has no text whose tokens could be weighed: set token_weights=none.",
                 reason=faults.PRE_TOKENISED,
             )
         if not self.demands.numbers:

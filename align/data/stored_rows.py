@@ -54,6 +54,8 @@ FEATURES = Features(
         "unread": Value("string"),
         "scores": Value("string"),
         "columns": List(Value("float64")),
+        "weights": List(Value("float64")),
+        "short_weights": List(Value("float64")),
         "row_hash": Value("int64"),
         "bad_reason": Value("string"),
         "bad_sentence": Value("string"),
@@ -81,11 +83,10 @@ def to_row(
     """
     answers = example.answers
     row = _tokens(example)
-    numbers = {} if example.columns is None else {"columns": np.ravel(example.columns)}
+    beside = _beside(example)
     return {
         **row,
-        "columns": [],
-        **numbers,
+        **{name: beside.get(name, []) for name in ("columns", "weights", "short_weights")},
         "source": example.source,
         "cut_tokens": example.cut_tokens,
         "prompt_hash": example.document or hash_ids(example.prompt_ids),
@@ -105,7 +106,7 @@ def to_row(
         "piece": example.piece,
         "unread": unread,
         "scores": scores,
-        "row_hash": _hash_row(row | numbers),
+        "row_hash": _hash_row(row | beside),
         "bad_reason": "",
         "bad_sentence": "",
     }
@@ -116,6 +117,16 @@ def to_bad_row(bad: RowError) -> dict[str, Any]:
     empty = {name: _EMPTY[kind.dtype] if isinstance(kind, Value) else [] for name, kind in FEATURES.items()}
     sentence = str(bad).removeprefix(f"{bad.source}: ")
     return {**empty, "source": bad.source, "bad_reason": bad.reason, "bad_sentence": sentence}
+
+
+def _beside(example: TokenizedExample) -> dict[str, np.ndarray]:
+    """The columns that hold numbers for the loss, as far as the row has any; what has none keeps its hash."""
+    found = {} if example.columns is None else {"columns": np.ravel(example.columns)}
+    of_short = [answer for short in example.short for answer in short.answers]
+    for name, answers in (("weights", example.answers), ("short_weights", of_short)):
+        if any(answer.weights is not None for answer in answers):
+            found[name] = np.concatenate([answer.weights_or_ones for answer in answers])
+    return found
 
 
 def _tokens(example: TokenizedExample) -> dict[str, np.ndarray]:
@@ -156,7 +167,7 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         source=str(row["source"]),
         prompt_ids=_int64(row["prompt_ids"]),
         position_ids=_int64(row["position_ids"]),
-        answers=_answers(row["answer_ids"], row["scored"], row["answer_lengths"]),
+        answers=_answers(row["answer_ids"], row["scored"], row["answer_lengths"], row.get("weights", ())),
         chunk_spans=tuple((start, stop) for start, stop in spans),
         cut_tokens=int(row["cut_tokens"]),
         short=_short(row),
@@ -182,7 +193,12 @@ def _short(row: Mapping[str, Any]) -> tuple[TokenizedExample, ...]:
     lengths = _int64(row["short_prompt_lengths"])
     if not len(lengths):
         return ()
-    answers = _answers(row["short_answer_ids"], row["short_scored"], row["short_answer_lengths"])
+    answers = _answers(
+        row["short_answer_ids"],
+        row["short_scored"],
+        row["short_answer_lengths"],
+        row.get("short_weights", ()),
+    )
     each = len(answers) // len(lengths)
     return tuple(
         TokenizedExample(
@@ -199,11 +215,13 @@ def _short(row: Mapping[str, Any]) -> tuple[TokenizedExample, ...]:
     )
 
 
-def _answers(ids: Any, scored: Any, lengths: Any) -> tuple[Answer, ...]:
-    flags = np.asarray(scored, dtype=bool)
+def _answers(ids: Any, scored: Any, lengths: Any, weights: Any) -> tuple[Answer, ...]:
+    edges = _edges(lengths)
+    flags, weights = np.asarray(scored, dtype=bool), np.asarray(weights, dtype=np.float64)
+    of_tokens = np.split(weights, edges) if len(weights) else [None] * len(lengths)
     return tuple(
-        Answer(own, mask)
-        for own, mask in zip(_cut(ids, lengths), np.split(flags, _edges(lengths)), strict=True)
+        Answer(own, mask, weight)
+        for own, mask, weight in zip(_cut(ids, lengths), np.split(flags, edges), of_tokens, strict=True)
     )
 
 

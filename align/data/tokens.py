@@ -28,6 +28,7 @@ from align.data.template import (
     end_of_text,
 )
 from align.data.template_file import check_syntax
+from align.data.weighing import RowWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,19 +79,25 @@ class ExampleTokenizer:
             today=self.settings.today(),
         )
 
-    def __call__(self, example: Example) -> TokenizedExample:
+    def __call__(self, example: Example, weights: RowWeights | None = None) -> TokenizedExample:
         """The row as tokens, positions 0 … P−1.
+
+        Args:
+            example: the row.
+            weights: weighs the tokens of its answers; None leaves all at 1.
 
         Raises:
             UserError: the template cannot render it, or question, template and longest answer alone exceed
                 `data.max_length`.
         """
-        tokenized = self._tokenize(example)
-        return replace(
-            tokenized, short=tuple(self._short(example, turn) for turn in example.turns if turn.short_prompt)
-        )
+        short = [
+            self._short(example, turn, None if weights is None else weights.of_turn(number))
+            for number, turn in enumerate(example.turns)
+            if turn.short_prompt
+        ]
+        return replace(self._tokenize(example, weights), short=tuple(short))
 
-    def _tokenize(self, example: Example) -> TokenizedExample:
+    def _tokenize(self, example: Example, weights: RowWeights | None) -> TokenizedExample:
         template = self._template(example)
         plain = isinstance(template, PlainTemplate)
         as_it_stands = plain and example.text is not None
@@ -108,7 +115,7 @@ class ExampleTokenizer:
         # Whoever writes special tokens into a string prompt has put it through a template: they count, as in TRL.
         rendered = as_it_stands and self.encoder.specials.search(example.text or "") is not None
         prompt = self._encode_prompt(rendering, plain=plain, rendered=rendered)
-        answers = self._encode_answers(rendering, rendered=rendered)
+        answers = self._encode_answers(rendering, weights, rendered=rendered)
         fitted = self._fit(example.source, prompt, answers)
         return replace(
             fitted,
@@ -121,7 +128,7 @@ class ExampleTokenizer:
             inferred=example.inferred,
         )
 
-    def _short(self, example: Example, turn: Turn) -> TokenizedExample:
+    def _short(self, example: Example, turn: Turn, weights: RowWeights | None) -> TokenizedExample:
         """One turn on its short context: a row of its own, which never gets synthesised positions."""
         alone = replace(example, turns=(replace(turn, short_prompt=None),))
         short = turn.short_prompt or ""
@@ -131,7 +138,7 @@ class ExampleTokenizer:
             alone = replace(alone, messages=(*example.messages[:-1], {"role": "user", "content": short}))
         else:
             alone = replace(alone, text=short)
-        return replace(self._tokenize(alone), chunk_spans=())
+        return replace(self._tokenize(alone, weights), chunk_spans=())
 
     def _template(self, example: Example) -> Template:
         """The chat template or plain text, by `data.chat`."""
@@ -213,14 +220,20 @@ class ExampleTokenizer:
         shifted = tuple((first + len(start), last + len(start)) for first, last in chunks)
         return Prompt(np.concatenate([start, encoded.ids]), shifted)
 
-    def _encode_answers(self, rendering: Rendering, *, rendered: bool) -> tuple[Answer, ...]:
+    def _encode_answers(
+        self, rendering: Rendering, weights: RowWeights | None, *, rendered: bool
+    ) -> tuple[Answer, ...]:
         """Each answer with its end; of several turns also template and question, unscored, before the next answer."""
         answers = []
-        for segments in rendering.answers:
+        for number, segments in enumerate(rendering.answers):
             parts = [_trusted(one.fragments) if rendered else one.fragments for one in segments]
-            ids = [self.encoder.encode(part, continues=True).ids for part in parts]
-            scored = [np.full(len(own), one.scored) for own, one in zip(ids, segments, strict=True)]
-            answers.append(Answer(np.concatenate(ids), np.concatenate(scored)))
+            encoded = [self.encoder.encode(part, continues=True) for part in parts]
+            scored = [np.full(len(own.ids), one.scored) for own, one in zip(encoded, segments, strict=True)]
+            answer = Answer(np.concatenate([own.ids for own in encoded]), np.concatenate(scored))
+            if weights is not None:
+                both = list(zip(segments, encoded, strict=True))
+                answer = weights.weigh(answer, number, both, self.encoder.specials)
+            answers.append(answer)
         return tuple(answers)
 
     def _fit(self, source: str, prompt: Prompt, answers: tuple[Answer, ...]) -> TokenizedExample:

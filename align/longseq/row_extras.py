@@ -39,11 +39,7 @@ def row_weights(examples: Sequence[TokenizedExample], lengths: Tensor) -> tuple[
     """
     if not examples:
         return lengths.new_empty(0), lengths.new_empty(len(lengths), 0)
-    scored = [
-        np.ones(int(answer.scored.sum())) if answer.weights is None else answer.weights[answer.scored]
-        for example in examples
-        for answer in example.answers
-    ]
+    scored = [answer.weights_or_ones[answer.scored] for example in examples for answer in example.answers]
     counts = [len(example.answers) for example in examples]
     rows = np.repeat(np.arange(len(examples)), counts)
     slots = np.concatenate([np.arange(count) for count in counts])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from align.core.errors import UserError
 from align.core.files import write_json
+from align.training.methods import Method
 from losses import LossState
 
 FILE = "loss_state.json"
@@ -22,6 +23,12 @@ class LossStates:
 
     def __init__(self, states: Mapping[str, LossState]) -> None:
         self._states = states
+
+    @classmethod
+    def of(cls, method: Method) -> tuple[LossStates, ...]:
+        """What a checkpoint keeps of a method's loss: nothing for most."""
+        states = method.states()
+        return (cls(states),) if states else ()
 
     def save(self, folder: Path, *, writes: bool) -> None:
         """See `saving.Kept`; JSON holds fp64 numbers to the last bit."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.core.instantiate import check_targets
+
+if TYPE_CHECKING:
+    from align.data.weighing import Weigher
+
 
 _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
@@ -128,6 +132,21 @@ def check_step(needs: Needs, *, prompts: int) -> None:
         )
 
 
+def read_again_words(needs: Needs, accumulation: int) -> list[str]:
+    """What is said where a loss over the whole step reads rows twice; nothing where it does not.
+
+    Args:
+        needs: of the method.
+        accumulation: micro-batches of a step.
+    """
+    if needs.batch == "prompt" or accumulation == 1:
+        return []
+    return [
+        f"The loss follows from all prompts of a step: with trainer.gradient_accumulation_steps={accumulation} each "
+        "row is read once before, without gradients, which a larger trainer.per_device_train_batch_size saves."
+    ]
+
+
 # A loss of the policy's log-probs alone.
 NO_NEEDS: dict[str, Any] = {"reference": "none", "policy_short": False, "nll_scope": "none"}
 
@@ -165,6 +184,27 @@ def check_method(config: Mapping[str, Any], *, allow_targets: Sequence[str] = ()
     needs = read_needs(config["needs"])
     check_targets(config["loss"], allow=("losses", *allow_targets), where="method.loss")
     return needs
+
+
+def check_token_weights(name: str, needs: Needs, weigher: Weigher | None) -> None:
+    """Refuses weights of tokens that nobody reads, and keys out of their range.
+
+    Args:
+        name: of the method.
+        needs: of the method.
+        weigher: of the group `token_weights`; None weighs nothing.
+
+    Raises:
+        UserError: see above.
+    """
+    if weigher is None:
+        return
+    if not needs.token_weights:
+        raise UserError(
+            f"method={name} does not read weights of tokens: set token_weights=none, or take method=weighted_sft, "
+            "full_ranking or another whose needs.token_weights is true."
+        )
+    weigher.check()
 
 
 def _check_keys(

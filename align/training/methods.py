@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,9 @@ from omegaconf import open_dict
 
 from align.core.errors import UserError, first_line
 from align.core.instantiate import instantiate
+from align.data.weighing import Weigher
 from align.runs.api import compose
-from align.training.method_settings import NO_NEEDS, Needs, check_method, read_needs
+from align.training.method_settings import NO_NEEDS, Needs, check_method, check_token_weights, read_needs
 from losses import LossOutput, LossState, PairLogps
 
 Loss = Callable[[PairLogps, PairLogps | None], LossOutput]
@@ -22,11 +23,15 @@ Loss = Callable[[PairLogps, PairLogps | None], LossOutput]
 
 @dataclass(frozen=True)
 class Method:
-    """A loss with its settings filled in: `loss(policy, reference) -> LossOutput`, and its needs."""
+    """A loss with its settings filled in: `loss(policy, reference) -> LossOutput`, and its needs.
+
+    `token_weights` says what the tokens of answers weigh, where the loss reads that; None leaves all at 1.
+    """
 
     name: str
     loss: Loss
     needs: Needs
+    token_weights: Weigher | None = None
 
     def uses_rejected(self) -> bool:
         """Whether the loss compares answers at all; SFT does not, so its rows may come without rejected ones.
@@ -98,6 +103,7 @@ def named_method(
     method: str | Callable[..., LossOutput],
     *,
     needs: Needs | Mapping[str, Any] | None = None,
+    token_weights: Weigher | None = None,
     **settings: Any,
 ) -> Method:
     """A method by its name, `align.method("logo", beta=2.5)`, or of your own loss, `align.method(my_loss, beta=1)`.
@@ -105,6 +111,7 @@ def named_method(
     Args:
         method: `logo`, `dpo`, … of `hydra_conf/method/`; or a function `loss(policy, reference, *, …)`.
         needs: of a function, see `Needs`: what is left out is `none`. A named method has its own.
+        token_weights: says what tokens weigh: `align.data.weighers.Rank()`, or a weigher of your own.
         settings: of its loss, in place of the YAML's.
 
     Raises:
@@ -116,7 +123,7 @@ def named_method(
         config = compose("train", [f"method={method}"]).method
         with open_dict(config):
             config.loss.update({name: _plain(name, value) for name, value in settings.items()})
-        return load_method(config)
+        return weighed(load_method(config), token_weights)
     if not callable(method):
         raise UserError(f"align.method takes a name or a function, not a {type(method).__name__}.")
     if not isinstance(needs, Needs):
@@ -124,7 +131,17 @@ def named_method(
     name = getattr(method, "__name__", type(method).__name__)
     own = Method(name, partial(method, **settings) if settings else method, needs)
     _try(own)
-    return own
+    return weighed(own, token_weights)
+
+
+def weighed(method: Method, token_weights: Weigher | None) -> Method:
+    """The method with weights of tokens.
+
+    Raises:
+        UserError: a key of the weigher's is out of range, or the loss does not read weights.
+    """
+    check_token_weights(method.name, method.needs, token_weights)
+    return replace(method, token_weights=token_weights)
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -30,7 +30,7 @@ from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, check_follow_wrapper, reference_model
 from align.runs.continuation import prompts_of_step
 from align.training.method_settings import check_step
-from align.training.methods import Method, load_method
+from align.training.methods import Method, load_method, weighed
 from align.training.settings import Settings, read_settings
 from align.training.sharded_experts import check_sharded_experts
 
@@ -47,6 +47,7 @@ def check(config: DictConfig) -> Run:
     """Every setting as its type, contradictions refused; reads no data and no weights."""
     settings = read_settings(config)
     method = load_method(config.method, allow_targets=settings.allow_targets)
+    method = weighed(method, settings.token_weights)
     arguments = training_arguments(config, settings.model)
     check_step(method.needs, prompts=prompts_of_step(arguments, settings.parallel.degree))
     check_scheduler(arguments)
@@ -54,6 +55,7 @@ def check(config: DictConfig) -> Run:
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     if model.adapter is not None:
         model.adapter.check_options()
+        model.adapter.check_launch(launched_wrapper(arguments), arguments)
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
+from align.core.instantiate import build
 from align.data.settings import DataSettings, PositionSettings
 from align.longseq.settings import (
     ATTENTION_CHOICES,
@@ -23,8 +24,11 @@ from align.models.paths import check_path
 from align.models.settings import ModelSettings
 from align.reference.settings import ReferenceSettings, check_follow, check_sharding, resolve_source
 from align.runs.objective import AUTO
-from align.training.method_settings import check_method
+from align.training.method_settings import check_method, check_token_weights
 from align.training.trainer_keys import check_trainer_keys
+
+if TYPE_CHECKING:
+    from align.data.weighing import Weigher
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Settings:
 
     Attributes:
         reference_source: `none`, `adapter_off` or `frozen`: what `reference.source` stands for in this run.
+        token_weights: says what tokens of answers weigh; None leaves all at 1.
     """
 
     output: Path
@@ -58,6 +63,7 @@ class Settings:
     parallel: ParallelSettings
     reference: ReferenceSettings
     reference_source: str
+    token_weights: Weigher | None
 
 
 def read_settings(config: DictConfig) -> Settings:
@@ -68,6 +74,8 @@ def read_settings(config: DictConfig) -> Settings:
     """
     general = typed(GeneralSettings, config, "")
     needs = check_method(config.method, allow_targets=general.allow_targets)
+    token_weights: Weigher | None = build(config, "token_weights") if config.get("token_weights") else None
+    check_token_weights(str(config.method.name), needs, token_weights)
     model = read_model(config)
     memory = typed(MemorySettings, config, "memory")
     parallel = typed(ParallelSettings, config, "parallel")
@@ -103,4 +111,5 @@ def read_settings(config: DictConfig) -> Settings:
         parallel=parallel,
         reference=reference,
         reference_source=source,
+        token_weights=token_weights,
     )

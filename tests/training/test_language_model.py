@@ -10,16 +10,20 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor
+from transformers import TrainingArguments
 
 import hydra_conf
-from align.core.errors import UserError
+from align.core.errors import AlignWarning, UserError
 from align.data.examples import Answer, TokenizedExample
 from align.data.settings import DataSettings
 from align.data.text_rows import text_pieces
 from align.data.tokens import ExampleTokenizer
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import SequenceParallel, start_parallel
+from align.models.settings import LIBRARY, MASKED
+from align.models.structure import set_reading
 from align.training.methods import Method, load_method
+from align.training.trainer import PreferenceTrainer
 from align.training.weighting import prompt_weights
 from losses import PairLogps, lm_loss
 from tests.distributed import run_distributed
@@ -151,6 +155,16 @@ def test_loss_and_gradients_are_the_librarys(max_length, tokens_per_row):
     assert_close(gradients(shared, actual), gradients(plain, expected))
 
 
+@pytest.mark.parametrize("reading", [LIBRARY, MASKED])
+def test_the_models_own_attention_reads_pieces_alike(reading):
+    """`model.attention=library` and `masked`: a piece's prompt is not scored there either."""
+    plain, own = models()[0], models()[0]
+    set_reading(own, reading)
+    expected, actual = library_loss(plain, corpus(8)), our_loss(own, corpus(8), tokens_per_row=40)
+    torch.testing.assert_close(actual.float(), expected, rtol=1e-6, atol=0)
+    assert_close(gradients(own, actual), gradients(plain, expected))
+
+
 def test_cutting_scores_as_many_tokens():
     """With one token of context at a piece's beginning no target is lost and none is counted twice."""
     needs = method().needs
@@ -162,8 +176,8 @@ def test_cutting_scores_as_many_tokens():
     assert counts[0] == counts[1] == counts[2] == sum((5, 37, 18, 11))
 
 
-def sharded(rank: int, size: int) -> dict[str, Tensor]:
-    parallel = start_parallel("gather", size)
+def sharded(rank: int, size: int, kind: str) -> dict[str, Tensor]:
+    parallel = start_parallel(kind, size)
     _, model = models()
     loss = our_loss(model, corpus(8), tokens_per_row=40, parallel=parallel)
     found = {"loss": loss.detach()[None].float(), **gradients(model, loss)}
@@ -173,11 +187,12 @@ def sharded(rank: int, size: int) -> dict[str, Tensor]:
     return found
 
 
-def test_two_processes_that_share_rows_are_one():
+@pytest.mark.parametrize("kind", ["gather", "ulysses"])
+def test_two_processes_that_share_rows_are_one(kind):
     plain, _ = models()
     loss = library_loss(plain, corpus(8))
     expected = {"loss": loss.detach()[None], **gradients(plain, loss)}
-    assert_close(run_distributed(sharded, 2)[0], expected)
+    assert_close(run_distributed(sharded, 2, kind)[0], expected)
 
 
 # ---- through the trainer
@@ -225,3 +240,33 @@ def test_a_row_of_several_turns_counts_every_token_once():
     inputs = {"batch": pack([row]), "real": torch.tensor([True])}
     weight = partial(prompt_weights, inputs)
     assert (weight("sequence").tolist(), weight("token").tolist()) == ([6 + 5], [3])
+
+
+def test_a_notebooks_rows_of_text(tmp_path):
+    """`PreferenceTrainer(method="lm", train_dataset=[{"text": …}])`: documents beside rows with answers."""
+    rows = [{"text": " ".join(f"w{i} w{i + 1}" for i in range(start, start + 30))} for start in (8, 20)]
+    rows.append({"prompt": "w9 w10", "completion": "w11"})
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        learning_rate=1e-2,
+        logging_steps=1,
+    )
+    with pytest.warns(
+        AlignWarning, match=r"^train_dataset: 2 documents of plain text are read as 6 rows, 126 tokens"
+    ):
+        trainer = PreferenceTrainer(
+            tiny_model(),
+            arguments,
+            method="lm",
+            train_dataset=rows,
+            processing_class=tiny_tokenizer(),
+            max_length=25,
+        )
+    assert len(trainer.train_dataset) == 7
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert len(losses) == 2 and all(loss > 0 for loss in losses)

@@ -119,12 +119,13 @@ def micro_batches(trainer: PreferenceTrainer, device: StandIn, batches: list[dic
         device.hold(getattr(trainer.reference, "live", trainer.reference).model)
     found = []
     with device:
-        total = trainer._get_num_items_in_batch(batches, DEVICE)
-        assert not device.waits
-        for number, batch in enumerate(batches):
+        moved = [send_to_device(batch, DEVICE) for batch in batches]
+        total = trainer._get_num_items_in_batch(moved, DEVICE)
+        assert not device.waits, device.places
+        for number, batch in enumerate(moved):
             device.waits.clear()
             trainer.accelerator.gradient_state._set_sync_gradients(number == len(batches) - 1)
-            inputs = trainer._prepare_inputs(send_to_device(batch, DEVICE))
+            inputs = trainer._prepare_inputs(batch)
             loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=total)
             loss.backward()
             found.append(list(device.waits))

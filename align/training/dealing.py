@@ -1,0 +1,42 @@
+"""A Trainer's rows, dealt out to data-parallel groups rather than processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.data_loader import BatchSamplerShard
+from transformers import Trainer
+
+from align.training.sampling import EpochSampler, MarkedRows
+
+
+class DealtRows(Trainer):
+    """A Trainer whose processes of one group, `degree` of them, read the same rows; see sampling.py."""
+
+    degree: int
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        """Every row once an epoch, in an order that follows from seed and epoch."""
+        return self._sampler(train_dataset or self.train_dataset, self._train_batch_size, seed=self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
+        """Every row once, in file order."""
+        return self._sampler(eval_dataset, self.args.eval_batch_size, seed=None)
+
+    def _sampler(self, dataset: Any, batch_size: int, *, seed: int | None) -> EpochSampler:
+        # Full batches for every group: with several processes accelerate would fill the last one with rows of the
+        # epoch's beginning, also where they all form one group. Nor may dropping the last one leave rows unmeasured.
+        alone = self.args.world_size == 1 and not (seed is None and self.args.dataloader_drop_last)
+        multiple = 1 if alone else self.args.world_size // self.degree * batch_size
+        return EpochSampler(len(dataset), multiple=multiple, seed=seed)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's loader over marked rows, dealt out to data-parallel groups rather than processes."""
+        marked = MarkedRows(dataset)
+        loader = super()._get_dataloader(marked, *args, **kwargs)
+        shard = loader.batch_sampler
+        if isinstance(shard, BatchSamplerShard):
+            shard.num_processes = self.args.world_size // self.degree
+            shard.process_index = self.args.process_index // self.degree
+            marked.sampler = shard.batch_sampler.sampler
+        return loader
