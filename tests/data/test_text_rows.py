@@ -149,12 +149,14 @@ def test_documents_are_counted_and_told_in_one_line(books: str) -> None:
     assert data.counts["piece_tokens"] == data.counts["tokens"] == 6 * (101 + 4)
     told, unread = notices(data, window=None)
     assert told == (
-        "6 documents of plain text are read as 30 rows, 630 tokens together: pieces of at most data.max_length, of "
-        f"which a later one begins with the last token of the one before; each document ends with {END}."
+        f"6 documents of plain text are read as 30 rows, 630 tokens together; each ends with {END}. 6 documents "
+        "are cut into pieces by data.max_length, of which a later one begins with the last token of the one before."
     )
     assert unread == "Not read: url (30 rows)."
-    (told, _) = notices(load(books, tokenizer=without_end(), max_length=25), window=None)
-    assert told.endswith("; nothing is put behind a document.")
+    (told, _) = notices(load(books, tokenizer=without_end(), max_length=100), window=None)
+    assert (
+        told == "6 documents of plain text are read whole, 600 tokens together; nothing is put behind them."
+    )
 
 
 def test_pieces_of_a_document_are_held_out_together(books: str) -> None:
