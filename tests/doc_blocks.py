@@ -268,17 +268,20 @@ def rows_of(block: Block, folder: Path) -> int:
     """Reads a block's rows as `data.path` does; returns how many there are."""
     from align.data.columns import Columns
     from align.data.formats import parse_row
+    from align.data.numbers import Number
     from align.data.sources import open_sources, read_rows
     from align.data.text_rows import is_text, read_text
 
     rows = [json.loads(line) for line in block.text.splitlines() if line.strip()]
     path = folder / "rows.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    found = [
-        read_text(Columns(row.source, row.values)) if is_text(row.values) else parse_row(row)
-        for row in read_rows(open_sources(str(path)).train)
-    ]
-    return len(found)
+    for row in read_rows(open_sources(str(path)).train):
+        labels = (Number("label", "label", "label"),) if "label" in row.values else ()
+        if is_text(row.values):
+            read_text(Columns(row.source, row.values))
+        else:
+            parse_row(row, numbers=labels)
+    return len(rows)
 
 
 def rows_in(tree: ast.AST) -> Iterator[list[Any]]:

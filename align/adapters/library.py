@@ -115,6 +115,10 @@ class Library(Still):
 
     def add(self, model: PreTrainedModel) -> PeftModel:
         """See `Adapter`."""
+        return put_on(model, self.config_for(model))
+
+    def config_for(self, model: PreTrainedModel) -> PeftConfig:
+        """PEFT's configuration with the modules as the model has them; raises UserError where it is not for it."""
         from align.adapters.targets import check_tied, is_tied, leaf, saved_of, targets_of, within_text_part
 
         targets = targets_of(model, self.target_modules)
@@ -123,7 +127,7 @@ class Library(Still):
         tying: dict[str, Any] = {}
         if is_tied(model) and {"embed_tokens", "lm_head"} & {leaf(name) for name in saved}:
             tying["ensure_weight_tying"] = True
-        return put_on(model, self.made(targets=within_text_part(model, targets), saved=saved, **tying))
+        return self.made(targets=within_text_part(model, targets), saved=saved, **tying)
 
 
 def config_class(tuner: str) -> Any:

@@ -81,6 +81,7 @@ def write_merged(merge: Merge, folder: Path, *, tied: bool, console: Console) ->
                 progress.update(bar, completed=done // _MIB)
             save_file(tensors, folder / file, metadata={"format": "pt"})
             del tensors
+        progress.update(bar, completed=max(1, total // _MIB))
     if shards.is_sharded:
         _write_index(shards, folder)
 
@@ -169,10 +170,14 @@ def _tell_memory(plan: Mapping[str, Stored], count: int) -> None:
     largest = max((_bytes(own) for own in plan.values()), default=0)
     whole = sum(map(_bytes, plan.values()))
     tell(
-        f"Merging {len(plan)} tensors of {count} models, {whole / 1e9:.2f} GB, one at a time: in memory are a file of "
-        f"up to {min(SHARD, whole) / 1e9:.2f} GB and, for each model, some float32 copies of the largest tensor "
-        f"({largest / 1e9:.2f} GB)."
+        f"Merging {len(plan)} tensors of {count} models, {_size(whole)}, one at a time: in memory are a file of up to "
+        f"{_size(min(SHARD, whole))} and, for each model, some float32 copies of the largest tensor ({_size(largest)})."
     )
+
+
+def _size(count: int) -> str:
+    """`0.54 GB`, `3.1 MB`."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _write_index(shards: StateDictSplit, folder: Path) -> None:

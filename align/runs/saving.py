@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from transformers import Trainer
@@ -15,21 +15,12 @@ from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from align.core.bars import weight_bars_off
 from align.core.errors import UserError, shortage
+from align.core.kept_state import Kept
 from align.models.renamings import saved_under_own_names
 from align.runs import checkpoints
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-class Kept(Protocol):
-    """What a checkpoint keeps beside the Trainer's own files."""
-
-    def save(self, folder: Path, *, writes: bool) -> None:
-        """Adds to a checkpoint; every process calls it, and those write that `writes` says."""
-
-    def load(self, folder: Path) -> None:
-        """The inverse, before the run goes on; every process calls it."""
 
 
 class SealedCheckpoints(Trainer):

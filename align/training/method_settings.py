@@ -129,6 +129,21 @@ def check_step(needs: Needs, *, prompts: int) -> None:
         )
 
 
+def read_again_words(needs: Needs, accumulation: int) -> list[str]:
+    """What is said where a loss over the whole step reads rows twice; nothing where it does not.
+
+    Args:
+        needs: of the method.
+        accumulation: micro-batches of a step.
+    """
+    if needs.batch == "prompt" or accumulation == 1:
+        return []
+    return [
+        f"The loss follows from all prompts of a step: with trainer.gradient_accumulation_steps={accumulation} each "
+        "row is read once before, without gradients, which a larger trainer.per_device_train_batch_size saves."
+    ]
+
+
 # A loss of the policy's log-probs alone.
 NO_NEEDS: dict[str, Any] = {"reference": "none", "policy_short": False, "nll_scope": "none"}
 

@@ -55,6 +55,7 @@ def check(config: DictConfig) -> Run:
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     if model.adapter is not None:
         model.adapter.check_options()
+        model.adapter.check_launch(launched_wrapper(arguments), arguments)
     settings.memory.check(accelerator=arguments.device.type != "cpu")
     check_attention(settings.model, arguments)
     check_architecture(settings.model)
