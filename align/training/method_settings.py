@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.core.instantiate import check_targets
-from align.data.weighing import Weigher
+
+if TYPE_CHECKING:
+    from align.data.weighing import Weigher
+
 
 _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
