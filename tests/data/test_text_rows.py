@@ -18,6 +18,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.data.stored_rows import to_example
 from align.data.text_rows import text_pieces
 from align.data.tokens import ExampleTokenizer
+from align.data.weighers import Spans
 from align.longseq import pack
 from tests.data.helpers import END, START, byte_tokenizer, write_lines
 
@@ -264,6 +265,14 @@ def test_methods_that_read_labels_or_numbers_refuse_a_document(tmp_path: Path, o
         UserError, match=r"is a document, and the method reads a label or numbers of each answer"
     ):
         load(path, options=options)
+
+
+def test_the_tokens_of_a_document_are_not_weighed(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", {"text": "a document"})
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: the tokens of a document all weigh 1: set token_weights=none"
+    ):
+        load(path, options={"weigher": Spans()})
 
 
 def test_rows_of_pairs_keep_their_layout_beside_a_text(tmp_path: Path) -> None:
