@@ -39,6 +39,13 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "+method.loss.temper=1"], "method.loss.temper is unknown"),
     ([*TRAIN, "method.loss._target_=os.system"], "method.loss._target_=os.system is refused"),
     ([*TRAIN, "method.needs.reference=sometimes"], "method.needs.reference=sometimes is unknown"),
+    ([*TRAIN, "+method.needs.columns={score: row}"], "method.needs.columns.score=row is unknown"),
+    ([*TRAIN, "method=ld_dpo", "method.needs.reference=short"], "method.needs.fronts cuts whole answers"),
+    ([*TRAIN, "method=dpo", "token_weights=rank"], "method=dpo does not read weights of tokens"),
+    (
+        [*TRAIN, "method=weighted_sft", "token_weights=rank", "token_weights.alpha=-1"],
+        "token_weights.alpha=-1",
+    ),
     (
         [*TRAIN, "trainer.learning_rate=fast"],
         "trainer.learning_rate=fast has the wrong type: it takes a number",
