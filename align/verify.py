@@ -103,7 +103,9 @@ def verify(config: DictConfig) -> Verification:
         differences = comparison.compare(outcomes)
         tolerance, why = config.tolerance, ""
         if tolerance == AUTO:
-            examples = comparison.examples_of(config, accelerator.num_processes // parallel_settings.degree)
+            examples = comparison.examples_of(
+                config, accelerator.num_processes // parallel_settings.degree, plain
+            )
             tolerance, why = comparison.tolerated(differences, TOLERANCE, plain, examples, outcomes[0])
         if accelerator.is_main_process:
             comparison.show(

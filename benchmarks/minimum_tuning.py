@@ -45,16 +45,21 @@ DIFFERENCES = (("selected", "all"), ("selected", "random"), ("all", "base"), ("s
 
 
 def main() -> None:
-    """Runs both seeds in a folder that goes afterwards, and writes the results."""
+    """Runs the seeds that an earlier start has not finished, and writes what each has found."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        seeds = {str(seed): measure(Path(folder) / str(seed), seed) for seed in SEEDS}
-    found = {"seeds": seeds, "machine": machine()}
-    write_atomically(arguments.output, json.dumps(found, indent=1) + "\n")
+    seeds: dict[str, Any] = {}
+    if arguments.output.is_file():
+        seeds = json.loads(arguments.output.read_text())["seeds"]
+    for seed in map(str, SEEDS):
+        if seed not in seeds:
+            with TemporaryDirectory() as folder:
+                seeds[seed] = measure(Path(folder) / seed, int(seed))
+            found = {"seeds": seeds, "machine": machine()}
+            write_atomically(arguments.output, json.dumps(found, indent=1) + "\n")
     for first, second in DIFFERENCES:
         print(f"{first} − {second}: {difference(seeds, first, second)}")
 

@@ -11,7 +11,12 @@ from align.models.settings import ModelSettings
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
-    from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
 
 class Adapter(Protocol):
@@ -40,6 +45,10 @@ class Adapter(Protocol):
     def takes_four_bits(self) -> bool:
         """Whether it trains on a base of four-bit weights (`model.quantization`)."""
 
+    @property
+    def soft_tokens(self) -> int:
+        """Tokens that it puts before each prompt; they count towards `data.max_length`."""
+
     def check(self) -> None:
         """Refuses what is wrong whatever the model, without torch."""
 
@@ -63,6 +72,9 @@ class Adapter(Protocol):
     def add(self, model: PreTrainedModel) -> PeftModel:
         """The model with the adapter on it; raises UserError where the model is not for it."""
 
+    def begin(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Gives the policy that trains, and none of the small copies that it is tried on, what it begins with."""
+
     def rates(self, policy: nn.Module) -> Mapping[str, float]:
         """Factors of the learning rate by parameter name, for those that have one other than 1."""
 
@@ -71,10 +83,18 @@ class Adapter(Protocol):
 
 
 class Still:
-    """What most adapters have in common: one learning rate, and nothing to do between steps."""
+    """What most adapters have in common: no tokens, one learning rate, and nothing to do before or between steps."""
+
+    @property
+    def soft_tokens(self) -> int:
+        """None."""
+        return 0
 
     def check_options(self) -> None:
         """Nothing beyond `check`."""
+
+    def begin(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        """What `add` has drawn."""
 
     def without_values(self) -> Self:
         """It asks for none."""

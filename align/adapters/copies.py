@@ -42,7 +42,7 @@ def train_copies(
     modules = [model.get_submodule(name) for name in wanted]
     check_untied(model, wanted, modules)
     config = LNTuningConfig(target_modules=wanted, task_type="CAUSAL_LM")
-    with _whole([weight for module in modules for weight in module.parameters()]):
+    with whole([weight for module in modules for weight in module.parameters()]):
         policy = put_on(model, config)
     for name, module in zip(wanted, modules, strict=True):
         layer: Any = policy.get_base_model().get_submodule(name)
@@ -67,7 +67,7 @@ def check_untied(model: nn.Module, names: list[str], modules: list[nn.Module]) -
                 )
 
 
-def _whole(weights: list[nn.Parameter]) -> AbstractContextManager[object]:
+def whole(weights: list[nn.Parameter]) -> AbstractContextManager[object]:
     """Within it weights that ZeRO-3 has scattered are whole on every process, to be copied."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()

@@ -37,11 +37,12 @@ KINDS: dict[str, Kind] = {
             "align.adapters.library.Library",
             "align.adapters.lora.Lora",
             "align.adapters.region.Region",
+            "align.adapters.soft_prompt.SoftPrompt",
             "align.adapters.spiel.Spiel",
         ),
         (
             *("check", "check_options", "check_launch", "with_modules", "without_values"),
-            *("add", "rates", "callbacks"),
+            *("add", "begin", "rates", "callbacks"),
         ),
     ),
     "suite": Kind(

@@ -123,6 +123,7 @@ class TokenizedExample:
         document: of such a piece a hash of the whole document; else empty.
         columns: `[K, 1 + M]` fp64, the K numbers that the method reads of the row (`needs.columns`), each once for
             each answer; None where it reads none.
+        soft: ids of a soft prompt at the prompt's head (`with_soft_prompt`).
     """
 
     source: str
@@ -142,6 +143,7 @@ class TokenizedExample:
     piece: int = 0
     document: str = ""
     columns: np.ndarray | None = None
+    soft: int = 0
 
     @property
     def longest_answer(self) -> int:
@@ -152,3 +154,25 @@ class TokenizedExample:
     def num_tokens(self) -> int:
         """Tokens the model reads for this row, the prompt once and every answer: 1,000 + 100 + 50 are 1,150."""
         return len(self.prompt_ids) + sum(len(answer.input_ids) for answer in self.answers)
+
+
+def with_soft_prompt(example: TokenizedExample, ids: np.ndarray) -> TokenizedExample:
+    """The row with a soft prompt at the head of its prompt, and of its short ones; without ids the row itself.
+
+    A prompt of the ids 7, 8, 9 at positions 0, 1, 50 behind a soft prompt of two tokens is 128, 129, 7, 8, 9 at
+    0, 1, 2, 3, 52. What is scored stays the same: the soft prompt's tokens are none of a text.
+
+    Args:
+        example: a row without one.
+        ids: `[k]` of the soft prompt's tokens (models/soft_prompt.py).
+    """
+    if not len(ids):
+        return example
+    return replace(
+        example,
+        prompt_ids=np.concatenate([ids, example.prompt_ids]),
+        position_ids=np.concatenate([np.arange(len(ids)), example.position_ids + len(ids)]),
+        chunk_spans=tuple((start + len(ids), stop + len(ids)) for start, stop in example.chunk_spans),
+        short=tuple(with_soft_prompt(turn, ids) for turn in example.short),
+        soft=len(ids),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from align.generation.marked import check_mark
 from align.generation.memories import Memory, NoMemory
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -85,8 +86,13 @@ class LocalSettings:
         return cached(with_mark(generator, self.mark), self.cache)
 
     def of_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LocalGenerator:
-        """The generator of a model that is there already, in its present state; it has no name in the cache."""
-        return self._generator(lambda: model, model.config, tokenizer, name="policy")
+        """The generator of a model that is there already, in its present state; it has no name in the cache.
+
+        Where it has a soft prompt, prompts begin with it.
+        """
+        from align.models.soft_prompt import soft_ids
+
+        return self._generator(lambda: model, model.config, tokenizer, name="policy", soft=soft_ids(model))
 
     def _named(self, identity: str) -> str:
         """The identity of a model with the memory, which changes answers."""
@@ -103,6 +109,7 @@ class LocalSettings:
         name: str,
         identify: Callable[[], str] | None = None,
         weigh: Callable[[], str] | None = None,
+        soft: Sequence[int] | np.ndarray = (),
     ) -> LocalGenerator:
         from align.generation.local_generator import LocalGenerator
         from align.generation.prefixes import can_share
@@ -125,4 +132,5 @@ class LocalSettings:
             identify=identify,
             weigh=weigh,
             template_kwargs=self.template_kwargs,
+            soft=soft,
         )

@@ -43,6 +43,7 @@ class LocalGenerator:
         identify: gives the identity; called once, and only if it is asked for. None: the name.
         weigh: gives `weights`; called once, and only if they are asked for. None: they are not known.
         template_kwargs: variables of the chat template.
+        soft: ids of the model's soft prompt, which go before each prompt.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class LocalGenerator:
         identify: Callable[[], str] | None = None,
         weigh: Callable[[], str] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        soft: Sequence[int] | np.ndarray = (),
     ) -> None:
         self.name = name
         self.tokenizer = tokenizer
-        self.encode = PromptEncoder(tokenizer, template_kwargs)
+        self.encode = PromptEncoder(tokenizer, template_kwargs, soft=soft)
         self.window = window
         self.batch_tokens = batch_tokens
         self.batch_size = batch_size

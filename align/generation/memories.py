@@ -91,11 +91,9 @@ class NoMemory:
     def check(self, where: str) -> None:
         """It has no values."""
 
-    @contextmanager
-    def keep(self, model: PreTrainedModel, *, seed: int) -> Iterator[Kept]:
+    def keep(self, model: PreTrainedModel, *, seed: int) -> AbstractContextManager[Kept]:
         """Never asked for: nothing is taken in."""
-        raise AssertionError("memory=none keeps nothing")
-        yield
+        raise NotImplementedError("memory=none keeps nothing")
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,18 @@ class PromptEncoder:
     Args:
         tokenizer: of the model.
         template_kwargs: variables of its chat template: `{"enable_thinking": False}`.
+        soft: `[k]` ids of the model's soft prompt, which go before each prompt; empty without one.
 
     Raises:
         UserError: the tokenizer has no chat template.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any] | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        soft: Sequence[int] | np.ndarray = (),
     ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
@@ -43,6 +48,7 @@ class PromptEncoder:
                 "choose an instruction-tuned model for making data."
             )
         self.encoder = Encoder(tokenizer)
+        self.soft = np.asarray(soft, dtype=np.int64)
         # An answer that is given, or its beginning, follows a closed thinking block where the prompt opens one.
         self.template = ChatTemplate(
             tokenizer, self.encoder.specials, thinking="close", template_kwargs=template_kwargs
@@ -50,8 +56,8 @@ class PromptEncoder:
         self.escaper = Escaper(plain_markers(str(tokenizer.chat_template), self.encoder.specials), ())
 
     def __call__(self, request: Request) -> np.ndarray:
-        """Ids `[n]`, int64: the messages, the generation prompt and the answer's lead."""
-        return np.concatenate([self._prompt(request), self.lead(request)])
+        """Ids `[n]`, int64: the soft prompt, the messages, the generation prompt and the answer's lead."""
+        return np.concatenate([self.soft, self._prompt(request), self.lead(request)])
 
     def lead(self, request: Request) -> np.ndarray:
         """Ids of the answer's lead alone."""
@@ -74,7 +80,7 @@ class PromptEncoder:
         if not text.end:
             del parts[-1]  # the answer's end, behind its text
         prompt = self.encoder.encode(rendering.prompt).ids
-        return prompt, self.encoder.encode(parts, continues=True).ids
+        return np.concatenate([self.soft, prompt]), self.encoder.encode(parts, continues=True).ids
 
     def _prompt(self, request: Request) -> np.ndarray:
         """What the model is given to answer; a lead stands where an answer without reasoning does."""

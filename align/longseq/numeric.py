@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from align.core.errors import first_line
-from align.data.examples import Answer, TokenizedExample
+from align.data.examples import Answer, TokenizedExample, with_soft_prompt
 from align.longseq.attention import ATTENTION
 from align.longseq.float64 import Float64
 from align.longseq.forward import pair_logps
@@ -26,6 +26,7 @@ from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
 from align.models.settings import MASKED, OF_LIBRARY
 from align.models.small import FIRST_TOKEN, VOCABULARY
+from align.models.soft_prompt import soft_ids
 from align.models.structure import decoder_layers, find_causal_lm, set_reading
 from align.models.text_part import current_attention, set_attention, text_config, text_decoder
 from losses.types import PairLogps
@@ -88,7 +89,8 @@ def measure(model: nn.Module, *, attention: str = "sdpa") -> Measured:
         NotProvenError: the model does not run on padded rows, or to numbers that are none.
         UserError: attention or a head that the shared-prefix forward does not take.
     """
-    rows, lm = examples(), find_causal_lm(model)
+    lm = find_causal_lm(model)
+    rows = [with_soft_prompt(example, soft_ids(lm)) for example in examples()]
     dtype = next(model.parameters()).dtype
     shared, own = attention not in OF_LIBRARY, current_attention(lm)
     batch = pack(rows)

@@ -52,6 +52,7 @@ def context_triples(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones.
 
+    The first is that of the text: of a soft prompt no token is predicted, and the last one predicts none here.
     A piece of a document has none: the piece before has scored the token that it begins with.
     """
     start, stop = packed.prompt
@@ -62,6 +63,7 @@ def context_triples(
     branch_predictor, branch_target = predictions(
         chosen.input_ids, ~np.asarray(chosen.scored, dtype=bool), packed.answers[0], stop - 1
     )
-    predictor = torch.cat([torch.arange(start, stop - 1), branch_predictor])
-    target = torch.cat([torch.as_tensor(example.prompt_ids, dtype=torch.long)[1:], branch_target])
+    predictor = torch.cat([torch.arange(start + example.soft, stop - 1), branch_predictor])
+    text = torch.as_tensor(example.prompt_ids, dtype=torch.long)[example.soft :]
+    target = torch.cat([text[1:], branch_target])
     return predictor, target, torch.full_like(predictor, prompt_index)

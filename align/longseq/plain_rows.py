@@ -35,7 +35,8 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         given = {name: value for name, value in given.items() if name in takes}
     logits = model(input_ids=ids, **given).logits
-    logps = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    targets = (ids * scored)[:, 1:, None]  # a soft prompt's ids, which are never scored, have no logits
+    logps = logits[:, :-1].log_softmax(-1).gather(-1, targets).squeeze(-1)
     sums = (logps.double() * scored[:, 1:]).sum(-1).view(len(examples), -1)
     lengths = scored.sum(-1).view(len(examples), -1)
     return PairLogps(sums[:, 0], sums[:, 1:], lengths[:, 0], lengths[:, 1:])

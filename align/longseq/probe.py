@@ -23,13 +23,14 @@ from align.core.telling import tell
 from align.longseq.fake_run import cannot_run, check_structure
 from align.longseq.numeric import Measured, NotProvenError, measure
 from align.longseq.settings import BY_ROWS, INSTEAD, by_a_mask, cannot_share
-from align.longseq.small_model import build_small, draw_adapter
+from align.longseq.small_model import behind_prompt, build_small, draw_adapter
 from align.longseq.states import state_notices
 from align.longseq.support import check_config, check_readable
 from align.longseq.verdicts import DIFFERS, EXACT, REFUSED, UNPROVEN, Verdict, key_of, recall, remember
 from align.models.loading import causal_lm_class, load_config
 from align.models.routers import check_experts
 from align.models.settings import LIBRARY, MASKED, OF_LIBRARY, ModelSettings
+from align.models.soft_prompt import soft_ids
 from align.models.structure import find_causal_lm
 
 # How many keys a layer selects by an index of its own: among random scores many are equal, and the length of a row
@@ -98,6 +99,7 @@ def check_adapter(
     adapter: PeftConfig,
     *,
     attention: str = "sdpa",
+    soft: int = 0,
 ) -> bool:
     """The same with an adapter of PEFT: one that lets tokens see each other beside attention is refused.
 
@@ -109,6 +111,7 @@ def check_adapter(
         config: its configuration.
         adapter: any configuration of PEFT; it is not changed.
         attention: as `model.attention`.
+        soft: tokens of the model's soft prompt (models/soft_prompt.py); 0 without one.
 
     Returns:
         Whether values were compared.
@@ -125,8 +128,8 @@ def check_adapter(
             "as their own: use LoRA, or another adapter that changes weights."
         )
     own = Adapter(
-        settings_of(adapter),
-        lambda base: get_peft_model(base, _small_adapter(adapter)),
+        settings_of(adapter) | {"soft": str(soft)},
+        lambda base: get_peft_model(behind_prompt(base, soft), _small_adapter(adapter)),
         f" with adapters of type {kind}",
     )
     return _check(model_class, config, attention, own)
@@ -148,7 +151,7 @@ def check_model_in_memory(model: nn.Module, attention: str = "sdpa") -> None:
         check_computed(type(lm), lm.config, attention=attention)
         return
     for adapter in adapters.values():
-        check_adapter(type(lm), lm.config, adapter, attention=attention)
+        check_adapter(type(lm), lm.config, adapter, attention=attention, soft=len(soft_ids(lm)))
 
 
 def prove(

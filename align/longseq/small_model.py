@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
 from align.models.small import small
+from align.models.soft_prompt import PromptRows, add_soft_prompt
 from align.models.text_part import freeze_other_parts
 
 
@@ -66,6 +67,16 @@ def draw_adapter(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+
+
+def behind_prompt(model: PreTrainedModel, tokens: int) -> PreTrainedModel:
+    """The model with a soft prompt of so many tokens, in place; as it is where there are none."""
+    if tokens:
+        weight: Any = model.get_input_embeddings().weight
+        width = weight.shape[1]
+        rows = torch.linspace(-1.0, 1.0, tokens * width).view(tokens, width).to(weight)
+        add_soft_prompt(model, PromptRows(rows, trains=True))
+    return model
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from align.models.loading import library_class, load_config
 from align.models.paths import resolve_path
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
+from align.models.soft_prompt import NAME
 from align.models.structure import decoder_layers, find_causal_lm
 from align.models.text_part import of_layers, text_config
 from align.planning.counting import Kind, LayerCounter
@@ -179,7 +180,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
     layers = list(decoder_layers(lm))
     largest = max(layers, key=_count)
-    lora = settings.adapter is not None
+    lora = model is not lm  # all parameters of a model that trains behind a frozen soft prompt do
     text = text_config(config)
     attention = attention_of(config, layers, settings.adapter)
     active = [active_parameters(layer, text) - replaced(layer) for layer in layers]
@@ -207,7 +208,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         lora_mlp=_adapted(largest, mlp=True) > 0,
         adapted_attention=_adapted(largest, mlp=False),
         adapted_mlp=_adapted(largest, mlp=True),
-        embedding_trains=_count(embedding, trainable=True) > 0,
+        embedding_trains=any(p.requires_grad for name, p in embedding.named_parameters() if NAME not in name),
         head_trains=_count(head, trainable=True) > 0,
         norm_of_scored=last_norm(lm) is not None,
         one_process=any(map(runs_along_rows, layers)),

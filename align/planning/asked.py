@@ -34,6 +34,7 @@ from align.planning.settings import GpuSettings
 from align.reference.settings import ReferenceSettings
 from align.training.methods import Method
 from align.training.preparation import read_rows_of_model
+from align.training.soft_prompts import soft_tokens
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def read_rows(
         positions=typed(PositionSettings, config, "positions"),
         seed=config.seed,
     )
-    return data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))
+    rows = data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))
+    return rows.behind(soft_tokens(model.adapter))
 
 
 def given_strategy(config: DictConfig, sizes: Architecture, job: Job, machine: Machine) -> Strategy:

@@ -23,6 +23,7 @@ from align.planning.job import Job, Machine, Rows, Strategy
 from align.planning.request import data_lengths, levers_of, make_job, precision_of
 from align.planning.settings import UnknownOptimizerError
 from align.training.run import Run
+from align.training.soft_prompts import soft_tokens
 
 
 def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:
@@ -38,6 +39,7 @@ def fit_memory(run: Run, data: PreferenceData) -> MemorySettings:
     check_choice("memory.choose", run.memory.choose, CHOICES)
     arguments = run.arguments
     rows = data_lengths(data, run.method.needs, prompts=arguments.per_device_train_batch_size)
+    rows = rows.behind(soft_tokens(run.model.adapter))
     device = _device_kind(arguments.device)
     try:
         job = make_job(run.method, run.model, run.reference, arguments, rows, device=device)

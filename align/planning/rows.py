@@ -76,6 +76,12 @@ class Rows:
         """The same answers on the short context."""
         return type(self)(self.short_prompt, self.answers, prompts=self.prompts, copies=self.copies)
 
+    def behind(self, tokens: int) -> Rows:
+        """The same behind a soft prompt of so many tokens, which every prompt begins with."""
+        short = self.short_prompt and self.short_prompt + tokens
+        mean = None if self.mean_prompt is None else self.mean_prompt + tokens
+        return replace(self, prompt=self.prompt + tokens, short_prompt=short, mean_prompt=mean)
+
     def average(self) -> Rows:
         """The average prompt in the longest one's place."""
         return replace(self, prompt=self.mean_prompt or self.prompt, mean_prompt=None)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +36,7 @@ from align.longseq.tile_probe import check_tiles_of
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
 from align.models.precision import training_dtype, warn_of_low_weights
 from align.models.settings import LIBRARY, OF_LIBRARY, ModelSettings
+from align.models.soft_prompt import soft_ids
 from align.models.structure import find_causal_lm, library_attention, set_reading, takes_masks
 from align.models.text_part import freeze_other_parts, set_attention
 from align.reference.sources import Reference, keeps_float32_copy
@@ -47,6 +47,7 @@ from align.training.method_settings import check_step
 from align.training.methods import Method, named_method
 from align.training.row_costs import attention_notice
 from align.training.sharded_experts import prepare_sharded_experts
+from align.training.soft_prompts import less_soft_prompt
 from align.training.starting_reference import make_reference
 
 
@@ -109,8 +110,8 @@ def prepare(
             )
             for each, what in zip(rows, ("train_dataset", "eval_dataset"), strict=True)
         )
-        collator = Collator.of(method.needs)
     policy = prepare_model(model, memory, attention)  # after the rows: of a wrong one no weights need be read
+    collator = collator or Collator.of(method.needs, soft=soft_ids(policy))
     prepare_sharded_experts(policy, arguments)
     if arguments.process_index == 0 and not keeps_float32_copy(arguments):
         warn_of_low_weights(policy)
@@ -118,29 +119,6 @@ def prepare(
         chunk = logits_chunk or memory.logits_chunk
         reference = make_reference(method.needs, policy, arguments, parallel=parallel, logits_chunk=chunk)
     return Prepared(policy, method, tokenizer, train, held_out, collator, reference)
-
-
-# A command's keys → what a notebook's caller has written in their place.
-_ARGUMENTS = {
-    "data.max_length": "max_length",
-    "model.attention": "attention",
-    "parallel=none": "parallel=None",
-    "model.rope": "rope_parameters of its configuration",
-    "model.path": "model",
-    "trainer.": "args.",
-}
-
-
-@contextmanager
-def keys_as_arguments() -> Iterator[None]:
-    """Within it a refusal names the trainer's arguments and not a command's keys."""
-    try:
-        yield
-    except UserError as error:
-        said = str(error)
-        for key, argument in _ARGUMENTS.items():
-            said = said.replace(key, argument)
-        raise UserError(said) from error
 
 
 def read_config(model: nn.Module | str) -> PreTrainedConfig:
@@ -245,8 +223,9 @@ def read_rows_of_model(
     """`read_rows_for` as commands read: where `data.max_length` is not set, contexts are cut to the model's window."""
     window = native_window(model) if settings.max_length is None else None
     settings = replace(settings, max_length=settings.max_length or window)
-    config = load_config(model)
-    with window_words(window):
+    settings, positions = less_soft_prompt(settings, positions, model.adapter)
+    limit, config = None if window is None else settings.max_length, load_config(model)
+    with window_words(limit):
         data = read_rows_for(
             method,
             settings,
@@ -256,7 +235,7 @@ def read_rows_of_model(
             seed=seed,
             attention=model.attention,
         )
-    return replace(data, dropped=rows_in_window_words(data.dropped, window))
+    return replace(data, dropped=rows_in_window_words(data.dropped, limit))
 
 
 def read_rows_for(

@@ -35,15 +35,18 @@ from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
 from align.models.loading import load_causal_lm, model_tokenizer, native_window
 from align.models.routers import freeze_routers
+from align.models.soft_prompt import soft_ids
 from align.models.text_part import frozen_words, of_layers
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.following import follow
 from align.training.learning_rates import optimizer_with_rates
+from align.training.method_settings import read_again_words
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.row_costs import attention_notice
 from align.training.run import Run
+from align.training.soft_prompts import soft_prompt_words
 from align.training.trainer import PreferenceTrainer
 
 
@@ -110,7 +113,9 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
         mixed = mixture_words(data.ingredients)
-        for sentence in [*mixed, *notices(data, window=window), *unused, *costs]:
+        again = read_again_words(run.method.needs, run.arguments.gradient_accumulation_steps)
+        soft = soft_prompt_words(run.model.adapter)
+        for sentence in [*mixed, *soft, *notices(data, window=window), *unused, *costs, *again]:
             tell(sentence)
 
 
@@ -129,11 +134,13 @@ def read_pairs(run: Run, tokenizer: PreTrainedTokenizerBase, path: str) -> Prefe
     return read_data(replace(run, data=data, positions=PositionSettings()), tokenizer)
 
 
-def load_policy(run: Run) -> Any:
+def load_policy(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
     policy = add_adapter(base, adapter_with_routers(base, run.model))
+    if run.model.adapter is not None:
+        run.model.adapter.begin(policy, tokenizer)
     freeze_routers(policy, run.model)
     said = frozen_words(base)
     if said is not None:
@@ -147,7 +154,9 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
     set_seed(run.seed)  # adapters draw their weights
     # A cache is filled by the reference alone, which then stands in the policy's place.
     policy = (
-        frozen_model(run.reference, run.model, run.arguments) if run.reference.fill_only else load_policy(run)
+        frozen_model(run.reference, run.model, run.arguments)
+        if run.reference.fill_only
+        else load_policy(run, tokenizer)
     )
     parallel = start_sequence_parallel(run, policy.config, data)
     trainer = PreferenceTrainer(
@@ -168,7 +177,9 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         memory=run.memory,
         train_dataset=data.train,
         eval_dataset=data.eval,
-        data_collator=Collator.of(run.method.needs, tokens_per_row=run.data.tokens_per_row),
+        data_collator=Collator.of(
+            run.method.needs, tokens_per_row=run.data.tokens_per_row, soft=soft_ids(policy)
+        ),
         processing_class=tokenizer,
         balance=0.0 if run.reference.fill_only else run.model.moe.balance,
     )

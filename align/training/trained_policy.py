@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
+from align.adapters.soft_prompt import check_mergeable
 from align.core.bars import weight_bars_off
 from align.core.config import typed
 from align.core.errors import UserError
@@ -95,7 +96,11 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
     """The trained model without adapters; what they add is added in `dtype`.
 
     A four-bit base is read in its own precision: the adapter is added to the weights that were quantised.
+
+    Raises:
+        UserError: the adapter is a soft prompt, or PEFT's reason why it cannot be merged.
     """
+    check_mergeable(policy.weights)
     settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
     if not policy.has_adapter:  # what is saved has the RoPE overrides and the extra tokens' rows already
         settings = replace(

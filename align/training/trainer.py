@@ -20,6 +20,7 @@ from align.longseq.settings import MemorySettings
 from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
+from align.training.argument_words import keys_as_arguments
 from align.training.balance import StepBalance
 from align.training.dealing import DealtRows
 from align.training.divergence import FiniteLosses, check_gradient_norm
@@ -28,7 +29,7 @@ from align.training.log import TrainingLog
 from align.training.loss_states import LossStates
 from align.training.methods import Method
 from align.training.metrics import prompt_metrics
-from align.training.preparation import keys_as_arguments, prepare
+from align.training.preparation import prepare
 from align.training.sampling import DigestingCollator, MarkedCollator
 from align.training.scoring import policy_logps
 from align.training.weighting import marks_on, prompt_weights, real_tokens
@@ -185,7 +186,7 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
         needs = self.method.needs
         if needs.reference == "none" or self.reference is None:
             return None
-        short = None
+        short, inputs = None, {**inputs, **inputs.get("bare", {})}  # without the policy's soft prompt
         if needs.reference == "short" or needs.policy_short:
             short = sum_turns(self.reference(model, inputs["short"]), inputs["owner"], len(inputs["batch"]))
         if needs.reference == "short":

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 
 from align.core.errors import UserError
 from align.core.telling import tell
-from align.data.examples import TokenizedExample
+from align.data.examples import TokenizedExample, with_soft_prompt
 from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
@@ -30,6 +30,7 @@ from align.longseq.parallel import SequenceParallel, choose_exchange, start_para
 from align.longseq.plain_rows import plain_pair_logps, relative_error
 from align.longseq.settings import MemorySettings, ParallelSettings
 from align.models.settings import LIBRARY, MASKED
+from align.models.soft_prompt import soft_ids
 from align.models.structure import find_causal_lm, reading_of
 from align.models.text_part import of_layers
 from align.verification.small_copy import random_examples
@@ -111,9 +112,8 @@ def run_all(
     """Every way to compute the step: two in this process alone and, where several were launched, one in all."""
     degree = 1 if parallel is None else parallel.degree
     groups = accelerator.num_processes // degree
-    group = accelerator.process_index // degree
-    examples = examples_of(config, groups)
     plain, shared, launched = models
+    examples = examples_of(config, groups, plain)
 
     def forward(
         model: nn.Module, share: slice = slice(None), over: SequenceParallel | None = None
@@ -127,19 +127,20 @@ def run_all(
     ]
     if accelerator.num_processes > 1:
         way = way_of(launched) if parallel is None else f"sharded, {parallel.kind} × {degree}"
-        share = slice(group, None, groups)
+        share = slice(accelerator.process_index // degree, None, groups)
         outcomes.append(in_wrapper(way, launched, accelerator, lambda model: forward(model, share, parallel)))
     return outcomes
 
 
-def examples_of(config: DictConfig, groups: int) -> list[TokenizedExample]:
-    """The rows of every group of processes that shares some."""
-    return random_examples(
+def examples_of(config: DictConfig, groups: int, model: nn.Module) -> list[TokenizedExample]:
+    """The rows of every group of processes that shares some, behind the model's soft prompt where it has one."""
+    examples = random_examples(
         PROMPTS_PER_GROUP * groups,
         prompt_tokens=config.prompt_tokens,
         answer_tokens=config.answer_tokens,
         seed=config.seed,
     )
+    return [with_soft_prompt(example, soft_ids(model)) for example in examples]
 
 
 def rounding(model: nn.Module, examples: list[TokenizedExample], expected: Outcome) -> float:

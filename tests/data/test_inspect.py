@@ -278,3 +278,17 @@ def test_numbers_and_nouns_agree(
     said = " ".join(capsys.readouterr().out.split())
     assert "1 prompt token, 1 answer" in said and "as 1 padded row: 0% saved" in said
     assert "0 short prompts" in said and "1 row: 1 to train on" in said
+
+
+def test_single_answers_are_shown_by_their_labels(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`labels=true`: a bad answer is a row like any other; without it, it is nothing to learn from."""
+    rows = [{"prompt": f"p{i}", "completion": "c", "label": bool(i)} for i in range(2)]
+    path = write_lines(tmp_path / "rows.jsonl", *rows)
+    settings = (f"data.path={path}", f"model.path={model}", "data.eval_size=0")
+    assert run(monkeypatch, *settings, "labels=true") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "good answer" in said and "bad answer" in said and "1 are good and 1 are bad" in said
+    assert run(monkeypatch, *settings, "require_rejected=false") == 1
+    assert "marked as bad" in " ".join(capsys.readouterr().out.split())
