@@ -115,7 +115,7 @@ def _look(
         findings = [*findings, Finding("settings", in_window_words(str(error), window))]
         if not all(len(place.rows) for place in places.all):
             return findings, {}
-        data = assemble(places, replace(read, eval_size=0), seed=config.seed)
+        data = assemble(places, replace(read, eval_size=0, mix=[]), seed=config.seed)
     for i in range(min(config.rows, len(data.train))):
         print_row(
             console, to_example(data.train[i]), tokenizer, characters=config.characters, labels=config.labels

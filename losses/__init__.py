@@ -10,6 +10,7 @@ from losses.discopop import discopop_loss
 from losses.dpo import dpo_loss
 from losses.dpo_norm import dpo_norm_loss
 from losses.dpop import dpop_loss
+from losses.dr_dpo import dr_dpo_loss
 from losses.exo_pair import exo_pair_loss
 from losses.f_dpo import f_dpo_loss
 from losses.hinge_dpo import hinge_dpo_loss
@@ -54,6 +55,7 @@ __all__ = [
     "dpo_loss",
     "dpo_norm_loss",
     "dpop_loss",
+    "dr_dpo_loss",
     "exo_pair_loss",
     "f_dpo_loss",
     "full_ranking_loss",

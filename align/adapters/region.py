@@ -70,11 +70,15 @@ class Region(Still):
                 f"{(others or self.modules_to_save)[0]} trains too: leave it out, or set adapter.soft_mask=null."
             )
 
+    def takes_wrapper(self, wrapper: str) -> bool:
+        """With a soft mask in those that leave weights whole on every process."""
+        return self.soft_mask is None or wrapper in WHOLE
+
     def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
         """With a soft mask refuses wrappers that split weights, whose rows it scales, and a file that is not there."""
         if self.soft_mask is None:
             return
-        if wrapper not in WHOLE:
+        if not self.takes_wrapper(wrapper):
             raise UserError(
                 f"adapter.soft_mask scales rows of weights, which {wrapper} splits over processes: launch with ddp, "
                 "zero1 or zero2, or set adapter.soft_mask=null."

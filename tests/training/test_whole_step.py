@@ -25,7 +25,7 @@ from tests.longseq.plain import assert_close
 from tests.tiny import tiny_model
 from tests.training.helpers import make_trainer, weights
 
-NAMES = ["aot", "aot_unpaired", "bco", "kto", "mpo"]
+NAMES = ["aot", "aot_unpaired", "bco", "dr_dpo", "kto", "mpo"]
 SETTINGS = {"mpo": {"weights": {"dpo": 0.8, "bco": 5.0, "sft": 1.0}}}  # a β of its own for each of its losses
 CLOSE = {"rel": 1e-4, "abs": 1e-5}
 
