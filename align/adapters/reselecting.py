@@ -109,7 +109,7 @@ class SparseLayer:
 
     def to_device(self) -> None:
         """Follows the model."""
-        self.ages = self.ages.to(self.values.device)
+        self.restore(dict(self.tensors()))
 
     def _take(self, gradient: Tensor) -> None:
         part = gradient.to(self.values.dtype)

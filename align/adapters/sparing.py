@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
+from safetensors.torch import save as as_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -43,14 +44,15 @@ class Sparing(TrainerCallback):
             tell(f"adapter.soft_mask: importances measured on {len(texts)} texts of {self.source}.")
         spare(self.policy, self.found, source=str(self.source))
         if is_first():
-            write_bytes_atomically(Path(str(args.output_dir)) / KEPT, save(self.found))
+            write_bytes_atomically(Path(str(args.output_dir)) / KEPT, as_file(self.found))
 
-    def write_state(self, folder: Path) -> None:
-        """See `KeptState`."""
-        write_bytes_atomically(folder / KEPT, save(self.found))
+    def save(self, folder: Path, *, writes: bool) -> None:
+        """See `Kept`."""
+        if writes:
+            write_bytes_atomically(folder / KEPT, as_file(self.found))
 
-    def read_state(self, folder: Path) -> None:
-        """See `KeptState`: a run that goes on spares what it has spared, whatever the source holds by now."""
+    def load(self, folder: Path) -> None:
+        """See `Kept`: a run that goes on spares what it has spared, whatever the source holds by now."""
         if not (folder / KEPT).is_file():
             raise UserError(
                 f"{folder} holds no {KEPT}, without which adapter.soft_mask cannot go on: name another checkpoint."

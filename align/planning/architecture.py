@@ -175,7 +175,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     # The class itself, and a composite's parts as if within such a call: under ZeRO-3 `from_config` would scatter the
     # weights.
     model_class: Any = library_class(config)
-    adapter: Adapter | None = settings.adapter
+    adapter = settings.adapter
     if model_class is None:
         raise UnknownModelError(
             f"{config.model_type} models are not the library's own: align plan cannot count them."
@@ -218,9 +218,15 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         head_trains=_count(head, trainable=True) > 0,
         norm_of_scored=last_norm(lm) is not None,
         one_process=any(map(runs_along_rows, layers)),
-        wrappers=tuple(name for name in WRAPPERS if not adapter or adapter.takes_wrapper(name)),
-        collected=sum(map(put_on, model.modules())) if adapter and adapter.whole_gradients else 0,
+        **_needs_of(adapter, model),
     )
+
+
+def _needs_of(adapter: Adapter | None, model: nn.Module) -> dict[str, Any]:
+    """Wrappers that it trains in, and weights whose gradients it collects."""
+    wrappers = [name for name in WRAPPERS if adapter is None or adapter.takes_wrapper(name)]
+    collects = adapter is not None and adapter.whole_gradients
+    return {"wrappers": tuple(wrappers), "collected": sum(map(put_on, model.modules())) if collects else 0}
 
 
 def _made(model_class: Any, config: PreTrainedConfig) -> Any:

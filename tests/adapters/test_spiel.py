@@ -192,6 +192,7 @@ def trainer_of(folder: Path, parallel: Any = None, **arguments: Any) -> tuple[An
     trainer = make_trainer(folder, model=policy, parallel=parallel, kind=Recording, **settings | arguments)
     choosing = Reselection(policy, **CHOICE)
     trainer.add_callback(choosing)
+    trainer.kept = (choosing,)
     return trainer, choosing
 
 
