@@ -54,6 +54,8 @@ def inspect(config: DictConfig) -> Inspection:
     for key in ("rows", "characters", "seed"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise UserError(f"{key}={config[key]} must be a whole number from 0 on.")
+    if not isinstance(config.labels, bool):
+        raise UserError(f"labels={config.labels} must be true or false.")
     check_model(model)
     check_row_paths(settings)
     listed = findings_file(config)
@@ -90,6 +92,7 @@ def _look(
     from align.data.dataset import assemble, build_places
     from align.data.display import print_counts, print_row
     from align.data.length_words import in_window_words
+    from align.data.numbers import Number
     from align.data.row_builder import Demands
     from align.data.stored_rows import to_example
     from align.data.vocabulary import vocabulary_of
@@ -99,7 +102,11 @@ def _look(
     # As training reads them: cut to the model's window where no length is set. Rows cut to a length of the user's fit.
     window = native_window(model) if settings.max_length is None else None
     read = replace(settings, max_length=settings.max_length or window, bad_rows="drop", bad_rows_limit=None)
-    demands = Demands(rejected=config.require_rejected, vocabulary=vocabulary_of(load_config(model)))
+    demands = Demands(
+        rejected=config.require_rejected and not config.labels,
+        vocabulary=vocabulary_of(load_config(model)),
+        numbers=(Number("label", "label", "label"),) if config.labels else (),
+    )
     places = build_places(read, tokenizer, positions=positions, seed=config.seed, demands=demands)
     findings = [*unusable_rows(places, window=window), *over_the_limit(places, settings)]
     try:
@@ -108,9 +115,11 @@ def _look(
         findings = [*findings, Finding("settings", in_window_words(str(error), window))]
         if not all(len(place.rows) for place in places.all):
             return findings, {}
-        data = assemble(places, replace(read, eval_size=0), seed=config.seed)
+        data = assemble(places, replace(read, eval_size=0, mix=[]), seed=config.seed)
     for i in range(min(config.rows, len(data.train))):
-        print_row(console, to_example(data.train[i]), tokenizer, characters=config.characters)
+        print_row(
+            console, to_example(data.train[i]), tokenizer, characters=config.characters, labels=config.labels
+        )
     print_counts(console, data, window=window, bad_rows=settings.bad_rows)
     return [*findings, *check_rows(data, window=window), *context_leaks(settings)], data.counts
 

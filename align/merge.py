@@ -50,9 +50,7 @@ def main(config: DictConfig) -> None:
 
 def merge(config: DictConfig) -> Path:
     """Checks everything, merges, and writes weights, tokenizer and card; the new folder."""
-    settings = typed(MergeSettings, config, "")
-    rule: Rule = build(config, "combine")
-    places, base = check(settings, rule)
+    settings, rule, places, base = check(config)
     output = new_folder(settings.output)
     # Nothing above imports torch, so that a slip is answered at once.
     from align.merging.sources import check_alike, open_source
@@ -75,8 +73,10 @@ def merge(config: DictConfig) -> Path:
     return output
 
 
-def check(settings: MergeSettings, rule: Rule) -> tuple[list[Place], Place | None]:
-    """What `models` and `base` name; refuses what names, numbers and counts tell to be wrong."""
+def check(config: DictConfig) -> tuple[MergeSettings, Rule, list[Place], Place | None]:
+    """Settings, rule, and what `models` and `base` name; refuses what names, numbers and counts tell to be wrong."""
+    settings = typed(MergeSettings, config, "")
+    rule: Rule = build(config, "combine")
     check_choice("dtype", settings.dtype, DTYPES)
     check_choice("form", settings.form, FORMS)
     if not settings.models:
@@ -89,7 +89,7 @@ def check(settings: MergeSettings, rule: Rule) -> tuple[list[Place], Place | Non
         if base is not None or any(place.kind == "model" for place in places):
             raise
         rule.fit(len(places), base=True)  # adapters bring their base, and a run may be one
-    return places, base
+    return settings, rule, places, base
 
 
 def _weights_of_adapters(

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
+from align.core.errors import UserError
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
 from align.distributed.names import check_quantised, check_wrapper_name
@@ -20,6 +21,7 @@ from align.longseq.settings import (
     check_library_settings,
 )
 from align.models.paths import check_path
+from align.models.settings import ModelSettings
 from align.planning.settings import GOALS, LENGTH, GpuSettings, RowSettings, optimizer_slots
 from align.reference.settings import ReferenceSettings
 from align.runs.api import make_callable
@@ -106,11 +108,20 @@ def check(config: DictConfig) -> None:
     check_wrapper_name(config.wrapper, gpus.device)
     if gpus.count > 1:
         check_quantised(model.quantization, config.wrapper)
+        check_adapter(model, config.wrapper)
     check_trainer_numbers(OmegaConf.to_container(config.trainer, resolve=True))  # type: ignore[arg-type]
     optimizer_slots(str(config.trainer.optim))
     data = typed(DataSettings, config, "data")
     if data.path is not None:
         check_row_paths(data)
+
+
+def check_adapter(model: ModelSettings, wrapper: str) -> None:
+    """Refuses a wrapper that splits what an adapter needs whole on every process."""
+    if model.adapter is not None and not model.adapter.takes_wrapper(wrapper):
+        raise UserError(
+            f"adapter={model.adapter.kind} does not train under wrapper={wrapper}: set wrapper=ddp."
+        )
 
 
 make_callable(__name__)

@@ -103,13 +103,8 @@ def verify(config: DictConfig) -> Verification:
             examples = comparison.examples_of(config, plain, groups=groups)
             tolerance, why = comparison.tolerated(differences, TOLERANCE, plain, examples, outcomes[0])
         if accelerator.is_main_process:
-            comparison.show(
-                differences,
-                title=model.path,
-                tolerance=tolerance,
-                why=why,
-                gradients=len(outcomes[0].gradients),
-            )
+            compared = len(outcomes[0].gradients)
+            comparison.show(differences, title=model.path, tolerance=tolerance, why=why, gradients=compared)
     finally:
         accelerator.end_training()
     return Verification(differences, tolerance)

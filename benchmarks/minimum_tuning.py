@@ -1,6 +1,8 @@
 """Minimum Tuning's filter in miniature: are few answers of the right length worth more than many of any length?
 
-    python -m benchmarks.minimum_tuning          # minutes on two cores; writes results/minimum_tuning.json
+    python -m benchmarks.minimum_tuning --work FOLDER   # minutes on two cores; writes results/minimum_tuning.json
+
+The folder keeps what is finished, so that a killed run goes on.
 
 What is compared was written down here before the first run. A model of 0.12M parameters (part `write` of
 `make miniature`) knows short answers alone. 600 rows ask for 10 to 120 words; their answers have that length times a
@@ -25,7 +27,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,14 @@ DIFFERENCES = (("selected", "all"), ("selected", "random"), ("all", "base"), ("s
 
 
 def main() -> None:
-    """Runs both seeds in a folder that goes afterwards, and writes the results."""
+    """Runs both seeds, or what an earlier start in the same folder has not finished of them, and writes the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    with TemporaryDirectory() as folder:
-        seeds = {str(seed): measure(Path(folder) / str(seed), seed) for seed in SEEDS}
+    seeds = {str(seed): measure(arguments.work / str(seed), seed) for seed in SEEDS}
     found = {"seeds": seeds, "machine": machine()}
     write_atomically(arguments.output, json.dumps(found, indent=1) + "\n")
     for first, second in DIFFERENCES:
@@ -61,27 +62,30 @@ def main() -> None:
 
 def measure(folder: Path, seed: int) -> dict[str, Any]:
     """Arm → its rows and the S_l of each held-out instruction, of one seed."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     base, asked = folder / "base", folder / "asked.jsonl"
-    run("benchmarks.miniature.tiny", "write", str(seed), str(base))
+    if not base.is_dir():
+        run("benchmarks.miniature.tiny", "write", str(seed), str(base))
     write_lines(asked, write.instructions("held_out"))
     rows = {"all": list(noisy_rows(seed))}
     write_lines(folder / "all.jsonl", rows["all"])
-    run(
-        *("align.synthesize", "pipeline=rows", f"pipeline.path={folder / 'all.jsonl'}"),
-        *("select=length_score", f"model.path={base}", f"output={folder / 'selection'}"),
-    )
+    if not (folder / "selection" / "train.jsonl").is_file():
+        run(
+            *("align.synthesize", "pipeline=rows", f"pipeline.path={folder / 'all.jsonl'}"),
+            *("select=length_score", f"model.path={base}", f"output={folder / 'selection'}"),
+        )
     rows["selected"] = read_lines(folder / "selection" / "train.jsonl")
     rng = random.Random(derive_seed(seed, "minimum", "random"))
     rows["random"] = rng.sample(rows["all"], len(rows["selected"]))
     found = {"base": {"rows": 0, "length_score": ask(base, asked, folder / "base-asked")}}
     for arm in ARMS:
         write_lines(folder / f"{arm}.jsonl", rows[arm])
-        run(
-            *("align.train", "experiment=miniature/write_sft", f"model.path={base}", f"seed={seed}"),
-            *(f"data.path={folder / arm}.jsonl", f"trainer.max_steps={STEPS}", "trainer.save_steps=1000"),
-            f"output={folder / arm}",
-        )
+        if not (folder / arm / "results.json").is_file():
+            run(
+                *("align.train", "experiment=miniature/write_sft", f"model.path={base}", f"seed={seed}"),
+                *(f"data.path={folder / arm}.jsonl", f"trainer.max_steps={STEPS}", "trainer.save_steps=1000"),
+                f"output={folder / arm}",
+            )
         scores = ask(folder / arm / "model", asked, folder / f"{arm}-asked")
         found[arm] = {"rows": len(rows[arm]), "length_score": scores}
     return found
@@ -104,11 +108,12 @@ def noisy_rows(seed: int) -> Iterator[dict[str, Any]]:
 
 def ask(model: Path, asked: Path, output: Path) -> list[float]:
     """S_l of each held-out instruction, 0 … 100, in their order."""
-    run(
-        *("align.evaluate", "suite=longwrite", f"suite.path={asked}", "suite.max_new_tokens=300"),
-        *("generator.batch_tokens=65536", "generator.batch_size=50"),
-        *(f"model.path={model}", "model.dtype=float32", f"output={output}"),
-    )
+    if not (output / "samples.jsonl").is_file():
+        run(
+            *("align.evaluate", "suite=longwrite", f"suite.path={asked}", "suite.max_new_tokens=300"),
+            *("generator.batch_tokens=65536", "generator.batch_size=50"),
+            *(f"model.path={model}", "model.dtype=float32", f"output={output}"),
+        )
     return [round(record["length_score"], 4) for record in read_lines(output / "samples.jsonl")]
 
 

@@ -50,7 +50,8 @@ OWN: dict[str, tuple[str, ...]] = {
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
 SECTIONS = 2  # of a row's context: the gold one and another
-NUMBERS = {"aligned_logp": -1.0}  # what methods read of a row beside its texts (`needs.columns`)
+# What methods read of a row beside its texts (`needs.columns`).
+NUMBERS = {"aligned_logp": -1.0, "reward": [1.0, 0.0], "margin": 0.5, "weight": 1.0}
 HELD_OUT = 12
 TRAINED = 32
 

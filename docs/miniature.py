@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from benchmarks import minimum_tuning as minimum
 from benchmarks.miniature.analysis import (
     Comparison,
     ablations,
@@ -16,7 +17,7 @@ from benchmarks.miniature.analysis import (
     verdict,
 )
 from benchmarks.miniature.report import CLAIMS, LABELS, MAIN
-from docs.tables import RESULTS, table
+from docs.tables import RESULTS, read, table
 
 # Conditions of the short table: part, condition, heading.
 COLUMNS = (
@@ -83,8 +84,32 @@ def looked_at() -> str:
     return table(["looks at", "part", "difference", "at", "points", "95 % interval", "by seed"], rows)
 
 
+def minimum_tuning() -> str:
+    """S_l of each arm, the differences of the protocol, and what its claim comes to."""
+    seeds = read("minimum_tuning.json")["seeds"]
+    rows = []
+    for arm in ("base", *minimum.ARMS):
+        own = [seeds[seed][arm] for seed in sorted(seeds)]
+        means = [sum(one["length_score"]) / len(one["length_score"]) for one in own]
+        trained = ", ".join(str(one["rows"]) for one in own)
+        rows.append([arm, trained, f"{sum(means) / len(means):.1f}", "", _listed(means, "{:.1f}")])
+    outcome = "shown" if minimum.shown(seeds) else "not shown"
+    for first, second in minimum.DIFFERENCES:
+        found = minimum.difference(seeds, first, second)
+        means = [sum(one) / len(one) for _, one in sorted(minimum.by_seed(seeds, first, second).items())]
+        low, mean, high = (signed(value or 0.0, "write") for value in (found.low, found.mean, found.high))
+        claim = f" (**{outcome}**)" if (first, second) == minimum.DIFFERENCES[0] else ""
+        rows.append([f"{first} − {second}{claim}", "", mean, f"[{low}, {high}]", _listed(means, "{:+.1f}")])
+    return table(["arm", "rows, by seed", "S_l", "95 % interval", "by seed"], rows)
+
+
+def _listed(values: Sequence[float], form: str) -> str:
+    return ", ".join(form.format(value) for value in values).replace("-", "−")
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/replication.md", "miniature"): accuracy,
     ("docs/replication.md", "claims"): claims,
     ("docs/replication.md", "ablations"): looked_at,
+    ("docs/replication.md", "minimum tuning"): minimum_tuning,
 }

@@ -10,6 +10,7 @@ from losses.discopop import discopop_loss
 from losses.dpo import dpo_loss
 from losses.dpo_norm import dpo_norm_loss
 from losses.dpop import dpop_loss
+from losses.dr_dpo import dr_dpo_loss
 from losses.exo_pair import exo_pair_loss
 from losses.f_dpo import f_dpo_loss
 from losses.hinge_dpo import hinge_dpo_loss
@@ -19,11 +20,14 @@ from losses.ld_dpo import ld_dpo_loss
 from losses.lm import lm_loss
 from losses.logo import logo_loss
 from losses.longpo import longpo_loss
+from losses.margin import row_margin_loss
+from losses.mirror_descent import mirror_descent_loss
 from losses.mixture import mixture_loss
 from losses.nca_pair import nca_pair_loss
 from losses.orpo import orpo_loss
 from losses.poft import poft_columns_loss, poft_loss
 from losses.robust_dpo import robust_dpo_loss
+from losses.row_weights import row_weighted_loss
 from losses.sft import sft_loss
 from losses.simpo import simpo_loss
 from losses.slic import slic_loss
@@ -51,6 +55,7 @@ __all__ = [
     "dpo_loss",
     "dpo_norm_loss",
     "dpop_loss",
+    "dr_dpo_loss",
     "exo_pair_loss",
     "f_dpo_loss",
     "full_ranking_loss",
@@ -61,12 +66,15 @@ __all__ = [
     "lm_loss",
     "logo_loss",
     "longpo_loss",
+    "mirror_descent_loss",
     "mixture_loss",
     "nca_pair_loss",
     "orpo_loss",
     "poft_columns_loss",
     "poft_loss",
     "robust_dpo_loss",
+    "row_margin_loss",
+    "row_weighted_loss",
     "sft_loss",
     "simpo_loss",
     "slic_loss",

@@ -36,7 +36,12 @@ NAMES = sorted(
     if file.stem not in ("none", "library")
 )
 # On a model of width 64 ranks are smaller; what is drawn by steps is drawn within the few that a test has.
-SMALL = {"vera": ["adapter.options.r=8"], "sparse": ["adapter.options.r=4"], "hra": ["adapter.options.r=4"]}
+SMALL = {
+    "hra": ["adapter.options.r=4"],
+    "sparse": ["adapter.options.r=4"],
+    "spiel": ["adapter.r=4", "adapter.every=3", "adapter.collect=1"],
+    "vera": ["adapter.options.r=8"],
+}
 ROWS = ((40, (7, 3, 5)), (9, (2, 8, 1)))
 MODEL = {"num_hidden_layers": 4, "intermediate_size": 64}
 

@@ -49,6 +49,13 @@ class Adapter(Protocol):
     def soft_tokens(self) -> int:
         """Tokens that it puts before each prompt; they count towards `data.max_length`."""
 
+    @property
+    def whole_gradients(self) -> bool:
+        """Whether in some steps the gradients of all weights that it is put on are there, at 4 bytes each."""
+
+    def takes_wrapper(self, wrapper: str) -> bool:
+        """Whether it trains in a wrapper, by its name in `align plan`: `ddp`, `zero3`."""
+
     def check(self) -> None:
         """Refuses what is wrong whatever the model, without torch."""
 
@@ -89,6 +96,12 @@ class Still:
     def soft_tokens(self) -> int:
         """None."""
         return 0
+
+    whole_gradients = False
+
+    def takes_wrapper(self, wrapper: str) -> bool:
+        """In every one."""
+        return True
 
     def check_options(self) -> None:
         """Nothing beyond `check`."""

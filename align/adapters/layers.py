@@ -28,3 +28,11 @@ def replaced(layer: nn.Module) -> int:
 
     copies = (module for module in layer.modules() if isinstance(module, LNTuningLayer))
     return sum(weight.numel() for module in copies for weight in module.get_base_layer().parameters())
+
+
+def put_on(module: nn.Module) -> int:
+    """Weights of the layer that an adapter's layer was put on; 0 of any other module."""
+    if not isinstance(module, BaseTunerLayer):
+        return 0
+    layer: nn.Module = module.get_base_layer()
+    return layer.get_parameter("weight").numel()

@@ -13,8 +13,9 @@ from align.core.config import check_choice, check_seed
 from align.core.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
-    from torch import Generator, Tensor, nn
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 MOST_RANK = 65_536
@@ -52,6 +53,7 @@ class Spiel(Still):
     removable = True
     mergeable = True
     takes_four_bits = False
+    whole_gradients = True
 
     @property
     def trains_checkpoint_weights(self) -> bool:
@@ -77,6 +79,10 @@ class Spiel(Still):
         """See `Adapter`."""
         self._library.check_options()
 
+    def takes_wrapper(self, wrapper: str) -> bool:
+        """In those that leave its weights and their moments whole on every process."""
+        return wrapper in WHOLE
+
     def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
         """Refuses optimizers without AdamW's moments, and wrappers that split what belongs to a weight."""
         optimizer = getattr(arguments.optim, "value", str(arguments.optim))
@@ -90,7 +96,7 @@ class Spiel(Still):
                 "adapter=spiel adds up gradients over steps, which trainer.fp16=true scales by a factor that changes: "
                 "set trainer.bf16=true, or neither."
             )
-        if wrapper not in WHOLE or arguments.deepspeed_plugin is not None:
+        if not self.takes_wrapper(wrapper) or arguments.deepspeed_plugin is not None:
             raise UserError(
                 f"adapter=spiel moves weights and their moments between places, which {wrapper} splits over processes: "
                 "launch with ddp."
@@ -102,7 +108,6 @@ class Spiel(Still):
 
     def add(self, model: PreTrainedModel) -> PeftModel:
         """See `Adapter`; the places are drawn for each layer by its name."""
-        import torch
         from peft.tuners.shira.layer import Linear
 
         from align.adapters.library import put_on
@@ -113,12 +118,9 @@ class Spiel(Still):
         for name, layer in policy.named_modules():
             if isinstance(layer, Linear):
                 for adapter, values in layer.shira_weight.items():
+                    sizes = (layer.out_features, layer.in_features)
                     seed = zlib.crc32(f"{self.seed}/{name}".encode())
-                    sizes, draw = (
-                        (layer.out_features, layer.in_features),
-                        torch.Generator("cpu").manual_seed(seed),
-                    )
-                    layer.shira_indices[adapter] = _drawn(sizes, len(values), draw).to(values.device)
+                    layer.shira_indices[adapter] = _drawn(sizes, len(values), seed, device=values.device)
         return policy
 
     def callbacks(self, policy: nn.Module) -> Sequence[TrainerCallback]:
@@ -136,9 +138,12 @@ class Spiel(Still):
         return Library("SHIRA", self.target_modules, self.modules_to_save, {"r": self.r})
 
 
-def _drawn(sizes: tuple[int, int], count: int, draw: Generator) -> Tensor:
-    """`[2, count]` rows and columns of as many places of a matrix, none of them twice."""
+def _drawn(sizes: tuple[int, int], count: int, seed: int, *, device: torch.device) -> Tensor:
+    """`[2, count]` rows and columns of as many places of a matrix, none of them twice; of a counted one no values."""
+    import numpy as np
     import torch
 
-    places = torch.randperm(sizes[0] * sizes[1], generator=draw, device="cpu")[:count]
-    return torch.stack([places // sizes[1], places % sizes[1]]).int()
+    if device.type == "meta":
+        return torch.empty(2, count, dtype=torch.int32, device=device)
+    places = np.random.default_rng(seed).choice(sizes[0] * sizes[1], count, replace=False)
+    return torch.from_numpy(np.stack(np.divmod(places, sizes[1])).astype(np.int32)).to(device)

@@ -26,6 +26,7 @@ What a chat template makes of it:
 
 Tokens:
     tokens: an `Example` as tokens; encoding: fragments as ids; spans: which stretches lie in others.
+    weighing: what an answer's tokens weigh; weighers: by spans that rows bring, by ranks.
     cuts: what goes of a context that is too long; positions: position synthesis; vocabulary: ids against the model's.
 
 All rows together:

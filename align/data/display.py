@@ -26,9 +26,22 @@ SCORED, UNSCORED = "bold green", "dim"
 
 
 def print_row(
-    console: Console, example: TokenizedExample, tokenizer: PreTrainedTokenizerBase, *, characters: int
+    console: Console,
+    example: TokenizedExample,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    characters: int,
+    labels: bool = False,
 ) -> None:
-    """One row as a table: its parts with tokens, positions, jumps and text; scored tokens stand in ⟦ ⟧."""
+    """One row as a table: its parts with tokens, positions, jumps and text; scored tokens stand in ⟦ ⟧.
+
+    Args:
+        console: where it is printed.
+        example: the row.
+        tokenizer: decodes it.
+        characters: of each text that are shown.
+        labels: its one number says which answers are good.
+    """
     longest = len(example.prompt_ids) + example.longest_answer
     padded = longest * len(example.answers)
     table = Table(
@@ -60,6 +73,8 @@ def print_row(
             text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
         n = len(answer.input_ids)
         name = f"rejected {j}" if j else "text" if example.piece else "chosen"
+        if labels and example.columns is not None:
+            name = "good answer" if example.columns[0, j] else "bad answer"
         table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
     console.print(table)
 

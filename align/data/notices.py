@@ -37,13 +37,17 @@ def _pieces(data: PreferenceData, *, window: int | None, limit: str) -> list[str
     counts = data.counts
     if not counts["documents"]:
         return []
+    read = f"{counted(counts['documents'], 'document')} of plain text {agreeing(counts['documents'], 'is', 'are')} read"
+    end = "nothing is put behind them" if data.end is None else f"each ends with {data.end}"
+    tokens = counted(counts["piece_tokens"], "token")
+    if not counts["cut_documents"]:
+        return [f"{read} whole, {tokens} together; {end}."]
     why = limit if window is None else f"the model's window of {window} tokens"
-    end = "nothing is put behind a document" if data.end is None else f"each document ends with {data.end}"
-    are = agreeing(counts["documents"], "is", "are")
+    are = agreeing(counts["cut_documents"], "is", "are")
     return [
-        f"{counted(counts['documents'], 'document')} of plain text {are} read as "
-        f"{counted(counts['pieces'], 'row')}, {counted(counts['piece_tokens'], 'token')} together: pieces of at most "
-        f"{why}, of which a later one begins with the last token of the one before; {end}."
+        f"{read} as {counted(counts['pieces'], 'row')}, {tokens} together; {end}. "
+        f"{counted(counts['cut_documents'], 'document')} {are} cut into pieces by {why}, of which "
+        "a later one begins with the last token of the one before."
     ]
 
 

@@ -91,10 +91,7 @@ class RowBuilder:
         elif is_text(row.values):
             check_no_media(row)
             columns = Columns(row.source, row.values)
-            more = bool(self.demands.numbers) or self.demands.unrelated
-            text = read_text(columns, require_rejected=self.demands.rejected, wants_more=more)
-            examples = [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
-            unread = unread_names(columns, row)
+            examples, unread = self._pieces(row, columns), unread_names(columns, row)
         else:
             check_no_media(row)
             parsed, weights = self._parsed(row)
@@ -111,6 +108,15 @@ class RowBuilder:
         names = stored_names(name for name in unread if name not in self.renaming.names())
         scores = upside_down(row.values)
         return [to_row(one, dropped_rejected=dropped, unread=names, scores=scores) for one in examples]
+
+    def _pieces(self, row: RawRow, columns: Columns) -> list[TokenizedExample]:
+        """The pieces of a document, which has nothing beside its text."""
+        demands = self.demands
+        more = bool(demands.numbers) or demands.unrelated
+        text = read_text(columns, require_rejected=demands.rejected, wants_more=more)
+        if demands.weigher is not None:
+            raise columns.error("the tokens of a document all weigh 1: set token_weights=none.")
+        return [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
 
     def _parsed(self, row: RawRow) -> tuple[ParsedRow, RowWeights | None]:
         """The row as text, and what weighs its answers."""

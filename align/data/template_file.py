@@ -21,7 +21,9 @@ RESERVED = (
 
 
 def check_template_kwargs(key: str, values: Mapping[str, Any] | None) -> None:
-    """Refuses names that no variable of a template may have, naming the key."""
+    """Refuses what is no mapping, and names that no variable of a template may have, naming the key."""
+    if values is not None and not isinstance(values, Mapping):
+        raise UserError(f"{key}={values} has to be a mapping, like {{enable_thinking: false}}.")
     for name in values or ():
         if name in RESERVED or not str(name).isidentifier():
             raise UserError(

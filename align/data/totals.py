@@ -66,17 +66,23 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
 
 
 def _documents(both: Sequence[Dataset]) -> dict[str, int]:
-    """Documents of plain text, the pieces that they are cut into, and the tokens of those."""
-    documents, pieces, tokens = set[str](), 0, 0
+    """Documents of plain text, those of them that are cut, the pieces that there are, and the tokens of those."""
+    documents, cut, pieces, tokens = set[str](), set[str](), 0, 0
     for rows in both:
-        places = np.flatnonzero(column_of(rows, "piece").to_numpy(zero_copy_only=False))
+        piece = column_of(rows, "piece").to_numpy(zero_copy_only=False)
+        places = np.flatnonzero(piece)
         if len(places):
-            documents.update(column_of(rows, "prompt_hash").take(pa.array(places)).to_pylist())
-            tokens += int(
-                column_of(rows, "num_tokens").to_numpy(zero_copy_only=False)[places].sum(dtype=np.int64)
-            )
+            names, sizes = column_of(rows, "prompt_hash"), column_of(rows, "num_tokens")
+            documents.update(names.take(pa.array(places)).to_pylist())
+            cut.update(names.take(pa.array(np.flatnonzero(piece > 1))).to_pylist())
+            tokens += int(sizes.to_numpy(zero_copy_only=False)[places].sum(dtype=np.int64))
         pieces += len(places)
-    return {"documents": len(documents), "pieces": pieces, "piece_tokens": tokens}
+    return {
+        "documents": len(documents),
+        "cut_documents": len(cut),
+        "pieces": pieces,
+        "piece_tokens": tokens,
+    }
 
 
 def short_cuts(rows: Dataset) -> np.ndarray:

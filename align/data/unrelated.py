@@ -79,7 +79,8 @@ def _with_answer(row: Row, answer: Answer, kinds: tuple[str, ...], limit: int | 
     """A row with one answer more; of what goes beyond `limit` nothing is left."""
     example = to_example(row)
     room = len(answer.input_ids) if limit is None else limit - len(example.prompt_ids)
-    fitting = Answer(answer.input_ids[:room], answer.scored[:room])
+    weights = None if answer.weights is None else answer.weights[:room]
+    fitting = Answer(answer.input_ids[:room], answer.scored[:room], weights)
     numbers = example.columns
     if numbers is not None:
         numbers = np.column_stack(

@@ -18,7 +18,7 @@ from align.evaluation.remembered import details_of, scores_of
 from align.evaluation.stored import StoredRecords
 from align.evaluation.suite import Evaluation, Result, at_least, check_edges, plain, score_of
 from align.generation.generators import derive_seed, digest_of
-from align.generation.memories import Memory, NoMemory
+from align.generation.memories import Memory, NoMemory, check_memory
 from align.generation.shares import own_share
 from align.generation.stage import WORK
 
@@ -52,7 +52,7 @@ class Perplexity:
                 "before it in its window."
             )
         check_edges(self.edges)
-        self.memory.check("suite.memory")
+        check_memory(self.memory, "suite.memory")
 
     def run(self, evaluation: Evaluation) -> Result:
         """Scores every document twice; a document is a sample, its mean negative log-prob the score."""

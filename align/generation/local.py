@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from align.core.errors import UserError
 from align.data.template_file import check_template_kwargs
 from align.generation.marked import check_mark
-from align.generation.memories import Memory, NoMemory
+from align.generation.memories import Memory, NoMemory, check_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ class LocalSettings:
             raise UserError(f"generator.device={self.device} is not known: use auto, cpu or cuda.")
         check_template_kwargs("generator.template_kwargs", self.template_kwargs)
         check_mark(self.mark)
-        self.memory.check("generator.memory")
+        check_memory(self.memory, "generator.memory")
 
     def resolve_device(self) -> torch.device:
         """`generator.device`; auto is the first GPU where there is one.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from align.core.config import check_arguments
 from align.core.errors import UserError
@@ -91,11 +91,9 @@ class NoMemory:
     def check(self, where: str) -> None:
         """It has no values."""
 
-    @contextmanager
-    def keep(self, model: PreTrainedModel, *, seed: int) -> Iterator[Kept]:
+    def keep(self, model: PreTrainedModel, *, seed: int) -> AbstractContextManager[Kept]:
         """Never asked for: nothing is taken in."""
-        raise AssertionError("memory=none keeps nothing")
-        yield
+        raise NotImplementedError("memory=none keeps nothing")
 
 
 @dataclass(frozen=True)
@@ -176,12 +174,28 @@ def chunks_of(tokens: int, *, chunk: int, context: int | None) -> list[Chunk]:
     return [Chunk(0 if context is None else max(0, m - context), m, min(m + chunk, tokens)) for m in starts]
 
 
+def check_memory(memory: Any, where: str) -> None:
+    """Checks what a configuration gives as a memory.
+
+    Args:
+        memory: what was made of the group's node.
+        where: the group's key: `suite.memory`.
+
+    Raises:
+        UserError: it is none, or has a value out of range.
+    """
+    if not callable(getattr(memory, "check", None)):
+        raise UserError(f"{where} is no memory: choose one by its group, {where.replace('.', '/')}=none.")
+    memory.check(where)
+
+
 def refuse_at_server(memory: Memory) -> None:
     """Refuses a memory for a model that answers elsewhere.
 
     Raises:
         UserError: it keeps something.
     """
+    check_memory(memory, "generator.memory")
     if memory.chunk:
         raise UserError(
             "generator/memory trains an adapter on the model that answers, which lies at a server here: take "

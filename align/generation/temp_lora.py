@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from align.adapters.lora import Lora
+from align.adapters.targets import ALL_LINEAR, linear_names
 from align.core.errors import UserError
 from align.longseq.logps import token_logps
 from align.longseq.tail import tail_of
@@ -38,12 +39,17 @@ def attached(settings: TempLora, model: PreTrainedModel, *, seed: int) -> Iterat
         seed: of the adapter's start and its dropout; torch's own random numbers are left as they were.
 
     Raises:
-        UserError: the model has an adapter already, which would go with this one.
+        UserError: the model has an adapter already, which would go with this one, or nothing to put one on.
     """
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise UserError(
             "memory=temp_lora puts an adapter of its own on the model, which has one already: merge that first by "
             "`align export`."
+        )
+    if settings.target_modules == [ALL_LINEAR] and not linear_names(model):
+        raise UserError(
+            f"memory=temp_lora finds no linear layer in {type(model).__name__} but its head: name the modules that it "
+            "is put on, memory.target_modules=[…]."
         )
     trained = [(weight, weight.requires_grad) for weight in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]

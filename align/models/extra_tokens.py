@@ -101,7 +101,8 @@ def add_rows(model: PreTrainedModel, ids: Sequence[int], *, known: int) -> None:
     """
     import torch
 
-    before: int = _tables(model)[0].shape[0]
+    embedding = _tables(model)[0]
+    before = int(getattr(embedding, "ds_shape", embedding.shape)[0])  # ZeRO-3 keeps a part, of another shape
     rows = max(before, max(ids) + 1)
     if rows > before:
         model.resize_token_embeddings(rows, mean_resizing=False)

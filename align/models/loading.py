@@ -121,7 +121,9 @@ def check_reference_tokens(reference: ModelSettings, policy: ModelSettings) -> N
                 f"model.extra_tokens get the ids {ids} behind the tokens of model.path={policy.path} and {others} "
                 f"behind those of reference.model={reference.path}: name a reference with the same tokenizer."
             )
-    rows, known = (text_config(load_config(own)).vocab_size for own in (reference, policy))
+    rows, known = (getattr(text_config(load_config(own)), "vocab_size", None) for own in (reference, policy))
+    if rows is None or known is None or rows >= known:
+        return
     needed = min(known, len(model_tokenizer(policy)))
     if rows < needed:
         raise UserError(

@@ -14,8 +14,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_utils import set_zero3_state
 
 from align.adapters.adapter import Adapter, add_adapter
-from align.adapters.layers import replaced
+from align.adapters.layers import put_on, replaced
 from align.core.errors import UserError, first_line
+from align.distributed.names import WRAPPERS
 from align.longseq.last_norm import last_norm
 from align.longseq.patterns import Pattern
 from align.models.loading import library_class, load_config
@@ -78,6 +79,8 @@ class Architecture:
         patterns: of each layer's attention, by which its work is counted; None of a layer without attention.
         query_widths: heads · D of each layer's attention; 0 of a layer without.
         one_process: whether layers keep a state, so that rows are not shared among processes.
+        wrappers: in which the adapter trains; all without one.
+        collected: of weights whose gradients an adapter collects beside those of what trains.
         kinds: of each layer, for `counter`.
         like_llama: whether the formulas of activations.py are those of its layers.
         counter: what other layers keep and need; None where they are estimated by these formulas.
@@ -114,6 +117,8 @@ class Architecture:
     patterns: tuple[Pattern | None, ...]
     query_widths: tuple[int, ...]
     one_process: bool
+    wrappers: tuple[str, ...]
+    collected: int
     like_llama: bool
     kinds: tuple[Kind, ...] = field(repr=False)
     counter: LayerCounter | None = field(repr=False, compare=False)
@@ -170,19 +175,20 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     # The class itself, and a composite's parts as if within such a call: under ZeRO-3 `from_config` would scatter the
     # weights.
     model_class: Any = library_class(config)
+    adapter: Adapter | None = settings.adapter
     if model_class is None:
         raise UnknownModelError(
             f"{config.model_type} models are not the library's own: align plan cannot count them."
         )
     with torch.device("meta"), set_zero3_state():
-        model = _adapted_model(_made(model_class, config), settings.adapter)
+        model = _adapted_model(_made(model_class, config), adapter)
     lm = find_causal_lm(model)
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
     layers = list(decoder_layers(lm))
     largest = max(layers, key=_count)
     lora = model is not lm  # all parameters of a model that trains behind a frozen soft prompt do
     text = text_config(config)
-    attention = attention_of(config, layers, settings.adapter)
+    attention = attention_of(config, layers, adapter)
     active = [active_parameters(layer, text) - replaced(layer) for layer in layers]
     return Architecture(
         layers=len(layers),
@@ -212,6 +218,8 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         head_trains=_count(head, trainable=True) > 0,
         norm_of_scored=last_norm(lm) is not None,
         one_process=any(map(runs_along_rows, layers)),
+        wrappers=tuple(name for name in WRAPPERS if not adapter or adapter.takes_wrapper(name)),
+        collected=sum(map(put_on, model.modules())) if adapter and adapter.whole_gradients else 0,
     )
 
 

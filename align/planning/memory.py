@@ -103,7 +103,7 @@ def _moments(
 ) -> list[_Moment]:
     """See `predict`, which lists them."""
     before = fixed.gradients if job.accumulation > 1 else 0.0
-    each = fixed.gradients / max(1, model.trainable)
+    each = (fixed.gradients - 4.0 * model.collected) / max(1, model.trainable)
     # Before the head's gradient is a tensor of its own it is the sum that autograd holds.
     whole = strategy.wrapper not in SHARDED
     precision = job.precision.under(strategy.wrapper)

@@ -73,7 +73,9 @@ def strategies(
 ) -> Iterator[tuple[Strategy, Job]]:
     """Wrapper × degree × levers, with the accumulation that keeps the prompts of a step."""
     for wrapper, degree in product(wrappers, _divisors(machine.count)):
-        if (degree > 1 and model.one_process) or not _runs(wrapper, degree, job, machine, prompts):
+        if wrapper not in model.wrappers or (degree > 1 and model.one_process):
+            continue
+        if not _runs(wrapper, degree, job, machine, prompts):
             continue
         exchange = "none"
         if degree > 1:

@@ -4,7 +4,7 @@ P parameters of which G train, N processes, w bytes a weight (`model.dtype`), g 
 
 | wrapper | weights | gradients | optimizer | beside them |
 |---|---|---|---|---|
-| none | P·w | G·w | s·G·w | |
+| none | P·w | G·w (and 4 bytes for each weight whose gradient an adapter collects) | s·G·w | |
 | DDP | P·w | G·w | s·G·w | G·w buckets (gradients are copied, `gradient_as_bucket_view` is off) |
 | FSDP2 | P·w/N | G·w/N | s·G·w/N | gathered: embedding, head and two layers; one layer's whole gradients |
 | ZeRO-1 | P·w | G·g | (s+1)·4·G/N | a bucket of 5e8 gradients |
@@ -98,7 +98,8 @@ def states(
     bucket = min(model.trainable, BUCKET) * trained
     live = max(min(model.parameters, LIVE), model.layer_experts) * (2.0 if low else precision.weights)
     if wrapper in ("none", "ddp"):
-        return States(weights, gradients, optimizer, reference, gradients if wrapper == "ddp" else 0.0)
+        buckets = gradients if wrapper == "ddp" else 0.0
+        return States(weights, gradients + 4.0 * model.collected, optimizer, reference, buckets)
     if wrapper == "zero1":
         return States(weights, gradients, optimizer / processes, reference, bucket)
     if wrapper == "zero2":

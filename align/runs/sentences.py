@@ -182,6 +182,14 @@ def early_sentence(error: BaseException, *, overrides: Sequence[str]) -> str | N
         return f"output: {error.filename} cannot be made ({reason}): name another folder, output=…."
     if "full_key: hydra.run.dir" in str(error):  # which follows `output`
         return "output has the wrong type: it takes a folder's name, as in output=outputs/NAME."
+    inside = re.match(
+        r"Index '(.*)' \(str\) is not an int|invalid literal for int\(\) .*: '(.*)'$", str(error)
+    )
+    if inside:
+        entry = inside[1] or inside[2]
+        return (
+            f"{entry!r} is no entry of a list: a list is set whole, as in KEY=[a,b], or by places, KEY.0=a."
+        )
     if isinstance(error, ValueError | TypeError):
         return misread_word(error, overrides) or (_one_line(error) if isinstance(error, ValueError) else None)
     return None

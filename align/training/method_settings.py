@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from align.core.errors import UserError
 from align.core.instantiate import check_targets
-from align.data.weighing import Weigher
+
+if TYPE_CHECKING:
+    from align.data.weighing import Weigher
+
 
 _ALLOWED_NEEDS: dict[str, tuple[Any, ...]] = {
     "reference": ("none", "same", "short"),
@@ -127,6 +130,21 @@ def check_step(needs: Needs, *, prompts: int) -> None:
             "The method's loss follows from all prompts of a step, and a step has one: raise "
             "trainer.per_device_train_batch_size or trainer.gradient_accumulation_steps."
         )
+
+
+def read_again_words(needs: Needs, accumulation: int) -> list[str]:
+    """What is said where a loss over the whole step reads rows twice; nothing where it does not.
+
+    Args:
+        needs: of the method.
+        accumulation: micro-batches of a step.
+    """
+    if needs.batch == "prompt" or accumulation == 1:
+        return []
+    return [
+        f"The loss follows from all prompts of a step: with trainer.gradient_accumulation_steps={accumulation} each "
+        "row is read once before, without gradients, which a larger trainer.per_device_train_batch_size saves."
+    ]
 
 
 # A loss of the policy's log-probs alone.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
 METRICS = (
     "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
+    CHOSEN,
+    REJECTED,
+    MARGINS,
     "rewards/accuracies",
     "logps/chosen",
     "logps/rejected",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from align.longseq.logps import sum_dtype
-from align.training.metric_names import METRICS
+from align.training.metric_names import CHOSEN, MARGINS, METRICS, REJECTED
 from losses.labels import kinds_of
 
 if TYPE_CHECKING:
@@ -82,11 +82,17 @@ class MeanMeter:
 
 
 def means(sums: Tensor) -> dict[str, float]:
-    """`{name: mean}` from `[2, len(METRICS)]` sums and counts; names without a count are left out."""
+    """`{name: mean}` from `[2, len(METRICS)]` sums and counts; names without a count are left out.
+
+    Where no prompt has both a good and a bad answer the margin is that of their means, as TRL's KTO logs it.
+    """
     totals, counts = sums.tolist()
-    return {
+    found = {
         name: total / count for name, total, count in zip(METRICS, totals, counts, strict=True) if count > 0
     }
+    if MARGINS not in found and {CHOSEN, REJECTED} <= found.keys():
+        found[MARGINS] = found[CHOSEN] - found[REJECTED]
+    return found
 
 
 def mean_metrics(table: Tensor, weights: Tensor, *, prefix: str) -> dict[str, float]:

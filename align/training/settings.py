@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,7 +13,6 @@ from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.instantiate import build
 from align.data.settings import DataSettings, PositionSettings
-from align.data.weighing import Weigher
 from align.longseq.settings import (
     ATTENTION_CHOICES,
     MemorySettings,
@@ -27,6 +26,9 @@ from align.reference.settings import ReferenceSettings, check_follow, check_shar
 from align.runs.objective import AUTO
 from align.training.method_settings import check_method, check_token_weights
 from align.training.trainer_keys import check_trainer_keys
+
+if TYPE_CHECKING:
+    from align.data.weighing import Weigher
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def read_settings(config: DictConfig) -> Settings:
     """
     general = typed(GeneralSettings, config, "")
     needs = check_method(config.method, allow_targets=general.allow_targets)
-    token_weights: Weigher | None = build(config, "token_weights") if config.token_weights else None
+    token_weights: Weigher | None = build(config, "token_weights") if config.get("token_weights") else None
     check_token_weights(str(config.method.name), needs, token_weights)
     model = read_model(config)
     memory = typed(MemorySettings, config, "memory")

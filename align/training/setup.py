@@ -41,6 +41,8 @@ from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.following import follow
 from align.training.learning_rates import optimizer_with_rates
+from align.training.method_settings import read_again_words
+from align.training.methods import Method
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
 from align.training.row_costs import attention_notice
@@ -112,9 +114,20 @@ def say_of_rows(data: PreferenceData, run: Run) -> None:
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
         mixed = mixture_words(data.ingredients)
+        again = read_again_words(run.method.needs, run.arguments.gradient_accumulation_steps)
+        plain = unweighted_words(run.method)
         soft = soft_prompt_words(run.model.adapter)
-        for sentence in [*mixed, *soft, *notices(data, window=window), *unused, *costs]:
+        for sentence in [*mixed, *soft, *notices(data, window=window), *unused, *costs, *again, *plain]:
             tell(sentence)
+
+
+def unweighted_words(method: Method) -> list[str]:
+    """What is said of a method that reads weights of tokens where there are none."""
+    if not method.needs.token_weights or method.token_weights is not None:
+        return []
+    return [
+        f"method={method.name} reads weights of tokens, and with token_weights=none each of them weighs 1."
+    ]
 
 
 def list_dropped(data: PreferenceData, run: Run) -> None:

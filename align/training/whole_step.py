@@ -225,7 +225,10 @@ class _Joined:
         ):  # the others' losses may depend on these prompts: their gradient comes along, their value does not
             others = output.loss.sum() - output.loss[rows].sum()
             share = torch.zeros_like(blank).index_fill(0, slots[:1], 1.0)
-            losses = losses + share * (others - others.detach())
+            nothing_but_slope = (
+                others - others.detach()
+            )  # not a number where another prompt's loss is not finite
+            losses = losses + share * torch.where(nothing_but_slope == 0, nothing_but_slope, 0.0)
         rewards = output.rejected_reward[rows, : live.policy.rejected.shape[1]]
         return LossOutput(
             losses,

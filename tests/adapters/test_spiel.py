@@ -28,11 +28,14 @@ from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import start_parallel
+from align.plan import check
+from align.runs.api import compose
 from align.training.trainer import PreferenceTrainer
 from tests.adapters.contract import examples, held_to_the_contract, loss_of
 from tests.distributed import run_distributed
 from tests.forked import run
 from tests.longseq.plain import assert_close
+from tests.planning.plans import plan
 from tests.rows import make_rows
 from tests.tiny import save_tiny, tiny_model
 from tests.training.helpers import LOGO, make_trainer
@@ -400,3 +403,19 @@ def test_launches_that_split_weights_or_keep_other_moments_are_refused(wrapper, 
     with pytest.raises(UserError, match=said):
         Spiel(r=4).check_launch(wrapper, settings)
     Spiel(r=4).check_launch("ddp", TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+
+
+def test_a_plan_counts_what_is_collected_and_takes_ddp_alone() -> None:
+    """Llama-3-8B: 32 layers of 218,103,808 weights in linear layers, 4 bytes each in the first step of a window."""
+    words = ("model=llama3_8b", "method=dpo", "rows.prompt=3000", "wrapper=ddp")
+    made, fixed = (plan(*words, f"adapter={name}") for name in ("spiel", "lora"))
+    assert made.sizes.collected == 32 * 218_103_808 and fixed.sizes.collected == 0
+    more = made.given.memory.gradients - fixed.given.memory.gradients
+    trained = 4 * (made.sizes.trainable - fixed.sizes.trainable)
+    assert more - trained == pytest.approx(4 * made.sizes.collected, rel=1e-6)
+    assert made.best is not None and made.best.strategy.wrapper == "ddp"
+
+
+def test_a_plan_of_another_wrapper_is_refused() -> None:
+    with pytest.raises(UserError, match="adapter=spiel does not train under wrapper=zero3: set wrapper=ddp"):
+        check(compose("plan", ["model=llama3_8b", "adapter=spiel", "rows.prompt=3000"]))

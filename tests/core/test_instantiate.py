@@ -195,7 +195,7 @@ def test_suites_by_name_are_suites():
             "_recursive_ is unknown; beside arguments stand _args_, _partial_, _target_",
         ),
         ({"_args_": "abc"}, "_args_=abc has to be a list"),
-        ({"_args_": [1, 2, 3, 4, 5, 6, 7, 8]}, "positional arguments"),
+        ({"_args_": [1, 2, 3, 4, 5, 6, 7, 8, 9]}, "positional arguments"),
     ],
 )
 def test_what_stands_beside_a_target(more, sentence):

@@ -105,6 +105,7 @@ def test_counts(tmp_path: Path) -> None:
         "dropped_rows": 0,
         "unplaced_rows": 0,
         "documents": 0,
+        "cut_documents": 0,
         "cut_unrelated": 0,
         "pieces": 0,
         "piece_tokens": 0,

@@ -70,6 +70,25 @@ def test_a_mix_is_shown_and_its_rows_are_checked(
     assert "more.jsonl:1: column chosen or completion is missing" in capsys.readouterr().out
 
 
+def test_a_share_that_a_place_cannot_give_is_a_finding(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows are shown all the same, documents among them."""
+    path = write_lines(tmp_path / "rows.jsonl", *({"text": f"a document {i}"} for i in range(4)))
+    more = write_lines(tmp_path / "more.jsonl", {"text": "more"})
+    settings = (f"data.path={path}", f"model.path={model}", "rows=1", "require_rejected=false")
+    assert run(monkeypatch, *settings, f"data.mix=[{{path: '{more}', share: 0.6}}]") == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "settings: 1 data.mix[0].share=0.6 beside" in shown and "and no row is taken twice: set 0." in shown
+    )
+    assert (
+        "4 documents of plain text are read whole, 52 tokens together; each ends with <|im_end|>." in shown
+        and "│ text" in shown
+    )
+    assert run(monkeypatch, *settings, f"data.mix=[{{path: '{more}', share: 0.1}}]") == 0
+
+
 def test_positions_and_jumps_are_shown(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,3 +297,17 @@ def test_numbers_and_nouns_agree(
     said = " ".join(capsys.readouterr().out.split())
     assert "1 prompt token, 1 answer" in said and "as 1 padded row: 0% saved" in said
     assert "0 short prompts" in said and "1 row: 1 to train on" in said
+
+
+def test_single_answers_are_shown_by_their_labels(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`labels=true`: a bad answer is a row like any other; without it, it is nothing to learn from."""
+    rows = [{"prompt": f"p{i}", "completion": "c", "label": bool(i)} for i in range(2)]
+    path = write_lines(tmp_path / "rows.jsonl", *rows)
+    settings = (f"data.path={path}", f"model.path={model}", "data.eval_size=0")
+    assert run(monkeypatch, *settings, "labels=true") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "good answer" in said and "bad answer" in said and "1 are good and 1 are bad" in said
+    assert run(monkeypatch, *settings, "require_rejected=false") == 1
+    assert "marked as bad" in " ".join(capsys.readouterr().out.split())

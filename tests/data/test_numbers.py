@@ -151,7 +151,7 @@ def test_pre_tokenised_rows_bring_theirs() -> None:
     demands = Demands(numbers=numbers_of(KINDS, None))
     tokenize = ExampleTokenizer(tiny_tokenizer(), DataSettings(), chunk_tokens=8)
     build = RowBuilder(tokenize, PositionSettings(), 0, demands)
-    row = build(RawRow(0, "r:1", released | {"aligned_logp": -2, "reward": [1, 0]}))
+    (row,) = build(RawRow(0, "r:1", released | {"aligned_logp": -2, "reward": [1, 0]}))
     assert to_example(row).columns.tolist() == [[-2, -2], [1, 0]]
     assert row["unread"] == ""
     with pytest.raises(RowError, match=r"r:1: column aligned_logp, a number"):

@@ -18,6 +18,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.data.stored_rows import to_example
 from align.data.text_rows import text_pieces
 from align.data.tokens import ExampleTokenizer
+from align.data.weighers import Spans
 from align.longseq import pack
 from tests.data.helpers import END, START, byte_tokenizer, write_lines
 
@@ -149,12 +150,14 @@ def test_documents_are_counted_and_told_in_one_line(books: str) -> None:
     assert data.counts["piece_tokens"] == data.counts["tokens"] == 6 * (101 + 4)
     told, unread = notices(data, window=None)
     assert told == (
-        "6 documents of plain text are read as 30 rows, 630 tokens together: pieces of at most data.max_length, of "
-        f"which a later one begins with the last token of the one before; each document ends with {END}."
+        f"6 documents of plain text are read as 30 rows, 630 tokens together; each ends with {END}. 6 documents "
+        "are cut into pieces by data.max_length, of which a later one begins with the last token of the one before."
     )
     assert unread == "Not read: url (30 rows)."
-    (told, _) = notices(load(books, tokenizer=without_end(), max_length=25), window=None)
-    assert told.endswith("; nothing is put behind a document.")
+    (told, _) = notices(load(books, tokenizer=without_end(), max_length=100), window=None)
+    assert (
+        told == "6 documents of plain text are read whole, 600 tokens together; nothing is put behind them."
+    )
 
 
 def test_pieces_of_a_document_are_held_out_together(books: str) -> None:
@@ -262,6 +265,14 @@ def test_methods_that_read_labels_or_numbers_refuse_a_document(tmp_path: Path, o
         UserError, match=r"is a document, and the method reads a label or numbers of each answer"
     ):
         load(path, options=options)
+
+
+def test_the_tokens_of_a_document_are_not_weighed(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "rows.jsonl", {"text": "a document"})
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: the tokens of a document all weigh 1: set token_weights=none"
+    ):
+        load(path, options={"weigher": Spans()})
 
 
 def test_rows_of_pairs_keep_their_layout_beside_a_text(tmp_path: Path) -> None:

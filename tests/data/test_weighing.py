@@ -27,6 +27,7 @@ from align.data.tokens import ExampleTokenizer
 from align.data.weighers import Rank, Spans
 from align.data.weighing import AnswerText, RowWeights, Weigher
 from align.longseq import ATTENTION, pack, pair_logps
+from align.training.setup import unweighted_words
 from align.training.trainer import PreferenceTrainer
 from tests.data.helpers import byte_tokenizer
 from tests.data.template_cases import FORMS, NAMES, reader_of
@@ -313,3 +314,13 @@ def test_a_loss_that_reads_no_weights_is_told_so() -> None:
         align.method("dpo", token_weights=Rank())
     with pytest.raises(UserError, match="alpha=-1"):
         align.method("full_ranking", token_weights=Rank(alpha=-1.0))
+
+
+def test_a_method_without_the_weights_that_it_reads_says_so() -> None:
+    assert unweighted_words(align.method("weighted_sft", token_weights=Rank())) == []
+    assert unweighted_words(align.method("dpo")) == []
+    (sentence,) = unweighted_words(align.method("full_ranking"))
+    assert (
+        sentence
+        == "method=full_ranking reads weights of tokens, and with token_weights=none each of them weighs 1."
+    )

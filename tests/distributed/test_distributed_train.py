@@ -202,3 +202,17 @@ def test_a_composite_under_each_cpu_configuration(composite, name):
     assert_close(weights, expected, tolerance=1e-5)
     for kept in (key for key in start if key.startswith(("vision_tower", "multi_modal_projector"))):
         assert torch.equal(weights[kept], start[kept])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_extra_tokens_under_each_cpu_configuration(folder, name):
+    """Rows that are added to tables which ZeRO-3 has split: the same weights as in one process."""
+    if name.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    common = ("trainer.per_device_train_batch_size=4", "method=dpo", 'model.extra_tokens=["[IND]"]')
+    expected, _ = train(folder, f"tokens-one-beside-{name}", 1, *common)
+    flags = ("--config_file", str(CPU_FORMS / f"{name}.yaml"))
+    weights, _ = train(folder, f"tokens-{name}", 2, "parallel=gather", *common, flags=flags)
+    assert weights["model.embed_tokens.weight"].shape[0] == 129
+    assert_close(weights, expected, tolerance=1e-5)

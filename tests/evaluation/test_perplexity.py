@@ -8,10 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import log_softmax
-from transformers import CONFIG_MAPPING, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    TrainingArguments,
+)
 
 import align
 from align.core.errors import UserError
+from align.evaluation.in_training import check_suites
 from align.evaluation.perplexity import Perplexity
 from align.evaluation.token_logps import learned_positions, sequence_logps, sliding_logps
 from align.generation.memories import TempLora
@@ -199,6 +207,12 @@ def test_the_command_takes_a_memory(tmp_path, model):
         align.evaluate(*words, "suite.memory.chunk=1")
     with pytest.raises(align.UserError, match="generator/memory trains an adapter on the model that answers"):
         align.evaluate("suite=retrieval", "generator=openai", "generator/memory=temp_lora", *words[4:5])
+
+
+def test_a_memory_is_refused_while_a_policy_trains():
+    """Before a model is loaded: its adapter would lie on the policy."""
+    with pytest.raises(UserError, match=r"suites\.text\.memory puts an adapter on the model"):
+        check_suites({"text": Perplexity(memory=MEMORY)}, TrainingArguments(use_cpu=True))
 
 
 def test_refusals():

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
+import align
 from align.core.errors import UserError
 from align.evaluation.remembered import token_mean
 from align.generation.generators import Message, Request, Sampling, WindowError
@@ -17,7 +19,7 @@ from align.generation.memories import NoMemory, TempLora, chunks_of
 from align.generation.server import OpenAISettings
 from align.generation.temp_lora import chunk_logps
 from tests.generation.test_local import answers
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 SMALL = TempLora(chunk=8, context=None, train_context=16, r=4, alpha=8, learning_rate=0.01, warmup_chunks=0)
 IDS = torch.randint(8, 128, (40,), generator=torch.Generator().manual_seed(0))
@@ -137,6 +139,11 @@ def test_what_is_refused():
             TempLora(**values).check("suite.memory")
     with pytest.raises(UserError, match="generator/memory trains an adapter on the model that answers"):
         OpenAISettings(memory=TempLora()).check()
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=128, eos_token_id=1, bos_token_id=1)
+    )
+    with pytest.raises(UserError, match="finds no linear layer in GPT2LMHeadModel"), SMALL.keep(gpt2, seed=0):
+        pass
     model = tiny_model()
     model.lm_head.weight.data.fill_(float("nan"))
     with (
@@ -215,6 +222,28 @@ def test_answers_end_where_the_model_ends_them():
     plain = answers(generator(NoMemory(), model=model), [call])["r"]
     assert answers(generator(still, model=model), [call])["r"] == plain
     assert plain.finish == "stop" and 11 <= plain.tokens < 40
+
+
+def test_long_writing_by_the_command_and_a_cache_that_knows_the_memory(tmp_path):
+    """Answers with and without a memory, and with another one, share a cache and are not taken for each other."""
+    save_tiny(tmp_path / "model")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w9 w10 w11", "length": 100, "type": "x"}\n')
+    words = [
+        "suite=longwrite",
+        f"suite.path={tmp_path / 'prompts.jsonl'}",
+        f"model.path={tmp_path / 'model'}",
+    ]
+    words += ["suite.max_new_tokens=30", "suite.temperature=1.0", f"generator.cache={tmp_path / 'cache'}"]
+    memory = ["generator/memory=temp_lora", "generator.memory.chunk=8", "generator.memory.warmup_chunks=0"]
+    memory += ["generator.memory.learning_rate=0.02", "generator.memory.r=4"]
+    starts = {"plain": [], "memory": memory, "again": memory, "other": [*memory, "generator.memory.steps=1"]}
+    said = {
+        name: align.evaluate(*words, *more, f"output={tmp_path / name}").records[0]["text"]
+        for name, more in starts.items()
+    }
+    assert said["memory"] == said["again"]
+    assert len({said["plain"], said["memory"], said["other"]}) == 3
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 3
 
 
 def test_no_memory_is_the_plain_generator():

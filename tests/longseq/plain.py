@@ -32,7 +32,13 @@ def make_example(
 def as_needed(rng: np.random.Generator, example: TokenizedExample, needs: Needs) -> TokenizedExample:
     """The row, and its short ones, with all that a method reads of it beside its texts, at random."""
     if needs.columns:
-        example = replace(example, columns=rng.random((len(needs.columns), len(example.answers))))
+        count = len(example.answers)
+        labels = np.zeros(
+            count
+        )  # the own answer is good; the next one, where a loss reads such a one, another prompt's
+        labels[0], labels[1:2] = 1.0, -1.0 if needs.answers == "unrelated" else 0.0
+        numbers = [labels if kind == "label" else rng.random(count) for kind in needs.columns.values()]
+        example = replace(example, columns=np.array(numbers))
     if needs.token_weights:
         example = replace(
             with_weights(rng, example), short=tuple(with_weights(rng, one) for one in example.short)

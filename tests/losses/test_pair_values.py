@@ -19,6 +19,7 @@ from losses import (
     dpo_loss,
     dpo_norm_loss,
     dpop_loss,
+    dr_dpo_loss,
     exo_pair_loss,
     f_dpo_loss,
     hinge_dpo_loss,
@@ -224,6 +225,33 @@ def test_alphapo_is_simpo_for_a_small_alpha() -> None:
     assert found.loss.item() == close(simpo_loss(policy(), beta=2.0, gamma=0.5).loss.item())
 
 
+def two_prompts(second: float = -23) -> tuple[PairLogps, PairLogps]:
+    """Margins of 0.4 and, at β = 0.1, of 0.1·(−1 − 1) = −0.2, with a third prompt that has no rejected answer."""
+    lengths = {"chosen_length": [10, 10, 10], "rejected_length": [[20], [20], [0]]}
+    pair = logps([-20, second, -5], [[-30], [-27], [-99]], **lengths)
+    return pair, logps([-22, -22, -5], [[-28], [-28], [-1]], **lengths)
+
+
+def test_dr_dpo_is_a_soft_minimum_over_the_step() -> None:
+    """exp(−ℓ) = σ(z): −log of the mean of σ(0.4) and σ(−0.2); a prompt without a pair has no say and no loss."""
+    pair, base = two_prompts()
+    output = dr_dpo_loss(pair, base, beta=0.1, beta_prime=1.0)
+    total = sigmoid(0.4) + sigmoid(-0.2)
+    assert output.loss.tolist() == pytest.approx([-math.log(total / 2)] * 2 + [0], abs=1e-8)
+    output.loss[0].backward()
+    slopes = [-0.1 * sigmoid(z) * sigmoid(-z) / total for z in (0.4, -0.2)] + [0]
+    assert pair.chosen.grad.tolist() == pytest.approx(slopes, abs=1e-8)
+    assert pair.rejected.grad[:, 0].tolist() == pytest.approx([-slope for slope in slopes], abs=1e-8)
+
+
+def test_dr_dpo_forgets_a_pair_that_is_far_off_and_tends_to_dpo() -> None:
+    """A pair that is wrong by 1,000 nats leaves the other's loss plus log 2; β' → ∞ is DPO's mean."""
+    found = dr_dpo_loss(*two_prompts(second=-10_000), beta=0.1, beta_prime=1.0).loss[0].item()
+    assert found == close(softplus(-0.4) + math.log(2))
+    mean = (softplus(-0.4) + softplus(0.2)) / 2
+    assert dr_dpo_loss(*two_prompts(), beta=0.1, beta_prime=1e7).loss[1].item() == close(mean)
+
+
 # ---- divergences
 
 
@@ -295,6 +323,7 @@ def test_a_mixture_of_losses_without_a_reference() -> None:
         (partial(discopop_loss, beta=0.1, tau=1.0), r"tau must lie in \(0, 1\)"),
         (partial(f_dpo_loss, beta=0.1, divergence=partial(alpha, alpha=1.0)), "take reverse_kl for 0"),
         (partial(f_dpo_loss, beta=0.0, divergence=reverse_kl), "beta must be above 0"),
+        (partial(dr_dpo_loss, beta=0.1, beta_prime=0.0), "beta_prime must be above 0"),
         (partial(alphapo_loss, beta=1.0, gamma=0.0, alpha=0.0), "alpha must not be 0"),
         (partial(sppo_hard_loss, beta=0.0), "beta must be above 0"),
         (partial(mixture_loss, losses={}, weights={}), "losses: none; weights: none"),

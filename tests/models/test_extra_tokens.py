@@ -193,6 +193,18 @@ def test_a_resumed_run_ends_as_an_unbroken_one(folder, tmp_path):
         torch.testing.assert_close(weight, second[name], rtol=1e-6, atol=1e-7)
 
 
+def test_a_reference_without_rows_for_the_policys_tokens_is_refused(folder, tmp_path):
+    """The exported model has the mark's row, its base has not: where rows hold the mark, it could not read them."""
+    extended = tmp_path / "extended"
+    load_causal_lm(settings(folder)).save_pretrained(extended)
+    model_tokenizer(settings(folder)).save_pretrained(extended)
+    plain = [word for word in words(extended, tmp_path, "method=dpo") if "extra_tokens" not in word]
+    with pytest.raises(
+        UserError, match=r"reference\.model=.* has rows for 128 tokens, and the policy reads 129"
+    ):
+        train(*plain, f"output={tmp_path / 'run'}", f"reference.model={folder}")
+
+
 def test_a_reference_of_other_ids_is_refused_before_weights_load(folder, tmp_path, monkeypatch):
     """A tokenizer with one token more puts the mark elsewhere; a base without the mark's row cannot read it."""
     other = tmp_path / "other"

@@ -42,6 +42,13 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "+method.loss.temper=1"], "method.loss.temper is unknown"),
     ([*TRAIN, "method.loss._target_=os.system"], "method.loss._target_=os.system is refused"),
     ([*TRAIN, "method.needs.reference=sometimes"], "method.needs.reference=sometimes is unknown"),
+    ([*TRAIN, "+method.needs.columns={score: row}"], "method.needs.columns.score=row is unknown"),
+    ([*TRAIN, "method=ld_dpo", "method.needs.reference=short"], "method.needs.fronts cuts whole answers"),
+    ([*TRAIN, "method=dpo", "token_weights=rank"], "method=dpo does not read weights of tokens"),
+    (
+        [*TRAIN, "method=weighted_sft", "token_weights=rank", "token_weights.alpha=-1"],
+        "token_weights.alpha=-1",
+    ),
     (
         [*TRAIN, "trainer.learning_rate=fast"],
         "trainer.learning_rate=fast has the wrong type: it takes a number",
@@ -121,6 +128,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["export", "path=none", "output=new"], "path=none is no folder"),
     (["export", "path=.", "output=new"], "is no run of `align train`"),
     (["merge", "models=[none/at/all,rows.jsonl]", "output=new"], "models[0]=none/at/all is no model folder"),
+    (["merge", "models=[a/b,c/d]", "models.y=1", "output=new"], "'y' is no entry of a list"),
     (["merge", "models=[mixed]", "output=new"], "models[0]=mixed is a folder without config.json"),
     (
         ["merge", "models=[a/b,c/d]", "output=new", "combine=ties"],
@@ -152,6 +160,15 @@ REFUSED: list[tuple[list[str], str]] = [
         "suite.lengths=512 has the wrong type: it takes a list of whole numbers",
     ),
     (["evaluate", "suite.depths=[a]"], "suite.depths=[a] has the wrong type: it takes a list of numbers"),
+    (["evaluate", "suite=perplexity", "suite.memory=null"], "suite.memory is no memory: choose one by its"),
+    (
+        ["evaluate", "suite=perplexity", "suite/memory=temp_lora", "suite.memory.steps=0"],
+        "suite.memory.steps=0 is too small: give 1 or more.",
+    ),
+    (
+        ["synthesize", "generator/memory=temp_lora", "generator.memory.r=a"],
+        "generator.memory.r=a has to be a number",
+    ),
     (["evaluate", "suite=perplexity", "suite.max_documents=0"], "suite.max_documents=0 is too small"),
     (["evaluate", "suite=questions", "suite.path=rows.jsonl", "suite.limit=0"], "suite.limit=0 is too small"),
     (["synthesize", "near_duplicate=abc"], "it takes a number, as in near_duplicate=0.8."),

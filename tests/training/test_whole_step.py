@@ -17,12 +17,15 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.parallel import start_parallel
 from align.reference.sources import Frozen
 from align.training.methods import Method, named_method
+from align.training.metrics import mean_metrics, prompt_metrics
+from align.training.whole_step import Scored, step_losses
+from losses import LossOutput, PairLogps
 from tests.distributed import run_distributed
 from tests.longseq.plain import assert_close
 from tests.tiny import tiny_model
 from tests.training.helpers import make_trainer, weights
 
-NAMES = ["aot", "aot_unpaired", "bco", "kto", "mpo"]
+NAMES = ["aot", "aot_unpaired", "bco", "dr_dpo", "kto", "mpo"]
 SETTINGS = {"mpo": {"weights": {"dpo": 0.8, "bco": 5.0, "sft": 1.0}}}  # a β of its own for each of its losses
 CLOSE = {"rel": 1e-4, "abs": 1e-5}
 
@@ -131,3 +134,33 @@ def test_a_resumed_run_goes_on_with_the_same_mean(tmp_path: Path) -> None:
 def test_a_step_of_one_prompt_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a step has one: raise args\.per_device_train_batch_size"):
         trained(tmp_path, "aot", per_device_train_batch_size=1)
+
+
+def test_single_answers_have_the_margin_of_their_means() -> None:
+    """Good ones of the rewards 1 and 3, a bad one of −1: as TRL's KTO logs them, 2 + 1."""
+    policy = PairLogps(*(torch.zeros(3), torch.zeros(3, 0), torch.ones(3), torch.zeros(3, 0)))
+    policy = replace(policy, columns={"label": torch.tensor([[1.0], [0.0], [1.0]])})
+    output = LossOutput(torch.zeros(3), torch.tensor([1.0, -1.0, 3.0]), torch.zeros(3, 0))
+    found = mean_metrics(prompt_metrics(policy, output), torch.ones(3), prefix="eval")
+    assert found["eval_rewards/chosen"] == 2 and found["eval_rewards/rejected"] == -1
+    assert found["eval_rewards/margins"] == 3 and "eval_rewards/accuracies" not in found
+
+
+def test_a_loss_that_is_not_finite_is_that_prompts_alone() -> None:
+    """Of two micro-batches of APO-zero's, called over the step, the second has the bad prompt: it alone is named."""
+    method = replace(named_method("apo_zero_unpaired"), needs=named_method("kto").needs)
+    step = step_losses(method, 1, 0, lambda table: table)
+    parts = [scored([-1.0, -2.0]), scored([-3.0, float("nan")])]
+    rest = iter(parts)
+    step.begin([{}, {}], lambda batch: next(rest))
+    losses = torch.cat([step.output(part).loss for part in parts])
+    assert losses.isfinite().tolist() == [True, True, True, False]
+
+
+def scored(chosen: list[float]) -> Scored:
+    """Prompts with one answer each, good ones."""
+    count = len(chosen)
+    empty = torch.zeros(count, 0)
+    policy = PairLogps(torch.tensor(chosen, requires_grad=True), empty, torch.ones(count), empty)
+    reference = PairLogps(torch.zeros(count), empty, torch.ones(count), empty)
+    return Scored(policy, reference, [True] * count)

@@ -121,7 +121,9 @@ def _attended(model: PreTrainedModel, example: TokenizedExample) -> Iterator[tup
             block = answer[:, start : start + step]
             output = model(block, past_key_values=cache, use_cache=True, output_attentions=True)
             cache = output.past_key_values
-            yield prompt.shape[1] + start + block.shape[1], output.attentions
+            # Layers that keep a state have none to report, or report None.
+            attentions = [weights for weights in output.attentions if weights is not None]
+            yield prompt.shape[1] + start + block.shape[1], attentions
 
 
 def segments(example: TokenizedExample, segment_tokens: int) -> list[Span]:
