@@ -59,7 +59,7 @@ def main(config: DictConfig) -> int:
 
 def verify(config: DictConfig) -> Verification:
     """Computes one step in every way that the launch allows, on two random layers of the model's architecture."""
-    model, memory, parallel_settings = check(config)
+    model, memory, shards = check(config)
     # Nothing above imports torch, so that a slip is answered at once.
     import torch
 
@@ -79,7 +79,7 @@ def verify(config: DictConfig) -> Verification:
     if model.kernels != "none":
         tell(f"align verify computes the model's own modules: model.kernels={model.kernels} is left out.")
     check_architecture(model)
-    check_degree(load_config(model), parallel_settings.degree)
+    check_degree(load_config(model), shards.degree)
     # Built before the launcher's plugins are active: ZeRO-3 would scatter the reference's weights.
     plain, shared, launched = (
         build_small_copy(model, attention=attention, seed=config.seed)
@@ -90,22 +90,17 @@ def verify(config: DictConfig) -> Verification:
     try:
         check_same_settings(dict(config))
         memory = fit_verify(
-            model,
-            memory,
-            rows=Rows(config.prompt_tokens, answers),
-            degree=parallel_settings.degree,
-            at=accelerator,
+            model, memory, rows=Rows(config.prompt_tokens, answers), degree=shards.degree, at=accelerator
         )
         for copied in (shared, launched):
             apply_checkpointing(copied, memory.checkpointing, **memory.levers())
-        parallel = comparison.form_groups(parallel_settings, plain.config, config, accelerator)
+        parallel = comparison.form_groups(shards, plain.config, config, accelerator)
         outcomes = comparison.run_all(config, memory, (plain, shared, launched), accelerator, parallel)
         differences = comparison.compare(outcomes)
         tolerance, why = config.tolerance, ""
         if tolerance == AUTO:
-            examples = comparison.examples_of(
-                config, accelerator.num_processes // parallel_settings.degree, plain
-            )
+            groups = accelerator.num_processes // shards.degree
+            examples = comparison.examples_of(config, plain, groups=groups)
             tolerance, why = comparison.tolerated(differences, TOLERANCE, plain, examples, outcomes[0])
         if accelerator.is_main_process:
             compared = len(outcomes[0].gradients)

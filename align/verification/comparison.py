@@ -113,7 +113,7 @@ def run_all(
     degree = 1 if parallel is None else parallel.degree
     groups = accelerator.num_processes // degree
     plain, shared, launched = models
-    examples = examples_of(config, groups, plain)
+    examples = examples_of(config, plain, groups=groups)
 
     def forward(
         model: nn.Module, share: slice = slice(None), over: SequenceParallel | None = None
@@ -132,7 +132,7 @@ def run_all(
     return outcomes
 
 
-def examples_of(config: DictConfig, groups: int, model: nn.Module) -> list[TokenizedExample]:
+def examples_of(config: DictConfig, model: nn.Module, *, groups: int) -> list[TokenizedExample]:
     """The rows of every group of processes that shares some, behind the model's soft prompt where it has one."""
     examples = random_examples(
         PROMPTS_PER_GROUP * groups,

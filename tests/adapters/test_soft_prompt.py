@@ -280,23 +280,23 @@ def test_promot_in_numbers() -> None:
         logits = head @ tokens(torch.tensor(ids)).mean(0)
         return nn.functional.cross_entropy(logits[None], torch.tensor([2]))
 
-    assert float(loss(2, 0, 1)) == pytest.approx(1.41002047, abs=1e-8)
-    assert float(loss(0, 1)) == pytest.approx(1.60285378, abs=1e-8)
+    assert loss(2, 0, 1).item() == pytest.approx(1.41002047, abs=1e-8)
+    assert loss(0, 1).item() == pytest.approx(1.60285378, abs=1e-8)
     own, other = torch.autograd.grad(loss(2, 0, 1), [prompt.weight, head])
     assert own[0].tolist() == pytest.approx([0.18296444, -0.14682054], abs=1e-8)
     assert other[2].tolist() == pytest.approx([-0.40312625, 0.07558617], abs=1e-8)
     (bare,) = torch.autograd.grad(loss(0, 1), head)
     with torch.no_grad():
         prompt.weight -= 0.5 * own
-        assert float(loss(2, 0, 1)) == pytest.approx(1.38268238, abs=1e-8)
+        assert loss(2, 0, 1).item() == pytest.approx(1.38268238, abs=1e-8)
     (behind_it,) = torch.autograd.grad(loss(2, 0, 1), head)
     start = head.detach().clone()
     with torch.no_grad():
         head.copy_(start - 0.5 * behind_it)
-        assert float(loss(2, 0, 1)) == pytest.approx(1.27541747, abs=1e-8)
-        assert float(loss(0, 1)) == pytest.approx(1.42793817, abs=1e-8)
+        assert loss(2, 0, 1).item() == pytest.approx(1.27541747, abs=1e-8)
+        assert loss(0, 1).item() == pytest.approx(1.42793817, abs=1e-8)
         head.copy_(start - 0.5 * bare)
-        assert float(loss(0, 1)) == pytest.approx(1.31219045, abs=1e-8)
+        assert loss(0, 1).item() == pytest.approx(1.31219045, abs=1e-8)
 
 
 class Toy(nn.Module):

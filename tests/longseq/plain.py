@@ -86,7 +86,10 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
     for i, (b, j, example, answer) in enumerate(rows):
         start = len(example.prompt_ids)
         stop = start + len(answer.input_ids)
-        token_logps = logps[i, : stop - 1].gather(-1, ids[i, 1:stop, None]).squeeze(-1).double()
+        targets = ids[i, 1:stop, None].clamp(
+            max=logps.shape[-1] - 1
+        )  # a soft prompt's tokens are never scored
+        token_logps = logps[i, : stop - 1].gather(-1, targets).squeeze(-1).double()
         scored = torch.as_tensor(answer.scored)
         sums[b][j] = token_logps[start - 1 :][scored].sum()
         lengths[b, j] = int(scored.sum())
@@ -95,7 +98,7 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
         weights[b][j] = torch.as_tensor(own)[scored]
         sure[b, j] = logps[i, start - 1 : stop - 1].double().exp().square().sum(-1).log()[scored].sum()
         if j == 0:
-            nll.append(-token_logps.mean())
+            nll.append(-token_logps[example.soft :].mean())
     stacked = torch.stack([torch.stack(row) for row in sums])
     pairs = [(row, j, min(len(row[0]), len(row[j]))) for row in tokens for j in range(1, slots)]
     fronts = [

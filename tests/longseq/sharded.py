@@ -12,7 +12,7 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from align.data.examples import TokenizedExample
+from align.data.examples import TokenizedExample, with_soft_prompt
 from align.longseq import ATTENTION, SharedPrefixBatch, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel
@@ -26,7 +26,7 @@ from tests.longseq.plain import (
     randomise_lora_b,
     relative_error,
 )
-from tests.tiny import tiny_model
+from tests.tiny import VOCABULARY_SIZE, tiny_model
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -54,10 +54,12 @@ class Case:
         apply_checkpointing(model, self.checkpointing, mlp_chunk=self.mlp_chunk, offload=self.offload)
 
     def examples(self) -> list[TokenizedExample]:
-        """The same rows on every rank."""
+        """The same rows on every rank, behind the adapter's soft prompt where it has one."""
         rng = np.random.default_rng(0)
+        soft = np.arange(self.adapter.soft_tokens if self.adapter is not None else 0) + VOCABULARY_SIZE
         return [
-            make_example(rng, prompt=prompt, answers=answers, jump=self.jump) for prompt, answers in self.rows
+            with_soft_prompt(make_example(rng, prompt=prompt, answers=answers, jump=self.jump), soft)
+            for prompt, answers in self.rows
         ]
 
     def batch(self, data_rank: int = 0, data_size: int = 1) -> SharedPrefixBatch:
