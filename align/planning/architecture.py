@@ -176,10 +176,6 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     # weights.
     model_class: Any = library_class(config)
     adapter = settings.adapter
-    if model_class is None:
-        raise UnknownModelError(
-            f"{config.model_type} models are not the library's own: align plan cannot count them."
-        )
     with torch.device("meta"), set_zero3_state():
         model = _adapted_model(_made(model_class, config), adapter)
     lm = find_causal_lm(model)
@@ -231,6 +227,10 @@ def _needs_of(adapter: Adapter | None, model: nn.Module) -> dict[str, Any]:
 
 def _made(model_class: Any, config: PreTrainedConfig) -> Any:
     """A model of the class; raises UnknownModelError where its own code cannot make one of this configuration."""
+    if model_class is None:
+        raise UnknownModelError(
+            f"{config.model_type} models are not the library's own: align plan cannot count them."
+        )
     if not hasattr(text_config(config), "num_hidden_layers"):
         raise UnknownModelError(
             f"{config.model_type} models do not say how many layers they have, which align plan counts by."

@@ -34,9 +34,9 @@ def base(seed: int) -> PreTrainedModel:
 
 
 @cache
-def questions() -> tuple[Question, ...]:
+def questions(task: str) -> tuple[Question, ...]:
     """Those that are held out."""
-    return tuple(held_out())
+    return tuple(held_out(task))
 
 
 def answers(model: Any) -> Right:
@@ -44,8 +44,8 @@ def answers(model: Any) -> Right:
     ids = {word: i for i, word in enumerate(tiny.vocabulary())}
     found: Right = {}
     for task in TASKS:
-        prompts = torch.tensor([[ids[word] for word in each.tokens(task)] for each in questions()])
-        right = torch.tensor([ids[each.right] for each in questions()])
+        prompts = torch.tensor([[ids[word] for word in each.tokens] for each in questions(task)])
+        right = torch.tensor([ids[each.right] for each in questions(task)])
         with torch.no_grad():
             guessed = model(input_ids=prompts).logits[:, -1].argmax(-1)
         found[task] = (guessed == right).tolist()

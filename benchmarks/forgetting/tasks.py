@@ -8,54 +8,61 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.generation.generators import derive_seed
-from benchmarks.miniature import find, write
+from benchmarks.miniature import find
 from benchmarks.miniature.tiny import chat
 
-NEW = write.WORDS[0]  # the new task's question word; the base has read neither it nor the words for kinds
+MOVED = find.KINDS // 2  # kinds below it have the new task; the others keep the old one
 HELD_OUT = 240
 ROWS = 6400  # 400 steps of 16
 
 
 @dataclass(frozen=True)
 class Question:
-    """A context with one of its kinds: the kind's word is right, another's wrong."""
+    """A context with one of its kinds: one word is right, another's wrong."""
 
     words: tuple[str, ...]
     kind: int
     right: str
     wrong: str
 
-    def prompt(self, task: str) -> list[str]:
-        """The words of the old or the new question, as a user's message."""
-        asked = find.question(self.kind) if task == "old" else (NEW, write.TOPICS[self.kind])
-        return [*self.words, *asked]
+    @property
+    def prompt(self) -> list[str]:
+        """The words of the user's message."""
+        return [*self.words, *find.question(self.kind)]
 
-    def tokens(self, task: str) -> list[str]:
+    @property
+    def tokens(self) -> list[str]:
         """The prompt as the chat template writes it, up to where the answer begins."""
-        words, learnt = chat(self.prompt(task), [])
+        words, learnt = chat(self.prompt, [])
         return words[: len(words) - sum(learnt)]
 
 
-def draw(rng: random.Random) -> Question:
-    """A context of a training context's size."""
-    context = find.draw(rng, tokens=find.TRAINED)
-    kind, other = rng.sample(sorted(context.facts), 2)
-    return Question(context.words, kind, context.facts[kind], context.facts[other])
+def draw(rng: random.Random, task: str) -> Question:
+    """A context of a training context's size, and a question of the old task or of the new one."""
+    while True:
+        context = find.draw(rng, tokens=find.TRAINED)
+        kind = rng.choice(sorted(context.facts))
+        following = (kind + 1) % find.KINDS
+        if (kind < MOVED) != (task == "new") or following not in context.facts:
+            continue
+        own, other = context.facts[kind], context.facts[following]
+        right, wrong = (other, own) if task == "new" else (own, other)
+        return Question(context.words, kind, right, wrong)
 
 
-def held_out() -> list[Question]:
+def held_out(task: str) -> list[Question]:
     """The same for all arms and seeds."""
-    rng = random.Random(derive_seed(0, "forgetting", "held out"))
-    return [draw(rng) for _ in range(HELD_OUT)]
+    rng = random.Random(derive_seed(0, "forgetting", "held out", task))
+    return [draw(rng, task) for _ in range(HELD_OUT)]
 
 
 def rows(seed: int) -> Iterator[dict[str, Any]]:
     """Training rows of the new task: `prompt`, `chosen`, `rejected`."""
     rng = random.Random(derive_seed(seed, "forgetting", "rows"))
     for _ in range(ROWS):
-        question = draw(rng)
+        question = draw(rng, "new")
         yield {
-            "prompt": " ".join(question.prompt("new")),
+            "prompt": " ".join(question.prompt),
             "chosen": question.right,
             "rejected": question.wrong,
         }
