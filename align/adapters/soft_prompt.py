@@ -108,9 +108,14 @@ class SoftPrompt(Still):
                 f"adapter.path={path} holds a prompt of {tokens} tokens: set adapter.tokens={tokens}."
             )
 
+    def takes_wrapper(self, wrapper: str) -> bool:
+        """In every one without a ball; with one not in DeepSpeed's, whose optimizer steps copies of the weights."""
+        return self.radius is None or not wrapper.startswith("zero")
+
     def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
-        """Refuses a ball where the optimizer steps copies of the weights, which do not see what is changed in them."""
-        if self.radius is not None and (wrapper.startswith("zero") or arguments.deepspeed_plugin is not None):
+        """Refuses a ball where what is changed in the weights does not reach the optimizer."""
+        launched = arguments.deepspeed_plugin is not None and self.radius is not None
+        if launched or not self.takes_wrapper(wrapper):
             raise UserError(
                 "adapter.radius changes weights after each step, and DeepSpeed's optimizer steps copies of them: "
                 "launch with ddp or fsdp2, or set adapter.radius=null."

@@ -182,7 +182,6 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
     head, embedding = lm.get_output_embeddings(), lm.get_input_embeddings()
     layers = list(decoder_layers(lm))
     largest = max(layers, key=_count)
-    lora = model is not lm  # all parameters of a model that trains behind a frozen soft prompt do
     text = text_config(config)
     attention = attention_of(config, layers, adapter)
     active = [active_parameters(layer, text) - replaced(layer) for layer in layers]
@@ -206,7 +205,7 @@ def measure(config: PreTrainedConfig, settings: ModelSettings) -> Architecture:
         projections=sum(map(_projections, layers)),
         head_parameters=_count(head),
         linear_parameters=_linear_parameters(lm, head),
-        lora=lora,
+        lora=model is not lm,  # all parameters train behind a frozen soft prompt
         lora_mlp=_adapted(largest, mlp=True) > 0,
         adapted_attention=_adapted(largest, mlp=False),
         adapted_mlp=_adapted(largest, mlp=True),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
 from align.adapters.ball import into_ball
 from align.adapters.soft_prompt import SoftPrompt
@@ -358,3 +359,13 @@ def test_the_draw_depends_on_the_seed_alone() -> None:
 def test_what_trains_nothing_is_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         SoftPrompt(**settings).check()
+
+
+def test_a_ball_does_not_go_with_deepspeed(tmp_path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    free, held = SoftPrompt(), SoftPrompt(radius=0.1)
+    assert all(free.takes_wrapper(name) for name in ("ddp", "fsdp2", "zero3"))
+    for name in ("none", "ddp", "fsdp2"):
+        held.check_launch(name, arguments)
+    with pytest.raises(UserError, match=r"adapter\.radius .*: launch with ddp or fsdp2"):
+        held.check_launch("zero2", arguments)
