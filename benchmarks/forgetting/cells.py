@@ -19,8 +19,8 @@ from benchmarks.forgetting.arms import SETTINGS, adapter_of
 from benchmarks.forgetting.tasks import Question, held_out, rows
 from benchmarks.miniature import tiny
 
-STEPS, BATCH, EVERY = 400, 16, 10
-GAIN = 0.8  # share of the new task's questions, at which arms are compared
+STEPS, BATCH, EVERY = 200, 16, 10
+GAIN = 0.6  # share of the new task's questions, at which arms are compared
 WEIGHTS = tuple(step / 20 for step in range(1, 21))  # of the trained model in an interpolation
 TASKS = ("old", "new")
 Right = dict[str, list[bool]]  # task → of each held-out question, whether it is answered right

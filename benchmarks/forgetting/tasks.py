@@ -13,7 +13,7 @@ from benchmarks.miniature.tiny import chat
 
 MOVED = find.KINDS // 2  # kinds below it have the new task; the others keep the old one
 HELD_OUT = 240
-ROWS = 6400  # 400 steps of 16
+ROWS = 3200  # 200 steps of 16
 
 
 @dataclass(frozen=True)
