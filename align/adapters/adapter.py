@@ -73,6 +73,9 @@ class Adapter(Protocol):
     def with_modules(self, names: Sequence[str]) -> Adapter:
         """The same adapter with more modules that train in full, named by the ends of their names (routers)."""
 
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Adapter:
+        """The same adapter with ids in the place of tokens that it names; raises UserError for one that is none."""
+
     def without_values(self) -> Adapter:
         """The same adapter with a start that asks for no values of weights: what is counted, and tried in fp64."""
 
@@ -108,6 +111,10 @@ class Still:
 
     def begin(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         """What `add` has drawn."""
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """It names none."""
+        return self
 
     def without_values(self) -> Self:
         """It asks for none."""

@@ -14,7 +14,7 @@ from align.core.errors import UserError
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_RANK = 65_536  # no layer of a model is as wide
 # Initialisations by the name in `adapter.init`, and PEFT's word for each.
@@ -55,7 +55,7 @@ class Lora(Still):
         modules_to_save: ends of the names of modules that train in full beside it.
         init: one of `INITS`.
         rate_ratio: how many times the learning rate B has (LoRA+, arXiv 2402.12354).
-        train_tokens: ids of tokens whose embedding rows train beside it.
+        train_tokens: tokens, as texts or by their ids, whose embedding rows train beside it.
         options: further keywords, as PEFT names them: `{use_dora: true}`, `{rank_pattern: {down_proj: 32}}`.
     """
 
@@ -66,7 +66,7 @@ class Lora(Still):
     modules_to_save: list[str] = field(default_factory=list)
     init: str = "zero"
     rate_ratio: float = 1.0
-    train_tokens: list[int] = field(default_factory=list)
+    train_tokens: list[Any] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
     kind = "lora"
@@ -100,6 +100,12 @@ class Lora(Still):
                 f"adapter.rate_ratio={self.rate_ratio} is no factor: give a number above 0, such as 16."
             )
         check_choice("adapter.init", self.init, INITS)
+        for token in self.train_tokens:
+            is_id = isinstance(token, int) and not isinstance(token, bool) and token >= 0
+            if not is_id and not (isinstance(token, str) and token):
+                raise UserError(
+                    f"adapter.train_tokens names {token!r}: give tokens as texts or by their ids, such as ['[IND]']."
+                )
         for name in sorted(self.options.keys() - set(OPTIONS)):
             raise UserError(
                 f"adapter.options.{name} is none of the keywords of LoRA that were held against padded rows"
@@ -115,9 +121,23 @@ class Lora(Still):
         """See `Adapter`."""
         return replace(self, modules_to_save=[*self.modules_to_save, *names])
 
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> Lora:
+        """See `Adapter`."""
+        known = tokenizer.get_vocab()
+        for token in self.train_tokens:
+            if isinstance(token, str) and token not in known:
+                raise UserError(
+                    f"adapter.train_tokens names {token!r}, which is no token of the model: add it by "
+                    "model.extra_tokens, or name one that it has."
+                )
+        return replace(self, train_tokens=[known.get(token, token) for token in self.train_tokens])
+
     def without_values(self) -> Lora:
-        """PiSSA, OLoRA and LoftQ take their start from the weights, in no other precision than 32 bits or fewer."""
-        return replace(self, init="zero")
+        """PiSSA, OLoRA and LoftQ take their start from the weights, in no other precision than 32 bits or fewer.
+
+        Trained rows of the embedding are its first ones: small copies have few.
+        """
+        return replace(self, init="zero", train_tokens=list(range(len(self.train_tokens))))
 
     def add(self, model: PreTrainedModel) -> PeftModel:
         """See `Adapter`."""

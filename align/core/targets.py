@@ -41,7 +41,15 @@ KINDS: dict[str, Kind] = {
             "align.adapters.spiel.Spiel",
         ),
         (
-            *("check", "check_options", "takes_wrapper", "check_launch", "with_modules", "without_values"),
+            *(
+                "check",
+                "check_options",
+                "takes_wrapper",
+                "check_launch",
+                "with_modules",
+                "with_tokenizer",
+                "without_values",
+            ),
             *("add", "begin", "rates", "callbacks"),
         ),
     ),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
+from align.core.telling import tell
 from align.models.text_part import text_config
 
 if TYPE_CHECKING:
@@ -135,3 +136,13 @@ def _whole(tables: list[Tensor]) -> Iterator[list[Tensor]]:
 
     with deepspeed.zero.GatheredParameters(tables, modifier_rank=0):
         yield tables
+
+
+def say_of_extra_tokens(policy: Any, tokens: Sequence[str]) -> None:
+    """Says in a line where rows that were added do not train."""
+    if tokens and not any(weight.requires_grad for weight in policy.get_input_embeddings().parameters()):
+        named = ",".join(f"'{token}'" for token in tokens)
+        tell(
+            f"{KEY}: their rows stay at the mean of all others, since the embedding does not train: set "
+            f'"adapter.train_tokens=[{named}]" with adapter=lora, or adapter.modules_to_save=[embed_tokens].'
+        )

@@ -33,6 +33,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.parallel import SequenceParallel, choose_exchange, make_groups, start_parallel
 from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
+from align.models.extra_tokens import say_of_extra_tokens
 from align.models.loading import load_causal_lm, model_tokenizer, native_window
 from align.models.routers import freeze_routers
 from align.models.soft_prompt import soft_ids
@@ -149,10 +150,12 @@ def load_policy(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
-    policy = add_adapter(base, adapter_with_routers(base, run.model))
+    adapter = adapter_with_routers(base, run.model)
+    policy = add_adapter(base, adapter and adapter.with_tokenizer(tokenizer))
     if run.model.adapter is not None:
         run.model.adapter.begin(policy, tokenizer)
     freeze_routers(policy, run.model)
+    say_of_extra_tokens(policy, run.model.extra_tokens)
     said = frozen_words(base)
     if said is not None:
         tell(said)

@@ -43,7 +43,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: in
         )
         set_reading(base, settings.attention)
         check_readable(base, settings.attention)
-        model = add_adapter(base, settings.adapter)
+        model = add_adapter(base, settings.adapter and settings.adapter.without_values())
         if settings.adapter is not None:  # what it trains does nothing at its start
             draw_adapter(model)
     return model.train()

@@ -9,9 +9,11 @@ import peft
 import pytest
 
 from align.adapters.library import Library
+from align.adapters.lora import Lora
 from align.adapters.tuners import REFUSED, TUNERS
 from align.core.errors import UserError
 from tests.adapters.contract import held_to_the_contract
+from tests.tiny import tiny_tokenizer
 
 # What a tuner needs to go on a model of width 64, or else would train next to nothing.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -49,3 +51,14 @@ def test_every_other_tuner_of_the_library_is_refused_with_its_reason(name: str) 
     assert name in REFUSED
     with pytest.raises(UserError, match=f"adapter.type={name} is refused: it "):
         Library(name).check()
+
+
+def test_trained_tokens_are_named_by_their_texts() -> None:
+    tokenizer = tiny_tokenizer()
+    named = Lora(r=4, train_tokens=["w9", 12]).with_tokenizer(tokenizer)
+    assert named.train_tokens == [tokenizer.convert_tokens_to_ids("w9"), 12]
+    with pytest.raises(UserError, match="names 'nowhere', which is no token of the model"):
+        Lora(r=4, train_tokens=["nowhere"]).with_tokenizer(tokenizer)
+    for token in ("", True, 1.5, -1):
+        with pytest.raises(UserError, match="give tokens as texts or by their ids"):
+            Lora(r=4, train_tokens=[token]).check()
