@@ -121,7 +121,7 @@ class Region(Still):
         from align.models.structure import decoder_layers
         from align.models.text_part import text_modules
 
-        wanted = set(targets_of(model, self.modules))
+        wanted = set(targets_of(model, self.modules, key="adapter.modules"))
         layers = list(decoder_layers(model))
         inside = {id(module) for number in self.band(len(layers)) for module in layers[number].modules()}
         ends = tuple(saved_of(model, self.modules_to_save, []))

@@ -22,12 +22,14 @@ _LATENT = {"q_proj": ("q_a_proj", "q_b_proj"), "k_proj": _KEYS_AND_VALUES, "v_pr
 _FUSED = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj")
 
 
-def targets_of(model: PreTrainedModel, wanted: Sequence[str]) -> list[str]:
+def targets_of(
+    model: PreTrainedModel, wanted: Sequence[str], *, key: str = "adapter.target_modules"
+) -> list[str]:
     """The last names of the target modules; `q_proj`, `k_proj` and `v_proj` under the names that the model has.
 
     Of DeepSeek-V3 `k_proj` is `kv_a_proj_with_mqa` and `kv_b_proj`, of Phi-3 `qkv_proj`; of Kimi-Linear, whose layers
     differ, `k_proj` and both of the former. `[all-linear]` is every linear layer but the head and those of routers,
-    `[all-norms]` every normalisation layer.
+    `[all-norms]` every normalisation layer. `key` named them.
     """
     linear = linear_names(model)
     if list(wanted) == [ALL_LINEAR]:
@@ -40,8 +42,8 @@ def targets_of(model: PreTrainedModel, wanted: Sequence[str]) -> list[str]:
             found = {leaf(name) for name, module in text_modules(model) if is_norm(module)}
         if not found:
             raise UserError(
-                f"adapter.target_modules names {one}, which {type(model).__name__} does not have: name some of "
-                f"{', '.join(linear)}, or set adapter.target_modules=[{ALL_LINEAR}]."
+                f"{key} names {one}, which {type(model).__name__} does not have: name some of "
+                f"{', '.join(linear)}, or set {key}=[{ALL_LINEAR}]."
             )
         targets |= found
     return sorted(targets)
