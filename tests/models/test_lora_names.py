@@ -44,6 +44,6 @@ def test_a_name_that_a_model_lacks_is_answered_with_those_that_it_has():
     with pytest.raises(UserError) as refused:
         add_adapter(small_model("lfm2"), Lora(r=2))
     assert str(refused.value) == (
-        "model.lora.target_modules names o_proj, which Lfm2ForCausalLM does not have: name some of k_proj, "
-        "out_proj, q_proj, v_proj, w1, w2, w3, or set model.lora.target_modules=[all-linear]."
+        "adapter.target_modules names o_proj, which Lfm2ForCausalLM does not have: name some of k_proj, "
+        "out_proj, q_proj, v_proj, w1, w2, w3, or set adapter.target_modules=[all-linear]."
     )
