@@ -55,7 +55,7 @@ CASES = {
         "lfm2",
         ["model.lora.r=4"],
         "names o_proj, which Lfm2ForCausalLM does not have: name some of in_proj, k_proj, out_proj, q_proj, v_proj, "
-        "w1, w2, w3, or set model.lora.target_modules=[all-linear].",
+        "w1, w2, w3, or set adapter.target_modules=[all-linear].",
     ),
     "no weights": (
         "gemma3_text",

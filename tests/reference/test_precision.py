@@ -32,8 +32,8 @@ LORA = Lora(r=8)
     ("model", "dtype", "lowered"),
     [
         (ModelSettings(), "float32", True),
-        (ModelSettings(lora=LORA), "bfloat16", False),
-        (ModelSettings(lora=replace(LORA, modules_to_save=["embed_tokens"])), "float32", True),
+        (ModelSettings(adapter=LORA), "bfloat16", False),
+        (ModelSettings(adapter=replace(LORA, modules_to_save=["embed_tokens"])), "float32", True),
         (ModelSettings(dtype="bfloat16"), "bfloat16", False),  # asked for by name
         (ModelSettings(dtype="float32"), "float32", False),
     ],
@@ -47,7 +47,7 @@ def test_weights_that_train_are_float32_on_a_gpu(monkeypatch, model, dtype, lowe
 
 def test_without_a_gpu_all_is_float32(monkeypatch):
     monkeypatch.setattr(precision, "bfloat16_here", lambda: False)
-    assert training_dtype(ModelSettings(lora=LORA)).dtype == "float32"
+    assert training_dtype(ModelSettings(adapter=LORA)).dtype == "float32"
     assert not autocasts(ModelSettings())
 
 
