@@ -20,7 +20,7 @@ from benchmarks.forgetting.tasks import Question, held_out, rows
 from benchmarks.miniature import tiny
 
 STEPS, BATCH, EVERY = 200, 16, 10
-GAIN = 0.6  # share of the new task's questions, at which arms are compared
+GAIN = 0.8  # share of the new task's questions, at which arms are compared
 WEIGHTS = tuple(step / 20 for step in range(1, 21))  # of the trained model in an interpolation
 TASKS = ("old", "new")
 Right = dict[str, list[bool]]  # task → of each held-out question, whether it is answered right
@@ -40,15 +40,17 @@ def questions(task: str) -> tuple[Question, ...]:
 
 
 def answers(model: Any) -> Right:
-    """Both tasks' questions by the most likely next token."""
+    """The old task's questions by the most likely next token, the new one's by the right word against the wrong one."""
     ids = {word: i for i, word in enumerate(tiny.vocabulary())}
     found: Right = {}
     for task in TASKS:
         prompts = torch.tensor([[ids[word] for word in each.tokens] for each in questions(task)])
-        right = torch.tensor([ids[each.right] for each in questions(task)])
+        right = torch.tensor([[ids[each.right]] for each in questions(task)])
+        wrong = torch.tensor([[ids[each.wrong]] for each in questions(task)])
         with torch.no_grad():
-            guessed = model(input_ids=prompts).logits[:, -1].argmax(-1)
-        found[task] = (guessed == right).tolist()
+            logits = model(input_ids=prompts).logits[:, -1]
+        least = logits.gather(1, wrong)[:, 0] if task == "new" else logits.scatter(1, right, -1e9).amax(1)
+        found[task] = (logits.gather(1, right)[:, 0] > least).tolist()
     return found
 
 

@@ -13,7 +13,7 @@ from align.evaluation.intervals import Interval
 from benchmarks.forgetting.arms import ARMS, SETTINGS
 from benchmarks.miniature.analysis import bootstrap
 
-SEEDS = (1, 2)
+SEEDS = (3, 4)
 ORDER = (*ARMS, "interpolated")
 
 
