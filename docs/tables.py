@@ -237,12 +237,15 @@ def marked(text: str, name: str) -> str:
 
 def all_tables() -> dict[tuple[str, str], str]:
     """Every table: the miniature's, the architectures' and the GPU's too."""
+    from docs.adapter_tables import TABLES as ADAPTERS
     from docs.architectures import TABLES as ARCHITECTURES
     from docs.gpu import TABLES as GPU
     from docs.miniature import TABLES as MINIATURE
     from docs.plan_tables import TABLES as PLANS
 
-    return {place: make() for place, make in (TABLES | MINIATURE | ARCHITECTURES | PLANS | GPU).items()}
+    return {
+        place: make() for place, make in (TABLES | ADAPTERS | MINIATURE | ARCHITECTURES | PLANS | GPU).items()
+    }
 
 
 def main() -> None:

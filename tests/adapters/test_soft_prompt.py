@@ -193,6 +193,7 @@ def steps_in(wrapper: Any, parallel: Any = None) -> dict[str, Tensor]:
     return {"loss": torch.tensor([taken[0][0]]), "gradient": gradient, "weight": weight}
 
 
+@pytest.mark.slow
 def test_wrappers(tmp_path) -> None:
     """DDP, FSDP2, ZeRO-2 and ZeRO-3 train the rows as one process does; clipping is active."""
     pytest.importorskip("deepspeed")
