@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from align.models.settings import ModelSettings
@@ -32,10 +31,6 @@ class Adapter(Protocol):
 
         It is then the reference that costs no memory.
         """
-
-    @property
-    def mergeable(self) -> bool:
-        """Whether its change can be added to the weights, so that `align export` writes an ordinary model."""
 
     @property
     def trains_checkpoint_weights(self) -> bool:
@@ -147,11 +142,6 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter | None) -> Any:
 
     freeze_other_parts(model)
     return model
-
-
-def without_adapter(settings: ModelSettings) -> ModelSettings:
-    """The same model, all parameters of which would train."""
-    return replace(settings, adapter=None)
 
 
 def adapter_with_routers(model: nn.Module, settings: ModelSettings) -> Adapter | None:

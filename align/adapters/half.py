@@ -35,7 +35,6 @@ class Half(Still):
 
     kind = "half"
     removable = True
-    mergeable = True
     trains_checkpoint_weights = True
     takes_four_bits = False
 

@@ -55,11 +55,6 @@ class Library(Still):
         return True
 
     @property
-    def mergeable(self) -> bool:
-        """As the tuner."""
-        return self._tuner.mergeable
-
-    @property
     def trains_checkpoint_weights(self) -> bool:
         """Where it, or `modules_to_save`, trains copies of whole modules."""
         return self._tuner.replaces or bool(self.modules_to_save)

@@ -70,7 +70,6 @@ class Lora(Still):
     options: dict[str, Any] = field(default_factory=dict)
 
     kind = "lora"
-    mergeable = True
     takes_four_bits = True
 
     @property

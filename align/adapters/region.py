@@ -40,7 +40,6 @@ class Region(Still):
 
     kind = "region"
     removable = True
-    mergeable = True
     trains_checkpoint_weights = True
     takes_four_bits = False
 

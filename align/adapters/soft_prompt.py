@@ -55,11 +55,6 @@ class SoftPrompt(Still):
         return self.trains == "prompt"
 
     @property
-    def mergeable(self) -> bool:
-        """A model that was trained behind a frozen prompt is an ordinary one; a prompt is no weight of a model."""
-        return self.trains == "base"
-
-    @property
     def trains_checkpoint_weights(self) -> bool:
         """Where the model trains, or modules beside the prompt."""
         return self.trains == "base" or bool(self.modules_to_save)

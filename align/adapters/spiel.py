@@ -51,7 +51,6 @@ class Spiel(Still):
 
     kind = "spiel"
     removable = True
-    mergeable = True
     takes_four_bits = False
     whole_gradients = True
 

@@ -16,12 +16,10 @@ class Tuner:
     """What is known of one of PEFT's tuners.
 
     Attributes:
-        mergeable: whether its change can be added to the weights.
         four_bits: whether PEFT has a layer of it for four-bit weights.
         replaces: whether it trains copies of modules in full.
     """
 
-    mergeable: bool = True
     four_bits: bool = False
     replaces: bool = False
 
