@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,11 @@ class Lora(Still):
                 f"adapter.rate_ratio={self.rate_ratio} is no factor: give a number above 0, such as 16."
             )
         check_choice("adapter.init", self.init, INITS)
+        if self.init == "loftq" and importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                "adapter.init=loftq needs the package bitsandbytes: install it with "
+                "`pip install 'long-preference[qlora]'`, or set adapter.init=pissa."
+            )
         for token in self.train_tokens:
             is_id = isinstance(token, int) and not isinstance(token, bool) and token >= 0
             if not is_id and not (isinstance(token, str) and token):

@@ -107,3 +107,22 @@ def merged(policy: Any, loss: torch.Tensor) -> None:
     assert not isinstance(plain, peft.PeftModel)
     found = loss_of(pair_logps(plain, pack(examples()), nll_scope="chosen"))
     torch.testing.assert_close(found.detach()[None], loss, rtol=1e-5, atol=1e-5)
+
+
+def held_to_an_initialisation(adapter: Adapter, folder: Path) -> None:
+    """The starting model at first, in fp32; moved it is stored, loaded and merged as it is."""
+    torch.manual_seed(0)
+    policy, start = reading(adapter.add(base()), ATTENTION), base()
+    start.set_attn_implementation(ATTENTION)
+    with torch.no_grad():
+        first = pair_logps(policy, pack(examples())).chosen
+        torch.testing.assert_close(first, pair_logps(start, pack(examples())).chosen, rtol=1e-5, atol=1e-5)
+        draw_adapter(policy)
+        moved = pair_logps(policy, pack(examples())).chosen
+        assert not torch.allclose(moved, first, atol=1e-3)
+        policy.save_pretrained(folder)
+        again = reading(peft.PeftModel.from_pretrained(base(), folder), ATTENTION)
+        found = pair_logps(again, pack(examples())).chosen
+        merged_logps = pair_logps(again.merge_and_unload(safe_merge=True), pack(examples())).chosen
+    torch.testing.assert_close(found, moved, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merged_logps, moved, rtol=1e-5, atol=1e-4)

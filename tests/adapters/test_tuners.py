@@ -12,7 +12,7 @@ from align.adapters.library import Library
 from align.adapters.lora import Lora
 from align.adapters.tuners import REFUSED, TUNERS
 from align.core.errors import UserError
-from tests.adapters.contract import held_to_the_contract
+from tests.adapters.contract import held_to_an_initialisation, held_to_the_contract
 from tests.tiny import tiny_tokenizer
 
 # What a tuner needs to go on a model of width 64, or else would train next to nothing.
@@ -62,3 +62,15 @@ def test_trained_tokens_are_named_by_their_texts() -> None:
     for token in ("", True, 1.5, -1):
         with pytest.raises(UserError, match="give tokens as texts or by their ids"):
             Lora(r=4, train_tokens=[token]).check()
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal", "pissa", "olora"])
+def test_initialisations_start_as_the_model_and_are_stored(init: str, tmp_path: Path) -> None:
+    """To rounding the starting model; moved, stored and loaded on a fresh one, and merged, the same."""
+    held_to_an_initialisation(Lora(r=4, init=init), tmp_path)
+
+
+def test_loftq_asks_for_its_package_before_a_model_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("align.adapters.lora.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"adapter\.init=loftq needs the package bitsandbytes"):
+        Lora(r=4, init="loftq").check()
