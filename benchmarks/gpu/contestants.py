@@ -137,6 +137,12 @@ def shared_trainer(task: Task, **settings: Any) -> PreferenceTrainer:
     )
 
 
+def loaded(trainer: PreferenceTrainer) -> dict[str, Any]:
+    """The first micro-batch as the trainer's own loader brings it: on the device."""
+    inputs: dict[str, Any] = next(iter(trainer.get_train_dataloader()))
+    return inputs
+
+
 def _reference(task: Task, policy: Any, attention: str) -> Reference:
     if task.parameters == "lora":
         return AdapterOff(policy, pair_logps)
@@ -145,10 +151,9 @@ def _reference(task: Task, policy: Any, attention: str) -> Reference:
 
 def shared(task: Task) -> Step:
     """This toolkit's trainer: one shared prompt."""
-    trainer = shared_trainer(task)
+    trainer = shared_trainer(task, train_dataset=[task.example()])
     policy: Any = trainer.model
-    collate: Any = trainer.data_collator  # takes each row with whether it is real
-    inputs = collate([(task.example(), True)])
+    inputs = loaded(trainer)
 
     def step() -> Tensor:
         return _gone(policy, trainer.training_step(policy, dict(inputs)))

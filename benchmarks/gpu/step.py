@@ -26,7 +26,7 @@ from align.longseq.checkpointing import apply_checkpointing
 from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.small_model import draw_wide
 from align.models.kernels import fuse
-from benchmarks.gpu.contestants import Task, shared_trainer
+from benchmarks.gpu.contestants import Task, loaded, shared_trainer
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.exactness import error_of
@@ -217,11 +217,10 @@ def synchronisations(context: Context) -> dict[str, Any]:
         return {"skipped": "needs a GPU"}
     shape = context.of_scale("Qwen2.5-0.5B", "tiny")
     task = Task(shape, "lora", "dpo", 2048, (256, 256), context.device.torch)
-    trainer = shared_trainer(task)
-    collate: Any = trainer.data_collator
+    trainer = shared_trainer(task, train_dataset=[task.example()])
     counts: dict[str, Counter[str]] = {}
     for name in ("first", "later"):
-        inputs = collate([(task.example(), True)])
+        inputs = loaded(trainer)
         counts[name] = waits(
             context.device, lambda inputs=inputs: trainer.training_step(trainer.model, inputs)
         )
