@@ -132,9 +132,34 @@ def performance() -> Iterator[str]:
     yield f"{g['card']}, torch {g['torch']}, transformers {g['transformers']}, {g['date']}, commit `{g['commit']}`"
     yield f"worst relative gradient error {g['fp32']} in fp32, {g['bf16']} in bf16"
     yield f"although it has {g['tokens']} × the tokens"
-    yield f"saves {g['saved']} GiB there and more than doubles the step"
+    yield f"saved {g['saved']} GiB there and more than doubled the step"
+    yield from on_an_h200()
     full, kept = (scaling_cell(lever, 8192)["processor_seconds"] for lever in ("full", "keep_attention"))
     yield f"{full - kept:.0f} of a step's {full:.0f} seconds of processor time at 8192 tokens"
+
+
+def on_an_h200() -> Iterator[str]:
+    """docs/performance.md: `make gpu` on an H200."""
+    stages = read("gpu/nvidia-h200.json")["stages"]
+    speed, length, planner = (stages[name]["result"] for name in ("speed", "length", "planner"))
+
+    def ratios(ours: str, rival: str, *prompts: int) -> str:
+        jobs = [f"dpo {kind}, {prompt} + 512 + 512" for kind in ("lora", "full") for prompt in prompts]
+        found = [speed[f"{job}, {rival}"]["seconds"] / speed[f"{job}, {ours}"]["seconds"] for job in jobs]
+        return f"{min(found):.2f} to {max(found):.2f} ×"
+
+    yield f"{ratios('shared', 'trl', 16384, 32768)} as fast as `DPOTrainer` with its defaults"
+    yield f"{ratios('shared_liger', 'trl_fastest', 16384, 32768)} with Liger's kernels in both"
+    yield f"with a prompt of 4,096 {ratios('shared', 'trl', 4096)}"
+    moved = [length[f"{name}, offload=host"]["tried"]["65536"] for name in length if "offload" not in name]
+    kept = [cell["tried"]["65536"] for name, cell in length.items() if "offload" not in name]
+    over = [one["seconds"] / other["seconds"] for one, other in zip(moved, kept, strict=True)]
+    yield f"took {min(over):.2f} to {max(over):.2f} × the time on one H200"
+    errors = [cell["error"] for cell in planner.values()]
+    memory = [100 * error["memory"] for error in errors]
+    yield f"memory was planned within −{-min(memory):.1f} and +{max(memory):.1f} %"
+    late = sorted(100 * error["time"] for error in errors)[:3]
+    yield f"three of six steps took longer than planned by far (−{-late[2]:.0f} to −{-late[0]:.0f} %)"
 
 
 def long_sequences() -> Iterator[str]:

@@ -74,7 +74,7 @@ def lengths() -> str:
     def row(name: str, cell: Any) -> list[str]:
         at = cell["at"] or {}
         cost = [f"{at['seconds']:.1f} s", f"{at['peak_gib']:.1f} GiB"] if at else ["", ""]
-        return [name, f"{cell['longest']:,}", f"{cell['planned']:,}", *cost, str(at.get("layers", ""))]
+        return [name, summary.longest(cell), f"{cell['planned']:,}", *cost, str(at.get("layers", ""))]
 
     headings = ["job", "longest prompt", "planned", "a step", "peak memory", "layers measured"]
     return _of_cells("length", headings, lambda cell: "longest" in cell, row)

@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -52,7 +54,7 @@ class Reference(Protocol):
 
 @dataclass(frozen=True)
 class AdapterOff:
-    """The policy itself with its LoRA adapter switched off; costs no memory."""
+    """The policy itself with its adapter switched off; costs no memory."""
 
     adapter: PeftModel
     forward: Forward
@@ -61,8 +63,24 @@ class AdapterOff:
     def __call__(self, policy: nn.Module, batch: SharedPrefixBatch) -> PairLogps:
         """Reference log-probs of the batch, without a graph."""
         self.usage.tokens += tokens_read(policy, batch)
-        with torch.no_grad(), _evaluating(policy), self.adapter.disable_adapter():
+        with torch.no_grad(), _evaluating(policy), self._off():
             return self.forward(policy, batch)
+
+    @cached_property
+    def _layers(self) -> list[BaseTunerLayer | AuxiliaryTrainingWrapper]:
+        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        return [module for module in self.adapter.modules() if isinstance(module, kinds)]
+
+    @contextmanager
+    def _off(self) -> Iterator[None]:
+        """PEFT's `disable_adapter` without its survey of all layers, which takes longer than switching them."""
+        for layer in self._layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(True)
 
 
 @dataclass(frozen=True)

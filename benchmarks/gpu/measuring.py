@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.profiler import ProfilerActivity
 from benchmarks.gpu.contestants import Step, Task
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.shapes import SHAPES, pairs
+
+NAME = 80  # characters of a kernel's name that are kept
 
 
 def cost(
@@ -62,23 +65,36 @@ def restored(kind: str) -> Iterator[None]:
 
 
 def profile(make: Callable[[Task], Step], task: Task, device: Device) -> dict[str, Any]:
-    """Where a step's time goes: milliseconds of the 20 largest operations, and the share of the step that they fill.
+    """Where a step's time goes: milliseconds of the 20 largest operations, and the share of the step that all fill.
 
-    On a GPU these are its kernels; where they fill little of the step, the GPU waits for its host.
+    On a GPU these are its kernels; where they fill little of the step, the GPU waits for its host. `seconds` are those
+    of a step that is not watched, which is shorter.
     """
-    step = make(task)
-    step()
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.cuda else [])]
-    with torch.profiler.profile(activities=kinds) as trace:
-        seconds = device.seconds(step, warm=0, most=1)
-    kind = DeviceType.CUDA if device.cuda else DeviceType.CPU
-    spent = {
-        event.key[:80]: (event.self_device_time_total if device.cuda else event.self_cpu_time_total) / 1e3
-        for event in trace.key_averages()
-        if event.device_type == kind
+    with restored(SHAPES[task.shape].kind):
+        step = make(task)
+        step()
+        seconds = device.seconds(step, warm=0)
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.cuda else [])]
+        with torch.profiler.profile(activities=kinds) as trace:
+            device.seconds(step, warm=0, most=1)
+    spent = operations(trace.key_averages(), cuda=device.cuda)
+    return {
+        "seconds": seconds,
+        "busy": sum(spent.values()) / 1e3 / seconds,
+        "milliseconds": dict(sorted(spent.items(), key=lambda one: -one[1])[:20]),
     }
-    largest = sorted(spent.items(), key=lambda one: -one[1])[:20]
-    return {"seconds": seconds, "busy": sum(spent.values()) / 1e3 / seconds, "milliseconds": dict(largest)}
+
+
+def operations(events: Iterable[Any], *, cuda: bool) -> dict[str, float]:
+    """Milliseconds of each kernel, or of each operation of a CPU; those whose long names begin alike are one."""
+    kind = DeviceType.CUDA if cuda else DeviceType.CPU
+    spent: dict[str, float] = defaultdict(float)
+    for event in events:
+        if event.device_type == kind:
+            spent[event.key[:NAME]] += (
+                event.self_device_time_total if cuda else event.self_cpu_time_total
+            ) / 1e3
+    return spent
 
 
 def step_flops(task: Task, *, shared: bool) -> float:

@@ -31,7 +31,7 @@ ANSWER = 512
 
 
 def run(context: Context) -> None:
-    """A prompt of 16K with LoRA and all parameters; an 8B; where a short step's time goes; then the other prompts."""
+    """A prompt of 16K with LoRA and all parameters; an 8B; where a step's time goes; then the other prompts."""
     device = context.device
     rate = matrix_rate(device, "bf16", size=context.of_scale(8192, 256))
     context.keep("bf16_tflops", rate)
@@ -56,8 +56,9 @@ def run(context: Context) -> None:
         work |= timed(task(parameters, method, prompt), *names)
     deep, prompt = context.of_scale(("Llama-3-8B", 32768), ("tiny", 48))
     work |= timed(replace(task("lora", "dpo", prompt), shape=deep), "shared", said=f"{deep}, ")
-    short = task("lora", "dpo", context.of_scale(4096, 48))
-    work[f"profile, {cell_name(short, 'shared')}"] = partial(profile, CONTESTANTS["shared"], short, device)
+    for prompt, name in product(context.of_scale((4096, 16384), (48,)), ("shared", "trl")):
+        watched = task("lora", "dpo", prompt)
+        work[f"profile, {cell_name(watched, name)}"] = partial(profile, CONTESTANTS[name], watched, device)
     for prompt, parameters, (method, names) in product(later, PARAMETERS, CONTESTANTS_OF.items()):
         work |= timed(task(parameters, method, prompt), *names)
     context.keep("ratios", ratios(context.cells(work)))

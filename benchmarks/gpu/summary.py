@@ -125,7 +125,7 @@ def ratios(cells: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _measured(cell: Any) -> bool:
-    return isinstance(cell, dict) and "seconds" in cell
+    return isinstance(cell, dict) and "tokens_per_s" in cell
 
 
 def _speed(result: Mapping[str, Any]) -> Iterator[str]:
@@ -148,10 +148,15 @@ def _range(values: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def longest(cell: Mapping[str, Any]) -> str:
+    """The longest prompt of a cell of stage `length`; `or more` where time ended the search."""
+    return f"{cell['longest']:,}" if cell["over"] else f"{cell['longest']:,} or more"
+
+
 def _length(result: Mapping[str, Any]) -> Iterator[str]:
     for name, cell in _cells(result).items():
         if cell.get("longest"):
-            found = f"{name}: {cell['longest']:,} tokens"
+            found = f"{name}: {longest(cell)} tokens"
             layers = str(cell["at"]["layers"])
             few = f", from {layers} layers" if " of " in layers else ""
             yield f"{found} (planned {cell['planned']:,}{few})"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from align.longseq.kernels import kernel_named, register_kernel
-from benchmarks.gpu import length, results, summary
+from benchmarks.gpu import length, measuring, results, summary
 from benchmarks.gpu.contestants import Task
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import Device
@@ -69,6 +71,7 @@ def test_the_documentation_shows_what_was_found(monkeypatch):
             "logo lora, 8B, tiles": {
                 "longest": 131072,
                 "planned": 140288,
+                "over": 196608,
                 "at": {"seconds": 84.6, "peak_gib": 60.1, "layers": 32},
             }
         },
@@ -236,3 +239,19 @@ def test_the_shell_scripts_can_be_read():
 )
 def test_a_plan_is_for_the_card_that_is_there(card, cuda, overrides):
     assert card_overrides(card, cuda=cuda, rate=1500.0) == overrides
+
+
+def test_kernels_whose_long_names_begin_alike_are_summed():
+    def event(key, milliseconds, kind=DeviceType.CUDA):
+        return SimpleNamespace(
+            key=key, device_type=kind, self_device_time_total=1e3 * milliseconds, self_cpu_time_total=9e9
+        )
+
+    events = [event("k" * 80 + "<fwd>", 2.0), event("k" * 80 + "<bwd>", 5.0), event("copy", 1.0)]
+    found = measuring.operations([*events, event("host", 1.0, DeviceType.CPU)], cuda=True)
+    assert found == {"k" * 80: 7.0, "copy": 1.0}
+
+
+def test_a_search_that_time_ended_says_so():
+    assert summary.longest({"longest": 65536, "over": None}) == "65,536 or more"
+    assert summary.longest({"longest": 65536, "over": 131072}) == "65,536"
