@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -76,10 +77,13 @@ def start_accelerator() -> Accelerator:
         # accelerate counts one process under DeepSpeed on CPU unless told of the CPU before.
         PartialState(cpu=True)
     warn_of_left_locks()
-    accelerator = Accelerator(mixed_precision="no")
+    # One micro-batch: a launch's `gradient_accumulation_steps: auto` is left to the trainer, which is not here.
+    accelerator = Accelerator(
+        mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
+    )
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
-        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+        plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
         for precision in ("bf16", "fp16"):
             plugin.deepspeed_config[precision] = {"enabled": False}
     return accelerator
