@@ -16,7 +16,7 @@ from align.core.errors import UserError
 from align.core.readable import Readable
 from align.longseq.settings import (
     ATTENTION_CHOICES,
-    FLASH_MODULES,
+    OF_SOME_GPUS,
     MemorySettings,
     ParallelSettings,
     check_library_settings,
@@ -121,7 +121,7 @@ def check(config: DictConfig) -> tuple[ModelSettings, MemorySettings, ParallelSe
     model = read_model(config)
     check_model(model)
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
-    if model.attention in FLASH_MODULES:
+    if model.attention in OF_SOME_GPUS:
         raise UserError(
             f"align verify compares gradients in float32, which model.attention={model.attention} does not take: "
             "set model.attention=sdpa here; the tests of the kernels are `pytest -m gpu`."

@@ -23,7 +23,7 @@ from align.longseq.kernel import Kernel
 from align.longseq.kernels import cuda_kernel, kernel_named, sdpa_kernel, with_softcap
 from align.longseq.merge import run_parts, run_parts_backward, without_autocast
 from align.longseq.parts import Part
-from align.longseq.settings import FLASH_MODULES
+from align.longseq.settings import CUDNN, FLASH_MODULES
 
 # By a GPU's generation (the first number of its compute capability), best first: as the packages' authors measured.
 PREFERRED = {
@@ -112,6 +112,12 @@ def torchs_kernel(query: Tensor, value: Tensor, softcap: float | None) -> str | 
     return name if softcap is None else with_softcap(name, softcap)
 
 
+def _cudnn(query: Tensor, value: Tensor, softcap: float | None) -> str | None:
+    """cuDNN's, where torch's would be FlashAttention."""
+    name = torchs_kernel(query, value, softcap)
+    return CUDNN if name == "cuda_flash" else name
+
+
 def _package(name: str, query: Tensor, value: Tensor, softcap: float | None) -> str:
     return name if softcap is None else with_softcap(name, softcap)
 
@@ -120,6 +126,7 @@ def _package(name: str, query: Tensor, value: Tensor, softcap: float | None) -> 
 CHOOSERS: dict[str, Chooser] = {
     "auto": best_kernel,
     "sdpa": torchs_kernel,
+    CUDNN: _cudnn,
     **{name: partial(_package, name) for name in FLASH_MODULES},
 }
 

@@ -1,4 +1,4 @@
-"""Whether a flash-attn package is installed, and fits a GPU, a precision and a width of heads; nothing is imported."""
+"""Whether a kernel that not every GPU has is there, and fits a GPU, a precision and heads; nothing is imported."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from align.core.errors import UserError
 from align.longseq.aligned import NUMBERS
-from align.longseq.settings import FLASH_MODULES
+from align.longseq.settings import CUDNN, FLASH_MODULES
 
 HALVES = (torch.bfloat16, torch.float16)
-# The oldest GPU whose instructions each has: Ampere, Hopper; of FlashAttention 4 the newest generation, too.
-_OLDEST = {"flash2": (8, 0), "flash3": (9, 0), "flash4": (9, 0)}
-_NEWEST = {"flash3": 9, "flash4": 11}
+# The oldest GPU whose instructions each has: Ampere, Hopper; of some the newest generation, too.
+_OLDEST = {"flash2": (8, 0), "flash3": (9, 0), "flash4": (9, 0), CUDNN: (9, 0)}
+_NEWEST = {"flash3": 9, "flash4": 11, CUDNN: 10}
 WIDEST = 256
 
 
@@ -26,7 +26,7 @@ def check_flash(
     widths: tuple[int, int] | None = None,
     capability: tuple[int, int] | None = None,
 ) -> None:
-    """Refuses `flash2`, `flash3` and `flash4` where they cannot run, before any weights are read.
+    """Refuses `flash2`, `flash3`, `flash4` and `cudnn` where they cannot run, before any weights are read.
 
     Args:
         name: `model.attention`.
@@ -57,10 +57,12 @@ def check_flash(
 
 
 def installed(name: str) -> bool:
-    """Whether the package's module is there; nothing of it is imported, as that alone takes seconds.
+    """Whether the package's module is there (cuDNN is torch's); nothing is imported, as that alone takes seconds.
 
     flash-attn and flash-attn-4 share the folder `flash_attn`, so the module's own file is looked for.
     """
+    if name == CUDNN:
+        return True
     top, *below = FLASH_MODULES[name][0].split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or not below:

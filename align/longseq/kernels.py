@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from align.longseq.capped import CappedKernel
+from align.longseq.cudnn import CudnnKernel
 from align.longseq.flash import load_flash
 from align.longseq.kernel import Kernel
-from align.longseq.settings import FLASH_MODULES, SOFTCAP
+from align.longseq.settings import CUDNN, FLASH_MODULES, SOFTCAP
 from align.longseq.torch_kernels import CpuKernel, CudaEfficientKernel, CudaFlashKernel
 
 CAPPED = "capped"  # the name of capped.py's kernel, before its cap
@@ -17,6 +18,7 @@ _KERNELS: dict[str, Kernel] = {
     "cpu": CpuKernel(),
     "cuda_flash": CudaFlashKernel(),
     "cuda_efficient": CudaEfficientKernel(),
+    CUDNN: CudnnKernel(),
 }
 
 

@@ -13,9 +13,11 @@ from align.models.settings import LIBRARY, MASKED, OF_LIBRARY
 ATTENTION = "align_shared"
 # `model.attention` → the name that transformers knows it by. A name with "flash" or "sdpa" in it would make
 # transformers ask whether the package is there, or whether a class allows it, and prepare masks of its own.
+CUDNN = "cudnn"
 ATTENTIONS = {
     "auto": ATTENTION,
     "sdpa": "align_torch",
+    CUDNN: "align_cudnn",
     "flash2": "align_fa2",
     "flash3": "align_fa3",
     "flash4": "align_fa4",
@@ -29,6 +31,7 @@ FLASH_MODULES = {
     ),
     "flash4": ("flash_attn.cute.interface", "the extra `flash4` (pip install -e '.[flash4]')"),
 }
+OF_SOME_GPUS = (*FLASH_MODULES, CUDNN)  # of `model.attention`: what not every GPU has, see flash_fit.py
 SOFTCAP = " softcap "  # in a kernel's name: between its own name and the cap on scores
 ATTENTION_CHOICES = (*ATTENTIONS, *OF_LIBRARY)  # of `model.attention`
 CHECKPOINTING_MODES = ("none", "full", "keep_attention")  # of `memory.checkpointing`, see checkpointing.py

@@ -17,7 +17,7 @@ from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import launched_wrapper
 from align.longseq.flash_fit import check_flash
 from align.longseq.probe import check_architecture
-from align.longseq.settings import FLASH_MODULES
+from align.longseq.settings import OF_SOME_GPUS
 from align.longseq.support import check_config, check_degree
 from align.longseq.tile_probe import check_tiles
 from align.models.kernels import check_kernels, kernels_on
@@ -72,7 +72,7 @@ def check(config: DictConfig) -> Run:
 
 def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
     """Refuses `model.attention` where its kernels cannot run."""
-    if model.attention in FLASH_MODULES:
+    if model.attention in OF_SOME_GPUS:
         weights = resolve_dtype(model.dtype)
         lowered = torch.float16 if arguments.fp16 else torch.bfloat16 if arguments.bf16 else weights
         check_flash(model.attention, dtype=lowered, weights=weights, widths=head_widths(load_config(model)))

@@ -77,15 +77,13 @@ def start_accelerator() -> Accelerator:
         # accelerate counts one process under DeepSpeed on CPU unless told of the CPU before.
         PartialState(cpu=True)
     warn_of_left_locks()
-    # One micro-batch: a launch's `gradient_accumulation_steps: auto` is left to the trainer, which is not here.
-    accelerator = Accelerator(
-        mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1)
-    )
+    # A launch's `gradient_accumulation_steps: auto` is left to the trainer, which is not here.
+    once, off = GradientAccumulationPlugin(num_steps=1), {"enabled": False}
+    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=once)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
-        plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-        for precision in ("bf16", "fp16"):
-            plugin.deepspeed_config[precision] = {"enabled": False}
+        one = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+        plugin.deepspeed_config |= {**one, "bf16": off, "fp16": off}
     return accelerator
 
 

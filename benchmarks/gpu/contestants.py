@@ -27,6 +27,8 @@ from align.adapters.lora import Lora
 from align.data.examples import TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.flash_fit import check_flash
+from align.longseq.settings import ATTENTIONS, CUDNN
 from align.models.kernels import fuse
 from align.reference.sources import AdapterOff, Frozen, Reference
 from align.training.methods import Method, named_method
@@ -66,6 +68,7 @@ class Task:
     levers: dict[str, Any] = field(default_factory=lambda: {"mode": "keep_attention"})
     dtype: torch.dtype = torch.bfloat16
     kernels: str = "none"
+    attention: str = ATTENTION
 
     def model(self, attention: str) -> Any:
         """The starting model."""
@@ -122,7 +125,7 @@ def arguments(task: Task, kind: Callable[..., Any] = TrainingArguments, **settin
 
 def shared_trainer(task: Task, **settings: Any) -> PreferenceTrainer:
     """This toolkit's trainer; `settings` are arguments' and `train_dataset`."""
-    policy = task.policy(ATTENTION)
+    policy = task.policy(task.attention)
     levers = dict(task.levers)
     apply_checkpointing(policy, levers.pop("mode"), **levers)
     method = task.loss()
@@ -131,7 +134,7 @@ def shared_trainer(task: Task, **settings: Any) -> PreferenceTrainer:
         policy,
         arguments(task, **settings),
         method=method,
-        reference=_reference(task, policy, ATTENTION) if method.needs.reference != "none" else None,
+        reference=_reference(task, policy, task.attention) if method.needs.reference != "none" else None,
         data_collator=lambda examples: {"batch": pack(examples)},
         train_dataset=dataset,
     )
@@ -164,6 +167,18 @@ def shared(task: Task) -> Step:
 def shared_liger(task: Task) -> Step:
     """The same with fused norms, MLPs and rotary embeddings."""
     return shared(replace(task, kernels="liger"))
+
+
+def shared_cudnn(task: Task) -> Step:
+    """The same with cuDNN's attention for the prompt, which torch's own function takes for the rivals on an H100."""
+    if task.device.type == "cuda":
+        check_flash(CUDNN, dtype=task.dtype)
+    return shared(replace(task, attention=ATTENTIONS[CUDNN]))
+
+
+def shared_cudnn_liger(task: Task) -> Step:
+    """With both."""
+    return shared_cudnn(replace(task, kernels="liger"))
 
 
 def padded(task: Task) -> Step:
@@ -272,6 +287,8 @@ def _gone(policy: nn.Module, loss: Tensor) -> Tensor:
 CONTESTANTS: dict[str, Callable[[Task], Step]] = {
     "shared": shared,
     "shared_liger": shared_liger,
+    "shared_cudnn": shared_cudnn,
+    "shared_cudnn_liger": shared_cudnn_liger,
     "padded": padded,
     "trl": trl,
     "trl_fastest": trl_fastest,

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from align.longseq import Layout, PackedPrompt
+from align.longseq.cudnn import CudnnKernel
 from align.longseq.flash_fit import HALVES, flash_problem, installed
-from align.longseq.kernels import cuda_kernel
+from align.longseq.kernels import cuda_kernel, register_kernel
 from align.longseq.patterns import FULL, Chunked, Pattern, Window
-from align.longseq.settings import FLASH_MODULES
+from align.longseq.settings import CUDNN, FLASH_MODULES
 from benchmarks.gpu.device import Device
 
 # ‖a − b‖ / ‖b‖ of an output or a gradient against fp64 on the same rounded states. A number of fp16 is known to 2⁻¹¹,
@@ -100,7 +101,7 @@ def cases(kernel: str, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def kernels_here(device: Device) -> Iterator[tuple[str, torch.dtype]]:
-    """Kernels that can run here, each with its types: torch's by the device, flash-attn's where they are installed."""
+    """Kernels that can run here, each with its types: torch's by the device, cuDNN's, flash-attn's."""
     if not device.cuda:
         yield from (("cpu", dtype) for dtype in BOUNDS)
         return
@@ -111,6 +112,9 @@ def kernels_here(device: Device) -> Iterator[tuple[str, torch.dtype]]:
             for name in sorted({"cuda_efficient", cuda_kernel(dtype, 64, capability) or ""})
             if name
         )
+    if flash_problem(CUDNN, torch.bfloat16, torch.bfloat16, (64, 64), capability) is None:
+        register_kernel(f"{CUDNN} always", CudnnKernel(least=1))  # the rows here are short
+        yield from ((f"{CUDNN} always", dtype) for dtype in HALVES)
     for name, dtype in product(FLASH_MODULES, HALVES):
         if installed(name) and flash_problem(name, dtype, dtype, (64, 64), capability) is None:
             yield name, dtype

@@ -21,11 +21,11 @@ from benchmarks.gpu.measuring import cost, profile
 from benchmarks.gpu.summary import ratios
 
 CONTESTANTS_OF = {
-    "dpo": ("shared", "padded", "trl", "trl_fastest", "shared_liger"),
-    "logo": ("shared", "padded", "shared_liger"),
+    "dpo": ("shared", "padded", "trl", "trl_fastest", "shared_cudnn", "shared_cudnn_liger", "shared_liger"),
+    "logo": ("shared", "padded", "shared_cudnn", "shared_liger"),
 }
 PARAMETERS = ("lora", "full")
-OURS = ("shared", "shared_liger")
+OURS = ("shared", "shared_liger", "shared_cudnn", "shared_cudnn_liger")
 PROMPTS = (16384, 32768, 4096)  # in the order in which they are measured
 ANSWER = 512
 
