@@ -73,6 +73,7 @@ def verify(config: DictConfig) -> Verification:
     from align.planning.fit import fit_verify
     from align.planning.job import Rows
     from align.verification import comparison
+    from align.verification.launched import start_accelerator
     from align.verification.small_copy import build_small_copy
 
     memory.check(accelerator=torch.accelerator.is_available())
@@ -86,7 +87,7 @@ def verify(config: DictConfig) -> Verification:
         for attention in (None, attention_name(model.attention), attention_name(model.attention))
     )
     answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
-    accelerator = comparison.start_accelerator()
+    accelerator = start_accelerator()
     try:
         check_same_settings(dict(config))
         memory = fit_verify(

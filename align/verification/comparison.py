@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate import Accelerator
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
@@ -23,7 +22,6 @@ from transformers import PreTrainedConfig
 from align.core.errors import UserError
 from align.core.telling import tell
 from align.data.examples import TokenizedExample, with_soft_prompt
-from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import actual_wrapper
 from align.longseq import pack, pair_logps
 from align.longseq.attention import is_ours
@@ -69,22 +67,6 @@ class Difference:
     loss: float
     gradient: float
     parameter: str
-
-
-def start_accelerator() -> Accelerator:
-    """The launch as accelerate sees it, in fp32 whatever its configuration says about precision."""
-    if not torch.accelerator.is_available():
-        # accelerate counts one process under DeepSpeed on CPU unless told of the CPU before.
-        PartialState(cpu=True)
-    warn_of_left_locks()
-    # A launch's `gradient_accumulation_steps: auto` is left to the trainer, which is not here.
-    once, off = GradientAccumulationPlugin(num_steps=1), {"enabled": False}
-    accelerator = Accelerator(mixed_precision="no", gradient_accumulation_plugin=once)
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is not None:
-        one = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
-        plugin.deepspeed_config |= {**one, "bf16": off, "fp16": off}
-    return accelerator
 
 
 def form_groups(

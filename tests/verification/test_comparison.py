@@ -17,7 +17,8 @@ from align.longseq.parallel import SequenceParallel, start_parallel
 from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.settings import MemorySettings
 from align.models.settings import ModelSettings
-from align.verification.comparison import compare, run_all, start_accelerator
+from align.verification.comparison import compare, run_all
+from align.verification.launched import start_accelerator
 from align.verification.small_copy import build_small_copy, random_examples
 from align.verify import TOLERANCE, Verification
 from tests.distributed import run_distributed
