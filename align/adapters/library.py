@@ -13,7 +13,7 @@ from align.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
 # Keywords of PEFT's that are set here, and the key to use instead.
 _RESERVED = {
@@ -67,6 +67,18 @@ class Library(Still):
     @property
     def _tuner(self) -> Tuner:
         return check_tuner(self.type)
+
+    def takes_wrapper(self, wrapper: str) -> bool:
+        """As the tuner's gradients allow."""
+        return not (self._tuner.hooked and wrapper == "fsdp2")
+
+    def check_launch(self, wrapper: str, arguments: TrainingArguments) -> None:
+        """Refuses FSDP2 where it would lose what the tuner does to gradients."""
+        if not self.takes_wrapper(wrapper):
+            raise UserError(
+                f"adapter={self.kind} projects gradients by hooks of its parameters, which {wrapper} exchanges for "
+                "parameters without hooks: launch with ddp or DeepSpeed."
+            )
 
     def check(self) -> None:
         """Refuses a tuner that is not exact here, and keywords that have a key of their own."""

@@ -18,10 +18,12 @@ class Tuner:
     Attributes:
         four_bits: whether PEFT has a layer of it for four-bit weights.
         replaces: whether it trains copies of modules in full.
+        hooked: whether it changes gradients by hooks of its parameters, which FSDP2 exchanges for parameters without.
     """
 
     four_bits: bool = False
     replaces: bool = False
+    hooked: bool = False
 
 
 TUNERS: dict[str, Tuner] = {
@@ -42,7 +44,7 @@ TUNERS: dict[str, Tuner] = {
     "LORA": Tuner(four_bits=True),
     "MISS": Tuner(),
     "OFT": Tuner(),
-    "OSF": Tuner(),
+    "OSF": Tuner(hooked=True),
     "PEANUT": Tuner(),
     "PSOFT": Tuner(),
     "RANDLORA": Tuner(four_bits=True),

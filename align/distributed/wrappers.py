@@ -110,6 +110,22 @@ def check_wrapper(model: nn.Module, args: TrainingArguments) -> None:
         )
 
 
+def check_hooks(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuses FSDP where parameters change their gradients by hooks: it exchanges them for parameters without.
+
+    Raises:
+        UserError: names one of them.
+    """
+    if expected_wrapper(args) != "FSDP":
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter._backward_hooks:
+            raise UserError(
+                f"{name} changes its gradient by a hook, which FSDP would lose without a word: launch with ddp or "
+                "DeepSpeed."
+            )
+
+
 class WrapperCheck(TrainerCallback):
     """Holds the wrapped policy against the wrapper that was asked for, before the first step."""
 

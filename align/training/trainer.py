@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from align.distributed.host import sum_numbers
-from align.distributed.wrappers import WrapperCheck
+from align.distributed.wrappers import WrapperCheck, check_hooks
 from align.longseq.forward import pair_logps, tokens_read
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
@@ -105,6 +105,7 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
                 logits_chunk=logits_chunk,
                 max_length=max_length,
             )
+        check_hooks(parts.model, args)
         self.method, self.reference, self.parallel = parts.method, parts.reference, parallel
         self.degree = parallel.degree if parallel else 1
         self.logits_chunk = logits_chunk or memory.logits_chunk

@@ -8,7 +8,13 @@ from transformers import TrainingArguments
 
 from align.core.errors import UserError
 from align.distributed.names import check_quantised
-from align.distributed.wrappers import actual_wrapper, check_launch, check_wrapper, expected_wrapper
+from align.distributed.wrappers import (
+    actual_wrapper,
+    check_hooks,
+    check_launch,
+    check_wrapper,
+    expected_wrapper,
+)
 
 
 @pytest.fixture
@@ -31,6 +37,22 @@ def test_silent_substitute_is_refused(arguments, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP was asked for, but the policy is wrapped in none"):
         check_wrapper(model, arguments)
+
+
+def test_hooks_of_parameters_are_refused_where_they_would_be_lost(arguments, monkeypatch):
+    """FSDP2 exchanges parameters for its own, and a gradient that a hook would have changed stays as it is."""
+    model = torch.nn.Linear(2, 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    check_hooks(model, arguments)
+    handle = model.bias.register_hook(lambda gradient: gradient / 2)
+    with pytest.raises(UserError, match="bias changes its gradient by a hook, which FSDP would lose"):
+        check_hooks(model, arguments)
+    handle.remove()
+    check_hooks(model, arguments)
+    model.bias.register_hook(lambda gradient: gradient / 2)
+    check_hooks(model.requires_grad_(False), arguments)  # nothing to change
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    check_hooks(model.requires_grad_(True), arguments)
 
 
 def test_ddp_of_one_process_is_none(arguments, monkeypatch):
