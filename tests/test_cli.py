@@ -81,7 +81,7 @@ BAD_OVERRIDES = [
     (["method.loss._target_=os.system"], "os.system is refused"),
     (
         ["model.attention=flash9"],
-        "model.attention=flash9 is not known: use auto, sdpa, flash2, flash3, flash4",
+        "model.attention=flash9 is not known: use auto, sdpa, cudnn, flash2, flash3, flash4",
     ),
     (["model.attention=flash2"], "model.attention=flash2 needs"),
     (["model.attention=flash3"], "model.attention=flash3 needs"),

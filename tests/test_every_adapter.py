@@ -6,6 +6,7 @@ The adapters are found from their files, so a new one is tested by itself.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def case(name: str, **settings: Any) -> Case:
     return Case(heads=(8, 4), rows=ROWS, adapter=adapter(name), model=MODEL, **settings)
 
 
-def held(cells: list[dict[Any, dict[str, float]]], *, adapters: int = len(NAMES)) -> None:
+def held(cells: list[dict[Any, dict[str, float]]], *, adapters: int) -> None:
     """Every cell within the tolerances that all wrappers keep."""
     for found in cells:
         assert len(found) == adapters * len(KINDS)
@@ -73,10 +74,24 @@ def held(cells: list[dict[Any, dict[str, float]]], *, adapters: int = len(NAMES)
                 assert error <= TOLERANCES[what], f"{cell}: {what} off by {error:.2e}"
 
 
-def test_degree_two_equals_padded_rows() -> None:
+# In `make test` one of each way to be written and merged, in runs our own; the rest with `pytest -m slow`.
+FEW = ("half", "lora", "norms", "oft", "soft_prompt", "sparse")
+RUNS = ("half", "lora")
+
+
+def check_degree_two(names: Sequence[str]) -> None:
     """Loss, gradients and three clipped steps: packed in one row or several, both exchanges, one spawn for all."""
-    packed = {name: case(name, tokens_per_row=60, checkpointing="full") for name in NAMES}
-    held(run_distributed(worker, 2, ["none"], packed, 2, timeout=500))
+    packed = {name: case(name, tokens_per_row=60, checkpointing="full") for name in names}
+    held(run_distributed(worker, 2, ["none"], packed, 2, timeout=500), adapters=len(names))
+
+
+def test_degree_two_equals_padded_rows() -> None:
+    check_degree_two(FEW)
+
+
+@pytest.mark.slow
+def test_degree_two_of_the_others() -> None:
+    check_degree_two([name for name in NAMES if name not in FEW])
 
 
 @pytest.mark.slow
@@ -117,10 +132,6 @@ def test_off_it_is_the_starting_model(name: str) -> None:
         off = pair_logps(policy, plain.batch())  # as a reference reads: without a soft prompt
         start = pair_logps(plain.build(ATTENTION), plain.batch())
     assert torch.equal(off.chosen, start.chosen) and torch.equal(off.rejected, start.rejected)
-
-
-# In `make test` one of each way to be written and merged; the rest with `pytest -m slow`.
-FEW = ("half", "lora", "norms", "oft", "pissa", "sparse")
 
 
 def words(folder: Path, output: str, name: str) -> list[str]:
@@ -179,13 +190,13 @@ def broken_off(whole: Path, target: Path) -> None:
     shutil.copytree(whole / "checkpoint-2", target / "checkpoint-2")
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run(name: str, tmp_path: Path) -> None:
     check_a_run(name, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in FEW])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RUNS])
 def test_a_run_of_the_others(name: str, tmp_path: Path) -> None:
     check_a_run(name, tmp_path)
 

@@ -126,11 +126,19 @@ def test_packed_and_cached_equal_plain_and_live(name, tmp_path):
     assert_close(step(tmp_path, name, store=tmp_path, filled=True), expected)
 
 
-def sharded_steps(rank: int, size: int, folder: Path) -> dict[str, list[dict[str, Tensor]]]:
-    """Of every method the world's mean gradient at degree `size`: live and filling a cache, then from it alone."""
+def of_each_need() -> list[str]:
+    """The first method of every set of needs: what processes share depends on nothing else of a method."""
+    first: dict[str, str] = {}
+    for name in NAMES:
+        first.setdefault(repr(method(name).needs), name)
+    return list(first.values())
+
+
+def sharded_steps(rank: int, size: int, folder: Path, names: list[str]) -> dict[str, list[dict[str, Tensor]]]:
+    """Of each method the world's mean gradient at degree `size`: live and filling a cache, then from it alone."""
     parallel = start_parallel("gather", size)
     found: dict[str, list[dict[str, Tensor]]] = {}
-    for name in NAMES:
+    for name in names:
         store = folder / f"rank{rank}"  # each rank its own, so that none finds the other's entries
         steps = [
             step(folder, name, parallel=parallel, tokens_per_row=45),
@@ -145,11 +153,20 @@ def sharded_steps(rank: int, size: int, folder: Path) -> dict[str, list[dict[str
     return found if rank == 0 else {}
 
 
-def test_degree_two_equals_one_process_cached_or_live(tmp_path):
-    """Every method on two processes that share each row; one spawn for all of them."""
-    found = run_distributed(sharded_steps, 2, tmp_path)[0]
-    assert list(found) == NAMES
+def check_degree_two(folder: Path, names: list[str]) -> None:
+    """Two processes that share each row; one spawn for all methods."""
+    found = run_distributed(sharded_steps, 2, folder, names)[0]
+    assert list(found) == names
     for name, steps in found.items():
-        expected = step(tmp_path, name)
+        expected = step(folder, name)
         for values in steps:
             assert_close(values, expected)
+
+
+def test_degree_two_equals_one_process_cached_or_live(tmp_path):
+    check_degree_two(tmp_path, of_each_need())
+
+
+@pytest.mark.slow
+def test_degree_two_of_the_others(tmp_path):
+    check_degree_two(tmp_path, [name for name in NAMES if name not in of_each_need()])

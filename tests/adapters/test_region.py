@@ -131,6 +131,7 @@ def measured_on(rank: int, size: int) -> dict[str, torch.Tensor]:
     return measured()
 
 
+@pytest.mark.slow
 def test_several_processes_measure_the_same():
     alone = measured()
     for found in run_distributed(measured_on, 2):
