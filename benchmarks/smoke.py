@@ -41,11 +41,14 @@ ADAPTERS = [
     if path.stem not in ("library", "none")
 ]
 ADAPTED = ("method=dpo", "trainer.learning_rate=1e-3")  # an adapter's numbers are few, and take larger steps
-# What trains copies of the weights themselves takes the steps that the weights take; factors take larger ones.
+# What trains copies of the weights themselves takes the steps that the weights take; factors take larger ones. Rotations
+# that are made anew in every forward, by products of many small matrices, are put on fewer modules.
+_SLOW = ("adapter.target_modules=[v_proj]", "memory.checkpointing=none")
 OWN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adapter=half", "adapter=region", "adapter=osf"), ("trainer.learning_rate=1e-5",)),
     **dict.fromkeys(("adapter=ia3", "adapter=vera", "adapter=norms"), ("trainer.learning_rate=1e-2",)),
-    "adapter=pissa": ("trainer.learning_rate=1e-4",),
+    **dict.fromkeys(("adapter=pissa", "adapter=oft"), ("trainer.learning_rate=1e-4",)),
+    **dict.fromkeys(("adapter=boft", "adapter=hra"), _SLOW),
 }
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
