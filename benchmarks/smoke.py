@@ -5,8 +5,8 @@
 
 The rows need no model: a context of sections of Python's language reference, a question that asks for the first
 sentence of one of them, that sentence as the chosen answer, another section's as the rejected one, and the section
-alone as the short prompt. WPO is judged by its margin, see BY_MARGIN. Each is the real `align train experiment=smoke method=NAME`, or `method=dpo adapter=NAME`, in
-a process of its own. Exit code 1 where one did not improve.
+alone as the short prompt. Each is the real `align train experiment=smoke method=NAME`, or `method=dpo adapter=NAME`, in
+a process of its own. Exit code 1 where one did not improve, or ended in an error, which does not keep the others.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rich.table import Table
 
 import hydra_conf
 from align.core.files import write_json
+from align.runs.quoting import override
 
 HERE = Path(__file__).parent
 CONF = Path(hydra_conf.__file__).parent
@@ -41,8 +42,8 @@ ADAPTERS = [
     if path.stem not in ("library", "none")
 ]
 ADAPTED = ("method=dpo", "trainer.learning_rate=1e-3")  # an adapter's numbers are few, and take larger steps
-# What trains copies of the weights themselves takes the steps that the weights take; factors take larger ones. Rotations
-# that are made anew in every forward, by products of many small matrices, are put on fewer modules.
+# What trains copies of the weights themselves takes the steps that the weights take; factors take larger ones.
+# Rotations that are made anew in every forward, by products of many small matrices, are put on fewer modules.
 _SLOW = ("adapter.target_modules=[v_proj]", "memory.checkpointing=none")
 OWN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("adapter=half", "adapter=region", "adapter=osf"), ("trainer.learning_rate=1e-5",)),
@@ -51,7 +52,8 @@ OWN: dict[str, tuple[str, ...]] = {
     "method=dpop": ("trainer.learning_rate=3e-6",),  # a lost nat of the chosen answer costs fifty
     **dict.fromkeys(("adapter=boft", "adapter=hra"), _SLOW),
 }
-# Whose loss is no measure of what it lowers: WPO's pairs weigh by how likely the policy gives them, which training raises.
+# Whose loss is no measure of what it lowers, so that its margin is looked at: WPO's pairs weigh by how likely the policy is
+# to give them, which training raises.
 BY_MARGIN = ("method=wpo",)
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
@@ -74,15 +76,22 @@ def main() -> None:
     arguments = parser.parse_args()
     write_rows(arguments.output)
     known = json.loads(arguments.results.read_text())["cells"] if arguments.results.is_file() else {}
+    ended: list[str] = []
     for name in arguments.only:
-        known[name] = run(name, arguments.output, threads=arguments.threads)
+        try:
+            known[name] = run(name, arguments.output, threads=arguments.threads)
+        except subprocess.CalledProcessError:  # it has said why
+            ended.append(name)
+            continue
         known[name]["threads"] = arguments.threads
         arguments.results.parent.mkdir(exist_ok=True)
         write_json(arguments.results, {"cells": known})
-    Console(width=130).print(table({name: known[name] for name in arguments.only}))
-    failed = [name for name in arguments.only if not improved(name, known[name])]
-    if failed:
-        sys.exit(f"smoke: not improved on held-out rows: {', '.join(failed)}")
+    measured = [name for name in arguments.only if name not in ended]
+    Console(width=130).print(table({name: known[name] for name in measured}))
+    failed = [name for name in measured if not improved(name, known[name])]
+    said = {"not improved on held-out rows": failed, "ended in an error": ended}
+    if failed or ended:
+        sys.exit("; ".join(f"smoke: {what}: {', '.join(names)}" for what, names in said.items() if names))
 
 
 def write_rows(folder: Path) -> None:
@@ -129,8 +138,9 @@ def run(name: str, folder: Path, *, threads: int) -> dict[str, float]:
         *(sys.executable, "-m", "align.train", "experiment=smoke", name, "resume=never"),
         *(ADAPTED if name.startswith("adapter=") else ()),
         *OWN.get(name, ()),
-        *(f"data.path={folder / 'train.jsonl'}", f"data.eval_path={folder / 'held_out.jsonl'}"),
-        f"output={output}",
+        override("data.path", folder / "train.jsonl"),
+        override("data.eval_path", folder / "held_out.jsonl"),
+        override("output", output),
     ]
     shutil.rmtree(output, ignore_errors=True)
     start, processor = time.perf_counter(), _children_seconds()
