@@ -52,8 +52,8 @@ OWN: dict[str, tuple[str, ...]] = {
     "method=dpop": ("trainer.learning_rate=3e-6",),  # a lost nat of the chosen answer costs fifty
     **dict.fromkeys(("adapter=boft", "adapter=hra"), _SLOW),
 }
-# Whose loss is no measure of what it lowers, so that its margin is looked at: WPO's pairs weigh by how likely the policy is
-# to give them, which training raises.
+# Whose loss is no measure of what it lowers, so that its margin is: WPO's pairs weigh by how likely the policy
+# would give them, which training raises.
 BY_MARGIN = ("method=wpo",)
 SECTION_CHARACTERS = (150, 360)  # a section is a paragraph of the reference of about this size
 SENTENCE_CHARACTERS = (40, 160)
