@@ -25,6 +25,9 @@ from torch.multiprocessing.spawn import start_processes
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.distributed.preload"])
 
 
+LATE = 10.0  # seconds that a process waits with an error which another one's end has caused
+
+
 class HangError(Exception):
     """The processes did not end in time."""
 
@@ -83,10 +86,15 @@ def _run(
         world_size=size,
         timeout=timedelta(seconds=timeout),
     )
-    torch.save(worker(rank, size, *args, **kwargs), _result(folder, rank))
-    if dist.is_initialized():  # a command leaves its group by itself
-        dist.barrier()
-        dist.destroy_process_group()
+    try:
+        torch.save(worker(rank, size, *args, **kwargs), _result(folder, rank))
+        if dist.is_initialized():  # a command leaves its group by itself
+            dist.barrier()
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if "gloo" in str(error):  # another one has died: its own error counts, and has to be heard first
+            time.sleep(LATE)
+        raise
 
 
 def _result(folder: str, rank: int) -> Path:
