@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.miniature.analysis import Comparison, Difference, ablations, compare, comparisons, mean_of
+from docs.h200_figures import on_an_h200, over_trl
 from docs.miniature import results
 from docs.tables import RESULTS, ROOT, read, scaling_cell
 
@@ -93,6 +94,7 @@ def readme() -> Iterator[str]:
     yield f"rejected answers {g['two']} × as fast for prompts of 16K to 64K tokens, in about half the memory at 64K"
     yield f"({g['memory']} ×); with one and one {g['one']} ×; with short prompts less, and at 4K with one and one it is"
     yield f"slower ({g['short']} ×)"
+    yield f"is {over_trl(16384, 32768)} as fast for prompts of 16K and 32K tokens, and {over_trl(4096)} at 4K"
     cells = read("parity.json")["cells"].values()
     worst = max(cell["gradient"] for cell in cells)
     yield f"[{len(cells)} combinations](docs/scaling.md#exact-in-every-wrapper) is {worst:.1e}"
@@ -136,30 +138,6 @@ def performance() -> Iterator[str]:
     yield from on_an_h200()
     full, kept = (scaling_cell(lever, 8192)["processor_seconds"] for lever in ("full", "keep_attention"))
     yield f"{full - kept:.0f} of a step's {full:.0f} seconds of processor time at 8192 tokens"
-
-
-def on_an_h200() -> Iterator[str]:
-    """docs/performance.md: `make gpu` on an H200."""
-    stages = read("gpu/nvidia-h200.json")["stages"]
-    speed, length, planner = (stages[name]["result"] for name in ("speed", "length", "planner"))
-
-    def ratios(ours: str, rival: str, *prompts: int) -> str:
-        jobs = [f"dpo {kind}, {prompt} + 512 + 512" for kind in ("lora", "full") for prompt in prompts]
-        found = [speed[f"{job}, {rival}"]["seconds"] / speed[f"{job}, {ours}"]["seconds"] for job in jobs]
-        return f"{min(found):.2f} to {max(found):.2f} ×"
-
-    yield f"{ratios('shared', 'trl', 16384, 32768)} as fast as `DPOTrainer` with its defaults"
-    yield f"{ratios('shared_liger', 'trl_fastest', 16384, 32768)} with Liger's kernels in both"
-    yield f"with a prompt of 4,096 {ratios('shared', 'trl', 4096)}"
-    moved = [length[f"{name}, offload=host"]["tried"]["65536"] for name in length if "offload" not in name]
-    kept = [cell["tried"]["65536"] for name, cell in length.items() if "offload" not in name]
-    over = [one["seconds"] / other["seconds"] for one, other in zip(moved, kept, strict=True)]
-    yield f"took {min(over):.2f} to {max(over):.2f} × the time on one H200"
-    errors = [cell["error"] for cell in planner.values()]
-    memory = [100 * error["memory"] for error in errors]
-    yield f"memory was planned within −{-min(memory):.1f} and +{max(memory):.1f} %"
-    late = sorted(100 * error["time"] for error in errors)[:3]
-    yield f"three of six steps took longer than planned by far (−{-late[2]:.0f} to −{-late[0]:.0f} %)"
 
 
 def long_sequences() -> Iterator[str]:

@@ -22,6 +22,7 @@ from align.adapters.adapter import Adapter
 from align.adapters.reading import read_model
 from align.core.errors import UserError
 from align.longseq import ATTENTION, pair_logps
+from align.reference.sources import AdapterOff
 from align.runs.api import compose
 from tests.distributed import run_distributed
 from tests.forked import run
@@ -123,14 +124,19 @@ def test_those_that_cannot(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_off_it_is_the_starting_model(name: str) -> None:
-    """To the last bit, packed and with levers: what a reference gives at step 0, and what a cache keeps of it."""
+    """To the last bit, as the reference reads it, and then as it was: what trains goes on training."""
     if not adapter(name).removable:
         pytest.skip("its reference is a frozen model")
     plain, adapted = Case(heads=(8, 4), rows=ROWS, model=MODEL), case(name)
     policy: Any = adapted.build(ATTENTION)
-    with torch.no_grad(), policy.disable_adapter():
-        off = pair_logps(policy, plain.batch())  # as a reference reads: without a soft prompt
+    trains = [parameter.requires_grad for parameter in policy.parameters()]
+    with torch.no_grad():
+        before = pair_logps(policy, adapted.batch())
+        off = AdapterOff(policy, pair_logps)(policy, plain.batch())  # without a soft prompt
         start = pair_logps(plain.build(ATTENTION), plain.batch())
+        again = pair_logps(policy, adapted.batch())
+    assert trains == [parameter.requires_grad for parameter in policy.parameters()] and any(trains)
+    assert torch.equal(again.chosen, before.chosen) and torch.equal(again.rejected, before.rejected)
     assert torch.equal(off.chosen, start.chosen) and torch.equal(off.rejected, start.rejected)
 
 
