@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
+from align.patterns.exported import ACCEPTED, check_exported
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.folder import CONFIG_NAME, find_policy
 
 DTYPES = ("stored", "float32", "bfloat16")
+ACCEPT = (ACCEPTED,)  # what another engine has to be told of
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ExportSettings:
     path: str
     output: str
     dtype: str = "stored"
+    accept: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
 
 
@@ -39,6 +42,8 @@ def export(config: DictConfig) -> Path:
     """Reads the run, merges, and writes model, tokenizer and card; the new folder."""
     settings = typed(ExportSettings, config, "")
     check_choice("dtype", settings.dtype, DTYPES)
+    for accepted in settings.accept:
+        check_choice("accept", accepted, ACCEPT)
     output = new_folder(settings.output)
     if not Path(settings.path).is_dir():
         raise UserError(
@@ -50,6 +55,7 @@ def export(config: DictConfig) -> Path:
 
     policy = trained_policy.read_policy(Path(settings.path), trust_remote_code=settings.trust_remote_code)
     check_card(policy.config, settings.path)
+    check_exported(trained_policy.text_config_of(policy), settings.accept)
     tokenizer = trained_policy.load_policy_tokenizer(policy)
     merged = trained_policy.merged_model(policy, settings.dtype)
     trained_policy.write(merged, tokenizer, policy, output)

@@ -53,6 +53,24 @@ KINDS: dict[str, Kind] = {
             *("add", "begin", "rates", "callbacks"),
         ),
     ),
+    "attention": Kind(
+        (
+            "align.patterns.choices.EveryFull",
+            "align.patterns.choices.EveryWindow",
+            "align.patterns.choices.Hybrid",
+            "align.patterns.choices.Shifted",
+        ),
+        ("check", "fit", "at"),
+    ),
+    "others": Kind(  # of attention=hybrid: the pattern of the layers that are not full
+        (
+            "align.patterns.pattern.Chunked",
+            "align.patterns.pattern.Full",
+            "align.patterns.pattern.Strided",
+            "align.patterns.pattern.Window",
+        ),
+        ("check", "blocks", "sees"),
+    ),
     "suite": Kind(
         (
             "align.evaluation.longbench.LongBench",

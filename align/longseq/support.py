@@ -18,6 +18,7 @@ from align.models.rope import rope_types
 from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.structure import find_causal_lm
 from align.models.text_part import is_composite, text_config, text_decoder
+from align.patterns.layers import patterns_of
 
 # In a module's name: one of the copies that PEFT's `modules_to_save` makes.
 _COPIES = re.compile(r"\.(original_module|modules_to_save\.[^.]+)(?=\.|$)")
@@ -150,6 +151,11 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
     config = text_config(config)
     _check_dynamic(config)
     _check_sparse(config)
+    if attention in OF_LIBRARY and patterns_of(config) is not None:
+        raise UserError(
+            f"The group attention has patterns for layers, which model.attention={attention} does not compute: set "
+            "attention=own, or model.attention=auto."
+        )
     if attention == LIBRARY:
         return
     if "longrope" in rope_types(config):

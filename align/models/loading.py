@@ -29,6 +29,7 @@ from align.core.errors import AlignWarning, UserError
 from align.models.extra_tokens import add_rows, add_tokens, extend_config
 from align.models.kernels import check_kernels, fuse, kernels_on, say_fused
 from align.models.paths import check_weights, resolve_path
+from align.models.patterned_attention import patterned
 from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
 from align.models.renamings import forget_unused_renamings
@@ -36,6 +37,7 @@ from align.models.rope import override_rope
 from align.models.settings import EXPERTS, LIGER, ModelSettings
 from align.models.structure import set_reading
 from align.models.text_part import attention_by_part, is_composite, text_config
+from align.patterns.layers import keep_patterns
 
 
 def load_tokenizer(
@@ -103,6 +105,7 @@ def _own_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrain
         ) from error
     override_rope(config, settings.rope)
     text = text_config(config)
+    keep_patterns(text, settings.layer_patterns)
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False  # for the library's loss; longseq/balance.py computes ours
     return config
@@ -208,7 +211,7 @@ def load_causal_lm(
             resolve_path(settings.path),
             config=config,
             dtype=dtype,
-            attn_implementation=attention_by_part(config, attention),
+            attn_implementation=attention_by_part(config, attention or patterned(config)),
             quantization_config=quantization,
             device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
             trust_remote_code=settings.trust_remote_code,

@@ -80,6 +80,7 @@ class ModelSettings:
 
     Attributes:
         adapter: what the group `adapter` describes (align/adapters/adapter.py); None: all parameters train.
+        layer_patterns: what the group `attention` describes (`patterns.layers.Chosen`); None: as the checkpoint has it.
     """
 
     path: str = EMBEDDED
@@ -94,3 +95,4 @@ class ModelSettings:
     rope: RopeSettings = field(default_factory=RopeSettings)
     moe: MoeSettings = field(default_factory=MoeSettings)
     extra_tokens: list[str] = field(default_factory=list)
+    layer_patterns: Any = None

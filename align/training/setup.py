@@ -37,7 +37,8 @@ from align.models.extra_tokens import say_of_extra_tokens
 from align.models.loading import load_causal_lm, model_tokenizer, native_window
 from align.models.routers import freeze_routers
 from align.models.soft_prompt import soft_ids
-from align.models.text_part import frozen_words, of_layers
+from align.models.text_part import frozen_words, of_layers, text_config
+from align.patterns.layers import patterns_words
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.following import follow
@@ -150,6 +151,9 @@ def load_policy(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
+    said = patterns_words(text_config(base.config))
+    if said is not None and run.arguments.process_index == 0:
+        tell(said)
     adapter = adapter_with_routers(base, run.model)
     policy = add_adapter(base, adapter and adapter.with_tokenizer(tokenizer))
     if run.model.adapter is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
 from align.adapters.soft_prompt import check_mergeable
@@ -25,6 +25,8 @@ from align.models.loading import auto_class, load_causal_lm, load_config, loadin
 from align.models.processor_files import copy_processor
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
+from align.patterns.exported import to_native
+from align.patterns.layers import patterns_of_run
 from align.runs.exclusive import exclusive
 from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
 from align.training.model_card import model_card
@@ -76,7 +78,11 @@ def read_policy(path: Path, *, trust_remote_code: bool = False) -> TrainedPolicy
     return TrainedPolicy(
         weights=weights,
         config=plain,
-        model=replace(typed(ModelSettings, config, "model"), trust_remote_code=trust_remote_code),
+        model=replace(
+            typed(ModelSettings, config, "model"),
+            trust_remote_code=trust_remote_code,
+            layer_patterns=patterns_of_run(plain),
+        ),
         results=read_results(run / "results.json") if run == path else {},
         local=local_paths(run, plain),
     )
@@ -92,6 +98,21 @@ def read_results(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as JSON: restore or remove it.") from error
 
 
+def text_config_of(policy: TrainedPolicy) -> PreTrainedConfig:
+    """The configuration of the trained model's text part; reads no weights."""
+    return text_config(load_config(_merged_settings(policy)))
+
+
+def _merged_settings(policy: TrainedPolicy) -> ModelSettings:
+    """What the model without adapters is loaded by."""
+    settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
+    if policy.has_adapter:
+        return settings
+    # What is saved has the RoPE overrides, the patterns and the extra tokens' rows already.
+    saved = replace(settings, path=str(policy.weights), revision=None, layer_patterns=None)
+    return replace(saved, rope=RopeSettings(), extra_tokens=[])
+
+
 def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedModel:
     """The trained model without adapters; what they add is added in `dtype`.
 
@@ -101,11 +122,7 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
         UserError: the adapter is a soft prompt, or PEFT's reason why it cannot be merged.
     """
     check_mergeable(policy.weights)
-    settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
-    if not policy.has_adapter:  # what is saved has the RoPE overrides and the extra tokens' rows already
-        settings = replace(
-            settings, path=str(policy.weights), revision=None, rope=RopeSettings(), extra_tokens=[]
-        )
+    settings = _merged_settings(policy)
     if dtype == "stored":
         config = load_config(settings)
         stored = config.dtype or text_config(config).dtype  # composites have it in either
@@ -118,6 +135,7 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
         except ValueError as error:
             raise UserError(f"{policy.weights} cannot be merged: {' '.join(str(error).split())}") from error
     model.config.use_cache = True
+    to_native(text_config(model.config))
     return model
 
 
