@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class ExportSettings:
     output: str
     dtype: str = "stored"
     trust_remote_code: bool = False
+    allow_targets: list[str] = field(default_factory=list)
 
 
 @hydra_entry("export")
@@ -48,7 +49,11 @@ def export(config: DictConfig) -> Path:
     # Nothing above imports torch, so that a slip is answered at once.
     from align.training import trained_policy
 
-    policy = trained_policy.read_policy(Path(settings.path), trust_remote_code=settings.trust_remote_code)
+    policy = trained_policy.read_policy(
+        Path(settings.path),
+        trust_remote_code=settings.trust_remote_code,
+        allow_targets=settings.allow_targets,
+    )
     check_card(policy.config, settings.path)
     tokenizer = trained_policy.load_policy_tokenizer(policy)
     merged = trained_policy.merged_model(policy, settings.dtype)
