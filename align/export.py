@@ -30,6 +30,7 @@ class ExportSettings:
     dtype: str = "stored"
     accept: list[str] = field(default_factory=list)
     trust_remote_code: bool = False
+    allow_targets: list[str] = field(default_factory=list)
 
 
 @hydra_entry("export")
@@ -53,7 +54,11 @@ def export(config: DictConfig) -> Path:
     # Nothing above imports torch, so that a slip is answered at once.
     from align.training import trained_policy
 
-    policy = trained_policy.read_policy(Path(settings.path), trust_remote_code=settings.trust_remote_code)
+    policy = trained_policy.read_policy(
+        Path(settings.path),
+        trust_remote_code=settings.trust_remote_code,
+        allow_targets=settings.allow_targets,
+    )
     check_card(policy.config, settings.path)
     check_exported(trained_policy.text_config_of(policy), settings.accept)
     tokenizer = trained_policy.load_policy_tokenizer(policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,11 @@ def merge(config: DictConfig) -> Path:
     # Nothing above imports torch, so that a slip is answered at once.
     from align.merging.sources import check_alike, open_source
 
-    trusted = settings.trust_remote_code
-    models = [open_source(place, trust_remote_code=trusted) for place in places]
-    start = None if base is None else open_source(base, trust_remote_code=trusted)
+    opened = partial(
+        open_source, trust_remote_code=settings.trust_remote_code, allow_targets=settings.allow_targets
+    )
+    models = [opened(place) for place in places]
+    start = None if base is None else opened(base)
     weights = _weights_of_adapters(settings, rule, models, start)
     alike = check_alike([*models, *([] if start is None else [start])])
     if weights is None and start is None:

@@ -68,13 +68,13 @@ def test_configuration_is_a_file_that_a_command_chooses(block):
     """A block names its file, FOLDER/GROUP/NAME.yaml; a command of the page has `--config-dir FOLDER GROUP=NAME`."""
     name = named_file(block)
     assert name is not None, "the first line has to name the file"
-    folder, group, file = name.parts
+    folder, *groups, file = name.parts
     chosen = [
         words
         for other in blocks(block.page)
         if other.language == "bash"
         for words in commands(other.text)
-        if f"{group}={Path(file).stem}" in words and folder in words
+        if f"{'/'.join(groups)}={Path(file).stem}" in words and folder in words
     ]
     assert chosen, f"no command of the page chooses {name}"
     assert isinstance(yaml.safe_load(block.text), dict)

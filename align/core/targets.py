@@ -122,6 +122,16 @@ KINDS: dict[str, Kind] = {
         ),
         ("check", "fit", "linear", "over"),
     ),
+    "table": Kind(
+        (
+            "align.rope_tables.clex.Clex",
+            "align.rope_tables.giraffe.Giraffe",
+            "align.rope_tables.lists.Factors",
+            "align.rope_tables.lists.Frequencies",
+            "align.rope_tables.ntk.Ntk",
+        ),
+        ("check", "frequencies"),
+    ),
     "memory": Kind(
         ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
     ),

@@ -14,7 +14,7 @@ from align.longseq.layer_pattern import STATE_TYPES, TOKENWISE_TYPES
 from align.longseq.mixers import attends, mixer_rule
 from align.longseq.own_logits import check_own_rows
 from align.longseq.settings import cannot_share
-from align.models.rope import rope_types
+from align.models.rope import rope_types, switches_by_length
 from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.structure import find_causal_lm
 from align.models.text_part import is_composite, text_config, text_decoder
@@ -158,7 +158,7 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
         )
     if attention == LIBRARY:
         return
-    if "longrope" in rope_types(config):
+    if switches_by_length(config):
         raise cannot_share(
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing",

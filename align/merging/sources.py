@@ -85,14 +85,17 @@ class Source:
         return self.policy.weights
 
 
-def open_source(place: Place, *, trust_remote_code: bool) -> Source:
+def open_source(place: Place, *, trust_remote_code: bool, allow_targets: Sequence[str] = ()) -> Source:
     """Reads a run's configuration, an adapter's or nothing; of a Hub model fetches everything but its weights.
 
     Raises:
         UserError: it cannot be read or fetched.
     """
     if place.kind == "run":
-        return Source(place, read_policy(Path(place.path), trust_remote_code=trust_remote_code))
+        policy = read_policy(
+            Path(place.path), trust_remote_code=trust_remote_code, allow_targets=allow_targets
+        )
+        return Source(place, policy)
     folder = Path(resolve_path(place.path, key=place.key)) if place.kind == "model" else Path(place.path)
     if not folder.is_dir():
         folder = _fetch(place, _SMALL_FILES)

@@ -18,7 +18,7 @@ from align.core.files import write_atomically
 from align.models.loading import load_config
 from align.models.paths import resolve_path
 from align.models.precision import Precision
-from align.models.rope import rope_types
+from align.models.rope import switches_by_length
 from align.models.settings import LIBRARY
 from align.patterns.layers import as_read
 
@@ -45,8 +45,8 @@ class Identity:
 
     Attributes:
         content: everything that decides on it, in plain values.
-        row_length_matters: the RoPE type chooses its frequencies by the longest position of the packed row
-            (LongRoPE), which then belongs to a key.
+        row_length_matters: the rotary embedding chooses its frequencies by the longest position of the packed row
+            (LongRoPE with two unlike lists), which then belongs to a key.
     """
 
     content: Mapping[str, Any]
@@ -87,7 +87,7 @@ class Identity:
         }
         return cls(
             content,
-            row_length_matters="longrope" in rope_types(config) and settings.attention != LIBRARY,
+            row_length_matters=switches_by_length(config) and settings.attention != LIBRARY,
         )
 
     @property

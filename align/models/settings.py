@@ -33,10 +33,15 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class RopeSettings:
-    """Group key `model.rope`; see hydra_conf/model/default.yaml."""
+    """Group key `model.rope`; see hydra_conf/model/default.yaml.
+
+    Attributes:
+        table: what gives the frequencies (align/rope_tables/table.py).
+    """
 
     theta: float | None = None
     type: str | None = None
+    table: Any = None
     factor: float | None = None
     original_max_position_embeddings: int | None = None
     low_freq_factor: float | None = None

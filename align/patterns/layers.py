@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,18 +83,20 @@ def keep_patterns(config: PreTrainedConfig, chosen: Chosen | None) -> None:
         _check_fits(config)
 
 
-def patterns_of_run(config: Mapping[str, Any]) -> Chosen | None:
+def patterns_of_run(config: Mapping[str, Any], *, allow: Sequence[str]) -> Chosen | None:
     """What a run's whole configuration chose for more than training; None where its model has full attention.
 
+    Args:
+        config: of the run, in plain values.
+        allow: packages that patterns may come from. What the run's own configuration says about it does not count.
+
     Raises:
-        UserError: patterns of another package: whoever made the folder wrote that.
+        UserError: patterns of another package, or wrong keys.
     """
     keys = config.get("attention") or {}
     if keys.get("_target_") is None or keys.get("evaluate") == FULL_ATTENTION:
         return None
-    patterns: LayerPatterns = instantiate(
-        keys, allow=("align",), where="config.yaml: attention", kind="attention"
-    )
+    patterns: LayerPatterns = instantiate(keys, allow=allow, where="config.yaml: attention", kind="attention")
     patterns.check()
     return Chosen(patterns, keys)
 

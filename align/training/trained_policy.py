@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from align.core.errors import UserError
 from align.data.rendering import as_parts, content_form
 from align.models.loading import auto_class, load_causal_lm, load_config, loading_problem, model_tokenizer
 from align.models.processor_files import copy_processor
+from align.models.reading import typed_model
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
 from align.patterns.exported import to_native
@@ -56,13 +57,17 @@ class TrainedPolicy:
         return (self.weights / ADAPTER).is_file()
 
 
-def read_policy(path: Path, *, trust_remote_code: bool = False) -> TrainedPolicy:
+def read_policy(
+    path: Path, *, trust_remote_code: bool = False, allow_targets: Sequence[str] = ()
+) -> TrainedPolicy:
     """The policy of a run folder, or of one of its checkpoints.
 
     Args:
         path: the folder.
         trust_remote_code: whether code that comes with the model may run. What the run's own configuration says about
             it does not count: whoever made the folder wrote that.
+        allow_targets: packages beside `align` from which `model.rope.table` of an adapter's run may come; those of the
+            run's own configuration do not count either. A whole model has its frequencies in its config.json.
 
     Raises:
         UserError: as `find_policy`, or a configuration that cannot be read.
@@ -75,14 +80,15 @@ def read_policy(path: Path, *, trust_remote_code: bool = False) -> TrainedPolicy
     if not isinstance(config, DictConfig) or "model" not in config:
         raise UserError(f"{run / CONFIG_NAME} holds no configuration of `align train`: restore it.")
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    if (weights / ADAPTER).is_file():
+        model = typed_model(OmegaConf.merge(config, {"allow_targets": list(allow_targets)}))  # type: ignore[arg-type]
+        model = replace(model, layer_patterns=patterns_of_run(plain, allow=("align", *allow_targets)))
+    else:
+        model = typed(ModelSettings, config, "model")
     return TrainedPolicy(
         weights=weights,
         config=plain,
-        model=replace(
-            typed(ModelSettings, config, "model"),
-            trust_remote_code=trust_remote_code,
-            layer_patterns=patterns_of_run(plain),
-        ),
+        model=replace(model, trust_remote_code=trust_remote_code),
         results=read_results(run / "results.json") if run == path else {},
         local=local_paths(run, plain),
     )

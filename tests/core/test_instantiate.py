@@ -28,6 +28,7 @@ PROTOCOLS = {
     "select": "align.synthesis.selection.select.Selector",
     "scorer": "align.synthesis.logo.relevance.RelevanceScorer",
     "quality": "align.synthesis.longwriter.quality.QualityScorer",
+    "table": "align.rope_tables.table.Table",
 }
 OWN = [(kind, name) for kind, known in KINDS.items() for name in known.own]
 

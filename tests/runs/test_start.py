@@ -33,6 +33,20 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "model.dtype=float8"], "model.dtype=float8 is not known"),
     ([*TRAIN, "model.attention=flash9"], "model.attention=flash9 is not known"),
     ([*TRAIN, "model.rope.type=spiral"], "model.rope.type=spiral is not known"),
+    ([*TRAIN, "model/rope=spiral"], "model/rope=spiral is not known"),
+    ([*TRAIN, "model/rope=truncated", "model.rope.table.length=0"], "model.rope.table.length=0 is no number"),
+    (
+        [*TRAIN, "model/rope=factors", "model.rope.table.path=none.json"],
+        "none.json is no file that can be read",
+    ),
+    (
+        [*TRAIN, "model/rope=clex", "model.rope.table.path=none"],
+        "is no safetensors file and no folder with one",
+    ),
+    (
+        [*TRAIN, "model.rope.type=table", "model.rope.table={_target_: os.system}"],
+        "model.rope.table._target_=os.system is refused",
+    ),
     ([*TRAIN, "model.path=no/such/folder"], "model.path=no/such/folder is no model folder"),
     ([*TRAIN, "model.lora.modules_to_save=[norm]"], "model.lora.r=0 trains all parameters"),
     ([*TRAIN, "adapter=soft_prompt", "adapter.tokens=0"], "adapter.tokens=0 is no prompt"),
@@ -363,6 +377,7 @@ def test_help_lists_the_commands_own_groups(answered):
     assert [line.partition(":")[0] for line in inspected[2 : inspected.index("", 2)]] == [
         "data",
         "model",
+        "model/rope",
         "positions",
     ]
 

@@ -69,6 +69,11 @@ class Gateau:
                 raise UserError(
                     f"select.{key} takes the keys of model.rope, not {', '.join(sorted(unknown))}."
                 )
+            table = getattr(self, key).get("table")
+            if table is not None and not hasattr(table, "frequencies"):
+                raise UserError(f"select.{key}.table needs a `_target_`, as model.rope.table has.")
+            if table is not None:
+                table.check()
         if not 0 <= self.alpha <= 1:
             raise UserError(f"select.alpha={self.alpha} must lie in [0, 1].")
         for key in ("segment_tokens", "segment_batch"):
