@@ -50,8 +50,8 @@ class Pipeline(Protocol):
 
     A class variable `reads_documents = True` says that `read` gives documents, of which copies are left out as the
     key `deduplicate` says. Instructions and rows are each wanted for themselves, however much alike they are.
-    `uses_generator = False` says that `run` asks nobody: the group `generator` is not opened then, and `model.path` may
-    be a folder with a tokenizer alone.
+    `uses_generator = False` says that `run` asks nobody: the group `generator` is not opened then, and the folder of
+    `model.path` needs no weights.
     """
 
     def check(self) -> None:
