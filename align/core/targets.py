@@ -85,10 +85,12 @@ KINDS: dict[str, Kind] = {
     ),
     "pipeline": Kind(
         (
+            "align.synthesis.buckets.pipeline.BucketsPipeline",
             "align.synthesis.existing.ExistingRows",
             "align.synthesis.logo.pipeline.LogoPipeline",
             "align.synthesis.longpo.pipeline.LongPOPipeline",
             "align.synthesis.longwriter.pipeline.LongWriterPipeline",
+            "align.synthesis.utk.pipeline.UtkPipeline",
         ),
         ("check", "read", "run"),
     ),
