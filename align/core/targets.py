@@ -140,6 +140,10 @@ KINDS: dict[str, Kind] = {
     "token_weights": Kind(
         ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
     ),
+    "order": Kind(
+        ("align.data.orders.Buckets", "align.data.orders.Grow", "align.data.orders.Shuffled"),
+        ("check", "check_mixture", "arrange"),
+    ),
     "scorer": Kind(
         (
             "align.synthesis.logo.auto_relevance.auto_scorer",

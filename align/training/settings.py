@@ -28,6 +28,7 @@ from align.training.method_settings import check_method, check_token_weights
 from align.training.trainer_keys import check_trainer_keys
 
 if TYPE_CHECKING:
+    from align.data.orders import Order
     from align.data.weighing import Weigher
 
 
@@ -58,6 +59,7 @@ class Settings:
     allow_targets: list[str]
     model: ModelSettings
     data: DataSettings
+    order: Order
     positions: PositionSettings
     memory: MemorySettings
     parallel: ParallelSettings
@@ -106,6 +108,7 @@ def read_settings(config: DictConfig) -> Settings:
         allow_targets=general.allow_targets,
         model=model,
         data=typed(DataSettings, config, "data"),
+        order=build(config, "data.order", kind="order"),
         positions=typed(PositionSettings, config, "positions"),
         memory=memory,
         parallel=parallel,

@@ -192,6 +192,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         ),
         parallel=parallel,
         attention=run.model.attention,
+        order=run.order,
         memory=run.memory,
         train_dataset=data.train,
         eval_dataset=data.eval,

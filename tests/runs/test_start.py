@@ -63,6 +63,13 @@ REFUSED: list[tuple[list[str], str]] = [
         [*TRAIN, "method=weighted_sft", "token_weights=rank", "token_weights.alpha=-1"],
         "token_weights.alpha=-1",
     ),
+    ([*TRAIN, "data/order=buckets", "data.order.steps=0"], "data.order.steps=0 must be a number of steps"),
+    ([*TRAIN, "data.order.balance=rows"], "data.order.balance=rows is not known"),
+    (
+        [*TRAIN, "data/order=grow", "data.mix=[{path: rows.jsonl, share: 0.5}]", "trainer.max_steps=5"],
+        "data.order=grow reads short rows first",
+    ),
+    ([*TRAIN, "+trainer.train_sampling_strategy=batch_rebalance"], "use data/order=buckets, or"),
     (
         [*TRAIN, "trainer.learning_rate=fast"],
         "trainer.learning_rate=fast has the wrong type: it takes a number",
@@ -376,6 +383,7 @@ def test_help_lists_the_commands_own_groups(answered):
     assert not any(line.startswith(("suite:", "gpus:", "generator:")) for line in train)
     assert [line.partition(":")[0] for line in inspected[2 : inspected.index("", 2)]] == [
         "data",
+        "data/order",
         "model",
         "model/rope",
         "positions",
