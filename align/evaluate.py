@@ -21,6 +21,7 @@ from align.generation.generators import GeneratorSettings, digest_of
 from align.generation.pace import changes_no_answer
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
+from align.models.reading import typed_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
@@ -93,7 +94,7 @@ def weights_of_model(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -
 def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     """Every setting as its type, contradictions refused; reads no weights."""
     typed(TopSettings, config, "")
-    model = typed(ModelSettings, config, "model")
+    model = typed_model(config)
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
     check_folder(config.output)

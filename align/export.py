@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
+from align.core.telling import tell
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.folder import CONFIG_NAME, find_policy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 DTYPES = ("stored", "float32", "bfloat16")
 
@@ -26,7 +30,9 @@ class ExportSettings:
     path: str
     output: str
     dtype: str = "stored"
+    accept_query_scale: bool = False
     trust_remote_code: bool = False
+    allow_targets: list[str] = field(default_factory=list)
 
 
 @hydra_entry("export")
@@ -48,8 +54,13 @@ def export(config: DictConfig) -> Path:
     # Nothing above imports torch, so that a slip is answered at once.
     from align.training import trained_policy
 
-    policy = trained_policy.read_policy(Path(settings.path), trust_remote_code=settings.trust_remote_code)
+    policy = trained_policy.read_policy(
+        Path(settings.path),
+        trust_remote_code=settings.trust_remote_code,
+        allow_targets=settings.allow_targets,
+    )
     check_card(policy.config, settings.path)
+    check_scale(trained_policy.merged_config(policy), settings)
     tokenizer = trained_policy.load_policy_tokenizer(policy)
     merged = trained_policy.merged_model(policy, settings.dtype)
     trained_policy.write(merged, tokenizer, policy, output)
@@ -68,6 +79,20 @@ def check_card(config: Mapping[str, Any], path: str) -> None:
             f"path={path}: its {CONFIG_NAME} has no {' and no '.join(lacking)}, which the model card states: "
             "restore it."
         )
+
+
+def check_scale(config: PreTrainedConfig, settings: ExportSettings) -> None:
+    """Says what a query scale asks of an engine; refuses to export one unless `accept_query_scale` is set."""
+    from align.models.query_scale import serving_words
+
+    words = serving_words(config)
+    if words is None:
+        return
+    if not settings.accept_query_scale:
+        raise UserError(
+            f"path={settings.path}: {words} Set accept_query_scale=true to export it all the same."
+        )
+    tell(words)
 
 
 def new_folder(path: str) -> Path:

@@ -8,9 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.adapters.adapter import Adapter
 from align.adapters.lora import Lora
-from align.core.config import typed
 from align.core.errors import UserError
 from align.core.instantiate import build
+from align.models.reading import typed_model
 from align.models.settings import LoraSettings, ModelSettings
 
 
@@ -23,7 +23,7 @@ def read_model(config: DictConfig) -> ModelSettings:
     Raises:
         UserError: a wrong key or value, or an adapter that is named in both ways.
     """
-    model = typed(ModelSettings, config, "model")
+    model = typed_model(config)
     if model.adapter is not None:
         raise UserError(
             "model.adapter is no key: adapters are a group of their own, adapter=lora adapter.r=16."

@@ -110,6 +110,14 @@ KINDS: dict[str, Kind] = {
     "token_weights": Kind(
         ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
     ),
+    "query_scale": Kind(
+        (
+            "align.query_scale.constant.Constant",
+            "align.query_scale.llama4.Llama4",
+            "align.query_scale.log_length.LogLength",
+        ),
+        ("check", "scale", "words"),
+    ),
     "scorer": Kind(
         (
             "align.synthesis.logo.auto_relevance.auto_scorer",

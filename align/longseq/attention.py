@@ -46,6 +46,7 @@ from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
 from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import Span
+from align.models.scaled_attention import scaled_query
 from align.models.text_part import current_attention
 
 # Keywords that models hand to every attention function and that change nothing here.
@@ -156,7 +157,7 @@ def shared_prefix_attention(
     if softcap is not None and dropout:
         raise cannot_share("The model's attention asks for soft-capped scores and for dropout at once")
     layout.callers.add(module)
-    query, key, value = _lower_precision((query, key, value))
+    query, key, value = _lower_precision((scaled_query(module, query, layout.positions), key, value))
     asked: dict[str, Any] = {
         "layout": layout,
         "pattern": layer_pattern(module, sliding_window, layout.longest_sequence),

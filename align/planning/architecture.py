@@ -19,8 +19,9 @@ from align.core.errors import UserError, first_line
 from align.distributed.names import WRAPPERS
 from align.longseq.last_norm import last_norm
 from align.longseq.patterns import Pattern
-from align.models.loading import library_class, load_config
+from align.models.loading import library_class, load_config, window_of
 from align.models.paths import resolve_path
+from align.models.query_scale import override_query_scale
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
 from align.models.soft_prompt import NAME
@@ -157,7 +158,9 @@ def read_config(settings: ModelSettings) -> tuple[PreTrainedConfig, str]:
     if facts is None:
         return load_config(settings), resolve_path(settings.path)
     config = AutoConfig.for_model(**facts)
+    window = window_of(config)
     override_rope(config, settings.rope)
+    override_query_scale(config, settings.query_scale, window=window)
     return config, "the published sizes (align/planning/known.py)"
 
 

@@ -28,6 +28,7 @@ PROTOCOLS = {
     "select": "align.synthesis.selection.select.Selector",
     "scorer": "align.synthesis.logo.relevance.RelevanceScorer",
     "quality": "align.synthesis.longwriter.quality.QualityScorer",
+    "query_scale": "align.query_scale.scale.QueryScale",
 }
 OWN = [(kind, name) for kind, known in KINDS.items() for name in known.own]
 

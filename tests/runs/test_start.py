@@ -33,6 +33,12 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "model.dtype=float8"], "model.dtype=float8 is not known"),
     ([*TRAIN, "model.attention=flash9"], "model.attention=flash9 is not known"),
     ([*TRAIN, "model.rope.type=spiral"], "model.rope.type=spiral is not known"),
+    (
+        [*TRAIN, "model/query_scale=log_length", "model.query_scale.window=1"],
+        "model.query_scale.window=1 is too small",
+    ),
+    ([*TRAIN, "model/query_scale=constant"], "model.query_scale.value is not set"),
+    ([*TRAIN, "model.query_scale={_target_: os.system}"], "model.query_scale._target_=os.system is refused"),
     ([*TRAIN, "model.path=no/such/folder"], "model.path=no/such/folder is no model folder"),
     ([*TRAIN, "model.lora.modules_to_save=[norm]"], "model.lora.r=0 trains all parameters"),
     ([*TRAIN, "adapter=soft_prompt", "adapter.tokens=0"], "adapter.tokens=0 is no prompt"),
@@ -363,6 +369,7 @@ def test_help_lists_the_commands_own_groups(answered):
     assert [line.partition(":")[0] for line in inspected[2 : inspected.index("", 2)]] == [
         "data",
         "model",
+        "model/query_scale",
         "positions",
     ]
 
