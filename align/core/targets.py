@@ -144,6 +144,14 @@ KINDS: dict[str, Kind] = {
         ("align.data.orders.Buckets", "align.data.orders.Grow", "align.data.orders.Shuffled"),
         ("check", "check_mixture", "arrange"),
     ),
+    "query_scale": Kind(
+        (
+            "align.query_scale.constant.Constant",
+            "align.query_scale.llama4.Llama4",
+            "align.query_scale.log_length.LogLength",
+        ),
+        ("check", "scale", "words"),
+    ),
     "scorer": Kind(
         (
             "align.synthesis.logo.auto_relevance.auto_scorer",

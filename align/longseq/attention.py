@@ -45,6 +45,7 @@ from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
 from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import Span
+from align.models.scaled_attention import scaled_query
 from align.models.text_part import current_attention
 from align.patterns.by_head import ByHead
 from align.patterns.pattern import FULL, Pattern
@@ -155,7 +156,7 @@ def shared_prefix_attention(
         raise _no_layout(module)
     _refuse_unsupported({"attention_mask": attention_mask, **kwargs}, both=bool(softcap and dropout))
     layout.callers.add(module)
-    query, key, value = _lower_precision((query, key, value))
+    query, key, value = _lower_precision((scaled_query(module, query, layout.positions), key, value))
     asked: dict[str, Any] = {
         "layout": layout,
         "pattern": layer_pattern(

@@ -96,6 +96,8 @@ class PreparedLayout:
         mix: how mixers that keep a state come to all of the row's tokens.
         most_spans: prompts and answers in the row of the process with the most, where all have to call mixers equally
             often; None is this one's own.
+        positions: `[1, T]` of the tokens whose queries come here, for models that scale these by them; a tile's in a
+            tile (tiling.py).
         calls: what `parts` has made so far.
     """
 
@@ -108,6 +110,7 @@ class PreparedLayout:
     callers: set[nn.Module] = field(default_factory=set, compare=False)
     mix: Mix = mix_here
     most_spans: int | None = None
+    positions: Tensor | None = field(default=None, compare=False, repr=False)
     calls: dict[Hashable, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     def parts(self, pattern: Pattern | ByHead = FULL, heads: Span = (0, 1)) -> list[int]:

@@ -30,7 +30,10 @@ VERSION = 2
 
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
-_NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "dtype", "layer_patterns")
+_NOT_IN_KEY = (
+    *("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "query_scale", "dtype"),
+    "layer_patterns",
+)
 # So that what a cache has been filled with before they were a key is found.
 _ONLY_WHERE_SET = ("extra_tokens",)
 

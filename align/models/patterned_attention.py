@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from align.core.errors import UserError
+from align.models.scaled_attention import scaled_query
 from align.models.text_part import text_config
 from align.patterns.by_head import ByHead
 from align.patterns.layers import patterns_of
@@ -59,6 +60,7 @@ def patterned_attention(
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
             raise UserError(f"{type(module).__name__} asks for `{name}`, which attention=own alone computes.")
+    query = scaled_query(module, query, kwargs.get("position_ids"))
     heads, kv_heads = query.shape[1], key.shape[1]
     config: Any = module.config
     patterns: Any = patterns_of(config)

@@ -18,8 +18,9 @@ from align.adapters.layers import put_on, replaced
 from align.core.errors import UserError, first_line
 from align.distributed.names import WRAPPERS
 from align.longseq.last_norm import last_norm
-from align.models.loading import library_class, load_config
+from align.models.loading import library_class, load_config, window_of
 from align.models.paths import resolve_path
+from align.models.query_scale import override_query_scale
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
 from align.models.soft_prompt import NAME
@@ -159,8 +160,10 @@ def read_config(settings: ModelSettings) -> tuple[PreTrainedConfig, str]:
     if facts is None:
         return load_config(settings), resolve_path(settings.path)
     config = AutoConfig.for_model(**facts)
+    window = window_of(config)
     override_rope(config, settings.rope)
     keep_patterns(config, settings.layer_patterns)
+    override_query_scale(config, settings.query_scale, window=window)
     return config, "the published sizes (align/planning/known.py)"
 
 

@@ -29,6 +29,7 @@ PROTOCOLS = {
     "scorer": "align.synthesis.logo.relevance.RelevanceScorer",
     "quality": "align.synthesis.longwriter.quality.QualityScorer",
     "table": "align.rope_tables.table.Table",
+    "query_scale": "align.query_scale.scale.QueryScale",
 }
 OWN = [(kind, name) for kind, known in KINDS.items() for name in known.own]
 

@@ -47,6 +47,12 @@ REFUSED: list[tuple[list[str], str]] = [
         [*TRAIN, "model.rope.type=table", "model.rope.table={_target_: os.system}"],
         "model.rope.table._target_=os.system is refused",
     ),
+    (
+        [*TRAIN, "model/query_scale=log_length", "model.query_scale.window=1"],
+        "model.query_scale.window=1 is too small",
+    ),
+    ([*TRAIN, "model/query_scale=constant"], "model.query_scale.value is not set"),
+    ([*TRAIN, "model.query_scale={_target_: os.system}"], "model.query_scale._target_=os.system is refused"),
     ([*TRAIN, "model.path=no/such/folder"], "model.path=no/such/folder is no model folder"),
     ([*TRAIN, "model.lora.modules_to_save=[norm]"], "model.lora.r=0 trains all parameters"),
     ([*TRAIN, "adapter=soft_prompt", "adapter.tokens=0"], "adapter.tokens=0 is no prompt"),
@@ -386,6 +392,7 @@ def test_help_lists_the_commands_own_groups(answered):
         "data/order",
         "model",
         "model/rope",
+        "model/query_scale",
         "positions",
     ]
 
