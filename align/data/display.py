@@ -15,7 +15,7 @@ from align.core.readable import counted
 from align.data import faults
 from align.data.checks import Finding
 from align.data.dataset import PreferenceData
-from align.data.describe import answer_runs, prompt_sections
+from align.data.describe import answer_jumps, answer_runs, prompt_sections
 from align.data.examples import TokenizedExample
 from align.data.formats import LAYOUTS
 from align.data.mixture import mixture_words
@@ -65,21 +65,23 @@ def print_row(
         table.add_row(
             section.name, str(len(section.ids)), f"{section.first}–{section.last}", section.jumps, text
         )
-    first = int(example.position_ids[-1]) + 1
     for j, answer in enumerate(example.answers):
         text = Text()
         for ids, scored in answer_runs(answer):
             shown = _short(_decode(tokenizer, ids), characters)
             text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
-        n = len(answer.input_ids)
+        positions = example.positions_of(answer)
         name = f"rejected {j}" if j else "text" if example.piece else "chosen"
         if labels and example.columns is not None:
             name = "good answer" if example.columns[0, j] else "bad answer"
-        table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
+        shown = f"{positions[0]}–{positions[-1]}"
+        table.add_row(name, str(len(positions)), shown, answer_jumps(example, answer), text)
     console.print(table)
 
 
-def print_counts(console: Console, data: PreferenceData, *, window: int | None, bad_rows: str) -> None:
+def print_counts(
+    console: Console, data: PreferenceData, *, window: int | None, reach: int | None = None, bad_rows: str
+) -> None:
     """What was read, held out, cut and saved, and what training would say of it; the rest as in `notices`."""
     counts = data.counts
     saved = 1 - counts["tokens"] / counts["padded_tokens"]
@@ -92,7 +94,7 @@ def print_counts(console: Console, data: PreferenceData, *, window: int | None, 
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
     lines += mixture_words(data.ingredients)
-    lines += notices(data, window=window, bad_rows=bad_rows)
+    lines += notices(data, window=window, reach=reach, bad_rows=bad_rows)
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.data_loader import BatchSamplerShard
 from transformers import Trainer
 
+from align.training.redrawn import EpochIndices, RedrawnRows
 from align.training.sampling import EpochSampler, MarkedRows
 
 
@@ -15,9 +16,11 @@ class DealtRows(Trainer):
 
     degree: int
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler | EpochIndices:
         """Every row once an epoch, in an order that follows from seed and epoch."""
-        return self._sampler(train_dataset or self.train_dataset, self._train_batch_size, seed=self.args.seed)
+        dataset = train_dataset or self.train_dataset
+        sampler = self._sampler(dataset, self._train_batch_size, seed=self.args.seed)
+        return EpochIndices(sampler) if isinstance(self.train_dataset, RedrawnRows) else sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
         """Every row once, in file order."""
