@@ -137,6 +137,15 @@ KINDS: dict[str, Kind] = {
     "memory": Kind(
         ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
     ),
+    "positions": Kind(
+        (
+            "align.data.placements.e2.E2",
+            "align.data.placements.logo.Logo",
+            "align.data.placements.randomised.Randomised",
+            "align.data.placements.skip.Skip",
+        ),
+        ("check", "fitted", "place"),
+    ),
     "token_weights": Kind(
         ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
     ),

@@ -215,8 +215,8 @@ def cache_key(
         "template": template_content(settings, tokenizer),
         "columns": renaming.columns,
         "tokenizer": _tokenizer_content(tokenizer),
-        "positions": asdict(positions),
-        "seed": None if positions.mode == "none" else [seed, number],
+        "positions": [positions.chunk_tokens, identity_of(positions.placement)],
+        "seed": None if positions.placement is None else [seed, number],
         "demands": asdict(replace(demands, weigher=None)),
         "weigher": identity_of(demands.weigher),
     }

@@ -24,6 +24,7 @@ PROTOCOLS = {
     "adapter": "align.adapters.adapter.Adapter",
     "suite": "align.evaluation.suite.Suite",
     "pipeline": "align.synthesis.pipeline.Pipeline",
+    "positions": "align.data.positions.Placement",
     "generator": "align.generation.generators.GeneratorSettings",
     "select": "align.synthesis.selection.select.Selector",
     "scorer": "align.synthesis.logo.relevance.RelevanceScorer",

@@ -104,7 +104,12 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "data.columns={prompt: q, chosen: q}"], "data.columns gives the rows' column q two names"),
     ([*TRAIN, "data.eval_path=row"], "data.eval_path=row does not exist (did you mean rows.jsonl?)"),
     (["inspect", "data.path=rows.jsonl", "seed=-1"], "seed=-1 is no seed"),
-    ([*TRAIN, "positions.mode=random"], "positions.mode=random"),
+    ([*TRAIN, "positions.mode=random"], "positions.mode is no key any more: write positions=NAME"),
+    ([*TRAIN, "positions=skip", "positions.chunks=1"], "positions.chunks=1 leaves nothing to skip"),
+    (
+        [*TRAIN, "method=dpo", "positions=random", "reference.cache=cache"],
+        "positions.redraw=epoch gives rows other positions in each epoch, so that reference.cache holds none",
+    ),
     ([*TRAIN, "+suite@suites.n=retrieval", "suites.n.samples=0"], "samples=0 is too small"),
     ([*TRAIN, "trainer.lr_scheduler_type=cosin"], "did you mean cosine?"),
     ([*TRAIN, "trainer.optim=adamv_torch"], "did you mean adamw_torch?"),
