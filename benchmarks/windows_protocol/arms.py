@@ -110,7 +110,7 @@ def positions(setting: Setting) -> dict[str, Overrides]:
             "positions=e2",
             f"positions.factor={setting.factor}",
             f"positions.scales={scales}".replace(" ", ""),
-            f"positions.window={setting.window}",
+            reach,
         ),
     }
 
