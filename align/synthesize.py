@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from align.core.config import check_choice, typed
+from align.core.config import check_choice
 from align.core.instantiate import build
 from align.documents.duplicates import Removed, check_duplicates, copies_by_kind, remove_duplicates
 from align.documents.lengths import show_documents, token_counts
@@ -21,6 +21,7 @@ from align.generation.nobody import Nobody
 from align.generation.pace import changes_no_answer
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
+from align.models.reading import typed_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
@@ -94,7 +95,7 @@ def select(
 
 def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSettings]:
     """Every setting as its type, contradictions refused; reads no documents and no weights."""
-    model = typed(ModelSettings, config, "model")
+    model = typed_model(config)
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
     check_folder(config.output)

@@ -15,7 +15,7 @@ from align.core.readable import counted
 from align.data import faults
 from align.data.checks import Finding
 from align.data.dataset import PreferenceData
-from align.data.describe import answer_runs, prompt_sections
+from align.data.describe import answer_jumps, answer_runs, prompt_sections
 from align.data.examples import Answer, TokenizedExample
 from align.data.formats import LAYOUTS
 from align.data.mixture import mixture_words
@@ -63,14 +63,14 @@ def print_row(
         table.add_row(
             section.name, str(len(section.ids)), f"{section.first}–{section.last}", section.jumps, text
         )
-    first = int(example.position_ids[-1]) + 1
     for j, answer in enumerate(example.answers):
         text = _answer_text(answer, tokenizer, characters)
-        n = len(answer.input_ids)
+        positions = example.positions_of(answer)
         name = f"rejected {j}" if j else "text" if example.is_document else "chosen"
         if labels and example.columns is not None:
             name = "good answer" if example.columns[0, j] else "bad answer"
-        table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
+        shown = f"{positions[0]}–{positions[-1]}"
+        table.add_row(name, str(len(positions)), shown, answer_jumps(example, answer), text)
     console.print(table)
 
 
@@ -101,7 +101,9 @@ def _answer_text(answer: Answer, tokenizer: PreTrainedTokenizerBase, characters:
     return text
 
 
-def print_counts(console: Console, data: PreferenceData, *, window: int | None, bad_rows: str) -> None:
+def print_counts(
+    console: Console, data: PreferenceData, *, window: int | None, reach: int | None = None, bad_rows: str
+) -> None:
     """What was read, held out, cut and saved, and what training would say of it; the rest as in `notices`."""
     counts = data.counts
     saved = 1 - counts["tokens"] / counts["padded_tokens"]
@@ -114,7 +116,7 @@ def print_counts(console: Console, data: PreferenceData, *, window: int | None, 
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
     lines += mixture_words(data.ingredients)
-    lines += notices(data, window=window, bad_rows=bad_rows)
+    lines += notices(data, window=window, reach=reach, bad_rows=bad_rows)
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -105,17 +105,17 @@ def short_cuts(rows: Dataset) -> np.ndarray:
 
 
 def unplaced_rows(train: Dataset, held: Dataset | None) -> int:
-    """Rows without a context, which position synthesis leaves as they are.
+    """Rows that position synthesis leaves as they are: those without a context, of which LOGO's moves the chunks.
 
     Raises:
         UserError: all of them, so that there was nothing to synthesise.
     """
     both = [train] if held is None else [train, held]
-    count = sum(int(pc.sum(pc.equal(lengths_of(rows, "chunk_spans"), 0)).as_py() or 0) for rows in both)
+    count = sum(int(pc.sum(pc.equal(lengths_of(rows, "drawn"), 0)).as_py() or 0) for rows in both)
     if count == sum(map(len, both)):
         raise UserError(
-            "positions.mode moves the chunks of a context, and no row has one: give `context` and `question`, or set "
-            "positions=none."
+            "position synthesis moves the chunks of a context, and no row has one: give `context` and `question`, or "
+            "set positions=none (e2, random and skip need no context)."
         )
     return count
 

@@ -27,11 +27,9 @@ def ids(example: TokenizedExample) -> Tensor:
 
 
 def positions(example: TokenizedExample) -> Tensor:
-    """`[P + answers]` positions: every answer goes on right after the prompt's last one."""
-    prompt = torch.as_tensor(example.position_ids, dtype=torch.long)
-    after = int(prompt[-1]) + 1
-    answers = [torch.arange(after, after + len(answer.input_ids)) for answer in example.answers]
-    return torch.cat([prompt, *answers])
+    """`[P + answers]` positions: every answer goes on behind the prompt's last one, by the row's step."""
+    parts = [example.position_ids, *map(example.positions_of, example.answers)]
+    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
 
 
 def predictions(
