@@ -113,6 +113,8 @@ def test_counts(tmp_path: Path) -> None:
         "cut_unrelated": 0,
         "pieces": 0,
         "piece_tokens": 0,
+        "rows_of_pieces": 0,
+        "tokens_in_pieces": 0,
     }
     cut = load(write_lines(tmp_path / "rows.jsonl", *rows), eval_size=1, max_length=12, keep_tail=4).counts
     assert (cut["cut_rows"], cut["cut_tokens"], cut["longest_sequence"]) == (2, 4, 12)
