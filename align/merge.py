@@ -66,6 +66,7 @@ def merge(config: DictConfig) -> Path:
     if weights is None and start is None:
         start = _own_base(rule, models)
     task = Task(settings, rule, models, start, *alike)
+    _say_scale(task)
     with whole_folder(output) as staging:
         if weights is None:
             _merge_models(task, staging)
@@ -154,6 +155,16 @@ class Task:
     base: Source | None
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
+
+
+def _say_scale(task: Task) -> None:
+    """Says what a query scale of the merged model asks of whoever serves it."""
+    from align.core.telling import tell
+    from align.models.query_scale import serving_words
+
+    words = serving_words(task.config)
+    if words is not None:
+        tell(words)
 
 
 def _merge_models(task: Task, folder: Path) -> None:

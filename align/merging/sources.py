@@ -51,20 +51,22 @@ class Source:
 
     @property
     def base(self) -> ModelSettings:
-        """Of an adapter, what decides on its base model: where it is, and the run's RoPE."""
+        """Of an adapter, what decides on its base model: where it is, the run's RoPE and query scale."""
         own = self.policy.model
         return ModelSettings(
             path=resolve_path(own.path, key=self.place.key),
             revision=own.revision,
             rope=own.rope,
+            query_scale=own.query_scale,
             trust_remote_code=own.trust_remote_code,
         )
 
     def config(self) -> PreTrainedConfig:
-        """Its configuration; of an adapter its base model's, with the run's RoPE."""
+        """Its configuration; of an adapter its base model's, with the run's RoPE and query scale."""
         settings = self.policy.model
         if not self.is_adapter:
-            settings = replace(settings, path=str(self.policy.weights), revision=None, rope=RopeSettings())
+            weights = str(self.policy.weights)
+            settings = replace(settings, path=weights, revision=None, rope=RopeSettings(), query_scale=None)
         return load_config(settings, key=self.place.key)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

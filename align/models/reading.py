@@ -11,21 +11,24 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.core.instantiate import build
 from align.models.settings import ModelSettings
+from align.query_scale.scale import KEY, KIND
 
 if TYPE_CHECKING:
     from align.rope_tables.table import Table
 
 
 def typed_model(config: DictConfig) -> ModelSettings:
-    """Group `model` of a command's configuration, with the object that `model.rope.table` describes.
+    """Group `model` of a command's configuration, with what `model.rope.table` and `model.query_scale` describe.
 
     Args:
         config: the whole configuration; its `allow_targets` are allowed beside `align`.
 
     Raises:
-        UserError: a wrong key or value, a target that is not allowed, or what the table's own `check()` refuses.
+        UserError: a wrong key or value, a target that is not allowed, or what its own `check()` refuses.
     """
     model = typed(ModelSettings, config, "model")
+    if model.query_scale is not None:
+        model = replace(model, query_scale=build(config, KEY, kind=KIND))
     if model.rope.table is None:
         return model
     if model.rope.type != "table":

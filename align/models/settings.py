@@ -85,6 +85,8 @@ class ModelSettings:
 
     Attributes:
         adapter: what the group `adapter` describes (align/adapters/adapter.py); None: all parameters train.
+        layer_patterns: what the group `attention` describes (`patterns.layers.Chosen`); None: as the checkpoint has it.
+        query_scale: what queries are multiplied by (align/query_scale/scale.py); None: as the checkpoint has it.
     """
 
     path: str = EMBEDDED
@@ -97,5 +99,7 @@ class ModelSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     adapter: Any = None
     rope: RopeSettings = field(default_factory=RopeSettings)
+    query_scale: Any = None
     moe: MoeSettings = field(default_factory=MoeSettings)
     extra_tokens: list[str] = field(default_factory=list)
+    layer_patterns: Any = None

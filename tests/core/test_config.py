@@ -58,9 +58,9 @@ def test_required_value_that_is_missing():
 
 def test_shipped_model_group_fits_its_schema():
     """The YAML and the dataclass say the same defaults."""
-    group = OmegaConf.load("hydra_conf/model/default.yaml")
-    group.pop("defaults")  # Hydra's own, of the group model/rope
-    config = OmegaConf.create({"model": group})
+    model = OmegaConf.load("hydra_conf/model/default.yaml")
+    del model["defaults"]
+    config = OmegaConf.create({"model": model})
     assert typed(ModelSettings, config, "model") == ModelSettings()
 
 

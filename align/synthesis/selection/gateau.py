@@ -22,7 +22,7 @@ from align.generation.stage import Workspace
 from align.models.paths import check_path
 from align.models.settings import ModelSettings, RopeSettings
 from align.synthesis.selection.gateau_numbers import are_numbers, guidance_scores, misalignment, softmax
-from align.synthesis.selection.measuring import DEVICES, Measure, measured
+from align.synthesis.selection.measuring import DEVICES, Measure, check_tells_attention, measured
 from align.synthesis.selection.select import Score, check_keep, tokenized
 
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ class Gateau:
         settings = {f"select.{which}_model": self._settings(which) for which in WHICH}
         short, long = (load_tokenizer(own.path, key=key) for key, own in settings.items())
         own_tokens = self._own_tokens(short, long)
-        sizes = [vocabulary_of(load_config(own, key=key)) for key, own in settings.items()]
+        configs = {key: load_config(own, key=key) for key, own in settings.items()}
+        check_tells_attention(configs["select.long_model"], "select.long_model")
+        sizes = [vocabulary_of(config) for config in configs.values()]
         examples = []
         for _, example in tokenized(path, long):
             if not example.chunk_spans:
