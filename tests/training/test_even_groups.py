@@ -225,3 +225,10 @@ def test_an_order_trains_every_row_and_weighs_it_alike(tmp_path, order):
     np.testing.assert_allclose(single["losses"], whole["losses"], rtol=1e-6)  # logged in fp32
     assert_close(single["weights"], whole["weights"], tolerance=1e-11)
     assert len({row for batch in whole["read"] for row in batch}) == ROWS
+
+
+def test_the_librarys_own_orders_are_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"train_sampling_strategy=batch_rebalance has no effect .*Buckets\(\)"
+    ):
+        make_trainer(tmp_path, train_sampling_strategy="batch_rebalance")
