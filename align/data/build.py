@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 8
+VERSION = 9
 LIBRARIES = ("tokenizers", "transformers", "jinja2")  # what they make of a text may change with their version
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (
@@ -215,8 +215,8 @@ def cache_key(
         "template": template_content(settings, tokenizer),
         "columns": renaming.columns,
         "tokenizer": _tokenizer_content(tokenizer),
-        "positions": asdict(positions),
-        "seed": None if positions.mode == "none" else [seed, number],
+        "positions": [positions.chunk_tokens, identity_of(positions.placement)],
+        "seed": None if positions.placement is None else [seed, number],
         "demands": asdict(replace(demands, weigher=None)),
         "weigher": identity_of(demands.weigher),
     }

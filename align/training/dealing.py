@@ -12,6 +12,7 @@ from align.data.orders import Order
 from align.models.structure import find_causal_lm
 from align.models.text_part import text_config
 from align.training.even_groups import Arrangement
+from align.training.redrawn import EpochIndices, RedrawnRows
 from align.training.row_costs import costs_of, tokens_of
 from align.training.sampling import EpochSampler, MarkedRows
 
@@ -36,12 +37,13 @@ class DealtRows(Trainer):
     order: Order | None
     attention: str
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler | EpochIndices:
         """Every row once an epoch, in an order that follows from seed and epoch."""
         dataset = train_dataset or self.train_dataset
-        return self._sampler(
+        sampler = self._sampler(
             dataset, self._train_batch_size, seed=self.args.seed, arrangement=self._arrangement(dataset)
         )
+        return EpochIndices(sampler) if isinstance(self.train_dataset, RedrawnRows) else sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> EpochSampler:
         """Every row once, in file order."""
@@ -62,6 +64,7 @@ class DealtRows(Trainer):
             return None
         self.order.check()
         rows = dataset.rows if isinstance(dataset, MarkedRows) else dataset
+        rows = rows.rows if isinstance(rows, RedrawnRows) else rows
         tokens = tokens_of(rows)
         policy: Any = self.model
         hidden = text_config(find_causal_lm(policy).config).hidden_size

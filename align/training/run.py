@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
 from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
+from align.data.positions_of_model import fit_positions
 from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import launched_wrapper
 from align.longseq.flash_fit import check_flash
@@ -66,6 +67,7 @@ def check(config: DictConfig) -> Run:
     check_sharded_experts(settings.model, arguments)
     check_kernels(settings.model, load_config(settings.model))
     check_follow_wrapper(settings.reference, launched_wrapper(arguments))
+    fit_positions(settings.positions, settings.model)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)

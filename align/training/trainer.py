@@ -18,6 +18,7 @@ from align.distributed.wrappers import WrapperCheck, check_hooks
 from align.longseq.forward import pair_logps, tokens_read
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
+from align.patterns.layers import evaluating_patterns
 from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
@@ -230,7 +231,8 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
         model = self._prepared_model()
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        return measure(self, model, dataloader, prefix=metric_key_prefix)
+        with evaluating_patterns():
+            return measure(self, model, dataloader, prefix=metric_key_prefix)
 
     def _prepared_model(self) -> nn.Module:
         """The policy as training wrapped it; before any training, ready for evaluation.
