@@ -99,7 +99,7 @@ def _fastest(cells: list[dict[str, Any]]) -> str:
 
 
 def orders() -> str:
-    """Seconds of a step by how rows are ordered, shared out and given degrees, over one degree and rows as they come."""
+    """Seconds of a step by how rows are ordered and shared out, over those with one degree and rows as they come."""
     ways = ("one degree, shared out", "one degree, buckets", "a degree a step, buckets", "a degree a row")
     rows = []
     for cell in read("degrees_by_step.json")["cells"]:
