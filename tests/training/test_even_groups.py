@@ -228,6 +228,7 @@ def test_groups_that_share_out_rows_train_as_one_process(tmp_path, size):
     found = run_distributed(on_processes, size, tmp_path / "groups", order)
     for each in found:
         np.testing.assert_allclose(each["losses"], plain["losses"], rtol=1e-6)  # logged in fp32
+        # Llama's norms compute in fp32, in which the loss times three is rounded otherwise than once or twice the loss.
         assert_close(each["weights"], plain["weights"], tolerance=1e-11 if size == 2 else 1e-7)
         assert_close(each["resumed"]["weights"], each["weights"], tolerance=1e-12)
         assert each["resumed"]["read"] == each["read"][-len(each["resumed"]["read"]) :]
