@@ -15,10 +15,11 @@ from align.longseq.mixers import attends, mixer_rule
 from align.longseq.own_logits import check_own_rows
 from align.longseq.settings import cannot_share
 from align.models.query_scale import scale_of
-from align.models.rope import rope_types
+from align.models.rope import rope_types, switches_by_length
 from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.structure import find_causal_lm
 from align.models.text_part import is_composite, text_config, text_decoder
+from align.patterns.layers import limit_of, patterns_of
 from align.query_scale.scale import KEY
 
 # In a module's name: one of the copies that PEFT's `modules_to_save` makes.
@@ -166,9 +167,19 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
     config = text_config(config)
     _check_dynamic(config)
     _check_sparse(config)
+    if limit_of(config) is not None:
+        raise UserError(
+            "attention.limit holds where a model answers and in suite=perplexity, not for scored pairs: set "
+            "attention.limit=null."
+        )
+    if attention in OF_LIBRARY and patterns_of(config) is not None:
+        raise UserError(
+            f"The group attention has patterns for layers, which model.attention={attention} does not compute: set "
+            "attention=own, or model.attention=auto."
+        )
     if attention == LIBRARY:
         return
-    if "longrope" in rope_types(config):
+    if switches_by_length(config):
         raise cannot_share(
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing",

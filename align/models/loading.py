@@ -26,9 +26,11 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
+from align.models.distance_limit import check_limit, note_rotary
 from align.models.extra_tokens import add_rows, add_tokens, extend_config
 from align.models.kernels import check_kernels, fuse, kernels_on, say_fused
 from align.models.paths import check_weights, resolve_path
+from align.models.patterned_attention import patterned
 from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
 from align.models.query_scale import override_query_scale, scale_of, scale_words
@@ -37,6 +39,7 @@ from align.models.rope import override_rope
 from align.models.settings import EXPERTS, LIGER, ModelSettings
 from align.models.structure import set_reading
 from align.models.text_part import attention_by_part, is_composite, text_config
+from align.patterns.layers import keep_patterns
 
 
 def load_tokenizer(
@@ -106,6 +109,7 @@ def _own_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrain
     override_rope(config, settings.rope)
     override_query_scale(config, settings.query_scale, window=window)
     text = text_config(config)
+    keep_patterns(text, settings.layer_patterns)
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False  # for the library's loss; longseq/balance.py computes ours
     return config
@@ -206,6 +210,7 @@ def load_causal_lm(
     check_kernels(settings, config)
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)
+    check_limit(config, library_class(config))
     with weight_bars_off():
         model = auto_class(config).from_pretrained(
             resolve_path(settings.path),
@@ -222,6 +227,7 @@ def load_causal_lm(
         _, ids, known = _extended(settings)
         add_rows(model, ids, known=known)
     set_reading(model, settings.attention)
+    note_rotary(model)
     if settings.kernels == LIGER:
         say_fused(model, fuse(model))
     forget_unused_renamings(model)
@@ -236,8 +242,9 @@ def load_causal_lm(
 def attention_to_load(config: PreTrainedConfig, name: str | None) -> str | dict[str, str] | None:
     """What transformers is told to take as the text part's attention: `name`, or the form of it that scales queries.
 
-    None is the library's that the class supports; with a query scale it is named here.
+    None is the library's that the class supports, or that of chosen patterns; with a query scale it is named here.
     """
+    name = name or patterned(config)
     if name is None and scale_of(config) is not None:
         kind = library_class(config)
         name = "sdpa" if kind is None or kind._supports_sdpa else "eager"

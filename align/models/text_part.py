@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 # The library's attention → the same of scaled queries (scaled_attention.py), for models with a query scale.
 SCALED = {"sdpa": "align_scaled", "eager": "align_scaled_products"}
 # Attention of this project that scales by itself (longseq/attention.py, generation/prefix_attention.py).
-SCALES = ("align_shared", "align_torch", "align_cudnn", "align_fa2", "align_fa3", "align_fa4", "align_prefix")
+SCALES = (
+    "align_patterned",
+    "align_shared",
+    "align_torch",
+    "align_cudnn",
+    "align_fa2",
+    "align_fa3",
+    "align_fa4",
+    "align_prefix",
+)
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -151,8 +151,9 @@ def _setting_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _in_effect(group: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without keys that their group's main key turns off."""
-    if group == "positions" and node.get("mode") == "none":
-        return {"mode": "none"}
+    # A run of version 0.2.0 has `mode` in the place of `_target_`.
+    if group == "positions" and "_target_" not in node and node.get("mode", "none") == "none":
+        return {}
     if group == "model" and not node.get("lora", {}).get("r"):
         return {key: value for key, value in node.items() if key != "lora"}
     return node

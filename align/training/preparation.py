@@ -17,6 +17,7 @@ from align.core.errors import AlignWarning, UserError
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.length_words import rows_in_window_words, window_words
 from align.data.notices import notices
+from align.data.positions_of_model import fit_positions
 from align.data.settings import DataSettings, PositionSettings
 from align.data.unread import unused_short
 from align.data.vocabulary import vocabulary_of
@@ -224,7 +225,7 @@ def read_rows_of_model(
     """`read_rows_for` as commands read: where `data.max_length` is not set, contexts are cut to the model's window."""
     window = native_window(model) if settings.max_length is None else None
     settings = replace(settings, max_length=settings.max_length or window)
-    settings, positions = less_soft_prompt(settings, positions, model.adapter)
+    settings, positions = less_soft_prompt(settings, fit_positions(positions, model), model.adapter)
     limit, config = None if window is None else settings.max_length, load_config(model)
     with window_words(limit):
         data = read_rows_for(
@@ -256,7 +257,7 @@ def read_rows_for(
         settings: which rows, and the tokens to which they are cut.
         tokenizer: of the model.
         config: the model's.
-        positions: how positions are synthesised.
+        positions: how positions are synthesised, fitted to the model.
         seed: of the split and the positions.
         attention: as `model.attention`.
 

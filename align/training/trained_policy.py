@@ -27,6 +27,8 @@ from align.models.query_scale import serving_words
 from align.models.reading import typed_model
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
+from align.patterns.exported import to_native
+from align.patterns.layers import patterns_of_run
 from align.runs.exclusive import exclusive
 from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
 from align.training.model_card import model_card
@@ -65,8 +67,9 @@ def read_policy(
         path: the folder.
         trust_remote_code: whether code that comes with the model may run. What the run's own configuration says about
             it does not count: whoever made the folder wrote that.
-        allow_targets: packages beside `align` from which `model.query_scale` of an adapter's run may come; those of the
-            run's own configuration do not count either. A whole model has its scale in its config.json.
+        allow_targets: packages beside `align` from which patterns, `model.rope.table` and `model.query_scale` of an
+            adapter's run may come; those of the run's own configuration do not count either. A whole model has them in
+            its config.json.
 
     Raises:
         UserError: as `find_policy`, or a configuration that cannot be read.
@@ -81,6 +84,7 @@ def read_policy(
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     if (weights / ADAPTER).is_file():
         model = typed_model(OmegaConf.merge(config, {"allow_targets": list(allow_targets)}))  # type: ignore[arg-type]
+        model = replace(model, layer_patterns=patterns_of_run(plain, allow=("align", *allow_targets)))
     else:
         model = typed(ModelSettings, config, "model")
     return TrainedPolicy(
@@ -124,6 +128,7 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
         except ValueError as error:
             raise UserError(f"{policy.weights} cannot be merged: {' '.join(str(error).split())}") from error
     model.config.use_cache = True
+    to_native(text_config(model.config))
     return model
 
 
@@ -139,6 +144,7 @@ def merged_settings(policy: TrainedPolicy) -> ModelSettings:
         revision=None,
         rope=RopeSettings(),
         query_scale=None,
+        layer_patterns=None,
         extra_tokens=[],
     )
 
