@@ -51,7 +51,7 @@ def test_train_export_evaluate_and_train_on(adapter, monkeypatch, capfd, tmp_pat
     said = answered("export", f"path={run}", f"output={made}", expected=2)
     assert "max(1, ln(p + 1) / ln 16) in layers from 2 on" in said
     assert not made.exists()
-    answered("export", f"path={run}", f"output={made}", "accept_query_scale=true")
+    answered("export", f"path={run}", f"output={made}", "accept=[query_scale]")
     kept = plain(LogLength(window=16))
     assert json.loads((made / "config.json").read_text())["query_scale"] == kept
     answered(

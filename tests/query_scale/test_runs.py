@@ -17,6 +17,7 @@ from align import export
 from align.adapters.adapter import add_adapter
 from align.adapters.lora import Lora
 from align.core.errors import AlignWarning, UserError
+from align.generation.prefix_attention import ATTENTION as PREFIXED
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.probe import prove
 from align.longseq.settings import ATTENTIONS
@@ -25,6 +26,7 @@ from align.merging.places import find_place
 from align.merging.sources import check_alike, open_source
 from align.models.identity import Identity
 from align.models.loading import library_class, load_causal_lm, load_config
+from align.models.patterned_attention import PATTERNED
 from align.models.precision import Precision
 from align.models.settings import LIBRARY, MASKED, ModelSettings, RopeSettings
 from align.models.text_part import SCALES, current_attention, text_config
@@ -85,7 +87,7 @@ def test_a_checkpoint_that_comes_with_one_is_read_with_it(base, tmp_path):
 
 
 def test_every_attention_of_ours_scales():
-    assert {*ATTENTIONS.values(), "align_prefix"} == set(SCALES)
+    assert {*ATTENTIONS.values(), PREFIXED, PATTERNED} == set(SCALES)
 
 
 # The library's plain products with sinks and windows, latent attention, layers that keep a state, soft caps.
@@ -196,9 +198,9 @@ def test_export_refuses_until_told(base, tmp_path, capsys):
     make_run(base, tmp_path, lora=True)
     config = merged_config(read_policy(tmp_path))
     settings = export.ExportSettings(path="run", output="out")
-    with pytest.raises(UserError, match=r"ln 4\) in layers from 1 on.*accept_query_scale=true"):
+    with pytest.raises(UserError, match=r"ln 4\) in layers from 1 on.*accept=\[query_scale\]"):
         export.check_scale(config, settings)
-    export.check_scale(config, replace(settings, accept_query_scale=True))
+    export.check_scale(config, replace(settings, accept=["query_scale"]))
     assert "multiplies the query at position p" in capsys.readouterr().err
     export.check_scale(load_config(settings_of(base, None)), settings)
     assert (
