@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from align.models.loading import load_config, native_window, window_of
+from align.models.query_scale import scale_of
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
 
@@ -23,15 +26,18 @@ class Reach:
             checkpoint with linear RoPE states as it was before stretching); None where it does not say.
         factor: by what its RoPE divides every position: 1 in plain RoPE, F in linear; None in another type, in layers
             of unlike types, and without RoPE.
+        scaled: whether queries are multiplied by a factor that changes with the position (`model.query_scale`).
     """
 
     window: int | None
     factor: float | None
+    scaled: bool = False
 
 
 def reach_of(settings: ModelSettings) -> Reach:
     """Of the group `model`, `model.rope` included."""
-    return Reach(_own_window(settings), position_factor(load_config(settings)))
+    config = load_config(settings)
+    return Reach(_own_window(settings), position_factor(config), _scaled(config))
 
 
 def position_limit(settings: ModelSettings) -> int | None:
@@ -58,6 +64,14 @@ def _factor(parameters: Mapping[str, object]) -> float | None:
     if kind == "linear":
         return float(parameters["factor"])  # type: ignore[arg-type]
     return 1.0 if kind == "default" else None
+
+
+def _scaled(config: PreTrainedConfig) -> bool:
+    """See `Reach.scaled`: whether a far position has another factor than the first, in the last layer."""
+    scale = scale_of(config)
+    last = text_config(config).num_hidden_layers - 1
+    factors = None if scale is None else scale.scale(torch.tensor([[0.0, 2.0**24]]), last)
+    return factors is not None and bool(factors[0, 0] != factors[0, 1])
 
 
 def _own_window(settings: ModelSettings) -> int | None:
