@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,8 @@ from align.models.text_part import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    ReadConfig = Callable[[ModelSettings], PreTrainedConfig]
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,14 @@ class Reach:
     factor: float | None
 
 
-def reach_of(settings: ModelSettings) -> Reach:
-    """Of the group `model`, `model.rope` included."""
-    return Reach(_own_window(settings), position_factor(load_config(settings)))
+def reach_of(settings: ModelSettings, *, read: ReadConfig = load_config) -> Reach:
+    """Of the group `model`, `model.rope` included.
+
+    Args:
+        settings: of the model.
+        read: gives a model's configuration.
+    """
+    return Reach(_own_window(settings, read), position_factor(read(settings)))
 
 
 def position_limit(settings: ModelSettings) -> int | None:
@@ -39,7 +46,7 @@ def position_limit(settings: ModelSettings) -> int | None:
 
     A window of 4,096 under linear RoPE of factor 20: 81,920. Where `model.rope` stretches in another way, None.
     """
-    factor, window = position_factor(load_config(settings)), _own_window(settings)
+    factor, window = position_factor(load_config(settings)), _own_window(settings, load_config)
     if settings.rope.theta is None and factor not in (None, 1.0) and window is not None:
         return int(factor * window)
     return native_window(settings)
@@ -60,5 +67,5 @@ def _factor(parameters: Mapping[str, object]) -> float | None:
     return 1.0 if kind == "default" else None
 
 
-def _own_window(settings: ModelSettings) -> int | None:
-    return window_of(load_config(replace(settings, rope=RopeSettings())))
+def _own_window(settings: ModelSettings, read: ReadConfig) -> int | None:
+    return window_of(read(replace(settings, rope=RopeSettings())))
