@@ -6,8 +6,8 @@ export TOKENIZERS_PARALLELISM = false
 # Processes that `make test` spreads the tests over: one a core, at most eight; `make test WORKERS=1` takes one.
 WORKERS ?= logical
 
-.PHONY: help demo architectures test test-slow test-parity test-survival fuzz check smoke miniature bench gpu gpu-wheels
-.PHONY: docs examples clean
+.PHONY: help demo architectures test test-slow test-parity test-survival fuzz check smoke miniature windows bench gpu
+.PHONY: gpu-wheels docs examples clean
 
 help:                             ## this list, the default
 	@sed -n 's/^\([a-z-]*\):.*## */make \1\t/p' Makefile | expand -t 18
@@ -81,6 +81,10 @@ smoke: $(VENV)/.installed         ## every method and adapter by one override on
 
 miniature: $(VENV)/.installed     ## the papers' claims on small models: missing cells, then the table (needs ALIGN_DATA)
 	$(BIN)/python -m benchmarks.miniature
+
+CELLS ?= find
+windows: $(VENV)/.installed       ## ways to a longer window against each other: missing cells, then the tables; CELLS="find smollm2"
+	$(BIN)/python -m benchmarks.windows_protocol --cells $(CELLS)
 
 bench: $(VENV)/.installed         ## speed and memory against TRL and padded rows
 	$(BIN)/python benchmarks/forward.py

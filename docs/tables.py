@@ -236,16 +236,16 @@ def marked(text: str, name: str) -> str:
 
 
 def all_tables() -> dict[tuple[str, str], str]:
-    """Every table: the miniature's, the architectures' and the GPU's too."""
+    """Every table: those of the other modules too."""
     from docs.adapter_tables import TABLES as ADAPTERS
     from docs.architectures import TABLES as ARCHITECTURES
     from docs.gpu import TABLES as GPU
     from docs.miniature import TABLES as MINIATURE
     from docs.plan_tables import TABLES as PLANS
+    from docs.window_tables import TABLES as WINDOWS
 
-    return {
-        place: make() for place, make in (TABLES | ADAPTERS | MINIATURE | ARCHITECTURES | PLANS | GPU).items()
-    }
+    every = TABLES | ADAPTERS | MINIATURE | ARCHITECTURES | PLANS | GPU | WINDOWS
+    return {place: make() for place, make in every.items()}
 
 
 def main() -> None:

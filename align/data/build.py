@@ -51,6 +51,7 @@ WRITER_BATCH = (
 HELD_BYTES = 4_000_000  # of their text, about
 # Settings that do not change a stored row: they say which rows, or what happens to them afterwards.
 NOT_STORED = (
+    "order",
     "path",
     "eval_path",
     "eval_size",

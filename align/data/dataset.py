@@ -65,10 +65,10 @@ class PreferenceData:
             last answer), `unplaced_rows` (that positions leave where they are), `rendered_prompts` (string prompts
             whose special tokens count), `moved_spaces` (string prompts whose last space begins the answers),
             `text_prompts` (string prompts that stand as they are), `joined_rows` (messages without a chat template),
-            `inferred_prompts` (rows whose prompt is what their answers begin with in common),
-            `dropped_rows` (left out, since they cannot be used), `documents` (unlike ones of plain text, some
-            `cut_documents`), `pieces` (their rows), `piece_tokens` (of these); of rows with labels `good_answers`,
-            `bad_answers` and `unrelated_answers` of the training rows.
+            `inferred_prompts` (rows whose prompt is what their answers begin with in common), `dropped_rows` (left out,
+            since they cannot be used), `documents` (unlike ones of plain text, some `cut_documents`), `pieces` (their
+            rows), `piece_tokens` (of these), `rows_of_pieces` (piece_rows.py), `tokens_in_pieces`; of rows with labels
+            `good_answers`, `bad_answers` and `unrelated_answers` of the training rows.
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
         dropped: the rows that were left out, with `data.bad_rows=drop`.
         date: what the chat template writes into prompts; None where it writes none.

@@ -16,12 +16,13 @@ from align.data import faults
 from align.data.checks import Finding
 from align.data.dataset import PreferenceData
 from align.data.describe import answer_jumps, answer_runs, prompt_sections
-from align.data.examples import TokenizedExample
+from align.data.examples import Answer, TokenizedExample
 from align.data.formats import LAYOUTS
 from align.data.mixture import mixture_words
 from align.data.notices import notices
 
 MAX_PER_KIND = 10  # findings printed of each kind
+MAX_RUNS = 24  # stretches of an answer printed one by one; of more only the first and last half of this
 SCORED, UNSCORED = "bold green", "dim"
 
 
@@ -45,10 +46,7 @@ def print_row(
     longest = len(example.prompt_ids) + example.longest_answer
     padded = longest * len(example.answers)
     table = Table(
-        title=escape(
-            f"{example.source}: {counted(len(example.prompt_ids), 'prompt token')}, "
-            f"{counted(len(example.answers), 'answer')}"
-        ),
+        title=escape(_title(example)),
         caption=f"{counted(example.num_tokens, 'token')} with the prompt shared, {padded} as "
         f"{counted(len(example.answers), 'padded row')}: {1 - example.num_tokens / padded:.0%} saved · "
         f"{counted(example.cut_tokens, 'context token')} cut · {counted(len(example.short), 'short prompt')}",
@@ -66,17 +64,41 @@ def print_row(
             section.name, str(len(section.ids)), f"{section.first}–{section.last}", section.jumps, text
         )
     for j, answer in enumerate(example.answers):
-        text = Text()
-        for ids, scored in answer_runs(answer):
-            shown = _short(_decode(tokenizer, ids), characters)
-            text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
+        text = _answer_text(answer, tokenizer, characters)
         positions = example.positions_of(answer)
-        name = f"rejected {j}" if j else "text" if example.piece else "chosen"
+        name = f"rejected {j}" if j else "text" if example.is_document else "chosen"
         if labels and example.columns is not None:
             name = "good answer" if example.columns[0, j] else "bad answer"
         shown = f"{positions[0]}–{positions[-1]}"
         table.add_row(name, str(len(positions)), shown, answer_jumps(example, answer), text)
     console.print(table)
+
+
+def _title(example: TokenizedExample) -> str:
+    """Where the row stands, and what it is made of."""
+    if example.pieces:
+        scored = int(example.answers[0].scored.sum())
+        tokens = counted(example.num_tokens, "token")
+        return f"{example.source}: {counted(example.pieces, 'piece')}, {tokens}, {scored} of them scored"
+    prompt, answers = (
+        counted(len(example.prompt_ids), "prompt token"),
+        counted(len(example.answers), "answer"),
+    )
+    return f"{example.source}: {prompt}, {answers}"
+
+
+def _answer_text(answer: Answer, tokenizer: PreTrainedTokenizerBase, characters: int) -> Text:
+    """An answer with its scored stretches in ⟦ ⟧; of very many the middle ones are counted."""
+    runs, text = list(answer_runs(answer)), Text()
+    half = MAX_RUNS // 2
+    for place, (ids, scored) in enumerate(runs):
+        if place == half and len(runs) > MAX_RUNS:
+            text.append(f" … {len(runs) - MAX_RUNS} more stretches … ", style="italic")
+        if half <= place < len(runs) - half:
+            continue
+        shown = _short(_decode(tokenizer, ids), characters)
+        text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
+    return text
 
 
 def print_counts(

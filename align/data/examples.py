@@ -125,9 +125,11 @@ class TokenizedExample:
         inferred: as in `Example`.
         piece: of a document of plain text the how manieth piece, from 1 (text_rows.py); 0 for every other row. Its
             prompt is what it begins with and is never predicted, not even by an NLL over the whole sequence.
-        document: of such a piece a hash of the whole document; else empty.
+        document: of such a piece, and of a row of pieces, a hash of the whole document; else empty.
         columns: `[K, 1 + M]` fp64, the K numbers that the method reads of the row (`needs.columns`), each once for
             each answer; None where it reads none.
+        pieces: of a row of pieces (piece_rows.py) how many it has; 0 for every other row. As of a document's piece, no
+            token is predicted but those that are scored.
         soft: ids of a soft prompt at the prompt's head (`with_soft_prompt`).
         position_step: by what every answer goes on behind the prompt's last position; 1 without position synthesis.
         drawn: what its positions were drawn by (`positions.Drawn`); None where the tokens keep their own.
@@ -150,6 +152,7 @@ class TokenizedExample:
     piece: int = 0
     document: str = ""
     columns: np.ndarray | None = None
+    pieces: int = 0
     soft: int = 0
     position_step: int = 1
     drawn: Drawn | None = None
@@ -164,6 +167,11 @@ class TokenizedExample:
     def largest_position(self) -> int:
         """Of all its tokens: the last one of its longest answer."""
         return max(int(self.positions_of(answer)[-1]) for answer in self.answers if len(answer.input_ids))
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is plain text, of which the scored tokens alone are predicted, whatever the scope of a loss."""
+        return bool(self.piece or self.pieces)
 
     @property
     def longest_answer(self) -> int:

@@ -32,6 +32,7 @@ def notices(
     """
     return [
         *_pieces(data, window=window, limit=limit),
+        *_rows_of_pieces(data.counts),
         *_cuts(data.counts, window=window, limit=limit),
         *_places(data, window=window, reach=reach),
         *_readings(data),
@@ -56,6 +57,17 @@ def _pieces(data: PreferenceData, *, window: int | None, limit: str) -> list[str
         f"{read} as {counted(counts['pieces'], 'row')}, {tokens} together; {end}. "
         f"{counted(counts['cut_documents'], 'document')} {are} cut into pieces by {why}, of which "
         "a later one begins with the last token of the one before."
+    ]
+
+
+def _rows_of_pieces(counts: dict[str, int]) -> list[str]:
+    """How rows that come in pieces are read."""
+    rows = counts["rows_of_pieces"]
+    if not rows:
+        return []
+    return [
+        f"{counted(rows, 'row')} of pieces {agreeing(rows, 'is', 'are')} read as laid out, "
+        f"{counted(counts['tokens_in_pieces'], 'token')} together: nothing is put before, between or behind the pieces."
     ]
 
 

@@ -158,7 +158,7 @@ def place_row(
         raise UserError(f"{example.source}: {error}") from error
     positions, prompt = placed.positions.astype(np.int64), len(example.prompt_ids)
     answers = example.answers
-    if example.piece:
+    if example.is_document:
         answers = (replace(answers[0], positions=positions[prompt:]),)
     return replace(
         example, position_ids=positions[:prompt], position_step=placed.step, answers=answers, drawn=drawn
@@ -167,13 +167,13 @@ def place_row(
 
 def room_of(example: TokenizedExample) -> int:
     """Tokens to keep free behind the prompt: its longest answer's; of a document, which is placed whole, none."""
-    return 0 if example.piece else example.longest_answer
+    return 0 if example.is_document else example.longest_answer
 
 
 def parts_of(example: TokenizedExample, *, room: int) -> PromptParts:
     """A row by stretches; `room` is kept free behind it."""
     tokens = len(example.prompt_ids)
-    if example.piece:
+    if example.is_document:
         return PromptParts(0, (), tokens + example.longest_answer, room)
     starts = [start for start, stop in example.chunk_spans if stop > start]
     if not starts:

@@ -15,6 +15,7 @@ from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
 from align.data.formats import ParsedRow, parse_row
 from align.data.numbers import Number, read_numbers, wanted_columns
+from align.data.piece_rows import is_pieces, piece_row, read_pieces
 from align.data.positions import Drawn, place_row, room_of
 from align.data.released import is_released, read_released
 from align.data.renaming import NO_RENAMING, Renaming, check_no_media, is_pre_tokenised
@@ -92,6 +93,9 @@ class RowBuilder:
             check_no_media(row)
             columns = Columns(row.source, row.values)
             examples, unread = self._pieces(row, columns), unread_names(columns, row)
+        elif is_pieces(row.values):
+            columns = Columns(row.source, row.values)
+            examples, unread = [self._of_pieces(row, columns)], unread_names(columns, row)
         else:
             check_no_media(row)
             parsed, weights = self._parsed(row)
@@ -111,12 +115,21 @@ class RowBuilder:
 
     def _pieces(self, row: RawRow, columns: Columns) -> list[TokenizedExample]:
         """The pieces of a document, which has nothing beside its text."""
+        text = read_text(columns, **self._asked_of_documents(columns))
+        return [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
+
+    def _of_pieces(self, row: RawRow, columns: Columns) -> TokenizedExample:
+        """A row of pieces, which has nothing beside them."""
+        pieces, document = read_pieces(columns, **self._asked_of_documents(columns))
+        return self._placed(piece_row(row.source, pieces, self.tokenize, document=document), row)
+
+    def _asked_of_documents(self, columns: Columns) -> dict[str, bool]:
+        """What the method asks for beyond a text; weights of tokens are refused here."""
         demands = self.demands
-        more = bool(demands.numbers) or demands.unrelated
-        text = read_text(columns, require_rejected=demands.rejected, wants_more=more)
         if demands.weigher is not None:
             raise columns.error("the tokens of a document all weigh 1: set token_weights=none.")
-        return [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
+        more = bool(demands.numbers) or demands.unrelated
+        return {"require_rejected": demands.rejected, "wants_more": more}
 
     def _parsed(self, row: RawRow) -> tuple[ParsedRow, RowWeights | None]:
         """The row as text, and what weighs its answers."""

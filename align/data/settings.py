@@ -69,6 +69,7 @@ class DataSettings:
     keep_tail: int = 128
     tokens_per_row: int | None = None
     num_proc: int = 1
+    order: dict[str, Any] | None = None
     mix: list[MixedSettings] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -56,6 +56,7 @@ FEATURES = Features(
         "joined": Value("bool"),
         "inferred": Value("bool"),
         "piece": Value("int32"),
+        "pieces": Value("int32"),
         "unread": Value("string"),
         "scores": Value("string"),
         "columns": List(Value("float64")),
@@ -109,6 +110,7 @@ def to_row(
         "joined": example.joined,
         "inferred": example.inferred,
         "piece": example.piece,
+        "pieces": example.pieces,
         "unread": unread,
         "scores": scores,
         "row_hash": _hash_row(row | beside),
@@ -183,7 +185,8 @@ def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
 
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
     """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
-    spans, piece = _int64(row["chunk_spans"]).reshape(-1, 2).tolist(), int(row.get("piece", 0))
+    spans = _int64(row["chunk_spans"]).reshape(-1, 2).tolist()
+    piece, pieces = int(row.get("piece", 0)), int(row.get("pieces", 0))
     numbers = np.asarray(row.get("columns", ()), dtype=np.float64)
     return TokenizedExample(
         source=str(row["source"]),
@@ -203,7 +206,8 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         joined=bool(row.get("joined", False)),
         inferred=bool(row.get("inferred", False)),
         piece=piece,
-        document=str(row["prompt_hash"]) if piece else "",
+        document=str(row["prompt_hash"]) if piece or pieces else "",
+        pieces=pieces,
         columns=numbers.reshape(-1, len(row["answer_lengths"])) if len(numbers) else None,
         position_step=int(row.get("position_step", 1)),
         drawn=Drawn(*map(int, row["drawn"])) if len(row.get("drawn", ())) else None,

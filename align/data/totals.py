@@ -62,6 +62,7 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "dropped_reasoning": int(found["dropped_reasoning"].sum()),
         "dropped_messages": int(found["dropped_messages"].sum()),
         **_documents(both),
+        **_rows_of_pieces(both),
     }
 
 
@@ -83,6 +84,16 @@ def _documents(both: Sequence[Dataset]) -> dict[str, int]:
         "pieces": pieces,
         "piece_tokens": tokens,
     }
+
+
+def _rows_of_pieces(both: Sequence[Dataset]) -> dict[str, int]:
+    """Rows that are laid out in pieces, and their tokens."""
+    rows, tokens = 0, 0
+    for dataset in both:
+        places = np.flatnonzero(column_of(dataset, "pieces").to_numpy(zero_copy_only=False))
+        sizes = column_of(dataset, "num_tokens").to_numpy(zero_copy_only=False)
+        rows, tokens = rows + len(places), tokens + int(sizes[places].sum(dtype=np.int64))
+    return {"rows_of_pieces": rows, "tokens_in_pieces": tokens}
 
 
 def short_cuts(rows: Dataset) -> np.ndarray:

@@ -51,10 +51,11 @@ def context_triples(
     """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones.
 
     The first is that of the text: of a soft prompt no token is predicted, and the last one predicts none here.
-    A piece of a document has none: the piece before has scored the token that it begins with.
+    A piece of a document has none: the piece before has scored the token that it begins with. Nor has a row of pieces,
+    which says itself what is scored.
     """
     start, stop = packed.prompt
-    if example.piece:
+    if example.is_document:
         nothing = torch.empty(0, dtype=torch.long)
         return nothing, nothing, nothing
     chosen = example.answers[0]

@@ -36,6 +36,7 @@ from align.longseq.support import check_config, check_readable
 from align.longseq.tile_probe import check_tiles_of
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
 from align.models.precision import training_dtype, warn_of_low_weights
+from align.models.query_scale import scale_of
 from align.models.settings import LIBRARY, OF_LIBRARY, ModelSettings
 from align.models.soft_prompt import soft_ids
 from align.models.structure import find_causal_lm, library_attention, set_reading, takes_masks
@@ -151,7 +152,7 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
             return model
     check_readable(model, attention)
     lm, name = find_causal_lm(model), attention_name(attention)
-    if name is None and (is_ours(lm) or not (attention == LIBRARY or takes_masks(lm))):
+    if name is None and (is_ours(lm) or not (attention == LIBRARY or takes_masks(lm)) or scale_of(lm.config)):
         name = library_attention(lm)
     if name is not None:
         set_attention(lm, name)

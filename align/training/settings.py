@@ -29,6 +29,7 @@ from align.training.method_settings import Needs, check_method, check_token_weig
 from align.training.trainer_keys import check_trainer_keys
 
 if TYPE_CHECKING:
+    from align.data.orders import Order
     from align.data.weighing import Weigher
 
 
@@ -59,6 +60,7 @@ class Settings:
     allow_targets: list[str]
     model: ModelSettings
     data: DataSettings
+    order: Order
     positions: PositionSettings
     memory: MemorySettings
     parallel: ParallelSettings
@@ -109,6 +111,7 @@ def read_settings(config: DictConfig) -> Settings:
         allow_targets=general.allow_targets,
         model=model,
         data=typed(DataSettings, config, "data"),
+        order=build(config, "data.order", kind="order"),
         positions=positions,
         memory=memory,
         parallel=parallel,

@@ -38,7 +38,8 @@ from align.models.loading import load_causal_lm, model_tokenizer, native_window
 from align.models.reach import position_limit
 from align.models.routers import freeze_routers
 from align.models.soft_prompt import soft_ids
-from align.models.text_part import frozen_words, of_layers
+from align.models.text_part import frozen_words, of_layers, text_config
+from align.patterns.layers import patterns_words
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.following import follow
@@ -154,6 +155,9 @@ def load_policy(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
+    said = patterns_words(text_config(base.config))
+    if said is not None and run.arguments.process_index == 0:
+        tell(said)
     adapter = adapter_with_routers(base, run.model)
     policy = add_adapter(base, adapter and adapter.with_tokenizer(tokenizer))
     if run.model.adapter is not None:
@@ -192,6 +196,7 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         ),
         parallel=parallel,
         attention=run.model.attention,
+        order=run.order,
         memory=run.memory,
         train_dataset=training_rows(data),
         eval_dataset=data.eval,

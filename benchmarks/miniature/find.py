@@ -56,11 +56,11 @@ def question(kind: int) -> tuple[str, str]:
     return ("find", kind_word(kind))
 
 
-def rows(seed: int) -> Iterator[dict[str, Any]]:
+def rows(seed: int, *, words: int = TRAINED, count: int = ROWS) -> Iterator[dict[str, Any]]:
     """Training rows with every kind of rejected answer; the protocol's methods take theirs."""
     rng = random.Random(derive_seed(seed, "find", "rows"))
-    for number in range(ROWS):
-        context = draw(rng, tokens=TRAINED)
+    for number in range(count):
+        context = draw(rng, tokens=words)
         kind, other = rng.sample(sorted(context.facts), 2)
         answer = context.facts[kind]
         absent = [word for word in WORDS if word.startswith(f"f{kind:02}") and word != answer]
@@ -73,7 +73,7 @@ def rows(seed: int) -> Iterator[dict[str, Any]]:
             "chosen": answer,
             "long": context.facts[other],
             "irrelevant": [context.facts[other], rng.choice(absent)],
-            "tokens": {"prompt": TRAINED + 2 + TEMPLATE, "chosen": 2, "long": 2, "irrelevant": 4},
+            "tokens": {"prompt": words + 2 + TEMPLATE, "chosen": 2, "long": 2, "irrelevant": 4},
         }
 
 

@@ -144,12 +144,18 @@ def _sha256(path: Path) -> str:
 
 
 def scores_of(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Condition → one score a question, in the order of the questions; S_l (0 … 100) for writing."""
+    """Condition → one score a question, in the order of the questions; S_l (0 … 100) for writing.
+
+    Of documents that were read, `nll/256` has the nats a token from position 256 on.
+    """
     scores: dict[str, list[float]] = {}
     for record in records:
         if "length_score" in record:
             scores.setdefault("length_score", []).append(round(record["length_score"], 4))
             scores.setdefault("written_words", []).append(record["written_words"])
+        elif "by_position" in record:
+            for edge, nll in record["by_position"].items():
+                scores.setdefault(f"nll/{edge}", []).append(round(nll, 5))
         else:
             scores.setdefault(record["group"], []).append(record["found"])
     return scores

@@ -151,11 +151,16 @@ def main() -> None:
     arguments = parser.parse_args()
     steps, batch, learning_rate = TRAINING[arguments.part]
     policy = train(arguments.part, arguments.seed, steps=steps, batch=batch, learning_rate=learning_rate)
-    staging = arguments.folder.with_name(f".{arguments.folder.name}.{os.getpid()}")
+    save(policy, arguments.folder)
+
+
+def save(policy: LlamaForCausalLM, folder: Path) -> None:
+    """Writes the model with its tokenizer, whole or not at all."""
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     policy.save_pretrained(staging)
     tokenizer().save_pretrained(staging)
-    shutil.rmtree(arguments.folder, ignore_errors=True)
-    os.replace(staging, arguments.folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staging, folder)
 
 
 if __name__ == "__main__":

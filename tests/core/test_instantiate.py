@@ -29,6 +29,10 @@ PROTOCOLS = {
     "select": "align.synthesis.selection.select.Selector",
     "scorer": "align.synthesis.logo.relevance.RelevanceScorer",
     "quality": "align.synthesis.longwriter.quality.QualityScorer",
+    "attention": "align.patterns.layers.LayerPatterns",
+    "others": "align.patterns.pattern.Pattern",
+    "table": "align.rope_tables.table.Table",
+    "query_scale": "align.query_scale.scale.QueryScale",
 }
 OWN = [(kind, name) for kind, known in KINDS.items() for name in known.own]
 
