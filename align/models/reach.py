@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from align.models.loading import load_config, native_window, window_of
+from align.models.query_scale import scale_of
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
 
@@ -25,10 +26,12 @@ class Reach:
             checkpoint with linear RoPE states as it was before stretching); None where it does not say.
         factor: by what its RoPE divides every position: 1 in plain RoPE, F in linear; None in another type, in layers
             of unlike types, and without RoPE.
+        scaled: whether it multiplies queries by something (`model.query_scale`), which may follow from their positions.
     """
 
     window: int | None
     factor: float | None
+    scaled: bool = False
 
 
 def reach_of(settings: ModelSettings, *, read: ReadConfig = load_config) -> Reach:
@@ -38,7 +41,8 @@ def reach_of(settings: ModelSettings, *, read: ReadConfig = load_config) -> Reac
         settings: of the model.
         read: gives a model's configuration.
     """
-    return Reach(_own_window(settings, read), position_factor(read(settings)))
+    config = read(settings)
+    return Reach(_own_window(settings, read), position_factor(config), scale_of(config) is not None)
 
 
 def position_limit(settings: ModelSettings) -> int | None:

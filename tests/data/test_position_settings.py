@@ -25,6 +25,7 @@ from align.data.positions_of_model import fit_positions
 from align.data.settings import PositionSettings
 from align.models.reach import Reach, position_factor, position_limit, reach_of
 from align.models.settings import ModelSettings, RopeSettings
+from align.query_scale.log_length import LogLength
 from align.reference.settings import ReferenceSettings
 from align.training.method_settings import Needs
 from align.training.run import check_positions
@@ -48,6 +49,7 @@ from tests.data.test_positions import example
         (Reach(16, None), r"the model has another RoPE: set"),
         (Reach(None, 20.0), r"does not say how many tokens it was made for: set positions\.target_length"),
         (Reach(2**30, 20.0), r"target_length=21474836480 is too large"),
+        (Reach(16, 20.0, scaled=True), r"model\.query_scale would take them for tokens: leave out one"),
     ],
 )
 def test_e2_is_for_linear_rope_of_its_factor(reach: Reach, sentence: str) -> None:
@@ -100,6 +102,8 @@ def test_the_factor_is_the_checkpoints_or_model_rope(tmp_path: Path) -> None:
     assert position_limit(plain) == 256
     assert position_limit(replace(plain, rope=RopeSettings(theta=1e6))) is None
     assert fit_positions(PositionSettings(), ModelSettings(path="nowhere")) == PositionSettings()
+    scaled = replace(stretched, query_scale=LogLength())
+    assert reach_of(scaled) == Reach(256, 20.0, scaled=True)
 
 
 def test_a_reference_reads_the_same_positions(tmp_path: Path) -> None:
