@@ -22,7 +22,7 @@ from align.data.placements.skip import Skip
 from align.data.position_settings import read_positions
 from align.data.positions import Drawn, Placed, Placement, PromptParts, place_row
 from align.data.positions_of_model import fit_positions
-from align.data.settings import PositionSettings
+from align.data.settings import DataSettings, PositionSettings
 from align.models.reach import Reach, position_factor, position_limit, reach_of
 from align.models.settings import ModelSettings, RopeSettings
 from align.query_scale.log_length import LogLength
@@ -30,6 +30,7 @@ from align.reference.settings import ReferenceSettings
 from align.training.method_settings import Needs
 from align.training.run import check_positions
 from align.training.settings import check_redraw
+from align.training.soft_prompts import less_soft_prompt
 from tests.data.test_positions import example
 
 # ---- the model
@@ -104,6 +105,18 @@ def test_the_factor_is_the_checkpoints_or_model_rope(tmp_path: Path) -> None:
     assert fit_positions(PositionSettings(), ModelSettings(path="nowhere")) == PositionSettings()
     scaled = replace(stretched, query_scale=LogLength())
     assert reach_of(scaled) == Reach(256, 20.0, scaled=True)
+
+
+def test_a_soft_prompt_takes_positions_too(tmp_path: Path) -> None:
+    """20 tokens before each prompt leave 5,120 − 20; of a placement without a bound nothing is taken."""
+    model = of_model(tmp_path, rope_type="linear", factor=20.0)
+    adapter = types.SimpleNamespace(soft_tokens=20)
+    fitted = fit_positions(PositionSettings(E2()), model)
+    assert less_soft_prompt(DataSettings(), fitted, adapter)[1].placement == E2(target_length=5100)
+    unbound = PositionSettings(Doubled())
+    assert less_soft_prompt(DataSettings(), unbound, adapter)[1] == unbound
+    with pytest.raises(UserError, match=r"leaves nothing of positions\.target_length=20: take"):
+        less_soft_prompt(DataSettings(), PositionSettings(Skip(20)), adapter)
 
 
 def test_a_reference_reads_the_same_positions(tmp_path: Path) -> None:
