@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
+from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.instantiate import build
+from align.core.telling import tell
 from align.data.sources import check_row_paths
 from align.evaluation.ask import exclusive_of_all, join_processes
 from align.evaluation.suite import Evaluation, Result, Suite, show_result, write_result
@@ -22,6 +24,7 @@ from align.generation.pace import changes_no_answer
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
 from align.models.settings import ModelSettings
+from align.patterns.layers import FULL_ATTENTION, evaluating_patterns, patterns_words
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
 from align.runs.folder import RESUME, claim_output
@@ -59,10 +62,14 @@ def evaluate(config: DictConfig) -> Result:
     import torch
     from accelerate import PartialState
 
-    from align.models.loading import load_causal_lm, model_tokenizer, native_window
+    from align.models.loading import load_causal_lm, load_config, model_tokenizer, native_window
+    from align.models.text_part import text_config
 
     # Unless it is told, it takes several processes without an accelerator for one each.
     join_processes(cpu=bool(config.trainer.get("use_cpu")) or not torch.accelerator.is_available())
+    said = patterns_words(text_config(load_config(model)))
+    if said is not None and PartialState().is_main_process:
+        tell(said)
     tokenizer = model_tokenizer(model)
     opened = generator.open(model, tokenizer)
     load = partial(load_causal_lm, model, device=PartialState().device)
@@ -71,7 +78,8 @@ def evaluate(config: DictConfig) -> Result:
         output = claim(config)
         workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
         window = partial(native_window, model)
-        result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights, window))
+        with evaluating_patterns():
+            result = suite.run(Evaluation(load, workspace, partial(score_pairs, config), weights, window))
     if PartialState().is_main_process:
         write_result(result, output)
         subject = model.path if getattr(suite, "asks", True) else "answers made elsewhere"
@@ -93,13 +101,27 @@ def weights_of_model(model: ModelSettings, tokenizer: PreTrainedTokenizerBase) -
 def check(config: DictConfig) -> tuple[Suite, GeneratorSettings, ModelSettings]:
     """Every setting as its type, contradictions refused; reads no weights."""
     typed(TopSettings, config, "")
-    model = typed(ModelSettings, config, "model")
+    model = read_model(config)
+    check_patterns(model)
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
     check_folder(config.output)
     suite: Suite = build(config, "suite")
     check_pairs(config, suite)
     return suite, build(config, "generator"), model
+
+
+def check_patterns(model: ModelSettings) -> None:
+    """Refuses patterns that nothing would be read with.
+
+    Raises:
+        UserError: the group `attention` has some for training alone.
+    """
+    if model.layer_patterns is not None and model.layer_patterns.patterns.evaluate == FULL_ATTENTION:
+        raise UserError(
+            "attention.evaluate=full reads everything with full attention here: set attention.evaluate=same to measure "
+            "the patterns, or attention=own."
+        )
 
 
 def check_pairs(config: DictConfig, suite: Suite) -> None:

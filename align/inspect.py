@@ -13,6 +13,7 @@ from align.adapters.reading import read_model
 from align.core.config import typed
 from align.core.errors import UserError
 from align.core.readable import Readable
+from align.data.position_settings import read_positions
 from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import check_row_paths
 from align.models.checks import check_model
@@ -50,7 +51,7 @@ def inspect(config: DictConfig) -> Inspection:
     """Prints rows, counts and findings."""
     model = read_model(config)
     settings = typed(DataSettings, config, "data")
-    positions = typed(PositionSettings, config, "positions")
+    positions = read_positions(config)
     for key in ("rows", "characters", "seed"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise UserError(f"{key}={config[key]} must be a whole number from 0 on.")
@@ -93,14 +94,18 @@ def _look(
     from align.data.display import print_counts, print_row
     from align.data.length_words import in_window_words
     from align.data.numbers import Number
+    from align.data.positions_of_model import fit_positions
     from align.data.row_builder import Demands
     from align.data.stored_rows import to_example
     from align.data.vocabulary import vocabulary_of
     from align.models.loading import load_config, model_tokenizer, native_window
+    from align.models.reach import position_limit
 
+    positions = fit_positions(positions, model)
     tokenizer = model_tokenizer(model)
     # As training reads them: cut to the model's window where no length is set. Rows cut to a length of the user's fit.
-    window = native_window(model) if settings.max_length is None else None
+    whole = settings.max_length is None
+    window, reach = (native_window(model), position_limit(model)) if whole else (None, None)
     read = replace(settings, max_length=settings.max_length or window, bad_rows="drop", bad_rows_limit=None)
     demands = Demands(
         rejected=config.require_rejected and not config.labels,
@@ -120,8 +125,9 @@ def _look(
         print_row(
             console, to_example(data.train[i]), tokenizer, characters=config.characters, labels=config.labels
         )
-    print_counts(console, data, window=window, bad_rows=settings.bad_rows)
-    return [*findings, *check_rows(data, window=window), *context_leaks(settings)], data.counts
+    print_counts(console, data, window=window, reach=reach, bad_rows=settings.bad_rows)
+    found = check_rows(data, window=window, reach=reach)
+    return [*findings, *found, *context_leaks(settings)], data.counts
 
 
 make_callable(__name__)

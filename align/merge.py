@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,14 +56,17 @@ def merge(config: DictConfig) -> Path:
     # Nothing above imports torch, so that a slip is answered at once.
     from align.merging.sources import check_alike, open_source
 
-    trusted = settings.trust_remote_code
-    models = [open_source(place, trust_remote_code=trusted) for place in places]
-    start = None if base is None else open_source(base, trust_remote_code=trusted)
+    opened = partial(
+        open_source, trust_remote_code=settings.trust_remote_code, allow_targets=settings.allow_targets
+    )
+    models = [opened(place) for place in places]
+    start = None if base is None else opened(base)
     weights = _weights_of_adapters(settings, rule, models, start)
     alike = check_alike([*models, *([] if start is None else [start])])
     if weights is None and start is None:
         start = _own_base(rule, models)
     task = Task(settings, rule, models, start, *alike)
+    _say_scale(task)
     with whole_folder(output) as staging:
         if weights is None:
             _merge_models(task, staging)
@@ -151,6 +155,16 @@ class Task:
     base: Source | None
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
+
+
+def _say_scale(task: Task) -> None:
+    """Says what a query scale of the merged model asks of whoever serves it."""
+    from align.core.telling import tell
+    from align.models.query_scale import serving_words
+
+    words = serving_words(task.config)
+    if words is not None:
+        tell(words)
 
 
 def _merge_models(task: Task, folder: Path) -> None:

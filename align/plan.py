@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
-from align.data.settings import DataSettings, PositionSettings
+from align.data.position_settings import read_positions
+from align.data.settings import DataSettings
 from align.data.sources import check_row_paths
 from align.distributed.names import check_quantised, check_wrapper_name
 from align.longseq.settings import (
@@ -104,7 +105,7 @@ def check(config: DictConfig) -> None:
     parallel.check()
     check_choice("model.attention", model.attention, ATTENTION_CHOICES)
     check_library_settings(model.attention, memory, parallel)
-    typed(PositionSettings, config, "positions")
+    read_positions(config)
     check_wrapper_name(config.wrapper, gpus.device)
     if gpus.count > 1:
         check_quantised(model.quantization, config.wrapper)

@@ -11,15 +11,17 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from align.core.config import check_choice, typed
+from align.core.config import check_choice
 from align.core.instantiate import build
 from align.documents.duplicates import Removed, check_duplicates, copies_by_kind, remove_duplicates
 from align.documents.lengths import show_documents, token_counts
 from align.documents.loading import Document, fingerprint
 from align.generation.generators import GeneratorSettings
+from align.generation.nobody import Nobody
 from align.generation.pace import changes_no_answer
 from align.generation.stage import WORK, Workspace
 from align.models.checks import check_model
+from align.models.reading import typed_model
 from align.models.settings import ModelSettings
 from align.runs.api import make_callable
 from align.runs.command import hydra_entry
@@ -27,7 +29,7 @@ from align.runs.exclusive import exclusive
 from align.runs.folder import RESUME, claim_output
 from align.runs.outputs import check_folder
 from align.synthesis.card import write_card
-from align.synthesis.pipeline import ROWS, Pipeline, Summary, reads_documents, report
+from align.synthesis.pipeline import ROWS, Pipeline, Summary, reads_documents, report, uses_generator
 from align.synthesis.selection.select import Selector, select_rows
 
 UNSELECTED = "unselected"  # folder of a pipeline's rows and calls where `select` keeps some of them
@@ -50,7 +52,8 @@ def synthesize(config: DictConfig) -> Summary:
 
     tokenizer = model_tokenizer(model)
     show_documents(token_counts(documents, tokenizer, Console(stderr=True)), removed, Console(stderr=True))
-    opened = generator.open(model, tokenizer)
+    asks = uses_generator(pipeline) or selector.name is not None
+    opened = generator.open(model, tokenizer) if asks else Nobody(model.path)
     with exclusive(config.output):
         output = claim(config, documents_sha256=fingerprint(documents))
         workspace = Workspace(output, config.seed, tokenizer, opened, Console(stderr=True))
@@ -86,12 +89,13 @@ def select(
         counts={**made.counts, "rows before selection": made.rows},
         dropped={**made.dropped, f"not selected by {selector.name}": lost},
         method=made.method,
+        pairs=made.pairs,
     )
 
 
 def check(config: DictConfig) -> tuple[Pipeline, GeneratorSettings, ModelSettings]:
     """Every setting as its type, contradictions refused; reads no documents and no weights."""
-    model = typed(ModelSettings, config, "model")
+    model = typed_model(config)
     check_model(model)
     check_choice("resume", str(config.resume), RESUME)
     check_folder(config.output)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from align.longseq.attention import attend, prepare
-from align.longseq.patterns import FULL, Pattern, Window, seen_pairs
 from align.longseq.shared_prefix import Layout, PackedPrompt
+from align.patterns.by_head import seen_pairs
+from align.patterns.pattern import FULL, Pattern, Window
 
 RESULTS = Path(__file__).parent / "results" / "windows.json"
 HEADS = {"Gemma-3-1B": (4, 1, 256), "SmolLM2-135M": (9, 3, 64)}  # query heads, KV heads, width

@@ -269,6 +269,7 @@ def rows_of(block: Block, folder: Path) -> int:
     from align.data.columns import Columns
     from align.data.formats import parse_row
     from align.data.numbers import Number
+    from align.data.piece_rows import is_pieces, read_pieces
     from align.data.sources import open_sources, read_rows
     from align.data.text_rows import is_text, read_text
 
@@ -279,6 +280,8 @@ def rows_of(block: Block, folder: Path) -> int:
         labels = (Number("label", "label", "label"),) if "label" in row.values else ()
         if is_text(row.values):
             read_text(Columns(row.source, row.values))
+        elif is_pieces(row.values):
+            read_pieces(Columns(row.source, row.values))
         else:
             parse_row(row, numbers=labels)
     return len(rows)

@@ -65,10 +65,14 @@ def test_commands_compose_or_exist(block, tmp_path):
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
 def test_configuration_is_a_file_that_a_command_chooses(block):
-    """A block names its file, FOLDER/GROUP/NAME.yaml; a command of the page has `--config-dir FOLDER GROUP=NAME`."""
+    """A block names its file, FOLDER/GROUP/NAME.yaml; a command of the page has `--config-dir FOLDER GROUP=NAME`.
+
+    A group may lie in another, as `data/order`.
+    """
     name = named_file(block)
     assert name is not None, "the first line has to name the file"
-    folder, group, file = name.parts
+    folder, *groups, file = name.parts
+    group = "/".join(groups)
     chosen = [
         words
         for other in blocks(block.page)

@@ -20,8 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align import cli
 from align.adapters.adapter import add_adapter
 from align.adapters.lora import Lora
+from align.core.errors import UserError
 from align.models.loading import load_causal_lm
 from align.models.settings import ModelSettings, RopeSettings
+from align.rope_tables.giraffe import Giraffe
+from align.rope_tables.lists import Factors
 from align.runs import exit_codes
 from align.runs.exclusive import exclusive
 from align.runs.folder import local_paths, note_local_paths
@@ -93,6 +96,58 @@ def test_merged_model_computes_the_same(name, tmp_path):
         expected, actual = model(input_ids=IDS).logits, again(input_ids=IDS).logits
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert again.config.use_cache
+
+
+def make_table_run(folder: Path, *, table: dict, lora: dict | None) -> torch.nn.Module:
+    """As `make_run`, with `model.rope.type=table` by the configuration's own words."""
+    kind, keys = table["_target_"], {name: value for name, value in table.items() if name != "_target_"}
+    made = {"align.rope_tables.giraffe.Giraffe": Giraffe, "align.rope_tables.lists.Factors": Factors}[kind]
+    model = make_run(folder, rope={"type": "table", "table": made(**keys)}, lora=lora)
+    config = OmegaConf.load(folder / "run" / "config.yaml")
+    config.model.rope.table = table
+    OmegaConf.save(OmegaConf.merge(config, RUN_CONFIG), folder / "run" / "config.yaml")
+    return model
+
+
+RUN_CONFIG = {"method": {"name": "dpo"}, "data": {"path": "rows"}, "trainer": {}, "allow_targets": ["os"]}
+TRUNCATED = {"_target_": "align.rope_tables.giraffe.Giraffe", "length": 64}
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["all parameters", "lora"])
+def test_an_export_keeps_the_table_of_frequencies(tmp_path, monkeypatch, capfd, lora):
+    """As `longrope` with equal lists, read by transformers alone; the card says which table it was."""
+    model = make_table_run(tmp_path, table=TRUNCATED, lora=lora)
+    output = tmp_path / "exported"
+    code, _, said = run_command(monkeypatch, capfd, "export", f"path={tmp_path / 'run'}", f"output={output}")
+    assert code == 0, said
+    again = AutoModelForCausalLM.from_pretrained(output)
+    assert again.config.rope_parameters == model.config.rope_parameters
+    assert again.config.rope_parameters["rope_type"] == "longrope"
+    with torch.no_grad():
+        expected, actual = model(input_ids=IDS).logits, again(input_ids=IDS).logits
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert "| model.rope.table.length | 64 |" in (output / "README.md").read_text()
+
+
+def test_a_whole_model_needs_no_table_any_more_and_an_adapter_does(tmp_path):
+    """Its list has gone with the machine that trained; a target of the run's own allowing is none of the reader's."""
+    path = tmp_path / "factors.json"
+    path.write_text("[1, 1, 1, 1, 2, 2, 2, 2]")
+    table = {"_target_": "align.rope_tables.lists.Factors", "path": str(path)}
+    for name, lora in (("whole", None), ("adapter", {"r": 4})):
+        make_table_run(tmp_path / name, table=table, lora=lora)
+    path.unlink()
+    rope = merged_model(read_policy(tmp_path / "whole" / "run")).config.rope_parameters
+    assert rope["long_factor"] == [1.0] * 4 + [2.0] * 4
+    with pytest.raises(UserError, match=r"factors\.json is no file that can be read"):
+        read_policy(tmp_path / "adapter" / "run")
+    config = OmegaConf.load(tmp_path / "adapter" / "run" / "config.yaml")
+    config.model.rope.table = {"_target_": "os.system"}
+    OmegaConf.save(config, tmp_path / "adapter" / "run" / "config.yaml")
+    with pytest.raises(UserError, match=r"_target_=os\.system is refused; targets come from align,"):
+        read_policy(tmp_path / "adapter" / "run")
+    with pytest.raises(UserError, match=r"_target_=os\.system is refused"):
+        read_policy(tmp_path / "adapter" / "run", allow_targets=["os", "posix"])
 
 
 def test_the_adapter_folder_alone_gives_the_trained_model(tmp_path):

@@ -27,9 +27,11 @@ from align.models.precision import trains_checkpoint_weights
 from align.models.settings import ModelSettings
 from align.reference.settings import reference_model
 from align.runs.recipes import check_recipe
+from align.synthesis.utk import UtkPipeline
 from align.training.run import Run, check
 from losses import logo_loss
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, randomise_lora_b
+from tests.tiny import tiny_tokenizer
 
 RECIPES = Path(__file__).parents[1] / "hydra_conf" / "experiment"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -111,6 +113,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
     },
+    "Qwen/Qwen2-7B": QWEN_2 | {"max_position_embeddings": 131072},
     "Qwen/Qwen2-7B-Instruct": QWEN_2,
     "Qwen/Qwen2.5-32B-Instruct": QWEN_2
     | {"num_attention_heads": 10, "num_key_value_heads": 2, "hidden_size": 80},  # 40/8
@@ -163,6 +166,7 @@ def small_copy(hub_id: str, folder: Path) -> Path:
             if name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(1))
     model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)  # of as many words, behind which `model.extra_tokens` stand
     return folder
 
 
@@ -293,6 +297,19 @@ def test_prolongs_shares_and_schedule(runs, name):
     torch.testing.assert_close(frequencies, theta ** -(torch.arange(0, 8, 2) / 8))
     assert run.arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
     assert run.method.needs.weighting == "sequence"
+
+
+def test_the_marks_of_utk_and_its_tokens_a_step(runs):
+    """Base 5e6 at head size 8; the marks that the pipeline asks for; 5,000 steps of 32 rows of 128K: 20.97B tokens."""
+    run = runs["utk_qwen2_7b_128k"]
+    assert run.model.extra_tokens == UtkPipeline().needed
+    frequencies = load_causal_lm(run.model).model.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, 5e6 ** -(torch.arange(0, 8, 2) / 8))
+    arguments = run.arguments
+    rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    assert rows * run.data.max_length == 4_194_304 and arguments.max_steps * 4_194_304 > 20e9
+    assert run.data.max_length == UtkPipeline().row_tokens
+    assert arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1} and arguments.warmup_steps == 200
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -1,21 +1,23 @@
-"""The groups `model` and `adapter` of a command's configuration, read as one: which model, and what of it trains."""
+"""The groups `model`, `adapter` and `attention` of a command, read as one: which model, what trains, who sees whom."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from align.adapters.adapter import Adapter
 from align.adapters.lora import Lora
-from align.core.config import typed
 from align.core.errors import UserError
 from align.core.instantiate import build
+from align.models.reading import typed_model
 from align.models.settings import LoraSettings, ModelSettings
+from align.patterns.layers import Chosen, LayerPatterns
 
 
 def read_model(config: DictConfig) -> ModelSettings:
-    """Group `model` with what the group `adapter` describes; `model.lora` is another name of `adapter=lora`.
+    """Group `model` with what `adapter` and `attention` describe; `model.lora` is another name of `adapter=lora`.
 
     Args:
         config: a command's whole configuration; those that do not train have no group `adapter`.
@@ -23,10 +25,14 @@ def read_model(config: DictConfig) -> ModelSettings:
     Raises:
         UserError: a wrong key or value, or an adapter that is named in both ways.
     """
-    model = typed(ModelSettings, config, "model")
+    model = typed_model(config)
     if model.adapter is not None:
         raise UserError(
             "model.adapter is no key: adapters are a group of their own, adapter=lora adapter.r=16."
+        )
+    if model.layer_patterns is not None:
+        raise UserError(
+            "model.layer_patterns is no key: attention is a group of its own, attention=window attention.window=4096."
         )
     adapter = _named(config)
     check_lora_keys(model.lora, other=adapter)
@@ -34,7 +40,7 @@ def read_model(config: DictConfig) -> ModelSettings:
         lora = Lora(**vars(model.lora))
         lora.check()
         adapter = lora
-    return replace(model, lora=LoraSettings(), adapter=adapter)
+    return replace(model, lora=LoraSettings(), adapter=adapter, layer_patterns=_patterns(config))
 
 
 def check_lora_keys(lora: LoraSettings, *, other: Adapter | None) -> None:
@@ -56,6 +62,21 @@ def check_lora_keys(lora: LoraSettings, *, other: Adapter | None) -> None:
             f"model.lora.{named} is set, but model.lora.r=0 trains all parameters: set model.lora.r, or leave "
             f"model.lora.{named} out."
         )
+
+
+def _patterns(config: DictConfig) -> Chosen | None:
+    """What the group `attention` describes; None for `own`, and for commands without the group."""
+    if OmegaConf.select(config, "attention._target_") is None:
+        unread = [str(key) for key in config.get("attention") or {} if key != "_target_"]
+        if unread:
+            raise UserError(
+                f"attention.{unread[0]} is set, but attention=own leaves layers as the model has them: name a pattern, "
+                "attention=sink_window."
+            )
+        return None
+    patterns: LayerPatterns = build(config, "attention")
+    keys: Any = OmegaConf.to_container(config.attention, resolve=True)
+    return Chosen(patterns, keys)
 
 
 def _named(config: DictConfig) -> Adapter | None:

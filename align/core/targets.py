@@ -53,6 +53,24 @@ KINDS: dict[str, Kind] = {
             *("add", "begin", "rates", "callbacks"),
         ),
     ),
+    "attention": Kind(
+        (
+            "align.patterns.choices.EveryFull",
+            "align.patterns.choices.EveryWindow",
+            "align.patterns.choices.Hybrid",
+            "align.patterns.choices.Shifted",
+        ),
+        ("check", "fit", "at"),
+    ),
+    "others": Kind(  # of attention=hybrid: the pattern of the layers that are not full
+        (
+            "align.patterns.pattern.Chunked",
+            "align.patterns.pattern.Full",
+            "align.patterns.pattern.Strided",
+            "align.patterns.pattern.Window",
+        ),
+        ("check", "blocks", "sees"),
+    ),
     "suite": Kind(
         (
             "align.evaluation.longbench.LongBench",
@@ -67,10 +85,12 @@ KINDS: dict[str, Kind] = {
     ),
     "pipeline": Kind(
         (
+            "align.synthesis.buckets.pipeline.BucketsPipeline",
             "align.synthesis.existing.ExistingRows",
             "align.synthesis.logo.pipeline.LogoPipeline",
             "align.synthesis.longpo.pipeline.LongPOPipeline",
             "align.synthesis.longwriter.pipeline.LongWriterPipeline",
+            "align.synthesis.utk.pipeline.UtkPipeline",
         ),
         ("check", "read", "run"),
     ),
@@ -104,11 +124,42 @@ KINDS: dict[str, Kind] = {
         ),
         ("check", "fit", "linear", "over"),
     ),
+    "table": Kind(
+        (
+            "align.rope_tables.clex.Clex",
+            "align.rope_tables.giraffe.Giraffe",
+            "align.rope_tables.lists.Factors",
+            "align.rope_tables.lists.Frequencies",
+            "align.rope_tables.ntk.Ntk",
+        ),
+        ("check", "frequencies"),
+    ),
     "memory": Kind(
         ("align.generation.memories.NoMemory", "align.generation.memories.TempLora"), ("check", "keep")
     ),
+    "positions": Kind(
+        (
+            "align.data.placements.e2.E2",
+            "align.data.placements.logo.Logo",
+            "align.data.placements.randomised.Randomised",
+            "align.data.placements.skip.Skip",
+        ),
+        ("check", "fitted", "place"),
+    ),
     "token_weights": Kind(
         ("align.data.weighers.Rank", "align.data.weighers.Spans"), ("check", "reads", "weights")
+    ),
+    "order": Kind(
+        ("align.data.orders.Buckets", "align.data.orders.Grow", "align.data.orders.Shuffled"),
+        ("check", "check_mixture", "arrange"),
+    ),
+    "query_scale": Kind(
+        (
+            "align.query_scale.constant.Constant",
+            "align.query_scale.llama4.Llama4",
+            "align.query_scale.log_length.LogLength",
+        ),
+        ("check", "scale", "words"),
     ),
     "scorer": Kind(
         (

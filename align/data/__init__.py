@@ -14,6 +14,7 @@ A raw row as an `Example`:
     messages: chat messages beyond role and content; turns: prompt and answers, of one turn or several.
     context_rows, instruction_rows, implicit_rows: rows with a context, an instruction, and without a prompt.
     released: rows that were released as tokens; text_rows: documents, cut into pieces.
+    piece_rows: rows that are laid out in pieces, of which parts are scored.
     labels: single answers that are good or bad; numbers: numbers of a row that reach the loss.
     examples: what a row is before and after it is tokenised.
 

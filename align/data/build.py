@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 8
+VERSION = 9
 LIBRARIES = ("tokenizers", "transformers", "jinja2")  # what they make of a text may change with their version
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (
@@ -51,6 +51,7 @@ WRITER_BATCH = (
 HELD_BYTES = 4_000_000  # of their text, about
 # Settings that do not change a stored row: they say which rows, or what happens to them afterwards.
 NOT_STORED = (
+    "order",
     "path",
     "eval_path",
     "eval_size",
@@ -214,8 +215,8 @@ def cache_key(
         "template": template_content(settings, tokenizer),
         "columns": renaming.columns,
         "tokenizer": _tokenizer_content(tokenizer),
-        "positions": asdict(positions),
-        "seed": None if positions.mode == "none" else [seed, number],
+        "positions": [positions.chunk_tokens, identity_of(positions.placement)],
+        "seed": None if positions.placement is None else [seed, number],
         "demands": asdict(replace(demands, weigher=None)),
         "weigher": identity_of(demands.weigher),
     }

@@ -94,12 +94,13 @@ def _files_read(settings: DataSettings) -> Iterator[tuple[Sequence[Source], Rena
         yield open_sources(entry.path, key=f"data.mix[{i}].path", wanted=own.wanted()).train, own
 
 
-def check_rows(data: PreferenceData, *, window: int | None) -> list[Finding]:
+def check_rows(data: PreferenceData, *, window: int | None, reach: int | None = None) -> list[Finding]:
     """Equal answers, duplicate rows, held-out prompts among the training rows, rows over the window.
 
     Args:
         data: tokenised rows; prompts are compared as tokens, before position synthesis.
         window: tokens that the model reads at most; None does not check.
+        reach: see `notices`.
     """
     datasets = [data.train] if data.eval is None else [data.train, data.eval]
     findings = [finding for rows in datasets for finding in _equal_answers(rows)]
@@ -112,8 +113,8 @@ def check_rows(data: PreferenceData, *, window: int | None) -> list[Finding]:
     ]
     if window is not None:
         findings += [finding for rows in datasets for finding in _over_window(rows, window)]
-        beyond = positions_beyond(data.counts["largest_position"], window)
-        findings += [] if beyond is None else [Finding("positions over the window", beyond)]
+    beyond = positions_beyond(data.counts["largest_position"], window=window, reach=reach)
+    findings += [] if beyond is None else [Finding("positions over the window", beyond)]
     return findings
 
 

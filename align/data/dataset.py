@@ -12,16 +12,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from align.core.errors import AlignWarning, UserError
 from align.core.moved import renamed
-from align.core.readable import counted
 from align.data.bad_rows import check_limit
 from align.data.build import Built, build_dataset
 from align.data.faults import RowError
+from align.data.held_out import split_held_out as split_held_out
 from align.data.labels import check_both, count_labels
 from align.data.mixture import Ingredient, mix
 from align.data.numbers import numbers_of
@@ -31,7 +29,7 @@ from align.data.settings import DataSettings, PositionSettings
 from align.data.sources import Source, open_sources
 from align.data.stored_rows import to_example, to_row
 from align.data.template_file import writes_date
-from align.data.totals import column_of, count_rows_of, digest_of_rows, unplaced_rows
+from align.data.totals import count_rows_of, digest_of_rows, unplaced_rows
 from align.data.weighing import Weigher
 
 if TYPE_CHECKING:
@@ -49,6 +47,9 @@ __all__ = [
 ]
 
 
+OWN = PositionSettings()  # every token at its own position
+
+
 @dataclass(frozen=True)
 class PreferenceData:
     """Tokenised rows, ready for a Trainer with `Collator` (and `remove_unused_columns=False`).
@@ -58,16 +59,16 @@ class PreferenceData:
         eval: the held-out rows; None where none are held out.
         counts: over both: `rows`, `train_rows`, `eval_rows`, `tokens` (each prompt once), `padded_tokens`
             (1 + M rows a prompt, each as long as the longest), `longest_sequence` (prompt + answer),
-            `largest_position`, `cut_rows`, `cut_tokens`, `short_cut_rows`, `short_cut_tokens` (out of short contexts),
-            `dropped_rejected` (equal to the chosen answer),
+            `largest_position` (of any epoch), `cut_rows`, `cut_tokens`, `short_cut_rows`, `short_cut_tokens` (out of
+            short contexts), `dropped_rejected` (equal to the chosen answer),
             `dropped_reasoning` (answers without their reasoning, `data.thinking=drop`), `dropped_messages` (behind the
-            last answer), `unplaced_rows` (without a context that could be placed), `rendered_prompts` (string prompts
+            last answer), `unplaced_rows` (that positions leave where they are), `rendered_prompts` (string prompts
             whose special tokens count), `moved_spaces` (string prompts whose last space begins the answers),
             `text_prompts` (string prompts that stand as they are), `joined_rows` (messages without a chat template),
-            `inferred_prompts` (rows whose prompt is what their answers begin with in common),
-            `dropped_rows` (left out, since they cannot be used), `documents` (unlike ones of plain text, some
-            `cut_documents`), `pieces` (their rows), `piece_tokens` (of these); of rows with labels `good_answers`,
-            `bad_answers` and `unrelated_answers` of the training rows.
+            `inferred_prompts` (rows whose prompt is what their answers begin with in common), `dropped_rows` (left out,
+            since they cannot be used), `documents` (unlike ones of plain text, some `cut_documents`), `pieces` (their
+            rows), `piece_tokens` (of these), `rows_of_pieces` (piece_rows.py), `tokens_in_pieces`; of rows with labels
+            `good_answers`, `bad_answers` and `unrelated_answers` of the training rows.
         ingredients: what the training rows were mixed from, `data.path` first; empty without `data.mix`.
         dropped: the rows that were left out, with `data.bad_rows=drop`.
         date: what the chat template writes into prompts; None where it writes none.
@@ -75,6 +76,8 @@ class PreferenceData:
         of_template: settings that are set and change nothing where no chat template is used.
         has_template: there is a chat template, or `data.chat=never` wants none.
         end: the tokenizer's end-of-text token, with which documents end; None where it has none.
+        positions: where rows stand, fitted to the model.
+        seed: of their positions.
     """
 
     train: Dataset
@@ -87,6 +90,8 @@ class PreferenceData:
     of_template: tuple[str, ...] = ()
     has_template: bool = True
     end: str | None = None
+    positions: PositionSettings = OWN
+    seed: int = 0
 
 
 def load_preference_data(
@@ -107,7 +112,7 @@ def load_preference_data(
     Args:
         settings: group `data`.
         tokenizer: a fast tokenizer; part of the cache's key by its content.
-        positions: group `positions`; row i draws from (seed, i).
+        positions: group `positions`, fitted to the model; row i draws from (seed, i).
         seed: of the held-out split, of what `data.mix` draws and of position synthesis.
         require_rejected: rows without a rejected answer cannot be used.
         require_short: rows without a short context cannot be used.
@@ -136,16 +141,15 @@ def load_preference_data(
 class Places:
     """The rows of every place that `data` names: to train on, held out (where they are named), mixed in.
 
-    `date` is what the chat template writes into prompts; None where it writes none. `placed` says whether contexts are
-    at synthesised positions, `has_template` and `end` as in `PreferenceData`; `kinds` are those of the rows'
-    numbers.
+    `date` is what the chat template writes into prompts; None where it writes none. `positions` says where rows stand,
+    `has_template` and `end` as in `PreferenceData`; `kinds` are those of the rows' numbers.
     """
 
     train: Built
     held_out: Built | None
     mixed: tuple[Built, ...]
     date: str | None = None
-    placed: bool = False
+    positions: PositionSettings = OWN
     has_template: bool = True
     end: str | None = None
     kinds: tuple[str, ...] = ()
@@ -209,7 +213,7 @@ def build_places(
         held,
         tuple(mixed),
         settings.date if dated else None,
-        placed=positions.mode != "none",
+        positions=positions,
         has_template=settings.chat == "never" or template is not None,
         end=None if tokenizer.eos_token is None else str(tokenizer.eos_token),
         kinds=tuple(number.kind for number in demands.numbers),
@@ -243,8 +247,11 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
         train, ingredients = mix(train, str(settings.path), mixed, seed=seed)
     dropped = tuple(row for built in places.all for row in built.bad)
     counts = {**count_rows_of(train, held), "dropped_rows": len(dropped), "unplaced_rows": 0}
-    if places.placed:
+    if places.positions.placement is not None:
         counts["unplaced_rows"] = unplaced_rows(train, held)
+        most = places.positions.placement.target_length
+        if places.positions.redrawn and most is not None:
+            counts["largest_position"] = most - 1  # of any epoch
     if "label" in places.kinds:
         labels = count_labels(train, places.kinds)
         check_both(labels, rows=len(train))
@@ -260,40 +267,6 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
         settings.of_template(),
         places.has_template,
         places.end,
+        places.positions,
+        seed,
     )
-
-
-def split_held_out(dataset: Dataset, size: float, *, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Splits rows at random so that rows of the same prompt, and pieces of the same document, stay on one side.
-
-    100 rows of 50 prompts, two rows each, with a size of 0.1: five prompts are held out, with 10 rows.
-
-    Args:
-        dataset: rows with a `prompt_hash`.
-        size: rows to hold out: a share where it is below 1, else their number; 0 holds out none. At least
-            one is held out; prompts are taken whole until the number is reached.
-        seed: of the shuffle.
-
-    Returns:
-        `(train, held out)`, each in the rows' order.
-
-    Raises:
-        UserError: nothing would be left to train on.
-    """
-    if size == 0:
-        return dataset, None
-    wanted = max(1, round(size * len(dataset)) if size < 1 else int(size))
-    names = pc.dictionary_encode(column_of(dataset, "prompt_hash"))
-    prompt_of_row = names.indices.to_numpy()  # prompts are numbered by their first row
-    prompts = len(names.dictionary)
-    order = np.random.default_rng(seed).permutation(prompts)
-    sizes = np.bincount(prompt_of_row, minlength=prompts)
-    taken = int(np.searchsorted(np.cumsum(sizes[order]), wanted)) + 1
-    is_held = np.isin(prompt_of_row, order[:taken])
-    if is_held.all():
-        raise UserError(
-            f"data.eval_size={size:g} holds out all there is, {counted(len(dataset), 'row')} of "
-            f"{counted(prompts, 'prompt or document')} (at least one is held out, with all its rows): set "
-            "data.eval_size=0, or name held-out rows with data.eval_path."
-        )
-    return dataset.select(np.flatnonzero(~is_held)), dataset.select(np.flatnonzero(is_held))

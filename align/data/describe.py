@@ -24,7 +24,8 @@ class Section:
         ids: `[n]` its tokens, n ≥ 1.
         first: position of its first token.
         last: position of its last token.
-        jumps: where its positions do not go on by 1: `+512 before`, `7 inside, to +40`, or empty.
+        jumps: where its positions do not go on by the row's step: `+512 before`, `7 inside, to +40`, or empty; and a
+            step other than 1, `steps of 5`.
     """
 
     name: str
@@ -66,13 +67,22 @@ def _grouped(count: int, half: int) -> list[tuple[int, int]]:
     return [*ends[:half], (half, count - half), *ends[count - half :]]
 
 
+def answer_jumps(example: TokenizedExample, answer: Answer) -> str:
+    """As `Section.jumps`, of an answer; only a document's, whose tokens are placed too, jump."""
+    return _jumps(example.positions_of(answer), int(example.position_ids[-1]), example.position_step)
+
+
 def _section(example: TokenizedExample, name: str, start: int, stop: int) -> Section:
-    positions = example.position_ids[start:stop]
-    before = int(positions[0] - (example.position_ids[start - 1] if start else -1)) - 1
-    inside = np.diff(positions) - 1
-    words = [f"+{before} before"] if before else []
-    if inside.any():
-        words.append(f"{np.count_nonzero(inside)} inside, to +{inside.max()}")
-    return Section(
-        name, example.prompt_ids[start:stop], int(positions[0]), int(positions[-1]), ", ".join(words)
-    )
+    positions, step = example.position_ids[start:stop], example.position_step
+    last = int(example.position_ids[start - 1]) if start else -step
+    jumps = _jumps(positions, last, step)
+    return Section(name, example.prompt_ids[start:stop], int(positions[0]), int(positions[-1]), jumps)
+
+
+def _jumps(positions: np.ndarray, last: int, step: int) -> str:
+    """See `Section.jumps`; `last` is the position before."""
+    before, inside = int(positions[0]) - last - step, np.diff(positions) - step
+    words = [] if step == 1 else [f"steps of {step}"]
+    words += [f"{before:+} before"] if before else []
+    words += [f"{np.count_nonzero(inside)} inside, to {inside.max():+}"] if inside.any() else []
+    return ", ".join(words)

@@ -15,13 +15,14 @@ from align.core.readable import counted
 from align.data import faults
 from align.data.checks import Finding
 from align.data.dataset import PreferenceData
-from align.data.describe import answer_runs, prompt_sections
-from align.data.examples import TokenizedExample
+from align.data.describe import answer_jumps, answer_runs, prompt_sections
+from align.data.examples import Answer, TokenizedExample
 from align.data.formats import LAYOUTS
 from align.data.mixture import mixture_words
 from align.data.notices import notices
 
 MAX_PER_KIND = 10  # findings printed of each kind
+MAX_RUNS = 24  # stretches of an answer printed one by one; of more only the first and last half of this
 SCORED, UNSCORED = "bold green", "dim"
 
 
@@ -45,10 +46,7 @@ def print_row(
     longest = len(example.prompt_ids) + example.longest_answer
     padded = longest * len(example.answers)
     table = Table(
-        title=escape(
-            f"{example.source}: {counted(len(example.prompt_ids), 'prompt token')}, "
-            f"{counted(len(example.answers), 'answer')}"
-        ),
+        title=escape(_title(example)),
         caption=f"{counted(example.num_tokens, 'token')} with the prompt shared, {padded} as "
         f"{counted(len(example.answers), 'padded row')}: {1 - example.num_tokens / padded:.0%} saved · "
         f"{counted(example.cut_tokens, 'context token')} cut · {counted(len(example.short), 'short prompt')}",
@@ -65,21 +63,47 @@ def print_row(
         table.add_row(
             section.name, str(len(section.ids)), f"{section.first}–{section.last}", section.jumps, text
         )
-    first = int(example.position_ids[-1]) + 1
     for j, answer in enumerate(example.answers):
-        text = Text()
-        for ids, scored in answer_runs(answer):
-            shown = _short(_decode(tokenizer, ids), characters)
-            text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
-        n = len(answer.input_ids)
-        name = f"rejected {j}" if j else "text" if example.piece else "chosen"
+        text = _answer_text(answer, tokenizer, characters)
+        positions = example.positions_of(answer)
+        name = f"rejected {j}" if j else "text" if example.is_document else "chosen"
         if labels and example.columns is not None:
             name = "good answer" if example.columns[0, j] else "bad answer"
-        table.add_row(name, str(n), f"{first}–{first + n - 1}", "", text)
+        shown = f"{positions[0]}–{positions[-1]}"
+        table.add_row(name, str(len(positions)), shown, answer_jumps(example, answer), text)
     console.print(table)
 
 
-def print_counts(console: Console, data: PreferenceData, *, window: int | None, bad_rows: str) -> None:
+def _title(example: TokenizedExample) -> str:
+    """Where the row stands, and what it is made of."""
+    if example.pieces:
+        scored = int(example.answers[0].scored.sum())
+        tokens = counted(example.num_tokens, "token")
+        return f"{example.source}: {counted(example.pieces, 'piece')}, {tokens}, {scored} of them scored"
+    prompt, answers = (
+        counted(len(example.prompt_ids), "prompt token"),
+        counted(len(example.answers), "answer"),
+    )
+    return f"{example.source}: {prompt}, {answers}"
+
+
+def _answer_text(answer: Answer, tokenizer: PreTrainedTokenizerBase, characters: int) -> Text:
+    """An answer with its scored stretches in ⟦ ⟧; of very many the middle ones are counted."""
+    runs, text = list(answer_runs(answer)), Text()
+    half = MAX_RUNS // 2
+    for place, (ids, scored) in enumerate(runs):
+        if place == half and len(runs) > MAX_RUNS:
+            text.append(f" … {len(runs) - MAX_RUNS} more stretches … ", style="italic")
+        if half <= place < len(runs) - half:
+            continue
+        shown = _short(_decode(tokenizer, ids), characters)
+        text.append(f"⟦{shown}⟧" if scored else shown, style=SCORED if scored else UNSCORED)
+    return text
+
+
+def print_counts(
+    console: Console, data: PreferenceData, *, window: int | None, reach: int | None = None, bad_rows: str
+) -> None:
     """What was read, held out, cut and saved, and what training would say of it; the rest as in `notices`."""
     counts = data.counts
     saved = 1 - counts["tokens"] / counts["padded_tokens"]
@@ -92,7 +116,7 @@ def print_counts(console: Console, data: PreferenceData, *, window: int | None, 
         f"cut: {counted(counts['cut_tokens'], 'context token')} in {counted(counts['cut_rows'], 'row')}",
     ]
     lines += mixture_words(data.ingredients)
-    lines += notices(data, window=window, bad_rows=bad_rows)
+    lines += notices(data, window=window, reach=reach, bad_rows=bad_rows)
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 

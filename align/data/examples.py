@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from align.data.positions import Drawn
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,14 @@ class Answer:
             row of several turns the later questions and the template between turns are False.
         weights: `[n]` fp64, what each token's log-prob is multiplied with in weighted sums (`token_weights`), not
             read where a token is not scored; None where all weigh 1.
+        positions: `[n]` int64, where a document's tokens stand that were placed; None where the answer goes on behind
+            its prompt (`TokenizedExample.positions_of`).
     """
 
     input_ids: np.ndarray
     scored: np.ndarray
     weights: np.ndarray | None = None
+    positions: np.ndarray | None = None
 
     @property
     def weights_or_ones(self) -> np.ndarray:
@@ -104,8 +110,7 @@ class TokenizedExample:
     Attributes:
         source: as in `Example`.
         prompt_ids: `[P]` int64, P ≥ 1.
-        position_ids: `[P]` int64, strictly increasing; 0 … P−1 without position synthesis. Every answer
-            goes on from `position_ids[-1] + 1` by unit steps.
+        position_ids: `[P]` int64, strictly increasing; 0 … P−1 without position synthesis.
         answers: 1 + M of them; `answers[0]` is the chosen one.
         chunk_spans: `(start, stop)` of each context chunk in `prompt_ids`, increasing and disjoint; the
             tokens before the first are the system part, those after the last the question.
@@ -120,10 +125,14 @@ class TokenizedExample:
         inferred: as in `Example`.
         piece: of a document of plain text the how manieth piece, from 1 (text_rows.py); 0 for every other row. Its
             prompt is what it begins with and is never predicted, not even by an NLL over the whole sequence.
-        document: of such a piece a hash of the whole document; else empty.
+        document: of such a piece, and of a row of pieces, a hash of the whole document; else empty.
         columns: `[K, 1 + M]` fp64, the K numbers that the method reads of the row (`needs.columns`), each once for
             each answer; None where it reads none.
+        pieces: of a row of pieces (piece_rows.py) how many it has; 0 for every other row. As of a document's piece, no
+            token is predicted but those that are scored.
         soft: ids of a soft prompt at the prompt's head (`with_soft_prompt`).
+        position_step: by what every answer goes on behind the prompt's last position; 1 without position synthesis.
+        drawn: what its positions were drawn by (`positions.Drawn`); None where the tokens keep their own.
     """
 
     source: str
@@ -143,7 +152,26 @@ class TokenizedExample:
     piece: int = 0
     document: str = ""
     columns: np.ndarray | None = None
+    pieces: int = 0
     soft: int = 0
+    position_step: int = 1
+    drawn: Drawn | None = None
+
+    def positions_of(self, answer: Answer) -> np.ndarray:
+        """`[n]` int64 positions of one of its answers: behind a prompt that ends at 70, by steps of 5, 75, 80, …"""
+        if answer.positions is not None:
+            return answer.positions
+        return int(self.position_ids[-1]) + self.position_step * np.arange(1, len(answer.input_ids) + 1)
+
+    @property
+    def largest_position(self) -> int:
+        """Of all its tokens: the last one of its longest answer."""
+        return max(int(self.positions_of(answer)[-1]) for answer in self.answers if len(answer.input_ids))
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is plain text, of which the scored tokens alone are predicted, whatever the scope of a loss."""
+        return bool(self.piece or self.pieces)
 
     @property
     def longest_answer(self) -> int:
@@ -172,7 +200,13 @@ def with_soft_prompt(example: TokenizedExample, ids: np.ndarray) -> TokenizedExa
         example,
         prompt_ids=np.concatenate([ids, example.prompt_ids]),
         position_ids=np.concatenate([np.arange(len(ids)), example.position_ids + len(ids)]),
+        answers=tuple(_moved(answer, len(ids)) for answer in example.answers),
         chunk_spans=tuple((start + len(ids), stop + len(ids)) for start, stop in example.chunk_spans),
         short=tuple(with_soft_prompt(turn, ids) for turn in example.short),
         soft=len(ids),
     )
+
+
+def _moved(answer: Answer, by: int) -> Answer:
+    """The answer with its own positions, where it has any, moved."""
+    return answer if answer.positions is None else replace(answer, positions=answer.positions + by)

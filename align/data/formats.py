@@ -19,6 +19,7 @@ from align.data.instruction_rows import instruction_row
 from align.data.labels import check_label
 from align.data.near_names import unknown_layout
 from align.data.numbers import Number, read_numbers
+from align.data.piece_rows import is_pieces
 from align.data.sources import RawRow, open_sources, read_rows
 from align.data.stored_columns import read_stored
 from align.data.text_rows import is_text
@@ -30,7 +31,8 @@ LAYOUTS = (
     "context + question + chosen + rejected, context + questions + chosens + rejecteds, "
     "conversations + chosen + rejected, prompt + completion, messages, "
     "context + query + win_response + lose_response (LongReward), "
-    "instruction + chosen + rejected or output (alpaca, LongDPO), text (a document, for method=lm)"
+    "instruction + chosen + rejected or output (alpaca, LongDPO), text (a document, for method=lm), "
+    "pieces (text of which parts are scored, for method=lm)"
 )
 
 
@@ -147,9 +149,10 @@ def _read_layout(columns: Columns) -> Example:
         return instruction_row(columns)
     if "chosen" in columns:
         return implicit_row(columns)
-    if is_text(columns.values):
+    if is_text(columns.values) or is_pieces(columns.values):
+        what = "text" if is_text(columns.values) else "pieces"
         raise columns.error(
-            "a row of text alone is a document without a prompt or an answer: `align train method=lm` trains on it.",
+            f"a row of {what} alone is a document without a prompt or an answer: `align train method=lm` trains on it.",
             reason=faults.UNKNOWN_LAYOUT,
         )
     raise columns.error(unknown_layout(list(columns.values)), reason=faults.UNKNOWN_LAYOUT)

@@ -15,6 +15,8 @@ LAYOUT_COLUMNS = (
     "completion",
     "messages",
     "text",
+    "pieces",
+    "document_id",
     "conversations",
     "context",
     "question",

@@ -12,20 +12,29 @@ from align.data.unread import unread_notices
 
 
 def notices(
-    data: PreferenceData, *, window: int | None, limit: str = "data.max_length", bad_rows: str = "drop"
+    data: PreferenceData,
+    *,
+    window: int | None,
+    reach: int | None = None,
+    limit: str = "data.max_length",
+    bad_rows: str = "drop",
 ) -> list[str]:
     """One sentence for each thing that a user may not expect; none where rows are read as they stand.
 
     Args:
         data: the rows.
         window: tokens that the model was made to read, where contexts are cut to them because `data.max_length` is
-            not set; positions are held against it too. None where the user has set a length or stretched the model.
+            not set. None where the user has set a length or stretched the model.
+        reach: positions that the model was made to read, where they are more than its window (linear RoPE); None: as
+            many as the window.
         limit: what set the length, where it was not the window.
         bad_rows: what training does about rows that cannot be used (`data.bad_rows`).
     """
     return [
         *_pieces(data, window=window, limit=limit),
+        *_rows_of_pieces(data.counts),
         *_cuts(data.counts, window=window, limit=limit),
+        *_places(data, window=window, reach=reach),
         *_readings(data),
         *unread_notices(data),
         *_left_out(data, bad_rows),
@@ -51,8 +60,19 @@ def _pieces(data: PreferenceData, *, window: int | None, limit: str) -> list[str
     ]
 
 
+def _rows_of_pieces(counts: dict[str, int]) -> list[str]:
+    """How rows that come in pieces are read."""
+    rows = counts["rows_of_pieces"]
+    if not rows:
+        return []
+    return [
+        f"{counted(rows, 'row')} of pieces {agreeing(rows, 'is', 'are')} read as laid out, "
+        f"{counted(counts['tokens_in_pieces'], 'token')} together: nothing is put before, between or behind the pieces."
+    ]
+
+
 def _cuts(counts: dict[str, int], *, window: int | None, limit: str) -> list[str]:
-    """What is cut, and where positions lie."""
+    """What is cut."""
     said = []
     why = limit if window is None else f"the model's window of {window} tokens"
     if counts["cut_rows"]:
@@ -66,12 +86,23 @@ def _cuts(counts: dict[str, int], *, window: int | None, limit: str) -> list[str
             f"The short contexts of {counts['short_cut_rows']} of {counted(counts['rows'], 'row')} are cut to {why}: "
             f"{counted(counts['short_cut_tokens'], 'token')} are gone."
         )
-    beyond = None if window is None else positions_beyond(counts["largest_position"], window)
+    return said
+
+
+def _places(data: PreferenceData, *, window: int | None, reach: int | None) -> list[str]:
+    """Where positions lie."""
+    counts, said = data.counts, []
+    beyond = positions_beyond(counts["largest_position"], window=window, reach=reach)
     if beyond is not None:
         said.append(beyond)
     if counts["unplaced_rows"]:
         said.append(
             f"{counts['unplaced_rows']} of {counted(counts['rows'], 'row')} have no context, and keep their positions."
+        )
+    if data.positions.redrawn:
+        said.append(
+            "Positions of training rows are drawn anew for each epoch (positions.redraw=epoch); held-out rows keep "
+            "theirs."
         )
     return said
 
@@ -165,11 +196,12 @@ def _left_out(data: PreferenceData, bad_rows: str) -> list[str]:
     return said
 
 
-def positions_beyond(largest: int, window: int) -> str | None:
+def positions_beyond(largest: int, *, window: int | None, reach: int | None) -> str | None:
     """What is said where positions are synthesised that the model was not made for; None where there are none."""
-    if largest < window:
+    most = window if reach is None else reach
+    if most is None or largest < most:
         return None
-    return f"Positions go up to {largest}, and the model was made for {window}: model.rope stretches it."
+    return f"Positions go up to {largest}, and the model was made for {most}: model.rope stretches it."
 
 
 def _first(data: PreferenceData, name: str) -> str:

@@ -1,19 +1,17 @@
-"""LOGO's position synthesis: positions up to K from far fewer real tokens (arXiv 2410.18533, Eq. 4, App. D).
+"""Where the tokens of a row stand: at 0, 1, 2, … or where a placement of the group `positions` puts them.
 
-    0 … | chunk 0 | gap | chunk 1 | gap | … | chunk N−1 | gap | question, longest answer … K−1
-    system part                                                unit steps
+    own        0 1 2 3 4 5 | 6 7        prompt of 6, each answer from 6 on
+    placed     0 1 2 40 41 42 | 43 44   a gap in the prompt: the row trains distances that it is too short for
+    placed     0 5 10 70 75 80 | 85 90  steps of 5, by which every answer goes on
 
-The token i of the context moves to position i + b. *Continuous*: one b a chunk, so gaps fall between chunks.
-*Sparse*: one b a token, so gaps fall inside chunks too. Positions always increase strictly; the system part,
-the question and the answers keep unit steps; all answers of a row share the prompt's positions.
+Positions always increase strictly, and all answers of a row share the prompt's. A document of plain text has one answer
+and no siblings, so that all its tokens are placed, as in the papers, which train on documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,204 +19,185 @@ from align.core.errors import UserError
 
 if TYPE_CHECKING:
     from align.data.examples import TokenizedExample
-
-# Places N chunks, of `lengths` tokens, in [0, extent): their tokens' positions, strictly increasing.
-Placement = Callable[[Sequence[int], int, np.random.Generator], np.ndarray]
-
-
-def row_rng(seed: int, source: int, index: int) -> np.random.Generator:
-    """The random numbers of one row: the same whatever the order, the worker or the process that draws.
-
-    Args:
-        seed: of the run.
-        source: number of the place that the row comes from (`data.path`, the held-out rows, each of `data.mix`), so
-            that rows of one index in two places draw apart.
-        index: of the row in it.
-    """
-    return np.random.default_rng([seed, source, index])
-
-
-def synthesise(
-    example: TokenizedExample,
-    *,
-    mode: str,
-    target_length: int,
-    draw: str = "slots",
-    sparse_share: float = 0.1,
-    rng: np.random.Generator,
-) -> TokenizedExample:
-    """The example with synthesised `position_ids` (`mode="none"`: the example as it is).
-
-    Args:
-        example: a row whose context chunks are marked in `chunk_spans`. What stands between two chunks
-            belongs to the former.
-        mode: `none`, `logo_continuous`, `logo_sparse`, or `logo`: sparse with chance `sparse_share`, else
-            continuous, drawn once a row.
-        target_length: K, tokens; every position is < K, and the longest answer ends at K − 1.
-        draw: `slots`: the context's extent is cut into slots, one a chunk, and each chunk is placed in its slot
-            (the paper's (K − k) / N); `uniform`: sorted uniform biases.
-        sparse_share: chance of a sparse row in mode `logo`, in [0, 1].
-        rng: see `row_rng`.
-
-    Raises:
-        UserError: unknown `mode` or `draw`, `sparse_share` outside [0, 1], a row without chunks, or K below
-            the row's real length.
-    """
-    sparse_chance = _sparse_chance(mode, draw, sparse_share)
-    if sparse_chance is None:
-        return example
-    lengths = _lengths(example, target_length)
-    gaps = "sparse" if rng.random() < sparse_chance else "continuous"
-    positions = np.empty(len(example.prompt_ids), dtype=np.int64)
-    positions[: lengths.system] = np.arange(lengths.system)
-    context = _PLACEMENTS[gaps, draw](lengths.chunks, lengths.extent, rng)
-    question_at = lengths.system + lengths.extent
-    positions[lengths.system : lengths.system + len(context)] = lengths.system + context
-    positions[len(positions) - lengths.question :] = question_at + np.arange(lengths.question)
-    return replace(example, position_ids=positions)
-
-
-def has_context(example: TokenizedExample) -> bool:
-    """Whether a row has chunks of a context, which position synthesis moves."""
-    return any(stop > start for start, stop in example.chunk_spans)
+    from align.models.reach import Reach
 
 
 @dataclass(frozen=True)
-class CoverWindows:
-    """Windows of n positions that together cover a slot of w: ⌈w/n⌉ of them, evenly spread.
+class PromptParts:
+    """How many tokens each stretch of what is placed has.
 
-    A chunk of 4 in a slot of 10 has three windows: 0 … 3, 3 … 6 and 6 … 9.
-
-    Window i starts at `i·(w − n) // (⌈w/n⌉ − 1)`, so the first starts at 0 and the last ends at w − 1. Windows are
-    computed one by one: a slot of 10⁶ positions has half a million for a chunk of two tokens.
+    A system part of 20, two chunks of 512, a question of 30 and answers of 50 and 40 tokens are 20, (512, 512), 30 and
+    50. A conversation of 90 tokens without a context is 0, (), 90 and its longest answer; a document of 2,000 tokens,
+    which is placed whole, 0, (), 2,000 and 0.
 
     Attributes:
-        n: tokens of the chunk, 1 ≤ n ≤ w.
-        w: positions in the slot.
-    """
-
-    n: int
-    w: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.n <= self.w:
-            raise ValueError(f"a chunk of {self.n} tokens does not fit a slot of {self.w} positions")
-
-    def __len__(self) -> int:
-        return -(-self.w // self.n)
-
-    def __getitem__(self, i: int) -> range:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        start = i * (self.w - self.n) // max(len(self) - 1, 1)
-        return range(start, start + self.n)
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """How many tokens each stretch of a prompt has, and how many positions are open to its context.
-
-    A system part of 20, two chunks of 512, a question of 30 and an answer of 50 tokens in K = 8,192 positions: the
-    context's 1,024 tokens move within 8,192 − 20 − 30 − 50 = 8,092.
+        system: tokens before the first chunk.
+        chunks: of each chunk of the context, with what stands between it and the next.
+        question: tokens after the last chunk.
+        answer: of the longest answer, which goes on behind the prompt by the step.
     """
 
     system: int
     chunks: tuple[int, ...]
     question: int
-    extent: int
+    answer: int
+
+    @property
+    def tokens(self) -> int:
+        """P: tokens that are placed."""
+        return self.system + sum(self.chunks) + self.question
+
+    @property
+    def length(self) -> int:
+        """P and the longest answer."""
+        return self.tokens + self.answer
 
 
-def _sparse_chance(mode: str, draw: str, sparse_share: float) -> float | None:
-    """The chance that a row is sparse; None where positions stay as they are."""
-    chances = {"none": None, "logo_continuous": 0.0, "logo_sparse": 1.0, "logo": sparse_share}
-    if mode not in chances:
-        raise UserError(f"positions.mode={mode} is unknown; choose one of {', '.join(chances)}")
-    draws = sorted({draw for _, draw in _PLACEMENTS})
-    if draw not in draws:
-        raise UserError(f"positions.draw={draw} is unknown; choose one of {', '.join(draws)}")
-    if not 0.0 <= sparse_share <= 1.0:
-        raise UserError(f"positions.sparse_share={sparse_share} is no chance; give a number from 0 to 1")
-    return chances[mode]
+@dataclass(frozen=True)
+class Placed:
+    """Where a prompt stands: `Placed([0, 5, 10, 70], step=5)`, whose answers stand at 75, 80, …
 
-
-def _lengths(example: TokenizedExample, target_length: int) -> _Lengths:
-    """Measures a prompt; raises UserError where it has no chunks or more tokens than K."""
-    starts = [start for start, stop in example.chunk_spans if stop > start]
-    if not starts:
-        raise UserError(
-            f"{example.source}: position synthesis moves context chunks and this row has none; "
-            "give `context` and `question`, or set positions=none"
-        )
-    real_length = len(example.prompt_ids) + example.longest_answer
-    if target_length < real_length:
-        raise UserError(
-            f"{example.source}: the prompt and its longest answer have {real_length} tokens, more than "
-            f"positions.target_length={target_length}; raise it or lower data.max_length"
-        )
-    stop = example.chunk_spans[-1][1]
-    chunks = tuple(int(n) for n in np.diff([*starts, stop]))
-    question = len(example.prompt_ids) - stop
-    extent = target_length - starts[0] - question - example.longest_answer
-    return _Lengths(system=starts[0], chunks=chunks, question=question, extent=extent)
-
-
-def _slots(lengths: Sequence[int], extent: int) -> list[range]:
-    """One slot a chunk, in order, together all of [0, extent), each wide enough for its chunk.
-
-    Two chunks of 512 in an extent of 6,001 get the slots 0 … 2,999 and 3,000 … 6,000. The last slot ends where the
-    question begins, so that the context may come as near to the question as it does when the model is used.
-
-    Where K is so near the real length that a chunk does not fit its equal slot, widths are proportional to the chunks'
-    lengths.
+    Attributes:
+        positions: `[P]` int64, from 0 on, strictly increasing.
+        step: by what every answer goes on, 1 or more.
     """
-    equal = [extent * i // len(lengths) for i in range(len(lengths) + 1)]
-    total, before = sum(lengths), np.cumsum([0, *lengths]).tolist()
-    edges = equal if max(lengths) <= extent // len(lengths) else [extent * n // total for n in before]
-    return [range(start, stop) for start, stop in pairwise(edges)]
+
+    positions: np.ndarray
+    step: int = 1
 
 
-def _continuous_slots(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
-    """Each chunk in one of the windows that cover its slot, drawn uniformly."""
-    placed = []
-    for n, slot in zip(lengths, _slots(lengths, extent), strict=True):
-        windows = CoverWindows(n, len(slot))
-        window = windows[int(rng.integers(len(windows)))]
-        placed.append(slot.start + np.arange(window.start, window.stop))
-    return np.concatenate(placed)
+class Placement(Protocol):
+    """Where the tokens of prompts stand: a frozen dataclass, whose fields are the keys of the group `positions`.
+
+    Two keys are the group's own and reach no placement: `chunk_tokens` and `redraw` (settings.PositionSettings).
+    """
+
+    @property
+    def target_length(self) -> int | None:
+        """K, tokens: every position, of answers too, is below it; None where it follows from the model (`fitted`)."""
+
+    def check(self) -> None:
+        """Raises UserError where a key is out of its range."""
+
+    def fitted(self, reach: Reach) -> Placement:
+        """The placement for a model, its K known; itself where nothing follows from the model.
+
+        Args:
+            reach: tokens that the checkpoint was made for, and by what its RoPE divides positions.
+
+        Raises:
+            UserError: the model cannot read such positions.
+        """
+
+    def place(self, parts: PromptParts, rng: np.random.Generator) -> Placed | None:
+        """`[P]` positions of one prompt, and the step of its answers; None leaves the row where it is.
+
+        Args:
+            parts: P tokens by stretch, and those of the longest answer, which have to stay below K too.
+            rng: the row's own.
+
+        Raises:
+            UserError: the row does not fit.
+        """
 
 
-def _sparse_slots(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
-    """Each chunk's tokens at distinct positions of its slot, drawn uniformly and sorted."""
-    return np.concatenate(
-        [
-            slot.start + np.sort(rng.choice(len(slot), size=n, replace=False, shuffle=False))
-            for n, slot in zip(lengths, _slots(lengths, extent), strict=True)
-        ]
+@dataclass(frozen=True)
+class Drawn:
+    """What a row's positions are drawn by, beside seed and epoch: `Drawn(0, 16, 50)` is `train.jsonl:17`.
+
+    Attributes:
+        source: number of the place that the row comes from (`data.path`, the held-out rows, each of `data.mix`), so
+            that rows of one index in two places draw apart.
+        index: of the row in it.
+        room: tokens kept free behind the prompt.
+    """
+
+    source: int
+    index: int
+    room: int
+
+
+def row_rng(seed: int, source: int, index: int, *, epoch: int = 0, piece: int = 0) -> np.random.Generator:
+    """The random numbers of one row: the same whatever the order, the worker or the process that draws.
+
+    Args:
+        seed: of the run.
+        source: see `Drawn`.
+        index: see `Drawn`.
+        epoch: from 0; another one draws apart.
+        piece: of a document, from 1; 0 for every other row.
+    """
+    more = [epoch, piece] if epoch or piece else []
+    return np.random.default_rng([seed, source, index, *more])
+
+
+def place_row(
+    example: TokenizedExample, placement: Placement, drawn: Drawn, *, seed: int, epoch: int = 0
+) -> TokenizedExample:
+    """The row where a placement puts it, with what it was drawn by; as it is where that leaves it.
+
+    Args:
+        example: a row whose context chunks are marked in `chunk_spans`. What stands between two chunks
+            belongs to the former.
+        placement: fitted to the model.
+        drawn: place and number of the row, and the room behind its prompt.
+        seed: of the run.
+        epoch: see `row_rng`.
+
+    Raises:
+        UserError: the placement refuses the row, or gives no positions for it; names the row.
+    """
+    parts = parts_of(example, room=drawn.room)
+    rng = row_rng(seed, drawn.source, drawn.index, epoch=epoch, piece=example.piece)
+    try:
+        placed = placement.place(parts, rng)
+        if placed is None:
+            return example
+        _check(placed, parts, placement)
+    except UserError as error:
+        raise UserError(f"{example.source}: {error}") from error
+    positions, prompt = placed.positions.astype(np.int64), len(example.prompt_ids)
+    answers = example.answers
+    if example.is_document:
+        answers = (replace(answers[0], positions=positions[prompt:]),)
+    return replace(
+        example, position_ids=positions[:prompt], position_step=placed.step, answers=answers, drawn=drawn
     )
 
 
-def _continuous_uniform(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
-    """One bias a chunk, uniform over the slack and sorted, so that chunks keep their order.
-
-    Two chunks of 3 tokens in an extent of 10 have a slack of 4; biases 1 and 4 give 1, 2, 3 and 7, 8, 9.
-    """
-    slack = extent - sum(lengths)
-    biases = np.sort(rng.integers(slack + 1, size=len(lengths)))
-    return np.arange(sum(lengths)) + np.repeat(biases, lengths)
+def room_of(example: TokenizedExample) -> int:
+    """Tokens to keep free behind the prompt: its longest answer's; of a document, which is placed whole, none."""
+    return 0 if example.is_document else example.longest_answer
 
 
-def _sparse_uniform(lengths: Sequence[int], extent: int, rng: np.random.Generator) -> np.ndarray:
-    """One bias a token, uniform over the slack and sorted, so that positions increase strictly.
+def parts_of(example: TokenizedExample, *, room: int) -> PromptParts:
+    """A row by stretches; `room` is kept free behind it."""
+    tokens = len(example.prompt_ids)
+    if example.is_document:
+        return PromptParts(0, (), tokens + example.longest_answer, room)
+    starts = [start for start, stop in example.chunk_spans if stop > start]
+    if not starts:
+        return PromptParts(0, (), tokens, room)
+    stop = example.chunk_spans[-1][1]
+    chunks = tuple(int(n) for n in np.diff([*starts, stop]))
+    return PromptParts(starts[0], chunks, tokens - stop, room)
 
-    Three tokens in an extent of 6 have a slack of 3; biases 0, 2, 2 give 0, 3, 4.
-    """
-    total = sum(lengths)
-    return np.arange(total) + np.sort(rng.integers(extent - total + 1, size=total))
 
-
-_PLACEMENTS: dict[tuple[str, str], Placement] = {
-    ("continuous", "slots"): _continuous_slots,
-    ("sparse", "slots"): _sparse_slots,
-    ("continuous", "uniform"): _continuous_uniform,
-    ("sparse", "uniform"): _sparse_uniform,
-}
+def _check(placed: Any, parts: PromptParts, placement: Placement) -> None:
+    """Refuses what is no position of each token: a placement may be somebody else's."""
+    name = f"{type(placement).__name__}.place"
+    positions = getattr(placed, "positions", None)
+    if not isinstance(placed, Placed) or not isinstance(positions, np.ndarray):
+        raise UserError(f"{name} gave no align.data.positions.Placed with an array.")
+    if positions.shape != (parts.tokens,) or positions.dtype.kind not in "iu":
+        raise UserError(
+            f"{name} gave {positions.dtype} of the shape {positions.shape} for {parts.tokens} tokens: give one integer "
+            "for each."
+        )
+    if placed.step < 1 or positions[0] < 0 or (np.diff(positions) < 1).any():
+        raise UserError(f"{name} gave positions that do not increase strictly from 0 or more.")
+    most, largest = placement.target_length, int(positions[-1]) + placed.step * parts.answer
+    if most is not None and largest >= most:
+        raise UserError(
+            f"{name} gave positions up to {largest}, which is not below positions.target_length={most}."
+        )

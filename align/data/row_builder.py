@@ -15,7 +15,8 @@ from align.data.faults import RowError, as_row_error
 from align.data.files import RawRow
 from align.data.formats import ParsedRow, parse_row
 from align.data.numbers import Number, read_numbers, wanted_columns
-from align.data.positions import has_context, row_rng, synthesise
+from align.data.piece_rows import is_pieces, piece_row, read_pieces
+from align.data.positions import Drawn, place_row, room_of
 from align.data.released import is_released, read_released
 from align.data.renaming import NO_RENAMING, Renaming, check_no_media, is_pre_tokenised
 from align.data.settings import PositionSettings
@@ -58,7 +59,7 @@ NO_DEMANDS = Demands()
 
 @dataclass(frozen=True)
 class RowBuilder:
-    """Raw row → the stored columns: layout, tokens, cut, positions; `source` is the place's number, see `row_rng`."""
+    """Raw row → the stored columns: layout, tokens, cut, positions; `source` is the place's number, see `Drawn`."""
 
     tokenize: ExampleTokenizer
     positions: PositionSettings
@@ -92,6 +93,9 @@ class RowBuilder:
             check_no_media(row)
             columns = Columns(row.source, row.values)
             examples, unread = self._pieces(row, columns), unread_names(columns, row)
+        elif is_pieces(row.values):
+            columns = Columns(row.source, row.values)
+            examples, unread = [self._of_pieces(row, columns)], unread_names(columns, row)
         else:
             check_no_media(row)
             parsed, weights = self._parsed(row)
@@ -111,12 +115,21 @@ class RowBuilder:
 
     def _pieces(self, row: RawRow, columns: Columns) -> list[TokenizedExample]:
         """The pieces of a document, which has nothing beside its text."""
+        text = read_text(columns, **self._asked_of_documents(columns))
+        return [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
+
+    def _of_pieces(self, row: RawRow, columns: Columns) -> TokenizedExample:
+        """A row of pieces, which has nothing beside them."""
+        pieces, document = read_pieces(columns, **self._asked_of_documents(columns))
+        return self._placed(piece_row(row.source, pieces, self.tokenize, document=document), row)
+
+    def _asked_of_documents(self, columns: Columns) -> dict[str, bool]:
+        """What the method asks for beyond a text; weights of tokens are refused here."""
         demands = self.demands
-        more = bool(demands.numbers) or demands.unrelated
-        text = read_text(columns, require_rejected=demands.rejected, wants_more=more)
         if demands.weigher is not None:
             raise columns.error("the tokens of a document all weigh 1: set token_weights=none.")
-        return [self._placed(one, row) for one in text_pieces(row.source, text, self.tokenize)]
+        more = bool(demands.numbers) or demands.unrelated
+        return {"require_rejected": demands.rejected, "wants_more": more}
 
     def _parsed(self, row: RawRow) -> tuple[ParsedRow, RowWeights | None]:
         """The row as text, and what weighs its answers."""
@@ -129,22 +142,15 @@ class RowBuilder:
         return parsed, RowWeights(weigher, row.source, row.values, turns, numbers, count=len(turns))
 
     def _placed(self, example: TokenizedExample, row: RawRow) -> TokenizedExample:
-        """The row at synthesised positions, its ids inside the vocabulary."""
+        """The row where its placement puts it, its ids inside the vocabulary."""
         vocabulary = self.demands.vocabulary
         if vocabulary is not None and len(self.tokenize.tokenizer) > vocabulary:
             check_ids(example, vocabulary, tokenizer=self.tokenize.tokenizer)
-        if not has_context(
-            example
-        ):  # an ordinary pair beside rows with contexts: it keeps its positions, counted
+        placement = self.positions.placement
+        if placement is None:
             return example
-        return synthesise(
-            example,
-            mode=self.positions.mode,
-            target_length=self.positions.target_length,
-            draw=self.positions.draw,
-            sparse_share=self.positions.sparse_share,
-            rng=row_rng(self.seed, self.source, row.index),
-        )
+        drawn = Drawn(self.source, row.index, room_of(example))
+        return place_row(example, placement, drawn, seed=self.seed)
 
     def _released(self, row: RawRow) -> TokenizedExample:
         """A pre-tokenised row keeps its ids and positions: there is no telling its context from its question."""
@@ -159,7 +165,7 @@ class RowBuilder:
                 "raise it or leave the row out.",
                 reason=faults.TOO_LONG,
             )
-        if self.positions.mode != "none":
+        if self.positions.placement is not None:
             raise RowError(
                 row.source,
                 "a pre-tokenised row has no marked context to place: set positions=none, which "

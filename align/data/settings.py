@@ -6,20 +6,21 @@ import datetime
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.config import check_choice
 from align.core.errors import UserError
 from align.data.layout_columns import check_columns
 from align.data.template_file import check_template_kwargs, read_template
 
+if TYPE_CHECKING:
+    from align.data.positions import Placement
+
 CUTS = ("middle", "end", "start")
 CHATS = ("auto", "always", "never")
 THINKING = ("keep", "close", "drop")
 BAD_ROWS = ("stop", "drop")  # of `data.bad_rows`
-MODES = ("none", "logo_continuous", "logo_sparse", "logo")  # of `positions.mode`
-DRAWS = ("slots", "uniform")  # of `positions.draw`
-MAX_POSITIONS = 2**31 - 1
+REDRAWS = ("never", "epoch")  # of `positions.redraw`
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class DataSettings:
     keep_tail: int = 128
     tokens_per_row: int | None = None
     num_proc: int = 1
+    order: dict[str, Any] | None = None
     mix: list[MixedSettings] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -154,26 +156,32 @@ def _check_mix(mix: Sequence[MixedSettings]) -> None:
 
 @dataclass(frozen=True)
 class PositionSettings:
-    """Group `positions`; see hydra_conf/positions/logo.yaml."""
+    """Group `positions`, as `position_settings.read_positions` reads it; see hydra_conf/positions/logo.yaml.
 
-    mode: str = "none"
-    target_length: int = 65536
-    draw: str = "slots"
-    sparse_share: float = 0.1
+    Attributes:
+        placement: says where the tokens of each row stand; None leaves them at 0, 1, 2, …
+        chunk_tokens: of a chunk where a row's context does not come in chunks.
+        redraw: `never`: a row keeps the positions that are drawn when it is read; `epoch`: training rows are drawn anew
+            for each epoch, from seed, row and epoch alone.
+
+    Raises:
+        UserError: a value outside its range, naming the key.
+    """
+
+    placement: Placement | None = None
     chunk_tokens: int = 512
+    redraw: str = "never"
 
     def __post_init__(self) -> None:
-        check_choice("positions.mode", self.mode, MODES)
-        check_choice("positions.draw", self.draw, DRAWS)
-        if not 0 <= self.sparse_share <= 1:
-            raise UserError(f"positions.sparse_share={self.sparse_share:g} must lie in [0, 1].")
-        for key in ("target_length", "chunk_tokens"):
-            if getattr(self, key) < 1:
-                raise UserError(
-                    f"positions.{key}={getattr(self, key)} is too small: give a number from 1 on."
-                )
-        if self.target_length > MAX_POSITIONS:
+        check_choice("positions.redraw", self.redraw, REDRAWS)
+        if self.chunk_tokens < 1:
             raise UserError(
-                f"positions.target_length={self.target_length} is too large: positions are stored as 32-bit numbers, "
-                f"so that {MAX_POSITIONS} is the most."
+                f"positions.chunk_tokens={self.chunk_tokens} is too small: give a number from 1 on."
             )
+        if self.placement is not None:
+            self.placement.check()
+
+    @property
+    def redrawn(self) -> bool:
+        """Whether training rows have other positions in each epoch."""
+        return self.placement is not None and self.redraw == "epoch"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from datasets import Features, List, Value
 
 from align.data.examples import Answer, TokenizedExample
 from align.data.faults import RowError
+from align.data.positions import Drawn
 
 _INTEGERS = List(Value("int32"))
 
@@ -24,7 +26,10 @@ FEATURES = Features(
         "source": Value("string"),
         "prompt_ids": _INTEGERS,
         "position_ids": _INTEGERS,
+        "position_step": Value("int32"),
+        "drawn": List(Value("int64")),
         "answer_ids": _INTEGERS,
+        "answer_position_ids": _INTEGERS,
         "answer_lengths": _INTEGERS,
         "scored": List(Value("bool")),
         "chunk_spans": _INTEGERS,
@@ -51,6 +56,7 @@ FEATURES = Features(
         "joined": Value("bool"),
         "inferred": Value("bool"),
         "piece": Value("int32"),
+        "pieces": Value("int32"),
         "unread": Value("string"),
         "scores": Value("string"),
         "columns": List(Value("float64")),
@@ -87,13 +93,13 @@ def to_row(
     return {
         **row,
         **{name: beside.get(name, []) for name in ("columns", "weights", "short_weights")},
+        **position_columns(example),
         "source": example.source,
         "cut_tokens": example.cut_tokens,
         "prompt_hash": example.document or hash_ids(example.prompt_ids),
         "num_tokens": example.num_tokens,
         "num_answers": len(answers),
         "longest_sequence": len(example.prompt_ids) + example.longest_answer,
-        "largest_position": int(example.position_ids[-1]) + example.longest_answer,
         "dropped_rejected": dropped_rejected,
         "cut_unrelated": cut_unrelated,
         "dropped_reasoning": example.dropped_reasoning,
@@ -104,11 +110,24 @@ def to_row(
         "joined": example.joined,
         "inferred": example.inferred,
         "piece": example.piece,
+        "pieces": example.pieces,
         "unread": unread,
         "scores": scores,
         "row_hash": _hash_row(row | beside),
         "bad_reason": "",
         "bad_sentence": "",
+    }
+
+
+def position_columns(example: TokenizedExample) -> dict[str, Any]:
+    """The columns that say where a row stands."""
+    drawn, own = example.drawn, [answer.positions for answer in example.answers]
+    return {
+        "position_ids": _int32(example.position_ids),
+        "position_step": example.position_step,
+        "drawn": [] if drawn is None else [drawn.source, drawn.index, drawn.room],
+        "answer_position_ids": _joined(positions for positions in own if positions is not None),
+        "largest_position": example.largest_position,
     }
 
 
@@ -120,8 +139,13 @@ def to_bad_row(bad: RowError) -> dict[str, Any]:
 
 
 def _beside(example: TokenizedExample) -> dict[str, np.ndarray]:
-    """The columns that hold numbers for the loss, as far as the row has any; what has none keeps its hash."""
+    """What only some rows have, numbers for the loss and a step of positions; what has none keeps its hash."""
     found = {} if example.columns is None else {"columns": np.ravel(example.columns)}
+    if example.position_step != 1:
+        found["position_step"] = _int32([example.position_step])
+    own = [answer.positions for answer in example.answers if answer.positions is not None]
+    if own:
+        found["answer_position_ids"] = _joined(own)
     of_short = [answer for short in example.short for answer in short.answers]
     for name, answers in (("weights", example.answers), ("short_weights", of_short)):
         if any(answer.weights is not None for answer in answers):
@@ -161,13 +185,16 @@ def _hash_row(tokens: Mapping[str, np.ndarray]) -> int:
 
 def to_example(row: Mapping[str, Any]) -> TokenizedExample:
     """The `TokenizedExample` that `to_row` stored; lists and arrays are read alike."""
-    spans, piece = _int64(row["chunk_spans"]).reshape(-1, 2).tolist(), int(row.get("piece", 0))
+    spans = _int64(row["chunk_spans"]).reshape(-1, 2).tolist()
+    piece, pieces = int(row.get("piece", 0)), int(row.get("pieces", 0))
     numbers = np.asarray(row.get("columns", ()), dtype=np.float64)
     return TokenizedExample(
         source=str(row["source"]),
         prompt_ids=_int64(row["prompt_ids"]),
         position_ids=_int64(row["position_ids"]),
-        answers=_answers(row["answer_ids"], row["scored"], row["answer_lengths"], row.get("weights", ())),
+        answers=_placed(
+            _answers(row["answer_ids"], row["scored"], row["answer_lengths"], row.get("weights", ())), row
+        ),
         chunk_spans=tuple((start, stop) for start, stop in spans),
         cut_tokens=int(row["cut_tokens"]),
         short=_short(row),
@@ -179,8 +206,11 @@ def to_example(row: Mapping[str, Any]) -> TokenizedExample:
         joined=bool(row.get("joined", False)),
         inferred=bool(row.get("inferred", False)),
         piece=piece,
-        document=str(row["prompt_hash"]) if piece else "",
+        document=str(row["prompt_hash"]) if piece or pieces else "",
+        pieces=pieces,
         columns=numbers.reshape(-1, len(row["answer_lengths"])) if len(numbers) else None,
+        position_step=int(row.get("position_step", 1)),
+        drawn=Drawn(*map(int, row["drawn"])) if len(row.get("drawn", ())) else None,
     )
 
 
@@ -223,6 +253,15 @@ def _answers(ids: Any, scored: Any, lengths: Any, weights: Any) -> tuple[Answer,
         Answer(own, mask, weight)
         for own, mask, weight in zip(_cut(ids, lengths), np.split(flags, edges), of_tokens, strict=True)
     )
+
+
+def _placed(answers: tuple[Answer, ...], row: Mapping[str, Any]) -> tuple[Answer, ...]:
+    """The answers with positions of their own, where the row has them."""
+    own = row.get("answer_position_ids", ())
+    if not len(own):
+        return answers
+    parts = zip(answers, _cut(own, row["answer_lengths"]), strict=True)
+    return tuple(replace(answer, positions=positions) for answer, positions in parts)
 
 
 def _cut(flat: Any, lengths: Any) -> list[np.ndarray]:

@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
 TEXT = "text"
 # Columns by which another layout is known: beside one of them `text` is no document.
-_OTHERS = (
+OF_OTHER_LAYOUTS = (
     *("context", "conversations", "prompt", "messages", "instruction", "question"),
     *("chosen", "rejected", "completion"),
+)
+_AS_PROMPT = (
+    "; where it is the prompt of a pair, data.columns={prompt: text, chosen: …, rejected: …} names the three"
 )
 
 
 def is_text(values: Mapping[str, Any]) -> bool:
     """Whether a raw row is a document: it has a column `text` and none of a layout with answers."""
-    return TEXT in values and all(values.get(name) is None for name in _OTHERS)
+    return TEXT in values and all(values.get(name) is None for name in OF_OTHER_LAYOUTS)
 
 
 def read_text(columns: Columns, *, require_rejected: bool = False, wants_more: bool = False) -> str:
@@ -46,19 +49,13 @@ def read_text(columns: Columns, *, require_rejected: bool = False, wants_more: b
     if TEXT not in columns:
         raise columns.empty(TEXT, "is null")
     text = columns.text(TEXT)
-    if require_rejected:
-        raise columns.error(
-            "a row of text alone is a document, and preference methods compare answers: method=lm trains on it (in "
-            "`align inspect` require_rejected=false); where it is the prompt of a pair, "
-            "data.columns={prompt: text, chosen: …, rejected: …} names the three.",
-            reason=faults.NO_REJECTED,
-        )
-    if wants_more:
-        raise columns.error(
-            "a row of text alone is a document, and the method reads a label or numbers of each answer: method=lm "
-            "trains on documents.",
-            reason=faults.MISSING,
-        )
+    check_demands(
+        columns,
+        "a row of text alone",
+        require_rejected=require_rejected,
+        wants_more=wants_more,
+        cure=_AS_PROMPT,
+    )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -67,6 +64,28 @@ def read_text(columns: Columns, *, require_rejected: bool = False, wants_more: b
             reason=faults.NOT_TEXT,
         ) from error
     return text
+
+
+def check_demands(
+    columns: Columns, what: str, *, require_rejected: bool, wants_more: bool, cure: str = ""
+) -> None:
+    """Refuses a document, which `what` names, where a method asks for more; arguments as `read_text`.
+
+    Raises:
+        RowError: the method compares answers, or reads numbers of them.
+    """
+    if require_rejected:
+        raise columns.error(
+            f"{what} is a document, and preference methods compare answers: method=lm trains on it (in "
+            f"`align inspect` require_rejected=false){cure}.",
+            reason=faults.NO_REJECTED,
+        )
+    if wants_more:
+        raise columns.error(
+            f"{what} is a document, and the method reads a label or numbers of each answer: method=lm trains on "
+            "documents.",
+            reason=faults.MISSING,
+        )
 
 
 def text_pieces(source: str, text: str, tokenize: ExampleTokenizer) -> list[TokenizedExample]:

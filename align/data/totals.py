@@ -62,6 +62,7 @@ def count_rows_of(train: Dataset, held: Dataset | None) -> dict[str, int]:
         "dropped_reasoning": int(found["dropped_reasoning"].sum()),
         "dropped_messages": int(found["dropped_messages"].sum()),
         **_documents(both),
+        **_rows_of_pieces(both),
     }
 
 
@@ -85,6 +86,16 @@ def _documents(both: Sequence[Dataset]) -> dict[str, int]:
     }
 
 
+def _rows_of_pieces(both: Sequence[Dataset]) -> dict[str, int]:
+    """Rows that are laid out in pieces, and their tokens."""
+    rows, tokens = 0, 0
+    for dataset in both:
+        places = np.flatnonzero(column_of(dataset, "pieces").to_numpy(zero_copy_only=False))
+        sizes = column_of(dataset, "num_tokens").to_numpy(zero_copy_only=False)
+        rows, tokens = rows + len(places), tokens + int(sizes[places].sum(dtype=np.int64))
+    return {"rows_of_pieces": rows, "tokens_in_pieces": tokens}
+
+
 def short_cuts(rows: Dataset) -> np.ndarray:
     """`[n]` tokens that are cut out of the short contexts of each row: 0 where it has none."""
     cuts = column_of(rows, "short_cut_tokens")
@@ -94,17 +105,17 @@ def short_cuts(rows: Dataset) -> np.ndarray:
 
 
 def unplaced_rows(train: Dataset, held: Dataset | None) -> int:
-    """Rows without a context, which position synthesis leaves as they are.
+    """Rows that position synthesis leaves as they are: those without a context, of which LOGO's moves the chunks.
 
     Raises:
         UserError: all of them, so that there was nothing to synthesise.
     """
     both = [train] if held is None else [train, held]
-    count = sum(int(pc.sum(pc.equal(lengths_of(rows, "chunk_spans"), 0)).as_py() or 0) for rows in both)
+    count = sum(int(pc.sum(pc.equal(lengths_of(rows, "drawn"), 0)).as_py() or 0) for rows in both)
     if count == sum(map(len, both)):
         raise UserError(
-            "positions.mode moves the chunks of a context, and no row has one: give `context` and `question`, or set "
-            "positions=none."
+            "position synthesis moves the chunks of a context, and no row has one: give `context` and `question`, or "
+            "set positions=none (e2, random and skip need no context)."
         )
     return count
 

@@ -79,11 +79,11 @@ class Weigher(Protocol):
         """
 
 
-def identity_of(weigher: Weigher | None) -> Any:
-    """What a weigher's weights follow from: its class, the code of that, and its keys."""
-    if weigher is None:
+def identity_of(settings: Any) -> Any:
+    """What a weigher's weights, or a placement's positions, follow from: its class, the code of that, and its keys."""
+    if settings is None:
         return None
-    kind, keys = type(weigher), asdict(weigher)  # type: ignore[call-overload]
+    kind, keys = type(settings), asdict(settings)
     code = hashlib.blake2b(inspect.getsource(kind).encode(), digest_size=8).hexdigest()
     return [f"{kind.__module__}.{kind.__qualname__}", code, repr(sorted(keys.items()))]
 

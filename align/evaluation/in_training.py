@@ -40,6 +40,7 @@ from align.generation.stage import Workspace
 from align.models.identity import parameters_digest
 from align.models.structure import attention_of, find_causal_lm, library_attention
 from align.models.text_part import current_attention
+from align.patterns.layers import evaluating_patterns
 from align.training.named_metrics import full_name
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class SuitesInTraining(TrainerCallback):
 
     def _run(self, name: str, suite: Suite, *, step: int) -> Mapping[str, Interval]:
         folder = self.folder / name / f"step-{step}"
-        with answering(self.policy) as model:
+        with evaluating_patterns(), answering(self.policy) as model:
             weights = parameters_digest(model)
             self._forget_others(folder, weights)
             generator = LocalSettings().of_model(model, self.tokenizer)

@@ -48,7 +48,7 @@ class LinesFile(Generic[Value]):
         self.finished: dict[str, Value] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            _cut_torn_line(path)
+            cut_torn_line(path)
             self._read()
 
     @classmethod
@@ -124,7 +124,7 @@ class LogProbLedger(LinesFile[list[float]]):
         return [float(number) for number in fields["log_probs"]]
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """Takes a last line without its line break off the file: of `a⏎b⏎c` it leaves `a⏎b⏎`."""
     with path.open("r+b") as file:
         content = file.read()

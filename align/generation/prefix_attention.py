@@ -26,6 +26,7 @@ from align.core.errors import UserError
 from align.longseq.attention import HARMLESS
 from align.longseq.kernels import kernel_named, sdpa_kernel
 from align.longseq.support import check_every_layer_called
+from align.models.scaled_attention import scaled_query
 from align.models.structure import attention_of
 
 ATTENTION = "align_prefix"
@@ -106,6 +107,7 @@ def prefix_attention(
     *,
     scaling: float | None = None,
     s_aux: Tensor | None = None,
+    position_ids: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention over prefixes and what follows them; q queries a row, L tokens of it behind the prefix.
@@ -118,6 +120,7 @@ def prefix_attention(
         attention_mask: None or `[n, 1, q, ≥ L]`, true where attention is; the last L columns are used.
         scaling: factor on the scores; None is `D ** -0.5`.
         s_aux: `[H]` sinks: a logit for each head that joins the softmax and has no value.
+        position_ids: `[n or 1, q]`, for models that scale queries by them.
 
     Returns:
         `[n, q, H, E]` and None (no weights).
@@ -133,6 +136,7 @@ def prefix_attention(
             )
     current = _CURRENT.get()
     current.callers.add(module)
+    query = scaled_query(module, query, position_ids)
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
     output, lse = _attend_own(query, key, value, _own_mask(attention_mask, query, key), factor)
     for prefix in current.prefixes:

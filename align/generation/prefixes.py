@@ -20,6 +20,8 @@ from transformers.cache_utils import DynamicLayer
 from align.core.errors import UserError
 from align.generation.prefix_attention import KeysValues, Prefix, PrefixedBatch
 from align.longseq.support import check_config
+from align.models.text_part import text_config
+from align.patterns.layers import patterns_of
 
 BLOCK = 512  # tokens read at once; also the unit of what is kept for later calls
 TRIED = 8  # tokens of each row that `reads_alike` tries
@@ -111,13 +113,15 @@ _OTHER_ATTENTION = ("attn_logit_softcapping", "kv_lora_rank")
 
 
 def can_share(config: Any) -> bool:
-    """Whether every layer keeps keys and values of all tokens: no sliding window, no recurrent state, no latents.
+    """Whether every layer keeps keys and values of all tokens, and all see them: no window, no state, no latents.
 
     Whether they attend as prefix_attention.py does, the model itself shows (`reads_alike`).
     """
     try:
         check_config(config)
     except UserError:
+        return False
+    if patterns_of(text_config(config)) is not None:
         return False
     values = config.get_text_config().to_dict()
     if any(values.get(key) for key in _OTHER_ATTENTION) or set(values.get("layer_types") or ()) - {

@@ -11,7 +11,7 @@ would take for document boundaries, and for which it would wait for a GPU in eve
 One process and sequence parallelism share `attend`: it takes any ascending subset of the row's queries, cut
 into pieces that each lie within one prompt or answer. One process owns every piece whole.
 
-Layers that see less than everything before (a window, chunks) have a pattern (patterns.py), which a layer's own
+Layers that see less than everything before (a window, chunks) have a pattern (patterns/pattern.py), which a layer's own
 configuration names (layer_pattern.py). Learned sinks join the softmax; values narrower than keys are padded with zeros.
 
 There are two ways to the same result. `attend` reads keys and values where they lie and needs no mask
@@ -35,7 +35,6 @@ from align.longseq.keep_attention import operators_kept
 from align.longseq.kernels import kernel_named
 from align.longseq.layer_pattern import UNSAID, Unsaid, layer_pattern
 from align.longseq.merge import MergedAttention
-from align.longseq.patterns import FULL, Pattern
 from align.longseq.plain_attention import attend_plain as attend_plain
 from align.longseq.plain_attention import nothing, of_heads
 from align.longseq.prepared import Attend as Attend
@@ -46,7 +45,10 @@ from align.longseq.settings import ATTENTION as ATTENTION
 from align.longseq.settings import ATTENTIONS as ATTENTIONS
 from align.longseq.settings import cannot_share
 from align.longseq.shared_prefix import Span
+from align.models.scaled_attention import scaled_query
 from align.models.text_part import current_attention
+from align.patterns.by_head import ByHead
+from align.patterns.pattern import FULL, Pattern
 
 # Keywords that models hand to every attention function and that change nothing here.
 HARMLESS = {
@@ -73,7 +75,7 @@ def attend(
     *,
     layout: PreparedLayout,
     kernel: str,
-    pattern: Pattern = FULL,
+    pattern: Pattern | ByHead = FULL,
     sinks: Tensor | None = None,
     heads: Span | None = None,
     scaling: float | None = None,
@@ -86,7 +88,7 @@ def attend(
         value: `[1, k, T, E]`; E is D but for kernels that take narrower values.
         layout: the row, and which of its queries these are.
         kernel: its name in kernels.py.
-        pattern: which of the tokens before it a token of a branch sees.
+        pattern: which of the tokens before it a token of a branch sees, in all heads or run by run.
         sinks: `[H]` of the layer's heads, a logit each that joins the softmax; None is none.
         heads: which of the layer's H query heads these are; None is all.
         scaling: factor on the scores; None is `D ** -0.5`.
@@ -94,7 +96,7 @@ def attend(
     Returns:
         `[1, h, Q, E]`.
     """
-    parts = layout.parts(pattern)
+    parts = layout.parts(pattern, heads or (0, query.shape[1]))
     if not parts:
         return nothing(query, key, value, sinks)
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
@@ -152,14 +154,14 @@ def shared_prefix_attention(
     """
     if layout is None:
         raise _no_layout(module)
-    _refuse_unsupported({"attention_mask": attention_mask, **kwargs})
-    if softcap is not None and dropout:
-        raise cannot_share("The model's attention asks for soft-capped scores and for dropout at once")
+    _refuse_unsupported({"attention_mask": attention_mask, **kwargs}, both=bool(softcap and dropout))
     layout.callers.add(module)
-    query, key, value = _lower_precision((query, key, value))
+    query, key, value = _lower_precision((scaled_query(module, query, layout.positions), key, value))
     asked: dict[str, Any] = {
         "layout": layout,
-        "pattern": layer_pattern(module, sliding_window, layout.longest_sequence),
+        "pattern": layer_pattern(
+            module, sliding_window, layout.longest_sequence, query.shape[1], key.shape[1]
+        ),
         "sinks": s_aux,
         "scaling": query.shape[3] ** -0.5 if scaling is None else scaling,
     }
@@ -212,8 +214,10 @@ def _no_layout(module: nn.Module) -> UserError:
     )
 
 
-def _refuse_unsupported(extras: dict[str, Any]) -> None:
-    """Refuses by name what would otherwise be silently ignored."""
+def _refuse_unsupported(extras: dict[str, Any], *, both: bool) -> None:
+    """Refuses by name what would otherwise be silently ignored; `both`: soft-capped scores and dropout."""
+    if both:
+        raise cannot_share("The model's attention asks for soft-capped scores and for dropout at once")
     for name, value in extras.items():
         if value is not None and value is not False and name not in HARMLESS:
             raise cannot_share(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# `(start, stop)` of consecutive tokens in a row.
-Span = tuple[int, int]
+from align.patterns.pattern import Span as Span
 
 
 @dataclass(frozen=True)

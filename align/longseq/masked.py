@@ -30,13 +30,11 @@ from align.longseq.layer_pattern import (
     SELECTING,
     STATE_TYPES,
     TOKENWISE_TYPES,
-    attention_patterns,
 )
 from align.longseq.logps import Scores, target_logps
 from align.longseq.own_logits import OwnRow, check_takes_mask, check_way, own_row_logps
 from align.longseq.own_rows_probe import differ
 from align.longseq.parallel import SequenceParallel
-from align.longseq.patterns import FULL, Pattern
 from align.longseq.settings import BY_ROWS
 from align.longseq.shared_prefix import (
     Layout,
@@ -52,6 +50,8 @@ from align.longseq.sums import sums_of_row
 from align.models.settings import MASKED
 from align.models.structure import evaluating
 from align.models.text_part import current_attention, text_config
+from align.patterns.native import native_patterns
+from align.patterns.pattern import FULL, Pattern
 
 
 def masked_totals(
@@ -113,7 +113,7 @@ def row_masks(lm: PreTrainedModel, layout: Layout, device: torch.device) -> Any:
 
 def _patterns(lm: PreTrainedModel, config: Any) -> dict[str, Pattern | None]:
     """The pattern of each kind of layer; None of one that does not attend."""
-    kinds = dict(zip(config.layer_types, attention_patterns(config), strict=True))
+    kinds = dict(zip(config.layer_types, native_patterns(config), strict=True))
     known = ATTENTION_TYPES | STATE_TYPES | TOKENWISE_TYPES | SELECTING
     unknown = [kind for kind in kinds if kind not in known]
     if unknown:

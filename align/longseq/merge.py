@@ -151,9 +151,19 @@ def _merge(
 
 
 def _slices(query: Tensor, key: Tensor, call: Call) -> tuple[tuple[Span, Span], ...]:
-    """Heads that a call goes over at once."""
+    """Heads that a call goes over at once, of those that it is for."""
+    own, own_kv = call.part.heads or ((0, query.shape[1]), (0, key.shape[1]))
+    heads, kv_heads = own[1] - own[0], own_kv[1] - own_kv[0]
     tokens = sum(stop - start for start, stop in (call.part.queries, call.part.keys)) * call.count
-    return head_slices(query.shape[1], key.shape[1], tokens * query.shape[1] * query.shape[3])
+    return tuple(
+        (_from(own[0], some), _from(own_kv[0], some_kv))
+        for some, some_kv in head_slices(heads, kv_heads, tokens * heads * query.shape[3])
+    )
+
+
+def _from(first: int, span: Span) -> Span:
+    """A span that is counted from `first`, counted from 0."""
+    return first + span[0], first + span[1]
 
 
 def _of(states: Tensor, heads: Span) -> Tensor:

@@ -24,6 +24,7 @@ from align.longseq.forward import pair_logps
 from align.longseq.head_probe import check_parts
 from align.longseq.plain_rows import plain_pair_logps
 from align.longseq.shared_prefix import SharedPrefixBatch, pack
+from align.models.patterned_attention import patterned
 from align.models.settings import MASKED, OF_LIBRARY
 from align.models.small import FIRST_TOKEN, VOCABULARY
 from align.models.soft_prompt import soft_ids
@@ -113,10 +114,15 @@ def measure(model: nn.Module, *, attention: str = "sdpa") -> Measured:
 Outcome = tuple[Tensor, dict[str, Tensor | None]]
 
 
+def _library(model: nn.Module) -> str:
+    """The attention by masks that knows the model's patterns, its own or chosen ones."""
+    return patterned(find_causal_lm(model).config) or LIBRARY
+
+
 def _expected(model: nn.Module, rows: Sequence[TokenizedExample]) -> Outcome:
     """The step of padded rows through the library's own attention."""
     try:
-        set_attention(find_causal_lm(model), LIBRARY)
+        set_attention(find_causal_lm(model), _library(model))
         found = outcome(model, lambda: plain_pair_logps(model, rows))
     except Exception as error:  # whatever the class's own code says
         raise NotProvenError(first_line(error)) from error
@@ -183,7 +189,7 @@ def _first_difference(
     lm = find_causal_lm(model)
     tolerance = TOLERANCE[next(model.parameters()).dtype]
     with torch.no_grad():
-        set_attention(lm, LIBRARY)
+        set_attention(lm, _library(lm))
         with _layer_outputs(lm) as plain:
             plain_pair_logps(model, rows)
         set_attention(lm, ATTENTION)
@@ -258,7 +264,7 @@ def _tokens_differ(
 def _logits_difference(model: nn.Module, rows: Sequence[TokenizedExample]) -> str:
     """In words what stands between the output embedding and the logits: a factor, or something else."""
     lm = find_causal_lm(model)
-    set_attention(lm, LIBRARY)
+    set_attention(lm, _library(lm))
     hidden: list[Tensor] = []
     handle = text_decoder(lm).register_forward_hook(lambda *all: hidden.append(all[2][0]))
     ids = torch.as_tensor(rows[0].prompt_ids)[None]

@@ -27,11 +27,9 @@ def ids(example: TokenizedExample) -> Tensor:
 
 
 def positions(example: TokenizedExample) -> Tensor:
-    """`[P + answers]` positions: every answer goes on right after the prompt's last one."""
-    prompt = torch.as_tensor(example.position_ids, dtype=torch.long)
-    after = int(prompt[-1]) + 1
-    answers = [torch.arange(after, after + len(answer.input_ids)) for answer in example.answers]
-    return torch.cat([prompt, *answers])
+    """`[P + answers]` positions: every answer goes on behind the prompt's last one, by the row's step."""
+    parts = [example.position_ids, *map(example.positions_of, example.answers)]
+    return torch.cat([torch.as_tensor(part, dtype=torch.long) for part in parts])
 
 
 def predictions(
@@ -53,10 +51,11 @@ def context_triples(
     """(predictor, target, prompt) of the prompt's tokens after the first and of the chosen branch's unscored ones.
 
     The first is that of the text: of a soft prompt no token is predicted, and the last one predicts none here.
-    A piece of a document has none: the piece before has scored the token that it begins with.
+    A piece of a document has none: the piece before has scored the token that it begins with. Nor has a row of pieces,
+    which says itself what is scored.
     """
     start, stop = packed.prompt
-    if example.piece:
+    if example.is_document:
         nothing = torch.empty(0, dtype=torch.long)
         return nothing, nothing, nothing
     chosen = example.answers[0]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -152,11 +152,12 @@ def place_row(
     A shard is cut out on the CPU, from the row that the device's was moved from, and moved in one copy.
     """
     if parallel is None:
-        return row, prepare(row.layout)
+        return row, replace(prepare(row.layout), positions=row.position_ids)
     device = row.input_ids.device
     shards = parallel.shards(row.host, parallel.degree)
-    own = shard_row(row.host, shards[parallel.rank])
-    return own.to(device), parallel.prepare(row.layout, shards, parallel, device)
+    own = shard_row(row.host, shards[parallel.rank]).to(device)
+    layout = parallel.prepare(row.layout, shards, parallel, device)
+    return own, replace(layout, positions=own.position_ids)
 
 
 def _even(row: SharedPrefixRow, degree: int) -> Shards:

@@ -5,20 +5,20 @@ queries × the prompt's keys, nothing masked) and a causal square (the answer wi
 adds the rectangle of the span's earlier keys. The rectangles over the prompt of all answers are one call, as
 siblings follow each other in the row. `merge.py` adds the calls' softmaxes up.
 
-Where a layer sees less than everything (patterns.py), its blocks are squares, what all of a block sees are rectangles,
-and tokens that leave a window one by one are *mirrored* squares: where query i sees the keys from the i-th on, the
-same tokens in reversed order see each other causally.
+Where a layer sees less than everything (patterns/pattern.py), its blocks are squares, what all of a block sees are
+rectangles, and tokens that leave a window one by one are *mirrored* squares: where query i sees the keys from the i-th
+on, the same tokens in reversed order see each other causally.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import accumulate, groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, groupby
 
-from align.longseq.patterns import FULL, Pattern
 from align.longseq.shared_prefix import PackedPrompt, Span
+from align.patterns.pattern import FULL, Pattern
 
 REVERSED = (
     2**14
@@ -39,12 +39,15 @@ class Part:
         squares: sizes of the consecutive causal squares into which queries and keys fall alike; empty where
             every query sees every key.
         mirrored: of squares, that query i of each sees its keys from the i-th on, not up to it.
+        heads: of which query heads and of which KV heads, where a layer's heads have patterns of their own; None is
+            all.
     """
 
     queries: Span
     keys: Span
     squares: tuple[int, ...] = ()
     mirrored: bool = False
+    heads: tuple[Span, Span] | None = None
 
     def each(self, halved: range = range(0)) -> Iterator[Call]:
         """A call for each run of equal squares, for kernels that take no sequences of unlike sizes; a rectangle is one.
@@ -60,7 +63,7 @@ class Part:
         for size, alike in groupby(self.squares):
             count = len(list(alike))
             for part in _square(query, key, size, self.mirrored, halved):
-                yield Call(part, count, step=size)
+                yield Call(replace(part, heads=self.heads), count, step=size)
             query, key = query + count * size, key + count * size
 
 
@@ -177,7 +180,7 @@ def _add_stretch(calls: _Calls, branch: _Branch, stretch: Span, place: int, patt
                 calls.rectangle((start, stop), keys)
         if block.fading[0] < block.fading[1]:
             for keys, logical in branch.in_row(block.fading):
-                calls.fading((start, stop), keys, unseen=logical - block.fading[0])
+                calls.fading((start, stop), keys, unseen=logical - block.fading[0] + block.intact)
 
 
 class _Calls:
@@ -247,16 +250,22 @@ class _Squares:
             yield Part(queries, keys, tuple(sizes), self._mirrored)
 
 
+_ALL = ((0, 0), (0, 0))  # in place of a part's heads
+
+
 def flatten(parts: Iterable[Part]) -> list[int]:
     """Parts as the whole numbers that an operator of torch takes; `unflatten` reads them back.
 
-    `Part((10, 17), (0, 10))` is `10, 17, 0, 10, 0, 0`; the last two numbers tell whether squares are mirrored and count
-    them, and their sizes would follow.
+    `Part((10, 17), (0, 10))` is `10, 17, 0, 10, 0, 0, 0, 0, 0, 0`: four numbers of heads, which are 0 where it is of
+    all, then whether squares are mirrored, and how many there are, whose sizes would follow.
     """
     return [
         number
         for part in parts
-        for number in (*part.queries, *part.keys, int(part.mirrored), len(part.squares), *part.squares)
+        for number in (
+            *(*part.queries, *part.keys, *chain(*(part.heads or _ALL))),
+            *(int(part.mirrored), len(part.squares), *part.squares),
+        )
     ]
 
 
@@ -264,8 +273,10 @@ def unflatten(numbers: list[int]) -> list[Part]:
     """The parts that `flatten` wrote."""
     parts, at = [], 0
     while at < len(numbers):
-        first_query, last_query, first_key, last_key, mirrored, count = numbers[at : at + 6]
-        sizes = tuple(numbers[at + 6 : at + 6 + count])
-        parts.append(Part((first_query, last_query), (first_key, last_key), sizes, bool(mirrored)))
-        at += 6 + count
+        spans = [(first, last) for first, last in zip(*[iter(numbers[at : at + 8])] * 2, strict=True)]
+        mirrored, count = numbers[at + 8 : at + 10]
+        sizes = tuple(numbers[at + 10 : at + 10 + count])
+        heads = None if (spans[2], spans[3]) == _ALL else (spans[2], spans[3])
+        parts.append(Part(spans[0], spans[1], sizes, bool(mirrored), heads))
+        at += 10 + count
     return parts

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from align.longseq.patterns import FULL, Pattern
 from align.longseq.prepared import PreparedLayout
 from align.longseq.shared_prefix import Span
+from align.patterns.by_head import ByHead
+from align.patterns.pattern import FULL, Pattern
 
 
 def attend_plain(
@@ -17,7 +20,7 @@ def attend_plain(
     value: Tensor,
     *,
     layout: PreparedLayout,
-    pattern: Pattern = FULL,
+    pattern: Pattern | ByHead = FULL,
     sinks: Tensor | None = None,
     heads: Span | None = None,
     scaling: float | None = None,
@@ -32,7 +35,7 @@ def attend_plain(
         key: `[1, k, T, D]`, h a multiple of k.
         value: `[1, k, T, E]`.
         layout: the row, and which of its queries these are.
-        pattern: which of the tokens before it a token of a branch sees.
+        pattern: which of the tokens before it a token of a branch sees, in all heads or run by run.
         sinks: `[H]` of the layer's heads, a logit each that joins the softmax; None is none.
         heads: which of the layer's H query heads these are; None is all.
         scaling: factor on the scores; None is `D ** -0.5`.
@@ -41,7 +44,31 @@ def attend_plain(
     Returns:
         `[1, h, Q, E]`.
     """
-    outputs, own_sinks = [], of_heads(sinks, heads)
+    asked: Any = {"layout": layout, "scaling": scaling, "dropout": dropout}
+    if not isinstance(pattern, ByHead):
+        return _attend(query, key, value, pattern=pattern, own_sinks=of_heads(sinks, heads), **asked)
+    first, found = heads[0] if heads else 0, []
+    for run in pattern.runs(heads or (0, query.shape[1])):
+        some, some_kv = slice(*run.query), slice(*run.kv)
+        own_sinks = of_heads(sinks, (first + some.start, first + some.stop))
+        states = query[:, some], key[:, some_kv], value[:, some_kv]
+        found.append(_attend(*states, pattern=run.pattern, own_sinks=own_sinks, **asked))
+    return torch.cat(found, dim=1)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layout: PreparedLayout,
+    pattern: Pattern,
+    own_sinks: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """The same of heads that have one pattern, and their own sinks."""
+    outputs = []
     for branch in layout.branches:
         branch_key, branch_value = (
             torch.cat([states[:, :, start:stop] for start, stop in branch.keys], dim=2)
@@ -66,7 +93,7 @@ def attend_plain(
                     enable_gqa=query.shape[1] != key.shape[1],
                 )
             )
-    return torch.cat(outputs, dim=2) if outputs else nothing(query, key, value, sinks)
+    return torch.cat(outputs, dim=2) if outputs else nothing(query, key, value, own_sinks)
 
 
 def _mask(pattern: Pattern, queries: int, keys: int, device: torch.device) -> Tensor:

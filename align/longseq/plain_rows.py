@@ -50,10 +50,9 @@ def _padded(
     rows = []
     for example, answer in branches:
         prompt, tokens = len(example.prompt_ids), len(answer.input_ids)
-        after = example.position_ids[-1] + 1 + np.arange(tokens)
         columns = (
             np.concatenate([example.prompt_ids, answer.input_ids]),
-            np.concatenate([example.position_ids, after]),
+            np.concatenate([example.position_ids, example.positions_of(answer)]),
             np.ones(prompt + tokens, dtype=np.int64),
             np.concatenate([np.zeros(prompt, dtype=bool), answer.scored]),
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from align.longseq.parts import Own, flatten, parts_of
-from align.longseq.patterns import FULL, Pattern
+from align.longseq.parts import Own, Part, flatten, parts_of
 from align.longseq.shared_prefix import Layout, PackedPrompt, Span
+from align.patterns.by_head import ByHead, Run
+from align.patterns.pattern import FULL, Pattern
 
 
 class Attend(Protocol):
@@ -95,6 +96,8 @@ class PreparedLayout:
         mix: how mixers that keep a state come to all of the row's tokens.
         most_spans: prompts and answers in the row of the process with the most, where all have to call mixers equally
             often; None is this one's own.
+        positions: `[1, T]` of the tokens whose queries come here, for models that scale these by them; a tile's in a
+            tile (tiling.py).
         calls: what `parts` has made so far.
     """
 
@@ -107,16 +110,32 @@ class PreparedLayout:
     callers: set[nn.Module] = field(default_factory=set, compare=False)
     mix: Mix = mix_here
     most_spans: int | None = None
-    calls: dict[Pattern, list[int]] = field(default_factory=dict, compare=False, repr=False)
+    positions: Tensor | None = field(default=None, compare=False, repr=False)
+    calls: dict[Hashable, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
-    def parts(self, pattern: Pattern = FULL) -> list[int]:
+    def parts(self, pattern: Pattern | ByHead = FULL, heads: Span = (0, 1)) -> list[int]:
         """What the own queries attend in a layer of this pattern, as calls without masks, flattened, for `attend`.
 
         Made when a layer first asks for it; the layers after it share it.
+
+        Args:
+            pattern: of all heads, or of each run of heads.
+            heads: which of the layer's query heads are here.
         """
-        if pattern not in self.calls:
-            self.calls[pattern] = flatten(parts_of(self.row.prompts, self.own, pattern))
-        return self.calls[pattern]
+        if not isinstance(pattern, ByHead):
+            return self._made(pattern, lambda: parts_of(self.row.prompts, self.own, pattern))
+        return self._made((pattern, heads), lambda: self._by_head(pattern.runs(heads)))
+
+    def _made(self, key: Hashable, make: Callable[[], Iterable[Part]]) -> list[int]:
+        if key not in self.calls:
+            self.calls[key] = flatten(make())
+        return self.calls[key]
+
+    def _by_head(self, runs: Sequence[Run]) -> Iterator[Part]:
+        """The calls of each run of heads."""
+        for run in runs:
+            for part in parts_of(self.row.prompts, self.own, run.pattern):
+                yield replace(part, heads=(run.query, run.kv))
 
 
 def prepare(

@@ -14,10 +14,13 @@ from align.longseq.layer_pattern import STATE_TYPES, TOKENWISE_TYPES
 from align.longseq.mixers import attends, mixer_rule
 from align.longseq.own_logits import check_own_rows
 from align.longseq.settings import cannot_share
-from align.models.rope import rope_types
+from align.models.query_scale import scale_of
+from align.models.rope import rope_types, switches_by_length
 from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.structure import find_causal_lm
 from align.models.text_part import is_composite, text_config, text_decoder
+from align.patterns.layers import patterns_of
+from align.query_scale.scale import KEY
 
 # In a module's name: one of the copies that PEFT's `modules_to_save` makes.
 _COPIES = re.compile(r"\.(original_module|modules_to_save\.[^.]+)(?=\.|$)")
@@ -31,8 +34,22 @@ def check_readable(model: nn.Module, attention: str) -> None:
     """
     if attention in OF_LIBRARY:
         check_own_rows(find_causal_lm(model))
+        _check_scaled(find_causal_lm(model))
     else:
         check_supported(model)
+
+
+def _check_scaled(lm: PreTrainedModel) -> None:
+    """Refuses a query scale that the library's attention would not have in some layer."""
+    if scale_of(lm.config) is None:
+        return
+    for layer in _mixing_layers(lm):
+        kinds = [type(module) for module in layer.modules()]
+        if not any(attends(kind) or mixer_rule(kind) is not None for kind in kinds):
+            raise UserError(
+                f"{KEY}: {type(lm).__name__} does not take its attention from transformers' AttentionInterface, which "
+                "scales queries: use another model."
+            )
 
 
 def check_supported(model: nn.Module) -> None:
@@ -150,9 +167,14 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
     config = text_config(config)
     _check_dynamic(config)
     _check_sparse(config)
+    if attention in OF_LIBRARY and patterns_of(config) is not None:
+        raise UserError(
+            f"The group attention has patterns for layers, which model.attention={attention} does not compute: set "
+            "attention=own, or model.attention=auto."
+        )
     if attention == LIBRARY:
         return
-    if "longrope" in rope_types(config):
+    if switches_by_length(config):
         raise cannot_share(
             f"This {family} model has LongRoPE, which picks its frequencies by the row's longest position, so that a "
             "log-prob would depend on packing",

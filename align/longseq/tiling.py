@@ -144,7 +144,11 @@ def tiled_layer(
         return layer(hidden, *others)
     tiles = Tiles.of(tokens, count)
     runs = [
-        _TileRun(partial(layer, **of_tile(layer.keywords, tokens, tiles, *bounds)), layout)
+        _TileRun(
+            partial(layer, **of_tile(layer.keywords, tokens, tiles, *bounds)),
+            layout,
+            of_tile(layout.positions, tokens, tiles, *bounds),
+        )
         for bounds in tiles.bounds
     ]
     beside = [of_tile(others, tokens, tiles, *bounds) for bounds in tiles.bounds]
@@ -187,10 +191,11 @@ class _TileRun:
     Args:
         layer: with the tile's keywords.
         layout: of the row.
+        positions: `[1, tile]` of its tokens; None where the layout has none.
     """
 
-    def __init__(self, layer: partial[Tensor], layout: PreparedLayout) -> None:
-        self.layer, self.layout = layer, layout
+    def __init__(self, layer: partial[Tensor], layout: PreparedLayout, positions: Tensor | None) -> None:
+        self.layer, self.layout, self.positions = layer, layout, positions
         self.forms: list[TreeSpec] = []
         self.station: _Station | None = None
 
@@ -203,7 +208,7 @@ class _TileRun:
             outputs: of the stations gone through, flat: a mixer may return several, some of them None.
         """
         given = _Given(self._formed(list(outputs)), self.layout)
-        layout = replace(self.layout, exchange=given.exchange, mix=given.mix)
+        layout = replace(self.layout, exchange=given.exchange, mix=given.mix, positions=self.positions)
         self.station = None
         try:
             return self.layer(hidden, *others, layout=layout)

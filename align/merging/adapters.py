@@ -53,7 +53,9 @@ def why_not(adapters: Sequence[Source]) -> str | None:
         if start.startswith(_CHANGES_BASE):
             return f"{adapter} began from init_lora_weights={start}, which changes the base model's weights"
         odd = {
-            key for key in ("path", "revision", "rope") if _base_fact(adapter, key) != _base_fact(first, key)
+            key
+            for key in ("path", "revision", "rope", "query_scale")
+            if _base_fact(adapter, key) != _base_fact(first, key)
         }
         if odd:
             return f"{adapter} and {first} have different bases ({', '.join(sorted(odd))})"

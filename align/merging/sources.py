@@ -51,20 +51,22 @@ class Source:
 
     @property
     def base(self) -> ModelSettings:
-        """Of an adapter, what decides on its base model: where it is, and the run's RoPE."""
+        """Of an adapter, what decides on its base model: where it is, the run's RoPE and query scale."""
         own = self.policy.model
         return ModelSettings(
             path=resolve_path(own.path, key=self.place.key),
             revision=own.revision,
             rope=own.rope,
+            query_scale=own.query_scale,
             trust_remote_code=own.trust_remote_code,
         )
 
     def config(self) -> PreTrainedConfig:
-        """Its configuration; of an adapter its base model's, with the run's RoPE."""
+        """Its configuration; of an adapter its base model's, with the run's RoPE and query scale."""
         settings = self.policy.model
         if not self.is_adapter:
-            settings = replace(settings, path=str(self.policy.weights), revision=None, rope=RopeSettings())
+            weights = str(self.policy.weights)
+            settings = replace(settings, path=weights, revision=None, rope=RopeSettings(), query_scale=None)
         return load_config(settings, key=self.place.key)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -85,14 +87,17 @@ class Source:
         return self.policy.weights
 
 
-def open_source(place: Place, *, trust_remote_code: bool) -> Source:
+def open_source(place: Place, *, trust_remote_code: bool, allow_targets: Sequence[str] = ()) -> Source:
     """Reads a run's configuration, an adapter's or nothing; of a Hub model fetches everything but its weights.
 
     Raises:
         UserError: it cannot be read or fetched.
     """
     if place.kind == "run":
-        return Source(place, read_policy(Path(place.path), trust_remote_code=trust_remote_code))
+        policy = read_policy(
+            Path(place.path), trust_remote_code=trust_remote_code, allow_targets=allow_targets
+        )
+        return Source(place, policy)
     folder = Path(resolve_path(place.path, key=place.key)) if place.kind == "model" else Path(place.path)
     if not folder.is_dir():
         folder = _fetch(place, _SMALL_FILES)

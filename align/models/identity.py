@@ -18,8 +18,9 @@ from align.core.files import write_atomically
 from align.models.loading import load_config
 from align.models.paths import resolve_path
 from align.models.precision import Precision
-from align.models.rope import rope_types
+from align.models.rope import switches_by_length
 from align.models.settings import LIBRARY
+from align.patterns.layers import as_read
 
 if TYPE_CHECKING:
     from align.models.settings import ModelSettings
@@ -29,7 +30,10 @@ VERSION = 2
 
 
 # Keys of `model` that say where weights come from (their bytes count instead), or train and are not read.
-_NOT_IN_KEY = ("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "dtype")
+_NOT_IN_KEY = (
+    *("path", "revision", "trust_remote_code", "lora", "adapter", "rope", "query_scale", "dtype"),
+    "layer_patterns",
+)
 # So that what a cache has been filled with before they were a key is found.
 _ONLY_WHERE_SET = ("extra_tokens",)
 
@@ -44,8 +48,8 @@ class Identity:
 
     Attributes:
         content: everything that decides on it, in plain values.
-        row_length_matters: the RoPE type chooses its frequencies by the longest position of the packed row
-            (LongRoPE), which then belongs to a key.
+        row_length_matters: the rotary embedding chooses its frequencies by the longest position of the packed row
+            (LongRoPE with two unlike lists), which then belongs to a key.
     """
 
     content: Mapping[str, Any]
@@ -86,13 +90,13 @@ class Identity:
         }
         return cls(
             content,
-            row_length_matters="longrope" in rope_types(config) and settings.attention != LIBRARY,
+            row_length_matters=switches_by_length(config) and settings.attention != LIBRARY,
         )
 
     @property
     def digest(self) -> str:
-        """32 hex digits."""
-        text = json.dumps(self.content, sort_keys=True, default=str)
+        """32 hex digits, of the model as it is read here and now (`patterns.layers.evaluating_patterns`)."""
+        text = json.dumps(as_read(self.content), sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -29,13 +29,16 @@ from align.core.errors import AlignWarning, UserError
 from align.models.extra_tokens import add_rows, add_tokens, extend_config
 from align.models.kernels import check_kernels, fuse, kernels_on, say_fused
 from align.models.paths import check_weights, resolve_path
+from align.models.patterned_attention import patterned
 from align.models.processor_files import processor_template
 from align.models.quantization import quantization_config, require_quantization
+from align.models.query_scale import override_query_scale, scale_of, scale_words
 from align.models.renamings import forget_unused_renamings
 from align.models.rope import override_rope
 from align.models.settings import EXPERTS, LIGER, ModelSettings
 from align.models.structure import set_reading
 from align.models.text_part import attention_by_part, is_composite, text_config
+from align.patterns.layers import keep_patterns
 
 
 def load_tokenizer(
@@ -101,8 +104,11 @@ def _own_config(settings: ModelSettings, *, key: str = "model.path") -> PreTrain
         raise UserError(
             f"{key}={settings.path}: no model could be loaded ({loading_problem(error)})."
         ) from error
+    window = window_of(config)
     override_rope(config, settings.rope)
+    override_query_scale(config, settings.query_scale, window=window)
     text = text_config(config)
+    keep_patterns(text, settings.layer_patterns)
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False  # for the library's loss; longseq/balance.py computes ours
     return config
@@ -208,7 +214,7 @@ def load_causal_lm(
             resolve_path(settings.path),
             config=config,
             dtype=dtype,
-            attn_implementation=attention_by_part(config, attention),
+            attn_implementation=attention_to_load(config, attention),
             quantization_config=quantization,
             device_map=None if quantization is None else {"": device or torch.cuda.current_device()},
             trust_remote_code=settings.trust_remote_code,
@@ -222,9 +228,24 @@ def load_causal_lm(
     if settings.kernels == LIGER:
         say_fused(model, fuse(model))
     forget_unused_renamings(model)
+    said = scale_words(config) if settings.query_scale is None else None
+    if said is not None:
+        warnings.warn(said, AlignWarning, stacklevel=1)
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model
+
+
+def attention_to_load(config: PreTrainedConfig, name: str | None) -> str | dict[str, str] | None:
+    """What transformers is told to take as the text part's attention: `name`, or the form of it that scales queries.
+
+    None is the library's that the class supports, or that of chosen patterns; with a query scale it is named here.
+    """
+    name = name or patterned(config)
+    if name is None and scale_of(config) is not None:
+        kind = library_class(config)
+        name = "sdpa" if kind is None or kind._supports_sdpa else "eager"
+    return attention_by_part(config, name)
 
 
 def experts_keyword(settings: ModelSettings) -> dict[str, str]:

@@ -22,16 +22,19 @@ TYPES: dict[str, tuple[str, ...]] = {
     "dynamic": ("factor", "length"),
     "yarn": ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "table": ("table", "attention_factor"),
 }
 _NEEDED = {
     "linear": ("factor",),
     "dynamic": ("factor", "length"),
     "yarn": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "table": ("table",),
 }
 _ANY_TYPE = ("type", "theta", "max_position_embeddings")
 # What belongs to the architecture and outlives a change of type.
 _KEPT = ("rope_theta", "partial_rotary_factor")
+_WINDOW = "original_max_position_embeddings"
 
 
 def override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
@@ -43,6 +46,8 @@ def override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
         θ' = θ · (factor · length / window − (factor − 1))^(d / (d − 2)),   d the rotary dimensions of a head,
 
     which is plain RoPE with another base, and what dynamic RoPE computes for a sequence of that length.
+
+    `table` takes the frequencies from an object (align/rope_tables) and stores them as LongRoPE's with equal lists.
 
     Raises:
         UserError: a key that the type does not take or lacks, a value out of range, a model without one
@@ -68,18 +73,47 @@ def override_rope(config: PreTrainedConfig, rope: RopeSettings) -> None:
     _check_values(given, after)
     if kind == "dynamic":
         after = _dynamic_at(config, after, given["length"])
-    if "original_max_position_embeddings" in TYPES.get(kind, ()):
-        _set_original_window(config, before, after)
-    config.rope_parameters = after
+    if kind in ("yarn", "table") and getattr(config, "head_dim", 0) is None:
+        config.head_dim = _head_width(config)  # Mixtral leaves it open, and the library's functions read it
+    window = before.get(_WINDOW, getattr(config, "max_position_embeddings", None))
     if "max_position_embeddings" in given:
         config.max_position_embeddings = given["max_position_embeddings"]
+    if kind == "table":
+        from align.models.rope_table import table_parameters  # imports numpy, which a start does without
+
+        after = table_parameters(
+            config,
+            {key: after[key] for key in _KEPT if key in after},
+            rope.table,
+            dim=_rotary_dim(config, after),
+            window=window,
+            attention_factor=rope.attention_factor,
+        )
+    if kind == "table" or _WINDOW in TYPES.get(kind, ()):
+        _set_original_window(config, window, after)
+    config.rope_parameters = after
 
 
 def rope_types(config: PreTrainedConfig) -> set[str]:
     """The RoPE types of the text part, those of layer types (Gemma) included; empty without RoPE."""
+    return {str(node["rope_type"]) for node in _all_parameters(config) if "rope_type" in node}
+
+
+def switches_by_length(config: PreTrainedConfig) -> bool:
+    """Whether some layer has LongRoPE that picks one of two unlike lists by the longest position it is given.
+
+    Equal lists (`model.rope.type=table`) leave nothing to pick: each position has one embedding in every row.
+    """
+    return any(
+        node.get("rope_type") == "longrope" and node.get("short_factor") != node.get("long_factor")
+        for node in _all_parameters(config)
+    )
+
+
+def _all_parameters(config: PreTrainedConfig) -> list[Mapping[str, Any]]:
+    """The text part's rope_parameters, and those of each type of layer inside them."""
     parameters = getattr(text_config(config), "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
-    return {str(node["rope_type"]) for node in (parameters, *nested) if "rope_type" in node}
+    return [parameters, *(value for value in parameters.values() if isinstance(value, Mapping))]
 
 
 def _parameters(config: PreTrainedConfig) -> dict[str, Any]:
@@ -115,7 +149,7 @@ def _check_values(given: Mapping[str, Any], after: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name == "factor" and value < 1:
             raise UserError(f"model.rope.factor={value} has to be 1 or more: it stretches the window.")
-        if name not in ("type", "factor") and value <= 0:
+        if name not in ("type", "table", "factor") and value <= 0:
             raise UserError(f"model.rope.{name}={value} has to be above 0.")
     for low, high, standard in (
         ("low_freq_factor", "high_freq_factor", (None, None)),
@@ -134,8 +168,7 @@ def _dynamic_at(config: PreTrainedConfig, parameters: Mapping[str, Any], length:
             f"model.rope.length={length} is within the checkpoint's window of {window} tokens, where dynamic RoPE "
             "changes nothing: set a longer one, or model.rope.type=default."
         )
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rotary = int(head * parameters.get("partial_rotary_factor", 1.0))
+    rotary = _rotary_dim(config, parameters)
     stretch = factor * length / window - (factor - 1)
     kept = {key: parameters[key] for key in _KEPT if key in parameters}
     return {
@@ -145,9 +178,27 @@ def _dynamic_at(config: PreTrainedConfig, parameters: Mapping[str, Any], length:
     }
 
 
-def _set_original_window(config: PreTrainedConfig, before: Mapping[str, Any], after: dict[str, Any]) -> None:
+def _rotary_dim(config: PreTrainedConfig, parameters: Mapping[str, Any]) -> int:
+    """d, the dimensions of a head that are rotated."""
+    return int(_head_width(config) * parameters.get("partial_rotary_factor", 1.0))
+
+
+def _head_width(config: PreTrainedConfig) -> int:
+    """Dimensions of a head, as the configuration states them or its other sizes give them."""
+    head = getattr(config, "head_dim", None)
+    if head is not None:
+        return int(head)
+    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    if hidden is None or heads is None:
+        raise UserError(
+            f"model.rope: {config.model_type} models do not state how wide a head is, which these frequencies need: "
+            "leave model.rope.type unset."
+        )
+    return int(hidden // heads)
+
+
+def _set_original_window(config: PreTrainedConfig, window: int | None, after: dict[str, Any]) -> None:
     """The window of pre-training: as given, else what the checkpoint says of itself."""
-    key = "original_max_position_embeddings"
-    after.setdefault(key, before.get(key, config.max_position_embeddings))
-    if hasattr(config, key):  # Phi-3 states it outside too, and the library lets that one win
-        setattr(config, key, after[key])
+    after.setdefault(_WINDOW, window)
+    if hasattr(config, _WINDOW):  # Phi-3 states it outside too, and the library lets that one win
+        setattr(config, _WINDOW, after[_WINDOW])

@@ -33,10 +33,15 @@ class LoraSettings:
 
 @dataclass(frozen=True)
 class RopeSettings:
-    """Group key `model.rope`; see hydra_conf/model/default.yaml."""
+    """Group key `model.rope`; see hydra_conf/model/default.yaml.
+
+    Attributes:
+        table: what gives the frequencies (align/rope_tables/table.py).
+    """
 
     theta: float | None = None
     type: str | None = None
+    table: Any = None
     factor: float | None = None
     original_max_position_embeddings: int | None = None
     low_freq_factor: float | None = None
@@ -80,6 +85,8 @@ class ModelSettings:
 
     Attributes:
         adapter: what the group `adapter` describes (align/adapters/adapter.py); None: all parameters train.
+        layer_patterns: what the group `attention` describes (`patterns.layers.Chosen`); None: as the checkpoint has it.
+        query_scale: what queries are multiplied by (align/query_scale/scale.py); None: as the checkpoint has it.
     """
 
     path: str = EMBEDDED
@@ -92,5 +99,7 @@ class ModelSettings:
     lora: LoraSettings = field(default_factory=LoraSettings)
     adapter: Any = None
     rope: RopeSettings = field(default_factory=RopeSettings)
+    query_scale: Any = None
     moe: MoeSettings = field(default_factory=MoeSettings)
     extra_tokens: list[str] = field(default_factory=list)
+    layer_patterns: Any = None

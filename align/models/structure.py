@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from align.models.patterned_attention import patterned
 from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.text_part import current_attention, set_attention, text_config, text_decoder
 
@@ -34,8 +35,8 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def library_attention(model: PreTrainedModel) -> str:
-    """The name of the library's own attention that the model's class supports: torch's kernels, or plain products."""
-    return "sdpa" if model._supports_sdpa else "eager"
+    """The library's attention that the class supports, torch's kernels or plain products; or the chosen patterns'."""
+    return patterned(model.config) or ("sdpa" if model._supports_sdpa else "eager")
 
 
 def set_reading(model: nn.Module, attention: str) -> None:

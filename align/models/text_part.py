@@ -11,10 +11,25 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import UserError
+from align.query_scale.scale import STORED
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
+
+# The library's attention → the same of scaled queries (scaled_attention.py), for models with a query scale.
+SCALED = {"sdpa": "align_scaled", "eager": "align_scaled_products"}
+# Attention of this project that scales by itself (longseq/attention.py, generation/prefix_attention.py).
+SCALES = (
+    "align_patterned",
+    "align_shared",
+    "align_torch",
+    "align_cudnn",
+    "align_fa2",
+    "align_fa3",
+    "align_fa4",
+    "align_prefix",
+)
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -69,11 +84,30 @@ def attention_by_part(config: PreTrainedConfig, name: str | None) -> str | dict[
     None is the library's that each class supports.
 
     The composite itself gets the name too: some make the text decoder's mask, which goes by it.
+
+    Of a model with a query scale it is the form that scales.
+
+    Raises:
+        UserError: one that has no such form.
     """
     text = text_config(config)
+    if name is not None and getattr(text, STORED, None) is not None:
+        name = _that_scales(name)
     if text is config or name is None:
         return name
     return {"": name} | {key: name for key in config.sub_configs if getattr(config, key, None) is text}
+
+
+def _that_scales(name: str) -> str:
+    """The attention of scaled queries: this project's own scale by themselves."""
+    import align.models.scaled_attention  # noqa: F401 - registers them
+
+    if name not in (*SCALED, *SCALED.values(), *SCALES):
+        raise UserError(
+            f"The model's config.json has a query scale, which attention of type {name} does not know: load the model "
+            f"with attn_implementation={' or '.join(SCALED)}."
+        )
+    return SCALED.get(name, name)
 
 
 def set_attention(model: PreTrainedModel, name: str) -> None:
@@ -83,9 +117,9 @@ def set_attention(model: PreTrainedModel, name: str) -> None:
 
 
 def current_attention(model: PreTrainedModel) -> str:
-    """The name of the text part's attention."""
+    """The name of the text part's attention; that of scaled queries goes by the library's name."""
     name: str = text_config(model.config)._attn_implementation
-    return name
+    return next((own for own, scaled in SCALED.items() if scaled == name), name)
 
 
 def text_decoder(model: PreTrainedModel) -> nn.Module:

@@ -18,14 +18,17 @@ from align.adapters.layers import put_on, replaced
 from align.core.errors import UserError, first_line
 from align.distributed.names import WRAPPERS
 from align.longseq.last_norm import last_norm
-from align.longseq.patterns import Pattern
-from align.models.loading import library_class, load_config
+from align.models.loading import library_class, load_config, window_of
 from align.models.paths import resolve_path
+from align.models.query_scale import override_query_scale
 from align.models.rope import override_rope
 from align.models.settings import ModelSettings
 from align.models.soft_prompt import NAME
 from align.models.structure import decoder_layers, find_causal_lm
 from align.models.text_part import of_layers, text_config
+from align.patterns.by_head import ByHead
+from align.patterns.layers import keep_patterns
+from align.patterns.pattern import Pattern
 from align.planning.counting import Kind, LayerCounter
 from align.planning.known import KNOWN
 from align.planning.layers import (
@@ -114,7 +117,7 @@ class Architecture:
     embedding_trains: bool
     head_trains: bool
     norm_of_scored: bool
-    patterns: tuple[Pattern | None, ...]
+    patterns: tuple[Pattern | ByHead | None, ...]
     query_widths: tuple[int, ...]
     one_process: bool
     wrappers: tuple[str, ...]
@@ -157,7 +160,10 @@ def read_config(settings: ModelSettings) -> tuple[PreTrainedConfig, str]:
     if facts is None:
         return load_config(settings), resolve_path(settings.path)
     config = AutoConfig.for_model(**facts)
+    window = window_of(config)
     override_rope(config, settings.rope)
+    keep_patterns(config, settings.layer_patterns)
+    override_query_scale(config, settings.query_scale, window=window)
     return config, "the published sizes (align/planning/known.py)"
 
 

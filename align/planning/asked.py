@@ -10,7 +10,9 @@ from transformers import PreTrainedConfig
 from align.adapters.reading import read_model
 from align.core.config import typed
 from align.core.errors import UserError
-from align.data.settings import DataSettings, PositionSettings
+from align.data.position_settings import read_positions
+from align.data.positions_of_model import fit_positions
+from align.data.settings import DataSettings
 from align.distributed.names import check_wrapper_name
 from align.longseq.parallel import choose_exchange, make_groups
 from align.longseq.settings import MemorySettings, ParallelSettings
@@ -92,14 +94,16 @@ def read_rows(
     config: DictConfig, model: ModelSettings, method: Method, *, otherwise: int | None = None
 ) -> Rows:
     """Lengths of the data as training will read it, or of the key `rows`; `otherwise` as in `read_asked`."""
+    positions = read_positions(config)
     if config.data.path is None:
+        fit_positions(positions, model)
         return row_lengths(config, method, otherwise=otherwise)
     data = read_rows_of_model(
         method,
         typed(DataSettings, config, "data"),
         model_tokenizer(model),
         model=model,
-        positions=typed(PositionSettings, config, "positions"),
+        positions=positions,
         seed=config.seed,
     )
     rows = data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))

@@ -19,6 +19,18 @@ _LLAMA_3: dict[str, Any] = {
     "max_position_embeddings": 8192,
     "tie_word_embeddings": False,
 }
+_QWEN_2_7B: dict[str, Any] = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "tie_word_embeddings": False,
+}
 
 KNOWN: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3,
@@ -36,18 +48,8 @@ KNOWN: dict[str, dict[str, Any]] = {
         "sliding_window": None,
         "tie_word_embeddings": False,
     },
-    "Qwen/Qwen2.5-7B-Instruct": {
-        "model_type": "qwen2",
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-        "max_position_embeddings": 32768,
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-    },
+    "Qwen/Qwen2-7B": _QWEN_2_7B | {"max_position_embeddings": 131072},
+    "Qwen/Qwen2.5-7B-Instruct": _QWEN_2_7B,
     "Qwen/Qwen3-8B": {
         "model_type": "qwen3",
         "hidden_size": 4096,

@@ -13,11 +13,12 @@ from transformers import PreTrainedConfig
 from align.adapters.adapter import Adapter
 from align.adapters.lora import Lora
 from align.core.errors import UserError, first_line
-from align.longseq.layer_pattern import attention_patterns
 from align.longseq.mixers import attends, mixer_rule
-from align.longseq.patterns import FULL, Pattern
 from align.longseq.support import keeps_state
 from align.models.text_part import of_layers, text_config
+from align.patterns.by_head import ByHead
+from align.patterns.layers import attention_patterns
+from align.patterns.pattern import FULL, Pattern
 from align.planning.counting import Heads, Kind, LayerCounter, kind_of
 
 # How configurations call the number of experts, and how many of them a token goes through.
@@ -51,7 +52,7 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
-    patterns: tuple[Pattern | None, ...]
+    patterns: tuple[Pattern | ByHead | None, ...]
     query_widths: tuple[int, ...]
     kinds: tuple[Kind, ...]
     like_llama: bool
@@ -115,8 +116,8 @@ def _nearest(kind: Kind, seen: Iterable[Kind]) -> Kind:
 
 
 def _where_attending(
-    attending: list[bool], patterns: tuple[Pattern | None, ...]
-) -> tuple[Pattern | None, ...]:
+    attending: list[bool], patterns: tuple[Pattern | ByHead | None, ...]
+) -> tuple[Pattern | ByHead | None, ...]:
     """The pattern of each layer that attends, full where the configuration has none for it; None of the others."""
     named = patterns if len(patterns) == len(attending) else (None,) * len(attending)
     return tuple((pattern or FULL) if one else None for one, pattern in zip(attending, named, strict=True))
@@ -202,7 +203,7 @@ def _like_llama(layers: Sequence[nn.Module]) -> bool:
 
 
 def _by_configuration(
-    config: PreTrainedConfig, patterns: tuple[Pattern | None, ...], kinds: tuple[Kind, ...]
+    config: PreTrainedConfig, patterns: tuple[Pattern | ByHead | None, ...], kinds: tuple[Kind, ...]
 ) -> Attention:
     """Heads and widths of the widest layer as the configuration names them; what it leaves out the library has."""
 

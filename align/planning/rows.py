@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from align.longseq.patterns import FULL, Pattern, seen_pairs
 from align.models.settings import LIBRARY, MASKED
+from align.patterns.by_head import ByHead, seen_pairs
+from align.patterns.pattern import FULL, Pattern
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Rows:
         """Tokens that the head scores."""
         return self.scored + (self.rows * self.prompt if nll_scope == "sequence" else 0)
 
-    def pairs(self, pattern: Pattern = FULL) -> int:
+    def pairs(self, pattern: Pattern | ByHead = FULL) -> float:
         """(query, key) pairs that a layer's attention works on; in a full one about P²/2 + Σ a·(P + a/2) a row."""
         answers = sum(seen_pairs(pattern, (self.prompt, self.prompt + a)) for a in self.answers)
         return self.rows * (seen_pairs(pattern, (0, self.prompt)) + answers)
@@ -111,7 +112,7 @@ class OwnRows(Rows):
         """The longest answer, and with `sequence` the prompt, which the chosen answer's row scores."""
         return max(self.answers) + (self.prompt if nll_scope == "sequence" else 0)
 
-    def pairs(self, pattern: Pattern = FULL) -> int:
+    def pairs(self, pattern: Pattern | ByHead = FULL) -> float:
         """In a full layer about Σ (P + a)²/2 a row."""
         return self.rows * sum(seen_pairs(pattern, (0, self.prompt + a)) for a in self.answers)
 
@@ -140,7 +141,7 @@ class MaskedRows(Rows):
         """One prompt's answers, and with `sequence` the prompt."""
         return sum(self.answers) + (self.prompt if nll_scope == "sequence" else 0)
 
-    def pairs(self, pattern: Pattern = FULL) -> int:
+    def pairs(self, pattern: Pattern | ByHead = FULL) -> float:
         """(P + Σ a)² a row: those that are hidden are computed too."""
         return self.rows * self.mask
 

@@ -12,6 +12,8 @@ from align.core.errors import UserError
 from align.distributed.names import SHARDED
 from align.models.settings import ModelSettings, MoeSettings, RopeSettings
 
+_OWNERS = ("policy", "checkpoint")  # of `reference.rope` and `reference.query_scale`: whose it is
+
 
 @dataclass(frozen=True)
 class ReferenceSettings:
@@ -20,6 +22,7 @@ class ReferenceSettings:
     source: str | None = None
     model: str | None = None
     rope: str = "policy"
+    query_scale: str = "policy"
     sharding: str | None = None
     cache: str | None = None
     fill_only: bool = False
@@ -43,7 +46,8 @@ def resolve_source(settings: ReferenceSettings, *, needs: str, adapter: Any, met
         UserError: the settings contradict each other, the method or the model.
     """
     check_choice("reference.source", str(settings.source or "none"), ("none", "adapter_off", "frozen"))
-    check_choice("reference.rope", settings.rope, ("policy", "checkpoint"))
+    check_choice("reference.rope", settings.rope, _OWNERS)
+    check_choice("reference.query_scale", settings.query_scale, _OWNERS)
     if settings.fill_only:
         _check_fill(settings, needs=needs, method=method)
     if needs == "none":
@@ -65,9 +69,9 @@ def _default_source(settings: ReferenceSettings, *, adapter: Any) -> str:
 
     With an adapter the policy without it is the starting model and costs no memory: `adapter_off`. Where all parameters
     train, the adapter cannot be switched off exactly (PiSSA), or the reference is another model or reads with its own
-    RoPE, it is a model by itself: `frozen`.
+    RoPE or query scale, it is a model by itself: `frozen`.
     """
-    differs = settings.model is not None or settings.rope == "checkpoint"
+    differs = settings.model is not None or "checkpoint" in (settings.rope, settings.query_scale)
     return "adapter_off" if adapter is not None and adapter.removable and not differs else "frozen"
 
 
@@ -96,10 +100,12 @@ def _check_adapter_off(settings: ReferenceSettings, *, adapter: Any) -> None:
         raise UserError(
             "reference.model names another model: it goes with reference.source=frozen, not adapter_off."
         )
-    if settings.rope == "checkpoint":
-        raise UserError(
-            "reference.rope=checkpoint goes with reference.source=frozen: adapter_off reads with the policy's RoPE."
-        )
+    for key, words in (("rope", "RoPE"), ("query_scale", "query scale")):
+        if getattr(settings, key) == "checkpoint":
+            raise UserError(
+                f"reference.{key}=checkpoint goes with reference.source=frozen: adapter_off reads with the policy's "
+                f"{words}."
+            )
 
 
 def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> ModelSettings:
@@ -115,6 +121,8 @@ def reference_model(settings: ReferenceSettings, policy: ModelSettings) -> Model
     model = replace(policy, adapter=None, moe=experts)
     if settings.model is not None:
         model = replace(model, path=settings.model, revision=None, moe=MoeSettings())
+    if settings.query_scale == "checkpoint":
+        model = replace(model, query_scale=None)
     return replace(model, rope=RopeSettings()) if settings.rope == "checkpoint" else model
 
 

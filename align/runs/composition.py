@@ -29,7 +29,7 @@ def compose_command(
 
 def known_keys(command: str, overrides: Iterable[str]) -> list[str]:
     """Every dotted key that a command has, groups taken as the overrides choose them."""
-    groups = [word for word in overrides if word.partition("=")[0].isidentifier()]
+    groups = [word for word in overrides if word.partition("=")[0].replace("/", "_").isidentifier()]
     try:
         config = compose_command(command, groups)
     except Exception:  # an override of these is wrong too, and its turn comes later

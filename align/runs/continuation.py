@@ -26,6 +26,7 @@ FREE_KEYS = (
     "objective",
     "parallel",
     "memory",
+    "data.order.balance",
     "reference.cache",
     "reference.fill_only",
     "reference.sharding",

@@ -22,6 +22,8 @@ from align.runs.quoting import quoted
 
 # Groups that take keywords beside those that are listed.
 _OPEN = ("trainer.", "method.loss.")
+# Keys that there were → what to write instead.
+_GONE = {"positions.mode": "write positions=NAME, as positions=logo_sparse; each has keys of its own"}
 _KEY = re.compile(r"[+~]*[A-Za-z_][\w./@-]*")
 # Numbers of the system's errors about a place that the user has named, or a machine that the user has.
 _PLACES = {
@@ -197,6 +199,8 @@ def early_sentence(error: BaseException, *, overrides: Sequence[str]) -> str | N
 
 def _unknown_key(key: str, command: str, overrides: Sequence[str]) -> str:
     """What to write in the place of a key that there is not."""
+    if key in _GONE:
+        return f"{key} is no key any more: {_GONE[key]}."
     parent, _, name = key.rpartition(".")
     parts = [each.rpartition(".") for each in known_keys(command, overrides)]
     meant = suggestion(name, [last for group, _, last in parts if group == parent], group=parent)

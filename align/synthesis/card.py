@@ -26,6 +26,7 @@ CHARACTERS = 600  # of each text shown, half from either end
 FINEST = 1e-9  # of the largest margin, that bars tell apart
 LARGEST_DRAWN = 1e12  # margin that is shown as it is
 PARTS = ("prompt", "chosen", "rejected")
+LAID_OUT = ("row", "scored")  # parts of rows of pieces
 
 
 @dataclass
@@ -33,14 +34,19 @@ class CardFigures:
     """What the histograms show, over all rows.
 
     Attributes:
-        lengths: part → tokens, one entry a row; `rejected` one an answer.
+        lengths: part → tokens, one entry a row; `rejected` one an answer; of rows of pieces `row` and `scored`.
         scores: the score of the chosen answer minus that of the rejected one, of rows that have a finite `margin`.
         differences: the same of their tokens, of rows with rejected answers.
     """
 
-    lengths: dict[str, list[int]] = field(default_factory=lambda: {part: [] for part in PARTS})
+    lengths: dict[str, list[int]] = field(default_factory=lambda: {part: [] for part in (*PARTS, *LAID_OUT)})
     scores: list[float] = field(default_factory=list)
     differences: list[float] = field(default_factory=list)
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The parts that have a histogram."""
+        return LAID_OUT if self.lengths["row"] else PARTS
 
     @property
     def of(self) -> str:
@@ -89,6 +95,10 @@ def _sample_places(rows: int) -> set[int]:
 
 
 def _measure(values: Mapping[str, Any], example: TokenizedExample, figures: CardFigures) -> None:
+    if example.pieces:
+        figures.lengths["row"].append(example.num_tokens)
+        figures.lengths["scored"].append(int(example.answers[0].scored.sum()))
+        return
     chosen, *rejected = (int(answer.scored.sum()) for answer in example.answers)
     figures.lengths["prompt"].append(len(example.prompt_ids))
     figures.lengths["chosen"].append(chosen)
@@ -116,7 +126,7 @@ def draw_lengths(figures: CardFigures, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, part in zip(figure.subplots(1, len(PARTS)), PARTS, strict=True):
+    for axes, part in zip(figure.subplots(1, len(figures.shown)), figures.shown, strict=True):
         values = figures.lengths[part]
         if values:
             axes.hist(values, bins=min(40, max(5, len(set(values)))), color="#1f5a92")
@@ -201,6 +211,9 @@ def _samples(samples: Sequence[Mapping[str, Any]], rows: int) -> Iterator[str]:
 
 def _texts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a person reads of a row, whatever its layout, with a label each."""
+    if "pieces" in row:
+        yield f"{len(row['pieces'])} pieces", "".join(map(piece_text, row["pieces"]))
+        return
     context = row.get("context")
     if context is not None:
         chunks = [context] if isinstance(context, str) else list(context)
@@ -216,6 +229,11 @@ def _texts(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if row.get(column) is not None:
             yield column, _plain(row[column])
     yield from _rejected(row.get("rejected"), "rejected")
+
+
+def piece_text(piece: Mapping[str, Any]) -> str:
+    """A piece as a person reads it."""
+    return str(piece.get("token") or piece.get("text") or piece.get("ids"))
 
 
 def _at(values: Any, place: int) -> Any:

@@ -34,6 +34,7 @@ class Summary(Readable):
         counts: what went in, by name.
         dropped: what the filters took out, by reason.
         method: `method=` that the rows are made for; None is the default one.
+        pairs: whether they compare answers, which `align inspect` asks of rows unless it is told otherwise.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Summary(Readable):
     counts: Mapping[str, int]
     dropped: Mapping[str, int] = field(default_factory=dict)
     method: str | None = None
+    pairs: bool = True
 
 
 class Pipeline(Protocol):
@@ -48,6 +50,8 @@ class Pipeline(Protocol):
 
     A class variable `reads_documents = True` says that `read` gives documents, of which copies are left out as the
     key `deduplicate` says. Instructions and rows are each wanted for themselves, however much alike they are.
+    `uses_generator = False` says that `run` asks nobody: the group `generator` is not opened then, and the folder of
+    `model.path` needs no weights.
     """
 
     def check(self) -> None:
@@ -63,6 +67,11 @@ class Pipeline(Protocol):
 def reads_documents(pipeline: Pipeline) -> bool:
     """Whether copies among what the pipeline reads may be left out; not where it does not say so."""
     return bool(getattr(pipeline, "reads_documents", False))
+
+
+def uses_generator(pipeline: Pipeline) -> bool:
+    """Whether a pipeline asks a model, as one does that says nothing of it."""
+    return bool(getattr(pipeline, "uses_generator", True))
 
 
 def write_rows(output: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -96,7 +105,7 @@ def report(summary: Summary, console: Console, *, seconds: float) -> None:
         "method": summary.method,
     }
     write_atomically(summary.path.with_name(SUMMARY), json.dumps(values, indent=2) + "\n")
-    table = Table(title="preference data", show_header=False)
+    table = Table(title="preference data" if summary.pairs else "rows", show_header=False)
     table.add_column("what")
     table.add_column("number", justify="right")
     for name, number in summary.counts.items():
@@ -110,7 +119,8 @@ def report(summary: Summary, console: Console, *, seconds: float) -> None:
     method = f"method={summary.method} " if summary.method else ""
     lines = [f"rows      {summary.path}"]
     if summary.rows:
-        lines.append(f"look      align inspect data.path={summary.path}")
+        inspect = "" if summary.pairs else "require_rejected=false "
+        lines.append(f"look      align inspect {inspect}data.path={summary.path}")
         lines.append(f"train     align train {method}data.path={summary.path}")
     else:
         lines.append("no row is left: try a larger model, or more questions.")

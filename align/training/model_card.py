@@ -22,9 +22,9 @@ _EMBEDDED_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SECRET = re.compile(r"token$|secret|password|passwd|credential|api_?key|auth", re.IGNORECASE)
 # Group → the keys of it that a card states; None: all of them.
 _STATED: dict[str, tuple[str, ...] | None] = {
-    "model": ("revision", "dtype", "kernels", "quantization", "lora", "rope"),
+    "model": ("revision", "dtype", "kernels", "quantization", "lora", "rope", "query_scale"),
     "positions": None,
-    "reference": ("source", "model", "rope"),
+    "reference": ("source", "model", "rope", "query_scale"),
     "parallel": ("kind", "degree"),
     "trainer": (
         "per_device_train_batch_size",
@@ -57,6 +57,7 @@ def model_card(
     loader: str = "AutoModelForCausalLM",
     parts: bool = False,
     local: Collection[str] = (),
+    serving: str | None = None,
 ) -> str:
     """The card as Markdown with its YAML header.
 
@@ -69,6 +70,7 @@ def model_card(
         parts: whether its chat template takes a content as a list of parts alone.
         local: values of the configuration that were files or folders where the run was started: from elsewhere
             `folder/model` cannot be told from a Hub id.
+        serving: what whoever serves it has to compute beside what its architecture says; None is nothing.
     """
     config = _without_folders(config, local)
     method = config["method"]["name"]
@@ -78,6 +80,7 @@ def model_card(
         f"# {name}\n",
         f"{base}, trained with the method `{method}` of long-preference {version()}.\n",
         card_words.change(results),
+        serving and f"{serving}\n",
         _use(name, config["data"], chat=chat, loader=loader, parts=parts),
         _metrics(results),
         _section("Method", _leaves(config["method"])),
@@ -148,8 +151,9 @@ def _setting_facts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _in_effect(group: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without keys that their group's main key turns off."""
-    if group == "positions" and node.get("mode") == "none":
-        return {"mode": "none"}
+    # A run of version 0.2.0 has `mode` in the place of `_target_`.
+    if group == "positions" and "_target_" not in node and node.get("mode", "none") == "none":
+        return {}
     if group == "model" and not node.get("lora", {}).get("r"):
         return {key: value for key, value in node.items() if key != "lora"}
     return node

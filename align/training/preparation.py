@@ -17,6 +17,7 @@ from align.core.errors import AlignWarning, UserError
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.length_words import rows_in_window_words, window_words
 from align.data.notices import notices
+from align.data.positions_of_model import fit_positions
 from align.data.settings import DataSettings, PositionSettings
 from align.data.unread import unused_short
 from align.data.vocabulary import vocabulary_of
@@ -35,6 +36,7 @@ from align.longseq.support import check_config, check_readable
 from align.longseq.tile_probe import check_tiles_of
 from align.models.loading import load_causal_lm, load_config, load_tokenizer, native_window, window_of
 from align.models.precision import training_dtype, warn_of_low_weights
+from align.models.query_scale import scale_of
 from align.models.settings import LIBRARY, OF_LIBRARY, ModelSettings
 from align.models.soft_prompt import soft_ids
 from align.models.structure import find_causal_lm, library_attention, set_reading, takes_masks
@@ -150,7 +152,7 @@ def prepare_model(model: nn.Module | str, memory: MemorySettings, attention: str
             return model
     check_readable(model, attention)
     lm, name = find_causal_lm(model), attention_name(attention)
-    if name is None and (is_ours(lm) or not (attention == LIBRARY or takes_masks(lm))):
+    if name is None and (is_ours(lm) or not (attention == LIBRARY or takes_masks(lm)) or scale_of(lm.config)):
         name = library_attention(lm)
     if name is not None:
         set_attention(lm, name)
@@ -223,7 +225,7 @@ def read_rows_of_model(
     """`read_rows_for` as commands read: where `data.max_length` is not set, contexts are cut to the model's window."""
     window = native_window(model) if settings.max_length is None else None
     settings = replace(settings, max_length=settings.max_length or window)
-    settings, positions = less_soft_prompt(settings, positions, model.adapter)
+    settings, positions = less_soft_prompt(settings, fit_positions(positions, model), model.adapter)
     limit, config = None if window is None else settings.max_length, load_config(model)
     with window_words(limit):
         data = read_rows_for(
@@ -255,7 +257,7 @@ def read_rows_for(
         settings: which rows, and the tokens to which they are cut.
         tokenizer: of the model.
         config: the model's.
-        positions: how positions are synthesised.
+        positions: how positions are synthesised, fitted to the model.
         seed: of the split and the positions.
         attention: as `model.attention`.
 

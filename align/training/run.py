@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, TrainingArguments, get_scheduler
 
 from align.core.errors import UserError, first_line
 from align.core.wrong_types import shown
+from align.data.positions_of_model import fit_positions
 from align.distributed.build_locks import warn_of_left_locks
 from align.distributed.wrappers import launched_wrapper
 from align.longseq.flash_fit import check_flash
@@ -51,6 +52,8 @@ def check(config: DictConfig) -> Run:
     arguments = training_arguments(config, settings.model)
     check_step(method.needs, prompts=prompts_of_step(arguments, settings.parallel.degree))
     check_scheduler(arguments)
+    if settings.data.mix:
+        settings.order.check_mixture(whole_epochs=ends_with_an_epoch(arguments))
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     if model.adapter is not None:
@@ -64,10 +67,16 @@ def check(config: DictConfig) -> Run:
     check_sharded_experts(settings.model, arguments)
     check_kernels(settings.model, load_config(settings.model))
     check_follow_wrapper(settings.reference, launched_wrapper(arguments))
+    fit_positions(settings.positions, settings.model)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
     return Run(**vars(settings), method=method, arguments=arguments)
+
+
+def ends_with_an_epoch(arguments: TrainingArguments) -> bool:
+    """Whether a run ends where an epoch does, as far as its settings tell."""
+    return arguments.max_steps <= 0 and float(arguments.num_train_epochs).is_integer()
 
 
 def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:

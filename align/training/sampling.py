@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from align.longseq.shared_prefix import SharedPrefixBatch
+from align.training.even_groups import Arrangement
 
 PLACEHOLDER = -1
 
@@ -24,15 +25,19 @@ class EpochSampler(Sampler[int]):
     All processes draw the same order without talking to each other, and a resumed run draws it again.
     """
 
-    def __init__(self, rows: int, *, multiple: int, seed: int | None) -> None:
+    def __init__(
+        self, rows: int, *, multiple: int, seed: int | None, arrangement: Arrangement | None = None
+    ) -> None:
         """Orders rows.
 
         Args:
             rows: how many there are.
             multiple: placeholders are added until the number of indices is a multiple of this.
             seed: of the order; None keeps the rows in file order.
+            arrangement: the order with a seed; None shuffles.
         """
         self.rows, self.multiple, self.seed = rows, multiple, seed
+        self.arrangement = arrangement
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,13 +45,18 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        yield from self._rows()
+        yield from [PLACEHOLDER] * (len(self) - self.rows)
+
+    def _rows(self) -> Iterator[int]:
         if self.seed is None:
-            order = list(range(self.rows))
-        else:
-            # A sequence as seed, so that (seed, epoch) and (seed + 1, epoch − 1) differ. Not torch's generator for the
-            # CPU: of a seed it reads the lower 32 bits alone.
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows).tolist()
-        yield from order + [PLACEHOLDER] * (len(self) - self.rows)
+            return iter(range(self.rows))
+        # A sequence as seed, so that (seed, epoch) and (seed + 1, epoch − 1) differ. Not torch's generator for the
+        # CPU: of a seed it reads the lower 32 bits alone.
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.arrangement is None:
+            return iter(rng.permutation(self.rows).tolist())
+        return self.arrangement.rows(rng)
 
     def __len__(self) -> int:
         return -(-self.rows // self.multiple) * self.multiple

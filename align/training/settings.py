@@ -12,6 +12,7 @@ from align.adapters.reading import read_model
 from align.core.config import check_choice, typed
 from align.core.errors import UserError
 from align.core.instantiate import build
+from align.data.position_settings import read_positions
 from align.data.settings import DataSettings, PositionSettings
 from align.longseq.settings import (
     ATTENTION_CHOICES,
@@ -24,10 +25,11 @@ from align.models.paths import check_path
 from align.models.settings import ModelSettings
 from align.reference.settings import ReferenceSettings, check_follow, check_sharding, resolve_source
 from align.runs.objective import AUTO
-from align.training.method_settings import check_method, check_token_weights
+from align.training.method_settings import Needs, check_method, check_token_weights
 from align.training.trainer_keys import check_trainer_keys
 
 if TYPE_CHECKING:
+    from align.data.orders import Order
     from align.data.weighing import Weigher
 
 
@@ -58,6 +60,7 @@ class Settings:
     allow_targets: list[str]
     model: ModelSettings
     data: DataSettings
+    order: Order
     positions: PositionSettings
     memory: MemorySettings
     parallel: ParallelSettings
@@ -91,6 +94,8 @@ def read_settings(config: DictConfig) -> Settings:
         raise UserError(
             "reference.fill_only has no adapter, which model.quantization needs: fill the cache while training."
         )
+    positions = read_positions(config)
+    check_redraw(positions, needs, reference)
     source = resolve_source(
         reference, needs=needs.reference, adapter=model.adapter, method=str(config.method.name)
     )
@@ -106,10 +111,26 @@ def read_settings(config: DictConfig) -> Settings:
         allow_targets=general.allow_targets,
         model=model,
         data=typed(DataSettings, config, "data"),
-        positions=typed(PositionSettings, config, "positions"),
+        order=build(config, "data.order", kind="order"),
+        positions=positions,
         memory=memory,
         parallel=parallel,
         reference=reference,
         reference_source=source,
         token_weights=token_weights,
     )
+
+
+def check_redraw(positions: PositionSettings, needs: Needs, reference: ReferenceSettings) -> None:
+    """Refuses positions that are drawn anew each epoch beside a cache that knows rows by them.
+
+    A reference that reads short contexts alone is none of these: they keep their positions.
+
+    Raises:
+        UserError: the cache would be filled in every epoch and read in none.
+    """
+    if positions.redrawn and needs.reference == "same" and reference.cache is not None:
+        raise UserError(
+            "positions.redraw=epoch gives rows other positions in each epoch, so that reference.cache holds none of "
+            "them: set positions.redraw=never, or reference.cache=null."
+        )

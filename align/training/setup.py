@@ -35,9 +35,11 @@ from align.longseq.settings import attention_name
 from align.longseq.support import check_readable
 from align.models.extra_tokens import say_of_extra_tokens
 from align.models.loading import load_causal_lm, model_tokenizer, native_window
+from align.models.reach import position_limit
 from align.models.routers import freeze_routers
 from align.models.soft_prompt import soft_ids
-from align.models.text_part import frozen_words, of_layers
+from align.models.text_part import frozen_words, of_layers, text_config
+from align.patterns.layers import patterns_words
 from align.reference.build import build_reference, frozen_model
 from align.training.collate import Collator
 from align.training.following import follow
@@ -46,6 +48,7 @@ from align.training.method_settings import read_again_words
 from align.training.methods import Method
 from align.training.preparation import read_rows_of_model
 from align.training.progress import ProgressDisplay
+from align.training.redrawn import training_rows
 from align.training.row_costs import attention_notice
 from align.training.run import Run
 from align.training.soft_prompts import soft_prompt_words
@@ -111,14 +114,16 @@ def check_held_out(data: PreferenceData, run: Run, *, suites: bool) -> None:
 def say_of_rows(data: PreferenceData, run: Run) -> None:
     """Says, once for all processes, what of the rows is cut, left out, or read in an unusual way."""
     if run.arguments.process_index == 0:
-        window = native_window(run.model) if run.data.max_length is None else None
+        whole = run.data.max_length is None
+        window, reach = (native_window(run.model), position_limit(run.model)) if whole else (None, None)
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
         mixed = mixture_words(data.ingredients)
         again = read_again_words(run.method.needs, run.arguments.gradient_accumulation_steps)
         plain = unweighted_words(run.method)
         soft = soft_prompt_words(run.model.adapter)
-        for sentence in [*mixed, *soft, *notices(data, window=window), *unused, *costs, *again, *plain]:
+        said = notices(data, window=window, reach=reach)
+        for sentence in [*mixed, *soft, *said, *unused, *costs, *again, *plain]:
             tell(sentence)
 
 
@@ -150,6 +155,9 @@ def load_policy(run: Run, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model that trains, with its adapter and its memory levers."""
     base = load_causal_lm(run.model, attention=attention_name(run.model.attention))
     check_readable(base, run.model.attention)
+    said = patterns_words(text_config(base.config))
+    if said is not None and run.arguments.process_index == 0:
+        tell(said)
     adapter = adapter_with_routers(base, run.model)
     policy = add_adapter(base, adapter and adapter.with_tokenizer(tokenizer))
     if run.model.adapter is not None:
@@ -188,8 +196,9 @@ def build_trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Preference
         ),
         parallel=parallel,
         attention=run.model.attention,
+        order=run.order,
         memory=run.memory,
-        train_dataset=data.train,
+        train_dataset=training_rows(data),
         eval_dataset=data.eval,
         data_collator=Collator.of(
             run.method.needs, tokens_per_row=run.data.tokens_per_row, soft=soft_ids(policy)

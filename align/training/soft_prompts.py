@@ -18,7 +18,7 @@ def less_soft_prompt(
 
     Args:
         settings: of the rows, with a length where there is one.
-        positions: of their contexts.
+        positions: of their contexts, fitted to the model.
         adapter: see align/adapters/adapter.py; None: all parameters train.
 
     Raises:
@@ -34,13 +34,15 @@ def less_soft_prompt(
                 "or longer rows."
             )
         settings = replace(settings, max_length=settings.max_length - taken)
-    if positions.mode != "none":
-        if positions.target_length <= taken:
+    placement: Any = positions.placement
+    if placement is not None and placement.target_length is not None:
+        if placement.target_length <= taken:
             raise UserError(
-                f"adapter.tokens={taken} leaves nothing of positions.target_length={positions.target_length}: take "
+                f"adapter.tokens={taken} leaves nothing of positions.target_length={placement.target_length}: take "
                 "fewer tokens, or higher positions."
             )
-        positions = replace(positions, target_length=positions.target_length - taken)
+        less = replace(placement, target_length=placement.target_length - taken)
+        positions = replace(positions, placement=less)
     return settings, positions
 
 

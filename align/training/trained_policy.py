@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from yaml import YAMLError
 
 from align.adapters.soft_prompt import check_mergeable
@@ -23,8 +23,12 @@ from align.core.errors import UserError
 from align.data.rendering import as_parts, content_form
 from align.models.loading import auto_class, load_causal_lm, load_config, loading_problem, model_tokenizer
 from align.models.processor_files import copy_processor
+from align.models.query_scale import serving_words
+from align.models.reading import typed_model
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
+from align.patterns.exported import to_native
+from align.patterns.layers import patterns_of_run
 from align.runs.exclusive import exclusive
 from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
 from align.training.model_card import model_card
@@ -54,13 +58,18 @@ class TrainedPolicy:
         return (self.weights / ADAPTER).is_file()
 
 
-def read_policy(path: Path, *, trust_remote_code: bool = False) -> TrainedPolicy:
+def read_policy(
+    path: Path, *, trust_remote_code: bool = False, allow_targets: Sequence[str] = ()
+) -> TrainedPolicy:
     """The policy of a run folder, or of one of its checkpoints.
 
     Args:
         path: the folder.
         trust_remote_code: whether code that comes with the model may run. What the run's own configuration says about
             it does not count: whoever made the folder wrote that.
+        allow_targets: packages beside `align` from which patterns, `model.rope.table` and `model.query_scale` of an
+            adapter's run may come; those of the run's own configuration do not count either. A whole model has them in
+            its config.json.
 
     Raises:
         UserError: as `find_policy`, or a configuration that cannot be read.
@@ -73,10 +82,15 @@ def read_policy(path: Path, *, trust_remote_code: bool = False) -> TrainedPolicy
     if not isinstance(config, DictConfig) or "model" not in config:
         raise UserError(f"{run / CONFIG_NAME} holds no configuration of `align train`: restore it.")
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    if (weights / ADAPTER).is_file():
+        model = typed_model(OmegaConf.merge(config, {"allow_targets": list(allow_targets)}))  # type: ignore[arg-type]
+        model = replace(model, layer_patterns=patterns_of_run(plain, allow=("align", *allow_targets)))
+    else:
+        model = typed(ModelSettings, config, "model")
     return TrainedPolicy(
         weights=weights,
         config=plain,
-        model=replace(typed(ModelSettings, config, "model"), trust_remote_code=trust_remote_code),
+        model=replace(model, trust_remote_code=trust_remote_code),
         results=read_results(run / "results.json") if run == path else {},
         local=local_paths(run, plain),
     )
@@ -101,11 +115,7 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
         UserError: the adapter is a soft prompt, or PEFT's reason why it cannot be merged.
     """
     check_mergeable(policy.weights)
-    settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
-    if not policy.has_adapter:  # what is saved has the RoPE overrides and the extra tokens' rows already
-        settings = replace(
-            settings, path=str(policy.weights), revision=None, rope=RopeSettings(), extra_tokens=[]
-        )
+    settings = merged_settings(policy)
     if dtype == "stored":
         config = load_config(settings)
         stored = config.dtype or text_config(config).dtype  # composites have it in either
@@ -118,7 +128,30 @@ def merged_model(policy: TrainedPolicy, dtype: str = "stored") -> PreTrainedMode
         except ValueError as error:
             raise UserError(f"{policy.weights} cannot be merged: {' '.join(str(error).split())}") from error
     model.config.use_cache = True
+    to_native(text_config(model.config))
     return model
+
+
+def merged_settings(policy: TrainedPolicy) -> ModelSettings:
+    """How the model is loaded that `merged_model` adds an adapter to, or returns as it is."""
+    settings = replace(policy.model, quantization="none", kernels="none", adapter=None)
+    if policy.has_adapter:
+        return settings
+    # What is saved has RoPE overrides, query scale and the extra tokens' rows already.
+    return replace(
+        settings,
+        path=str(policy.weights),
+        revision=None,
+        rope=RopeSettings(),
+        query_scale=None,
+        layer_patterns=None,
+        extra_tokens=[],
+    )
+
+
+def merged_config(policy: TrainedPolicy) -> PreTrainedConfig:
+    """The configuration of what `merged_model` returns; reads no weights."""
+    return load_config(merged_settings(policy))
 
 
 def load_policy_tokenizer(policy: TrainedPolicy) -> PreTrainedTokenizerBase:
@@ -172,6 +205,7 @@ def write(
                 loader=auto_class(model.config).__name__,
                 parts=chat and content_form(tokenizer) is as_parts,
                 local=policy.local,
+                serving=serving_words(model.config),
             )
             (staging / "README.md").write_text(card, encoding="utf-8")
             os.rename(staging, output)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from align.data.orders import Order
 from align.distributed.host import sum_numbers
 from align.distributed.wrappers import WrapperCheck, check_hooks
 from align.longseq.forward import pair_logps, tokens_read
 from align.longseq.parallel import SequenceParallel
 from align.longseq.settings import MemorySettings
+from align.patterns.layers import evaluating_patterns
 from align.reference.sources import Reference, sum_turns
 from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
@@ -58,6 +60,7 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
         logits_chunk: tokens whose vocabulary logits exist at once; None is that of `memory`.
         memory: what is kept for the backward pass of a model whose attention is not the shared prefix's yet.
         attention: as `model.attention`: `auto`, the shared prefix's; `library`, a row for each answer.
+        order: of the training rows, of `align.data.orders`; None shuffles them.
         max_length: tokens to which contexts of rows that are not tokenised are cut; None is the model's window.
         balance: coefficient of a mixture of experts' load-balancing loss.
         kwargs: the rest of Trainer's own.
@@ -85,6 +88,7 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
         logits_chunk: int | None = None,
         memory: MemorySettings = DEFAULT_MEMORY,
         attention: str = "auto",
+        order: Order | None = None,
         max_length: int | None = None,
         balance: float = 0.0,
         **kwargs: Any,
@@ -108,7 +112,7 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
         check_hooks(parts.model, args)
         self.method, self.reference, self.parallel = parts.method, parts.reference, parallel
         self.degree = parallel.degree if parallel else 1
-        self.logits_chunk = logits_chunk or memory.logits_chunk
+        self.order, self.attention, self.logits_chunk = order, attention, logits_chunk or memory.logits_chunk
         self._balance = StepBalance(parts.model, balance, needs=parts.method.needs, degree=self.degree)
         self._log, self._finite = TrainingLog(self.sum_over_groups, self._sum_over_processes), FiniteLosses()
         self._evaluation_only = False
@@ -226,7 +230,8 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
         model = self._prepared_model()
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        return measure(self, model, dataloader, prefix=metric_key_prefix)
+        with evaluating_patterns():
+            return measure(self, model, dataloader, prefix=metric_key_prefix)
 
     def _prepared_model(self) -> nn.Module:
         """The policy as training wrapped it; before any training, ready for evaluation.

@@ -28,6 +28,7 @@ RESERVED = {
     "liger_kernel_config": "model.kernels=liger",
     "remove_unused_columns": "the default, which keeps the rows whole",
     "average_tokens_across_devices": "the default: the loss is the mean over the prompts of the step",
+    "train_sampling_strategy": "data/order=buckets, or data.order.balance=work, which shares out a step's rows evenly,",
     "label_smoothing_factor": "method.loss.label_smoothing",
     "logging_nan_inf_filter": "the default: a loss that is not finite ends the run",
     "eval_on_start": "the default: held-out rows are measured before the first step",
@@ -39,8 +40,7 @@ RESERVED = {
 
 # Keywords that the library would take and this toolkit's own trainer never read → why.
 WITHOUT_EFFECT = {
-    "train_sampling_strategy": "the order of rows follows from the seed",
-    "length_column_name": "the order of rows follows from the seed",
+    "length_column_name": "rows know their lengths, which data.order reads",
     "include_num_input_tokens_seen": "num_tokens is logged in any case",
     "bf16_full_eval": "held-out rows are read as training rows are",
     "fp16_full_eval": "held-out rows are read as training rows are",

@@ -11,11 +11,10 @@ from align.adapters.adapter import add_adapter
 from align.data.examples import Answer, TokenizedExample
 from align.longseq.small_model import draw_adapter
 from align.longseq.support import check_readable
-from align.models.loading import auto_class, experts_keyword, load_config
+from align.models.loading import attention_to_load, auto_class, experts_keyword, load_config
 from align.models.settings import ModelSettings
 from align.models.small import few_layers
 from align.models.structure import set_reading
-from align.models.text_part import attention_by_part
 
 VOCABULARY = 512
 
@@ -37,7 +36,7 @@ def build_small_copy(settings: ModelSettings, *, attention: str | None, seed: in
         base = auto_class(config).from_config(
             config,
             dtype=torch.float32,
-            attn_implementation=attention_by_part(config, attention),
+            attn_implementation=attention_to_load(config, attention),
             trust_remote_code=settings.trust_remote_code,
             **experts_keyword(settings),
         )

@@ -13,8 +13,8 @@ from align.longseq import Layout, PackedPrompt
 from align.longseq.cudnn import CudnnKernel
 from align.longseq.flash_fit import HALVES, flash_problem, installed
 from align.longseq.kernels import cuda_kernel, register_kernel
-from align.longseq.patterns import FULL, Chunked, Pattern, Window
 from align.longseq.settings import CUDNN, FLASH_MODULES
+from align.patterns.pattern import FULL, Chunked, Pattern, Window
 from benchmarks.gpu.device import Device
 
 # ‖a − b‖ / ‖b‖ of an output or a gradient against fp64 on the same rounded states. A number of fp16 is known to 2⁻¹¹,

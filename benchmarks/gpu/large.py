@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from align.longseq.attention import attend, attend_plain, prepare
-from align.longseq.patterns import FULL, Pattern, Window
+from align.patterns.pattern import FULL, Pattern, Window
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.device import GIB
 from benchmarks.gpu.exactness import error_of

@@ -24,10 +24,13 @@ PROTOCOLS = {
     "adapter": "align.adapters.adapter.Adapter",
     "suite": "align.evaluation.suite.Suite",
     "pipeline": "align.synthesis.pipeline.Pipeline",
+    "positions": "align.data.positions.Placement",
     "generator": "align.generation.generators.GeneratorSettings",
     "select": "align.synthesis.selection.select.Selector",
     "scorer": "align.synthesis.logo.relevance.RelevanceScorer",
     "quality": "align.synthesis.longwriter.quality.QualityScorer",
+    "table": "align.rope_tables.table.Table",
+    "query_scale": "align.query_scale.scale.QueryScale",
 }
 OWN = [(kind, name) for kind, known in KINDS.items() for name in known.own]
 

@@ -24,6 +24,10 @@ from align.data.dataset import (
 )
 from align.data.examples import TokenizedExample
 from align.data.formats import read_examples
+from align.data.placements.logo import Logo
+from align.data.placements.randomised import Randomised
+from align.data.placements.skip import Skip
+from align.data.position_settings import read_positions
 from align.data.row_builder import Demands
 from align.data.sources import open_sources
 from align.data.tokens import ExampleTokenizer
@@ -33,7 +37,7 @@ from tests.data.helpers import byte_tokenizer, write_lines
 from tests.data.test_released import logo_row
 
 NONE = PositionSettings()
-LOGO = PositionSettings(mode="logo", target_length=200, chunk_tokens=4)
+LOGO = PositionSettings(Logo(target_length=200), chunk_tokens=4)
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +183,7 @@ def test_the_cache_key_covers_all_that_changes_a_row(tmp_path: Path) -> None:
     base = key()
     assert base == key(tokenizer=byte_tokenizer(), num_proc=4, tokens_per_row=9, eval_size=0.5)
     tokenizer("used", truncation=True, max_length=4)
-    assert base == key()
+    assert base == key() == key(positions=replace(LOGO, redraw="epoch"))  # stored is the draw of epoch 0
     assert key(positions=NONE, seed=1) == key(positions=NONE, seed=2)
     other_word = byte_tokenizer()
     other_word.add_tokens(["word"])
@@ -189,7 +193,11 @@ def test_the_cache_key_covers_all_that_changes_a_row(tmp_path: Path) -> None:
         key(seed=1),
         key(require_rejected=True),
         key(positions=NONE),
-        *(key(positions=replace(LOGO, **change)) for change in ({"target_length": 300}, {"draw": "uniform"})),
+        *(
+            key(positions=replace(LOGO, placement=replace(LOGO.placement, **change)))
+            for change in ({"target_length": 300}, {"draw": "uniform"}, {"sparse_share": 0.5})
+        ),
+        *(key(positions=PositionSettings(own, chunk_tokens=4)) for own in (Skip(200), Randomised(200))),
         *(key(**change) for change in ({"max_length": 50}, {"system": "s"}, {"keep_tail": 1}, {"limit": 1})),
         *(key(**change) for change in ({"cut": "end"}, {"chat": "never"}, {"chunk_separator": "\n"})),
         key(template="{question} {context}"),
@@ -294,4 +302,5 @@ def test_the_configuration_mirrors_the_dataclass() -> None:
 
     folder = Path(__file__).parents[2] / "hydra_conf"
     assert OmegaConf.to_container(OmegaConf.load(folder / "data/default.yaml")) == vars(DataSettings())
-    assert OmegaConf.to_container(OmegaConf.load(folder / "positions/none.yaml")) == vars(PositionSettings())
+    positions = OmegaConf.create({"positions": OmegaConf.load(folder / "positions/none.yaml")})
+    assert read_positions(positions) == PositionSettings()

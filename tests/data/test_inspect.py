@@ -187,7 +187,19 @@ def test_a_tokenizer_larger_than_the_model_is_a_finding(
         ("rows=-1", "rows=-1 must be a whole number"),
         ("seed=-1", "seed=-1 is no seed"),
         ("data.cut=left", "data.cut=left is not known"),
-        ("positions.mode=loggo", "positions.mode=loggo is not known"),
+        (
+            "positions.mode=logo",
+            "positions.mode is no key any more: write positions=NAME, as positions=logo_sparse",
+        ),
+        (
+            "+positions.mode=logo",
+            "positions.mode is no key any more: write positions=logo where a command names it",
+        ),
+        ("+positions.draws=slots", "positions.draws is unknown (did you mean draw?)"),
+        (
+            "positions=e2",
+            "positions=e2 takes a linear RoPE that divides positions by positions.factor=20, and the",
+        ),
     ],
 )
 def test_bad_settings_end_in_one_sentence(

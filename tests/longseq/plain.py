@@ -15,10 +15,16 @@ from losses.types import PairLogps
 
 
 def make_example(
-    rng: np.random.Generator, *, prompt: int, answers: Sequence[int], vocabulary: int = 128, jump: int = 0
+    rng: np.random.Generator,
+    *,
+    prompt: int,
+    answers: Sequence[int],
+    vocabulary: int = 128,
+    jump: int = 0,
+    step: int = 1,
 ) -> TokenizedExample:
-    """Random tokens; `jump` is added to the positions of the prompt's second half."""
-    positions = np.arange(prompt)
+    """Random tokens at positions by `step`; `jump` is added to those of the prompt's second half."""
+    positions = step * np.arange(prompt)
     positions[prompt // 2 :] += jump
     return TokenizedExample(
         source="random:1",
@@ -26,6 +32,7 @@ def make_example(
         position_ids=positions,
         answers=tuple(Answer(rng.integers(4, vocabulary, n), np.ones(n, dtype=bool)) for n in answers),
         chunk_spans=((1, max(2, prompt - 2)),) if prompt > 4 else (),
+        position_step=step,
     )
 
 
@@ -69,7 +76,8 @@ def plain_pair_logps(model: nn.Module, examples: Sequence[TokenizedExample]) -> 
     mask = torch.zeros(len(rows), longest, dtype=torch.long)
     for i, (_, _, example, answer) in enumerate(rows):
         tokens = np.concatenate([example.prompt_ids, answer.input_ids])
-        after = example.position_ids[-1] + 1 + np.arange(len(answer.input_ids))
+        after = example.position_ids[-1] + example.position_step * (1 + np.arange(len(answer.input_ids)))
+        after = after if answer.positions is None else answer.positions
         ids[i, : len(tokens)] = torch.as_tensor(tokens)
         positions[i, : len(tokens)] = torch.as_tensor(np.concatenate([example.position_ids, after]))
         mask[i, : len(tokens)] = 1

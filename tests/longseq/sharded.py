@@ -44,6 +44,7 @@ class Case:
     offload: str = "none"
     tokens_per_row: int | None = None
     jump: int = 0
+    step: int = 1
     nll_scope: str = "none"
     model: dict[str, Any] = field(default_factory=dict)
     plain: str = "sdpa"  # the library's attention of padded rows
@@ -58,7 +59,9 @@ class Case:
         rng = np.random.default_rng(0)
         soft = np.arange(self.adapter.soft_tokens if self.adapter is not None else 0) + VOCABULARY_SIZE
         return [
-            with_soft_prompt(make_example(rng, prompt=prompt, answers=answers, jump=self.jump), soft)
+            with_soft_prompt(
+                make_example(rng, prompt=prompt, answers=answers, jump=self.jump, step=self.step), soft
+            )
             for prompt, answers in self.rows
         ]
 

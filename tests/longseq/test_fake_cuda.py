@@ -17,7 +17,7 @@ from align.longseq.flash import load_flash
 from align.longseq.kernels import kernel_named, register_kernel
 from align.longseq.merge import run_parts, run_parts_backward
 from align.longseq.parts import parts_of
-from align.longseq.patterns import FULL, Window
+from align.patterns.pattern import FULL, Window
 from tests.fake_cuda import FakeCuda
 from tests.longseq.plain import make_example
 from tests.longseq.test_merge import layout_of

@@ -17,9 +17,9 @@ from align.longseq.choice import Asked, problem_on
 from align.longseq.flash import load_flash
 from align.longseq.flash_fit import check_flash, flash_problem, installed
 from align.longseq.kernels import register_kernel, with_softcap
-from align.longseq.patterns import FULL, Chunked, Window
 from align.longseq.settings import FLASH_MODULES
 from align.longseq.sharding import balanced_shards, count_tokens
+from align.patterns.pattern import FULL, Chunked, Window
 from align.training.run import head_widths
 from tests.longseq.flash_packages import MODULES, flash_attn_4, sequences
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps, relative_error

@@ -21,6 +21,7 @@ from tests.longseq.wrapped import GEMMA, GPT_OSS
 KINDS = ("ulysses", "gather")
 TOLERANCE = 1e-5
 DYNAMIC_ROPE = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+LINEAR_ROPE = {"rope_type": "linear", "factor": 20.0, "rope_theta": 10000.0}
 LONG_PROMPT = ((40, (2, 1)),)  # the first ranks own no scored token
 
 CASES = {
@@ -35,6 +36,9 @@ CASES = {
     "a row of three tokens": Case(rows=((2, (1,)),)),
     "a row of four tokens": Case(rows=((2, (1, 1)),)),
     "positions that jump": Case(jump=900),
+    "positions by steps of 5, linear RoPE": Case(
+        jump=900, step=5, model={"rope_parameters": LINEAR_ROPE}, dtype=torch.float64
+    ),
     "several rows and the NLL of the context": Case(tokens_per_row=30, nll_scope="sequence"),
     "NLL of the chosen answer": Case(rows=LONG_PROMPT, nll_scope="chosen"),
     "checkpointing": Case(checkpointing="full"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from align.data.examples import Answer, TokenizedExample
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import CHECKPOINTING, apply_checkpointing
+from align.models.structure import set_reading
 from losses import logo_loss
 from tests.longseq.plain import (
     assert_close,
@@ -18,6 +21,7 @@ from tests.longseq.plain import (
     plain_pair_logps,
     randomise_lora_b,
 )
+from tests.longseq.stateful import float64_throughout
 from tests.tiny import KINDS, tiny_model
 
 TARGETS = {"phi3": ["qkv_proj", "o_proj"]}
@@ -122,6 +126,35 @@ def test_answers_of_very_different_lengths():
     examples = [make_example(rng, prompt=prompt, answers=answers) for prompt, answers in shapes]
     assert pack(examples).num_tokens == sum(prompt + sum(answers) for prompt, answers in shapes)
     assert_parity("llama", examples, lora=True, chunk_size=64)
+
+
+@pytest.mark.parametrize("way", [ATTENTION, "masked", "library"])
+@pytest.mark.parametrize("tokens_per_row", [None, 1])
+def test_positions_by_steps_in_float64(way, tokens_per_row):
+    """As E²-LLM's: steps of 5, an offset, linear RoPE; every way to read a row, packed or not, and a document's own."""
+    rng = np.random.default_rng(5)
+    shapes = [(12, [5, 3]), (20, [4, 4]), (1, [9, 2])]
+    examples = [
+        make_example(rng, prompt=prompt, answers=answers, step=step, jump=70)
+        for step, (prompt, answers) in zip((5, 10, 4), shapes, strict=True)
+    ]
+    own = replace(examples[2].answers[0], positions=74 + np.cumsum(rng.integers(1, 9, 9)))
+    examples[2] = replace(examples[2], answers=(own, examples[2].answers[1]))
+    rope = {"rope_type": "linear", "factor": 20.0, "rope_theta": 1e4}
+    plain, read = (
+        build("llama", lora=False, attention=name, rope_parameters=rope).double()
+        for name in ("sdpa", ATTENTION if way == ATTENTION else "sdpa")
+    )
+    set_reading(read, way if way != ATTENTION else "sdpa")
+    with float64_throughout():
+        expected = plain_pair_logps(plain, examples)
+        found = pair_logps(read, pack(examples, tokens_per_row=tokens_per_row), chunk_size=8)
+        torch.testing.assert_close(found.chosen, expected.chosen, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found.rejected, expected.rejected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(loss_of(found), loss_of(expected), rtol=1e-12, atol=0)
+        assert_close(gradients(read, loss_of(found)), gradients(plain, loss_of(expected)), tolerance=1e-12)
+        stepless = [replace(example, position_step=1) for example in examples]
+        assert not torch.allclose(plain_pair_logps(plain, stepless).chosen[:2], expected.chosen[:2])
 
 
 def test_prompt_of_one_token():

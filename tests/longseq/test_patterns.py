@@ -16,14 +16,21 @@ from align.longseq.kernels import CAPPED, kernel_named, register_kernel
 from align.longseq.layer_pattern import layer_pattern
 from align.longseq.merge import MergedAttention, run_parts
 from align.longseq.parts import REVERSED, Part, flatten, parts_of, unflatten
-from align.longseq.patterns import FULL, Block, Chunked, Full, Window, seen_pairs
 from align.longseq.settings import SOFTCAP
 from align.longseq.sharding import balanced_shards, count_tokens
 from align.longseq.ulysses import share_heads
+from align.patterns.by_head import seen_pairs
+from align.patterns.pattern import FULL, Block, Chunked, Full, Strided, Window
 from tests.longseq.test_merge import HEADS, ROWS, Largest, layout_of, states
 
+SINKS = st.integers(0, 12)
 PATTERNS = st.one_of(
-    st.just(FULL), st.builds(Window, st.integers(1, 45)), st.builds(Chunked, st.integers(1, 45))
+    st.just(FULL),
+    st.builds(Window, st.integers(1, 45), sinks=SINKS),
+    st.integers(1, 45).flatmap(
+        lambda size: st.builds(Chunked, st.just(size), shift=st.integers(0, size - 1), sinks=SINKS)
+    ),
+    st.builds(Strided, st.integers(1, 12), recent=st.integers(0, 3), sinks=SINKS, stride=st.integers(0, 4)),
 )
 
 
@@ -126,6 +133,8 @@ def test_blocks():
         Block((9, 11), fading=(6, 9)),
     ]
     assert list(Window(4).blocks((0, 4))) == [Block((0, 3)), Block((3, 4), fading=(0, 3))]
+    assert list(Window(4).blocks((2, 4))) == [Block((2, 4), fading=(0, 2), intact=1)]
+    assert list(Window(4, sinks=2).blocks((3, 6))) == [Block((3, 6), ((0, 2),), (2, 3), intact=2)]
     assert list(Chunked(4).blocks((6, 13))) == [Block((6, 8), ((4, 6),)), Block((8, 12)), Block((12, 13))]
     assert seen_pairs(FULL, (10, 14)) == 50 and seen_pairs(Window(3), (10, 14)) == 12
 

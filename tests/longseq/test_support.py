@@ -44,13 +44,17 @@ def test_refused_by_name(kind, values, reason):
     assert kind in str(caught.value)
 
 
-def test_longrope_is_refused():
-    factors = [1.0] * 8
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": factors, "long_factor": factors}
+def test_longrope_is_refused_where_a_rows_length_picks_its_list():
+    """Equal lists leave nothing to pick; see tests/models/test_rope_table.py."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
     config = tiny_model("phi3").config
     config.rope_parameters = rope
-    with pytest.raises(UserError, match="LongRoPE"):
+    with pytest.raises(
+        UserError, match="LongRoPE, which picks its frequencies by the row's longest position"
+    ):
         check_config(config)
+    config.rope_parameters = rope | {"long_factor": [1.0] * 8}
+    check_config(config)
 
 
 def test_model_without_the_attention_interface_is_refused(monkeypatch):

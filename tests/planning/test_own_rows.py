@@ -7,9 +7,9 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MambaConfig, PreTrainedConfig
 
 from align.longseq.checkpointing import apply_checkpointing
-from align.longseq.patterns import Window
 from align.models.settings import ModelSettings
 from align.models.structure import set_reading
+from align.patterns.pattern import Window
 from align.planning.architecture import Architecture, UnknownModelError, measure
 from align.planning.job import Job, Levers, MaskedRows, OwnRows, Precision, Rows, Strategy, as_read
 from align.planning.memory import predict

@@ -45,6 +45,7 @@ CPU = Machine("cpu", 1, 1, 1e12, 5e10, 0.8, 1e9, 1e8, 0.0, 1e10, 1e9, runtime=0.
     [
         ("meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248),
         ("mistralai/Mistral-7B-Instruct-v0.2", 7_241_732_096),
+        ("Qwen/Qwen2-7B", 7_615_616_512),
         ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
         ("Qwen/Qwen3-8B", 8_190_735_360),
     ],

@@ -7,8 +7,8 @@ import json
 import pytest
 from transformers import CONFIG_MAPPING
 
-from align.longseq.patterns import FULL, Chunked, Window
 from align.models.settings import ModelSettings
+from align.patterns.pattern import FULL, Chunked, Window
 from align.planning.architecture import measure
 from align.planning.job import Job, Machine, OwnRows, Precision, Rows, Strategy
 from align.planning.time import step_time
@@ -39,7 +39,7 @@ def test_layers_have_the_patterns_that_the_configuration_names():
     assert counted("mistral", sliding_window=64).patterns == (Window(64),) * 6
     assert counted("llama").patterns == (FULL,) * 6
     chunks = CONFIG_MAPPING["llama4_text"](attention_chunk_size=32, num_hidden_layers=4)
-    from align.longseq.layer_pattern import attention_patterns
+    from align.patterns.layers import attention_patterns
 
     assert set(attention_patterns(chunks)) == {Chunked(32), FULL}
 

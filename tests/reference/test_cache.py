@@ -78,6 +78,14 @@ def changed_rows():
     return {
         "prompt id": replace(row, prompt_ids=np.r_[row.prompt_ids[:-1], 5]),
         "position": replace(row, position_ids=moved),
+        "step of positions": replace(row, position_step=2),
+        "positions of a document": replace(
+            row,
+            answers=(
+                replace(chosen, positions=row.position_ids[-1] + 2 + np.arange(len(chosen.input_ids))),
+                *others,
+            ),
+        ),
         "answer id": with_chosen(np.r_[chosen.input_ids[:-1], 5], chosen.scored),
         "scored tokens": with_chosen(chosen.input_ids, ~chosen.scored),
         "answers in another order": replace(row, answers=(others[0], chosen)),

@@ -33,6 +33,26 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "model.dtype=float8"], "model.dtype=float8 is not known"),
     ([*TRAIN, "model.attention=flash9"], "model.attention=flash9 is not known"),
     ([*TRAIN, "model.rope.type=spiral"], "model.rope.type=spiral is not known"),
+    ([*TRAIN, "model/rope=spiral"], "model/rope=spiral is not known"),
+    ([*TRAIN, "model/rope=truncated", "model.rope.table.length=0"], "model.rope.table.length=0 is no number"),
+    (
+        [*TRAIN, "model/rope=factors", "model.rope.table.path=none.json"],
+        "none.json is no file that can be read",
+    ),
+    (
+        [*TRAIN, "model/rope=clex", "model.rope.table.path=none"],
+        "is no safetensors file and no folder with one",
+    ),
+    (
+        [*TRAIN, "model.rope.type=table", "model.rope.table={_target_: os.system}"],
+        "model.rope.table._target_=os.system is refused",
+    ),
+    (
+        [*TRAIN, "model/query_scale=log_length", "model.query_scale.window=1"],
+        "model.query_scale.window=1 is too small",
+    ),
+    ([*TRAIN, "model/query_scale=constant"], "model.query_scale.value is not set"),
+    ([*TRAIN, "model.query_scale={_target_: os.system}"], "model.query_scale._target_=os.system is refused"),
     ([*TRAIN, "model.path=no/such/folder"], "model.path=no/such/folder is no model folder"),
     ([*TRAIN, "model.lora.modules_to_save=[norm]"], "model.lora.r=0 trains all parameters"),
     ([*TRAIN, "adapter=soft_prompt", "adapter.tokens=0"], "adapter.tokens=0 is no prompt"),
@@ -49,6 +69,13 @@ REFUSED: list[tuple[list[str], str]] = [
         [*TRAIN, "method=weighted_sft", "token_weights=rank", "token_weights.alpha=-1"],
         "token_weights.alpha=-1",
     ),
+    ([*TRAIN, "data/order=buckets", "data.order.steps=0"], "data.order.steps=0 must be a number of steps"),
+    ([*TRAIN, "data.order.balance=rows"], "data.order.balance=rows is not known"),
+    (
+        [*TRAIN, "data/order=grow", "data.mix=[{path: rows.jsonl, share: 0.5}]", "trainer.max_steps=5"],
+        "data.order=grow reads short rows first",
+    ),
+    ([*TRAIN, "+trainer.train_sampling_strategy=batch_rebalance"], "use data/order=buckets, or"),
     (
         [*TRAIN, "trainer.learning_rate=fast"],
         "trainer.learning_rate=fast has the wrong type: it takes a number",
@@ -77,7 +104,12 @@ REFUSED: list[tuple[list[str], str]] = [
     ([*TRAIN, "data.columns={prompt: q, chosen: q}"], "data.columns gives the rows' column q two names"),
     ([*TRAIN, "data.eval_path=row"], "data.eval_path=row does not exist (did you mean rows.jsonl?)"),
     (["inspect", "data.path=rows.jsonl", "seed=-1"], "seed=-1 is no seed"),
-    ([*TRAIN, "positions.mode=random"], "positions.mode=random"),
+    ([*TRAIN, "positions.mode=random"], "positions.mode is no key any more: write positions=NAME"),
+    ([*TRAIN, "positions=skip", "positions.chunks=1"], "positions.chunks=1 leaves nothing to skip"),
+    (
+        [*TRAIN, "method=dpo", "positions=random", "reference.cache=cache"],
+        "positions.redraw=epoch gives rows other positions in each epoch, so that reference.cache holds none",
+    ),
     ([*TRAIN, "+suite@suites.n=retrieval", "suites.n.samples=0"], "samples=0 is too small"),
     ([*TRAIN, "trainer.lr_scheduler_type=cosin"], "did you mean cosine?"),
     ([*TRAIN, "trainer.optim=adamv_torch"], "did you mean adamw_torch?"),
@@ -362,7 +394,10 @@ def test_help_lists_the_commands_own_groups(answered):
     assert not any(line.startswith(("suite:", "gpus:", "generator:")) for line in train)
     assert [line.partition(":")[0] for line in inspected[2 : inspected.index("", 2)]] == [
         "data",
+        "data/order",
         "model",
+        "model/rope",
+        "model/query_scale",
         "positions",
     ]
 

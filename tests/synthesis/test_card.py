@@ -21,6 +21,7 @@ class Example:
     """Of the parts of a tokenised row those that the card measures."""
 
     prompt_ids = (1, 2, 3)
+    pieces = 0
 
     def __init__(self, chosen, rejected):
         self.answers = [Answer(chosen), Answer(rejected)]

@@ -26,7 +26,7 @@ from align.models.paths import check_path
 from align.models.settings import ModelSettings
 from align.models.text_part import text_config
 from align.synthesis.selection.marking import marked
-from align.synthesis.selection.measuring import DEVICES, measured
+from align.synthesis.selection.measuring import DEVICES, check_tells_attention, measured
 from align.synthesis.selection.select import Score, check_keep, read_texts
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class ContextDependency:
 
         settings = ModelSettings(path=str(self.model), dtype=self.dtype)
         config = load_config(settings, key="select.model")
+        check_tells_attention(config, "select.model")
         layer, place = self._layer(config)
         tokenizer = load_tokenizer(settings.path, key="select.model")
         rows = list(self._rows(path, tokenizer))
@@ -129,10 +130,10 @@ class ContextDependency:
         Raises:
             UserError: there is no such layer, or it has no attention.
         """
-        from align.longseq.layer_pattern import attention_patterns
-        from align.longseq.patterns import FULL
+        from align.patterns.native import native_patterns
+        from align.patterns.pattern import FULL
 
-        patterns = attention_patterns(text_config(config))
+        patterns = native_patterns(text_config(config))
         count = len(patterns)
         if self.layer is not None and self.layer >= count:
             raise UserError(f"select.layer={self.layer}: {self.model} has the layers 0 … {count - 1}.")

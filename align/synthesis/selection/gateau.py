@@ -22,7 +22,7 @@ from align.generation.stage import Workspace
 from align.models.paths import check_path
 from align.models.settings import ModelSettings, RopeSettings
 from align.synthesis.selection.gateau_numbers import are_numbers, guidance_scores, misalignment, softmax
-from align.synthesis.selection.measuring import DEVICES, Measure, measured
+from align.synthesis.selection.measuring import DEVICES, Measure, check_tells_attention, measured
 from align.synthesis.selection.select import Score, check_keep, tokenized
 
 if TYPE_CHECKING:
@@ -69,6 +69,11 @@ class Gateau:
                 raise UserError(
                     f"select.{key} takes the keys of model.rope, not {', '.join(sorted(unknown))}."
                 )
+            table = getattr(self, key).get("table")
+            if table is not None and not hasattr(table, "frequencies"):
+                raise UserError(f"select.{key}.table needs a `_target_`, as model.rope.table has.")
+            if table is not None:
+                table.check()
         if not 0 <= self.alpha <= 1:
             raise UserError(f"select.alpha={self.alpha} must lie in [0, 1].")
         for key in ("segment_tokens", "segment_batch"):
@@ -135,7 +140,9 @@ class Gateau:
         settings = {f"select.{which}_model": self._settings(which) for which in WHICH}
         short, long = (load_tokenizer(own.path, key=key) for key, own in settings.items())
         own_tokens = self._own_tokens(short, long)
-        sizes = [vocabulary_of(load_config(own, key=key)) for key, own in settings.items()]
+        configs = {key: load_config(own, key=key) for key, own in settings.items()}
+        check_tells_attention(configs["select.long_model"], "select.long_model")
+        sizes = [vocabulary_of(config) for config in configs.values()]
         examples = []
         for _, example in tokenized(path, long):
             if not example.chunk_spans:

@@ -7,19 +7,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.core.display import progress_bar
+from align.core.errors import UserError
 from align.core.files import cache_folder
 from align.data.examples import TokenizedExample
 from align.generation.generators import digest_of
 from align.generation.ledger import LinesFile
 from align.generation.stage import WORK, Workspace
 from align.models.settings import ModelSettings
+from align.models.text_part import text_config
+from align.patterns.layers import patterns_of
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 DEVICES = ("auto", "cpu", "cuda")
 Measure = Callable[["PreTrainedModel", TokenizedExample], dict[str, Any]]
+
+
+def check_tells_attention(config: PreTrainedConfig, key: str) -> None:
+    """Refuses a model of the configuration key `key` that is read by chosen patterns, which tell no weights.
+
+    Raises:
+        UserError: the group `attention` chose them when it was trained.
+    """
+    if patterns_of(text_config(config)) is not None:
+        raise UserError(
+            f"{key} names a model that was trained with patterns of the group attention, whose weights of attention no "
+            "way of reading tells: name another model."
+        )
 
 
 @dataclass(frozen=True)

@@ -180,13 +180,17 @@ def read_texts(path: Path) -> Iterator[tuple[RawRow, Example]]:
     Raises:
         UserError: a row cannot be used, or is pre-tokenised.
     """
+    for row in read_rows(open_sources(str(path)).train):
+        yield row, _text_of(row)
+
+
+def _text_of(row: RawRow) -> Example:
     from align.data.formats import parse_row
     from align.data.released import is_released
 
-    for row in read_rows(open_sources(str(path)).train):
-        if is_released(row.values):
-            raise UserError(f"{row.source}: a pre-tokenised row cannot be selected: give rows of text.")
-        yield row, parse_row(row).example
+    if is_released(row.values):
+        raise UserError(f"{row.source}: a pre-tokenised row cannot be selected: give rows of text.")
+    return parse_row(row).example
 
 
 def tokenized(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[RawRow, TokenizedExample]]:
@@ -199,11 +203,17 @@ def tokenized(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[
     Raises:
         UserError: a row cannot be used, or is pre-tokenised.
     """
+    from align.data.columns import Columns
+    from align.data.piece_rows import is_pieces, piece_row, read_pieces
     from align.data.tokens import ExampleTokenizer
 
     tokenize = ExampleTokenizer(tokenizer, DataSettings(), chunk_tokens=512)
-    for row, example in read_texts(path):
-        yield row, tokenize(example)
+    for row in read_rows(open_sources(str(path)).train):
+        if is_pieces(row.values):
+            pieces, document = read_pieces(Columns(row.source, row.values))
+            yield row, piece_row(row.source, pieces, tokenize, document=document)
+        else:
+            yield row, tokenize(_text_of(row))
 
 
 def kept_places(scores: Sequence[Score], keep: float | None) -> dict[int, int]:

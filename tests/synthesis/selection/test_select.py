@@ -13,6 +13,7 @@ import torch
 
 from align.core.errors import UserError
 from align.data.examples import Answer, TokenizedExample
+from align.rope_tables.giraffe import Giraffe
 from align.synthesis.selection import context_use
 from align.synthesis.selection.context_use import answer_nll, segment_attention, segment_nlls, segments
 from align.synthesis.selection.gateau import Gateau
@@ -106,6 +107,14 @@ def test_margin_reads_the_column_or_names_the_row(model, tmp_path):
         (
             Gateau("a", "b", short_rope={"kind": "yarn"}),
             r"select\.short_rope takes the keys of model\.rope, not kind",
+        ),
+        (
+            Gateau("a", "b", short_rope={"type": "table", "table": {"length": 2048}}),
+            r"select\.short_rope\.table needs a `_target_`, as model\.rope\.table has",
+        ),
+        (
+            Gateau("a", "b", long_rope={"type": "table", "table": Giraffe(length=0)}),
+            r"length=0 is no number of tokens",
         ),
     ],
 )

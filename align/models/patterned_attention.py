@@ -1,0 +1,112 @@
+"""Chosen attention patterns outside the shared-prefix forward: when a model answers, and as what that is held against.
+
+Padded rows with a cache of keys and values, as transformers generates: the same patterns by a mask of queries times
+keys. It computes every score, also those that are hidden, and keeps all keys, so that answers are exact and no faster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from align.core.errors import UserError
+from align.models.scaled_attention import scaled_query
+from align.models.text_part import text_config
+from align.patterns.by_head import ByHead
+from align.patterns.layers import patterns_of
+
+PATTERNED = "align_patterned"
+QUERIES = 512  # of a row that attend at once; bounds masks and scores in memory
+
+
+def patterned(config: PreTrainedConfig) -> str | None:
+    """The name of this attention, for a model with chosen patterns; None for one that is as its architecture says."""
+    return None if patterns_of(text_config(config)) is None else PATTERNED
+
+
+def patterned_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of the last q tokens of each row to all of its L tokens, by the layer's patterns.
+
+    Args:
+        module: the attention layer.
+        query: `[n, H, q, D]`.
+        key: `[n, K, L, D]`, H a multiple of K.
+        value: `[n, K, L, E]`.
+        attention_mask: None, causal, or `[n, 1, q, L]`, true where attention is; a row's padding is never seen.
+        scaling: factor on the scores; None is `D ** -0.5`.
+        dropout: probability of dropping a weight.
+
+    Returns:
+        `[n, q, H, E]` and None (no weights).
+
+    Raises:
+        UserError: a layer that asks for soft-capped scores or sinks of its own.
+    """
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise UserError(f"{type(module).__name__} asks for `{name}`, which attention=own alone computes.")
+    query = scaled_query(module, query, kwargs.get("position_ids"))
+    heads, kv_heads = query.shape[1], key.shape[1]
+    config: Any = module.config
+    patterns: Any = patterns_of(config)
+    pattern = patterns.at(module.layer_idx, layers=config.num_hidden_layers, heads=heads)
+    spans = pattern.spans if isinstance(pattern, ByHead) else (((0, heads), pattern),)
+    places, allowed = _places(attention_mask, query, key)
+    key, value = (states.repeat_interleave(heads // kv_heads, dim=1) for states in (key, value))
+    attended = []
+    for (first, last), one in spans:
+        rows = []
+        for start in range(0, query.shape[2], QUERIES):
+            some = slice(start, start + QUERIES)
+            own = places[:, None, -query.shape[2] :, None][:, :, some]
+            seen = one.sees(own, places[:, None, None]) & allowed[:, :, some]
+            rows.append(
+                scaled_dot_product_attention(
+                    query[:, first:last, some],
+                    key[:, first:last],
+                    value[:, first:last],
+                    attn_mask=seen | _itself(seen, start, query.shape[2]),
+                    dropout_p=dropout,
+                    scale=scaling,
+                )
+            )
+        attended.append(torch.cat(rows, dim=2))
+    return torch.cat(attended, dim=1).transpose(1, 2).contiguous(), None
+
+
+def _places(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """`[n or 1, L]` logical places of the keys, and `[n or 1, 1, q, L]` what the library lets queries see.
+
+    Of a row of 5 that is padded by 2 the places are −1, −1, 0, 1, 2: its last token sees all of its real ones.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        whole = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+        return torch.arange(keys, device=query.device)[None], whole.tril(keys - queries)[None, None]
+    mask = mask[..., :keys]
+    return mask[:, 0, -1].long().cumsum(-1) - 1, mask
+
+
+def _itself(seen: Tensor, start: int, queries: int) -> Tensor:
+    """`[q, L]` true where a token meets itself, which padding needs: of a softmax over nothing comes no number."""
+    own = torch.arange(seen.shape[2], device=seen.device) + start + seen.shape[3] - queries
+    return own[:, None] == torch.arange(seen.shape[3], device=seen.device)
+
+
+AttentionInterface.register(PATTERNED, patterned_attention)
+AttentionMaskInterface.register(PATTERNED, sdpa_mask)

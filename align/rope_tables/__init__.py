@@ -1,0 +1,1 @@
+"""Tables of rotary frequencies for `model.rope.type=table`: one small dataclass each, pure functions of numbers."""
