@@ -29,6 +29,8 @@ PROTOCOLS = {
     "select": "align.synthesis.selection.select.Selector",
     "scorer": "align.synthesis.logo.relevance.RelevanceScorer",
     "quality": "align.synthesis.longwriter.quality.QualityScorer",
+    "attention": "align.patterns.layers.LayerPatterns",
+    "others": "align.patterns.pattern.Pattern",
     "table": "align.rope_tables.table.Table",
     "query_scale": "align.query_scale.scale.QueryScale",
 }
