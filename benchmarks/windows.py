@@ -3,10 +3,10 @@
 python -m benchmarks.windows               # two models' heads, 8,192 tokens; writes results/windows.json
 python -m benchmarks.windows --tokens 4096 --rounds 1
 
-Gemma-3-1B has a window of 512 itself; SmolLM2 has none, and the narrow heads of many small models. The patterns, those of
-the group `attention` among them, take turns, round after round, on the same queries, keys, values and gradient; the ratio
-is of processor time within a round, the median over rounds. What autograd keeps is counted in bytes. A hybrid is its layers:
-a third of them full, the others as measured.
+Gemma-3-1B has a window of 512 itself; SmolLM2 has none, and the narrow heads of many small models. The patterns, those
+of the group `attention` among them, take turns, round after round, on the same queries, keys, values and gradient; the
+ratio is of processor time within a round, the median over rounds. What autograd keeps is counted in bytes. A hybrid is
+its layers: a third of them full, the others as measured.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from benchmarks.miniature.analysis import Comparison, Difference, ablations, com
 from docs.h200_figures import on_an_h200, over_trl
 from docs.miniature import results
 from docs.tables import RESULTS, ROOT, read, scaling_cell
+from docs.windows_figures import windows
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 # A number with a unit of something measured.
@@ -251,6 +252,7 @@ QUOTES = {
     "README.md": readme,
     "docs/performance.md": performance,
     "docs/long-sequences.md": long_sequences,
+    "docs/windows.md": windows,
     "docs/methods.md": methods,
     "docs/planning.md": planning,
     "docs/making-data.md": making_data,
