@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from align.models.loading import load_config, native_window, window_of
 from align.models.query_scale import scale_of
 from align.models.settings import ModelSettings, RopeSettings
@@ -26,7 +28,7 @@ class Reach:
             checkpoint with linear RoPE states as it was before stretching); None where it does not say.
         factor: by what its RoPE divides every position: 1 in plain RoPE, F in linear; None in another type, in layers
             of unlike types, and without RoPE.
-        scaled: whether it multiplies queries by something (`model.query_scale`), which may follow from their positions.
+        scaled: whether queries are multiplied by a factor that changes with the position (`model.query_scale`).
     """
 
     window: int | None
@@ -42,7 +44,7 @@ def reach_of(settings: ModelSettings, *, read: ReadConfig = load_config) -> Reac
         read: gives a model's configuration.
     """
     config = read(settings)
-    return Reach(_own_window(settings, read), position_factor(config), scale_of(config) is not None)
+    return Reach(_own_window(settings, read), position_factor(config), _scaled(config))
 
 
 def position_limit(settings: ModelSettings) -> int | None:
@@ -69,6 +71,14 @@ def _factor(parameters: Mapping[str, object]) -> float | None:
     if kind == "linear":
         return float(parameters["factor"])  # type: ignore[arg-type]
     return 1.0 if kind == "default" else None
+
+
+def _scaled(config: PreTrainedConfig) -> bool:
+    """See `Reach.scaled`: whether a far position has another factor than the first, in the last layer."""
+    scale = scale_of(config)
+    last = text_config(config).num_hidden_layers - 1
+    factors = None if scale is None else scale.scale(torch.tensor([[0.0, 2.0**24]]), last)
+    return factors is not None and bool(factors[0, 0] != factors[0, 1])
 
 
 def _own_window(settings: ModelSettings, read: ReadConfig) -> int | None:

@@ -47,6 +47,7 @@ from tests.data.test_positions import example
             Reach(16, 8.0),
             r"the model has a factor of 8: set model\.rope\.type=linear model\.rope\.factor=20\.",
         ),
+        (Reach(16, 20.0, scaled=True), r"model\.query_scale would take them for tokens"),
         (Reach(16, None), r"the model has another RoPE: set"),
         (Reach(None, 20.0), r"does not say how many tokens it was made for: set positions\.target_length"),
         (Reach(2**30, 20.0), r"target_length=21474836480 is too large"),
