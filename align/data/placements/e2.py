@@ -68,7 +68,7 @@ class E2:
         """With K from the model.
 
         Raises:
-            UserError: its RoPE is not linear with this factor, its queries are scaled by position, which is no token here, or
+            UserError: its RoPE is not linear with this factor, its queries are scaled by position (no token here), or
                 nothing says how long its window is.
         """
         if reach.factor != self.factor:
