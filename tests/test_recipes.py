@@ -24,6 +24,7 @@ from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.models.loading import load_causal_lm
 from align.models.precision import trains_checkpoint_weights
+from align.models.query_scale import scale_of
 from align.models.settings import ModelSettings
 from align.reference.settings import reference_model
 from align.runs.recipes import check_recipe
@@ -297,6 +298,20 @@ def test_prolongs_shares_and_schedule(runs, name):
     torch.testing.assert_close(frequencies, theta ** -(torch.arange(0, 8, 2) / 8))
     assert run.arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
     assert run.method.needs.weighting == "sequence"
+
+
+def test_the_scale_of_eabf(runs):
+    """Base 5e5, the first two layers left alone, the window of pre-training: a factor of 1.25 at position 32,767."""
+    model = load_causal_lm(runs["eabf_llama2_7b_16k"].model)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, 5e5 ** -(torch.arange(0, 8, 2) / 8))
+    scale = scale_of(model.config)
+    assert [scale.scale(torch.tensor([[32767.0]]), layer) is None for layer in range(4)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert scale.scale(torch.tensor([[4095.0, 32767.0]]), 2).tolist() == [[1.0, pytest.approx(1.25)]]
 
 
 def test_the_marks_of_utk_and_its_tokens_a_step(runs):

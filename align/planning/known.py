@@ -36,6 +36,13 @@ KNOWN: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3,
     "namespace-Pt/Llama-3-8B-Instruct-80K-QLoRA-Merged": _LLAMA_3 | {"max_position_embeddings": 81920},
     "meta-llama/Llama-3.1-8B": _LLAMA_3 | {"max_position_embeddings": 131072},
+    "meta-llama/Llama-2-7b-chat-hf": _LLAMA_3
+    | {
+        "intermediate_size": 11008,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
     "mistralai/Mistral-7B-Instruct-v0.2": {
         "model_type": "mistral",
         "hidden_size": 4096,
