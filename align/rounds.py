@@ -17,6 +17,7 @@ from align.core.config import typed
 from align.core.errors import UserError
 from align.core.files import write_atomically
 from align.data.sources import check_place
+from align.export import ACCEPT
 from align.runs import exit_codes
 from align.runs.api import make_callable
 from align.runs.children import run_child
@@ -271,12 +272,9 @@ def _train(
 
 
 def _export(settings: RoundsSettings, folder: Path) -> tuple[str, ...]:
-    return _align(
-        "export",
-        override("path", folder / "train"),
-        *_trust(settings, "trust_remote_code"),
-        override("output", folder / "model"),
-    )
+    """Whatever the policy has beside its architecture is accepted: the next round reads it, with this toolkit."""
+    places = override("path", folder / "train"), override("output", folder / "model")
+    return _align("export", *places, *_trust(settings, "trust_remote_code"), f"accept=[{','.join(ACCEPT)}]")
 
 
 def _trust(settings: RoundsSettings, key: str) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from align.core.errors import first_line
+from align.core.errors import UserError, first_line
 from align.data.examples import Answer, TokenizedExample, with_soft_prompt
 from align.longseq.attention import ATTENTION
 from align.longseq.float64 import Float64
@@ -124,6 +124,8 @@ def _expected(model: nn.Module, rows: Sequence[TokenizedExample]) -> Outcome:
     try:
         set_attention(find_causal_lm(model), _library(model))
         found = outcome(model, lambda: plain_pair_logps(model, rows))
+    except UserError:  # a query scale that its attention cannot have
+        raise
     except Exception as error:  # whatever the class's own code says
         raise NotProvenError(first_line(error)) from error
     if not bool(torch.isfinite(found[0])):

@@ -19,7 +19,7 @@ from align.models.rope import rope_types, switches_by_length
 from align.models.settings import LIBRARY, OF_LIBRARY
 from align.models.structure import find_causal_lm
 from align.models.text_part import is_composite, text_config, text_decoder
-from align.patterns.layers import patterns_of
+from align.patterns.layers import limit_of, patterns_of
 from align.query_scale.scale import KEY
 
 # In a module's name: one of the copies that PEFT's `modules_to_save` makes.
@@ -167,6 +167,11 @@ def check_config(config: PreTrainedConfig, *, attention: str = "sdpa") -> None:
     config = text_config(config)
     _check_dynamic(config)
     _check_sparse(config)
+    if limit_of(config) is not None:
+        raise UserError(
+            "attention.limit holds where a model answers and in suite=perplexity, not for scored pairs: set "
+            "attention.limit=null."
+        )
     if attention in OF_LIBRARY and patterns_of(config) is not None:
         raise UserError(
             f"The group attention has patterns for layers, which model.attention={attention} does not compute: set "

@@ -26,6 +26,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from align.core.bars import weight_bars_off
 from align.core.errors import AlignWarning, UserError
+from align.models.distance_limit import check_limit, note_rotary
 from align.models.extra_tokens import add_rows, add_tokens, extend_config
 from align.models.kernels import check_kernels, fuse, kernels_on, say_fused
 from align.models.paths import check_weights, resolve_path
@@ -209,6 +210,7 @@ def load_causal_lm(
     check_kernels(settings, config)
     dtype = resolve_dtype(settings.dtype)
     quantization = quantization_config(settings.quantization, dtype)
+    check_limit(config, library_class(config))
     with weight_bars_off():
         model = auto_class(config).from_pretrained(
             resolve_path(settings.path),
@@ -225,6 +227,7 @@ def load_causal_lm(
         _, ids, known = _extended(settings)
         add_rows(model, ids, known=known)
     set_reading(model, settings.attention)
+    note_rotary(model)
     if settings.kernels == LIGER:
         say_fused(model, fuse(model))
     forget_unused_renamings(model)

@@ -15,10 +15,12 @@ from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from align.core.errors import UserError
+from align.models.distance_limit import limited
 from align.models.scaled_attention import scaled_query
 from align.models.text_part import text_config
 from align.patterns.by_head import ByHead
-from align.patterns.layers import patterns_of
+from align.patterns.layers import limit_of, patterns_of
+from align.patterns.pattern import Pattern
 
 PATTERNED = "align_patterned"
 QUERIES = 512  # of a row that attend at once; bounds masks and scores in memory
@@ -61,32 +63,41 @@ def patterned_attention(
         if kwargs.get(name) is not None:
             raise UserError(f"{type(module).__name__} asks for `{name}`, which attention=own alone computes.")
     query = scaled_query(module, query, kwargs.get("position_ids"))
-    heads, kv_heads = query.shape[1], key.shape[1]
+    heads = query.shape[1]
     config: Any = module.config
     patterns: Any = patterns_of(config)
     pattern = patterns.at(module.layer_idx, layers=config.num_hidden_layers, heads=heads)
     spans = pattern.spans if isinstance(pattern, ByHead) else (((0, heads), pattern),)
     places, allowed = _places(attention_mask, query, key)
-    key, value = (states.repeat_interleave(heads // kv_heads, dim=1) for states in (key, value))
-    attended = []
-    for (first, last), one in spans:
-        rows = []
-        for start in range(0, query.shape[2], QUERIES):
-            some = slice(start, start + QUERIES)
-            own = places[:, None, -query.shape[2] :, None][:, :, some]
-            seen = one.sees(own, places[:, None, None]) & allowed[:, :, some]
-            rows.append(
-                scaled_dot_product_attention(
-                    query[:, first:last, some],
-                    key[:, first:last],
-                    value[:, first:last],
-                    attn_mask=seen | _itself(seen, start, query.shape[2]),
-                    dropout_p=dropout,
-                    scale=scaling,
-                )
-            )
-        attended.append(torch.cat(rows, dim=2))
-    return torch.cat(attended, dim=1).transpose(1, 2).contiguous(), None
+    factor = query.shape[3] ** -0.5 if scaling is None else scaling
+    limit, rows = limit_of(config), []
+    for start in range(0, query.shape[2], QUERIES):
+        some = query[:, :, start : start + QUERIES]
+        own = places[:, -query.shape[2] :][:, start : start + QUERIES]
+        visible = allowed[:, :, start : start + QUERIES] | _itself(some, key, start, query.shape[2])
+        seen = torch.cat([_seen(one, own, places, visible, last - first) for (first, last), one in spans], 1)
+        if limit is None:
+            rows.append(_masked(some, key, value, seen, dropout, factor))
+            continue
+        near = seen & (own[:, None, :, None] - places[:, None, None] < pattern.size)
+        masks: Any = {"near": near, "far": seen & ~near, "places": (own, places)}
+        rows.append(limited(module, some, key, value, **masks, limit=limit, scaling=factor))
+    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _masked(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, dropout: float, scaling: float
+) -> Tensor:
+    """`[n, H, q, E]` by a mask `[n or 1, H, q, L]`."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = (one.repeat_interleave(shared, dim=1) for one in (key, value))
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling)
+
+
+def _seen(pattern: Pattern, own: Tensor, places: Tensor, visible: Tensor, heads: int) -> Tensor:
+    """`[n, heads, q, L]` what queries at the places `own` see of keys at `places`; padding sees itself."""
+    inside = pattern.sees(own[:, None, :, None], places[:, None, None])
+    return (inside & visible).expand(-1, heads, -1, -1)
 
 
 def _places(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,10 +113,11 @@ def _places(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Te
     return mask[:, 0, -1].long().cumsum(-1) - 1, mask
 
 
-def _itself(seen: Tensor, start: int, queries: int) -> Tensor:
+def _itself(query: Tensor, key: Tensor, start: int, queries: int) -> Tensor:
     """`[q, L]` true where a token meets itself, which padding needs: of a softmax over nothing comes no number."""
-    own = torch.arange(seen.shape[2], device=seen.device) + start + seen.shape[3] - queries
-    return own[:, None] == torch.arange(seen.shape[3], device=seen.device)
+    keys = torch.arange(key.shape[2], device=query.device)
+    own = torch.arange(query.shape[2], device=query.device) + start + key.shape[2] - queries
+    return own[:, None] == keys
 
 
 AttentionInterface.register(PATTERNED, patterned_attention)

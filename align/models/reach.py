@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from align.models.loading import load_config, native_window, window_of
+from align.models.query_scale import scale_of
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    ReadConfig = Callable[[ModelSettings], PreTrainedConfig]
 
 
 @dataclass(frozen=True)
@@ -23,15 +28,23 @@ class Reach:
             checkpoint with linear RoPE states as it was before stretching); None where it does not say.
         factor: by what its RoPE divides every position: 1 in plain RoPE, F in linear; None in another type, in layers
             of unlike types, and without RoPE.
+        scaled: whether queries are multiplied by a factor that changes with the position (`model.query_scale`).
     """
 
     window: int | None
     factor: float | None
+    scaled: bool = False
 
 
-def reach_of(settings: ModelSettings) -> Reach:
-    """Of the group `model`, `model.rope` included."""
-    return Reach(_own_window(settings), position_factor(load_config(settings)))
+def reach_of(settings: ModelSettings, *, read: ReadConfig = load_config) -> Reach:
+    """Of the group `model`, `model.rope` included.
+
+    Args:
+        settings: of the model.
+        read: gives a model's configuration.
+    """
+    config = read(settings)
+    return Reach(_own_window(settings, read), position_factor(config), _scaled(config))
 
 
 def position_limit(settings: ModelSettings) -> int | None:
@@ -39,7 +52,7 @@ def position_limit(settings: ModelSettings) -> int | None:
 
     A window of 4,096 under linear RoPE of factor 20: 81,920. Where `model.rope` stretches in another way, None.
     """
-    factor, window = position_factor(load_config(settings)), _own_window(settings)
+    factor, window = position_factor(load_config(settings)), _own_window(settings, load_config)
     if settings.rope.theta is None and factor not in (None, 1.0) and window is not None:
         return int(factor * window)
     return native_window(settings)
@@ -60,5 +73,13 @@ def _factor(parameters: Mapping[str, object]) -> float | None:
     return 1.0 if kind == "default" else None
 
 
-def _own_window(settings: ModelSettings) -> int | None:
-    return window_of(load_config(replace(settings, rope=RopeSettings())))
+def _scaled(config: PreTrainedConfig) -> bool:
+    """See `Reach.scaled`: whether a far position has another factor than the first, in the last layer."""
+    scale = scale_of(config)
+    last = text_config(config).num_hidden_layers - 1
+    factors = None if scale is None else scale.scale(torch.tensor([[0.0, 2.0**24]]), last)
+    return factors is not None and bool(factors[0, 0] != factors[0, 1])
+
+
+def _own_window(settings: ModelSettings, read: ReadConfig) -> int | None:
+    return window_of(read(replace(settings, rope=RopeSettings())))

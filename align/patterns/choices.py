@@ -33,10 +33,19 @@ class EveryFull:
 
 @dataclass(frozen=True)
 class EveryWindow:
-    """In every layer the last `window` tokens and the first `sinks` (attention=window, attention=sink_window)."""
+    """In every layer the last `window` tokens and the first `sinks` (attention=window, attention=sink_window).
+
+    Attributes:
+        window: tokens, the token itself among them.
+        sinks: first tokens that every token sees.
+        limit: positions that first tokens outside the window are away at most, in evaluation alone (LM-Infinite's
+            distance limit): they are read as if they stood there. None: as far as they are.
+        evaluate: see `LayerPatterns`.
+    """
 
     window: int
     sinks: int = 0
+    limit: int | None = None
     evaluate: str = SAME
 
     def check(self) -> None:
@@ -44,6 +53,12 @@ class EveryWindow:
         check_evaluate(self.evaluate)
         _positive("window", self.window)
         _not_negative("sinks", self.sinks)
+        if self.limit is not None:
+            _positive("limit", self.limit)
+            if not self.sinks:
+                raise UserError(
+                    "attention.limit is how far away first tokens are read, and attention.sinks=0 has none: set it, 10."
+                )
 
     def fit(self, *, layers: int) -> None:
         """For any model."""

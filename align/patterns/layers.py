@@ -153,6 +153,13 @@ def evaluating_patterns() -> Iterator[None]:
         _EVALUATING.pop()
 
 
+def limit_of(config: Any) -> int | None:
+    """Positions that first tokens outside the window are away at most; None as far as they are."""
+    patterns = patterns_of(config)
+    limit: int | None = getattr(patterns, "limit", None)
+    return limit
+
+
 def as_read(values: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration's plain values without the patterns that nothing is read with here and now."""
     kept = {

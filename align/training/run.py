@@ -30,7 +30,7 @@ from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, check_follow_wrapper, reference_model
 from align.runs.continuation import prompts_of_step
-from align.training.method_settings import check_step
+from align.training.method_settings import Needs, check_step
 from align.training.methods import Method, load_method, weighed
 from align.training.settings import Settings, read_settings
 from align.training.sharded_experts import check_sharded_experts
@@ -52,8 +52,6 @@ def check(config: DictConfig) -> Run:
     arguments = training_arguments(config, settings.model)
     check_step(method.needs, prompts=prompts_of_step(arguments, settings.parallel.degree))
     check_scheduler(arguments)
-    if settings.data.mix:
-        settings.order.check_mixture(whole_epochs=ends_with_an_epoch(arguments))
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     if model.adapter is not None:
@@ -67,16 +65,11 @@ def check(config: DictConfig) -> Run:
     check_sharded_experts(settings.model, arguments)
     check_kernels(settings.model, load_config(settings.model))
     check_follow_wrapper(settings.reference, launched_wrapper(arguments))
-    fit_positions(settings.positions, settings.model)
+    check_positions(settings, method.needs)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
     return Run(**vars(settings), method=method, arguments=arguments)
-
-
-def ends_with_an_epoch(arguments: TrainingArguments) -> bool:
-    """Whether a run ends where an epoch does, as far as its settings tell."""
-    return arguments.max_steps <= 0 and float(arguments.num_train_epochs).is_integer()
 
 
 def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:
@@ -138,6 +131,20 @@ def head_widths(config: PreTrainedConfig) -> tuple[int, int] | None:
     if not keys or not all(isinstance(width, int) for width in (*keys, *values)):
         return None
     return max(*keys, *values), max(values)
+
+
+def check_positions(settings: Settings, needs: Needs) -> None:
+    """Refuses positions that the policy cannot read, or a reference that reads the same rows and cannot.
+
+    Raises:
+        UserError: see `Placement.fitted`.
+    """
+    fit_positions(settings.positions, settings.model)
+    if settings.reference_source == "frozen" and needs.reference == "same":
+        try:
+            fit_positions(settings.positions, reference_model(settings.reference, settings.model))
+        except UserError as error:
+            raise UserError(f"The reference reads the policy's rows: {error}") from error
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:

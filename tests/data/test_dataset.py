@@ -303,6 +303,9 @@ def test_the_configuration_mirrors_the_dataclass() -> None:
     from omegaconf import OmegaConf
 
     folder = Path(__file__).parents[2] / "hydra_conf"
-    assert OmegaConf.to_container(OmegaConf.load(folder / "data/default.yaml")) == vars(DataSettings())
+    data = OmegaConf.to_container(OmegaConf.load(folder / "data/default.yaml"))
+    chosen = data.pop("defaults")  # of the files in data/order
+    assert chosen == [{"order": "shuffled"}, "_self_"]
+    assert data | {"order": None} == vars(DataSettings())
     positions = OmegaConf.create({"positions": OmegaConf.load(folder / "positions/none.yaml")})
     assert read_positions(positions) == PositionSettings()

@@ -14,6 +14,8 @@ from align.distributed.agreement import check_agreement
 from align.longseq import ATTENTION, pair_logps
 from align.longseq.collectives import all_reduce_sum
 from align.longseq.parallel import start_parallel
+from align.query_scale.log_length import LogLength
+from align.query_scale.scale import plain
 from tests.distributed import run_distributed
 from tests.longseq.sharded import Case, case_errors, evaluation_error
 from tests.longseq.wrapped import GEMMA, GPT_OSS
@@ -52,7 +54,11 @@ CASES = {
     ),
 }
 ARCHITECTURES = {kind: Case(model={"kind": kind}) for kind in ("qwen2", "qwen3", "mistral", "phi3")}
+SCALED = {"num_hidden_layers": 3, "query_scale": plain(LogLength(window=4, skip_layers=1))}
 PATTERNS = {
+    "queries scaled by position, tiled": Case(
+        heads=(9, 3), model=SCALED, plain="align_scaled", checkpointing="full", mlp_chunk=9, jump=40
+    ),
     "a window": Case(heads=(9, 3), model={"kind": "mistral", "sliding_window": 6}),
     "a window longer than some rows": Case(model={"kind": "mistral", "sliding_window": 20}),
     "windows beside full layers": Case(model=GEMMA, checkpointing="keep_attention"),

@@ -15,10 +15,13 @@ from align.generation.local_generator import LocalGenerator
 from align.generation.prefixes import Family, PrefixReader, reads_alike
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.checkpointing import apply_checkpointing
+from align.longseq.numeric import measure
 from align.models.query_scale import scale_of
 from align.models.settings import LIBRARY, MASKED
 from align.models.structure import set_reading
 from align.models.text_part import current_attention, set_attention, text_config
+from align.patterns.choices import EveryWindow
+from align.patterns.layers import Chosen, keep_patterns
 from align.query_scale.constant import Constant
 from align.query_scale.llama4 import Llama4
 from align.query_scale.log_length import LogLength
@@ -171,6 +174,17 @@ def test_composites_keep_it_in_their_text_part():
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=1e-5)
     assert scale_of(model.config) == Constant(1.5)
+
+
+@pytest.mark.parametrize("name", ["log_length", "llama4"])
+def test_patterns_meet_scaled_queries(name):
+    """A window of five tokens by both of our ways: loss and gradients of padded rows with masks."""
+    model = build(name, ATTENTION)
+    keys = {"_target_": "align.patterns.choices.EveryWindow", "window": 5}
+    keep_patterns(model.config, Chosen(EveryWindow(5), keys))
+    found = measure(model)
+    assert found.exact, found
+    assert max(found.loss, found.gradient) < 1e-12
 
 
 def test_attention_that_cannot_scale_is_refused():

@@ -13,6 +13,7 @@ from align.core.errors import UserError
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.shared_prefix import Layout, PackedPrompt
 from align.models.loading import load_config
+from align.models.reach import reach_of
 from align.models.scaled_attention import scaled_query
 from align.models.settings import ModelSettings, RopeSettings
 from align.query_scale.constant import Constant
@@ -185,6 +186,14 @@ def test_a_later_round_keeps_the_first_ones_window(checkpoint, tmp_path):
 
 def test_no_scale_leaves_the_configuration_alone(checkpoint):
     assert "query_scale" not in load_config(ModelSettings(path=str(checkpoint))).to_dict()
+
+
+def test_whether_a_factor_changes_with_the_position(checkpoint):
+    found = {
+        name: reach_of(ModelSettings(path=str(checkpoint), query_scale=scale)).scaled
+        for name, scale in {"none": None, "log": LogLength(skip_layers=1), "constant": Constant(2.0)}.items()
+    }
+    assert found == {"none": False, "log": True, "constant": False}
 
 
 NATIVE = {

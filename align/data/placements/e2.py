@@ -68,13 +68,19 @@ class E2:
         """With K from the model.
 
         Raises:
-            UserError: its RoPE is not linear with this factor, or nothing says how long its window is.
+            UserError: its RoPE is not linear with this factor, it scales queries by such positions, or nothing says
+                how long its window is.
         """
         if reach.factor != self.factor:
             has = "another RoPE" if reach.factor is None else f"a factor of {reach.factor:g}"
             raise UserError(
                 f"positions=e2 takes a linear RoPE that divides positions by positions.factor={self.factor}, and the "
                 f"model has {has}: set model.rope.type=linear model.rope.factor={self.factor}."
+            )
+        if reach.scaled:
+            raise UserError(
+                "positions=e2 counts in parts of a token, and model.query_scale would take them for tokens: leave out "
+                "one of them."
             )
         if self.target_length is not None:
             return self

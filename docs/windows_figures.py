@@ -1,0 +1,29 @@
+"""What docs/windows.md says of measured costs, from benchmarks/results; see figures.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from docs.tables import RESULTS
+
+
+def windows() -> Iterator[str]:
+    """What patterns cost with SmolLM2's heads."""
+    cells: list[dict[str, Any]] = json.loads((RESULTS / "windows.json").read_text())["heads"]["SmolLM2-135M"]
+    ratio = {cell["pattern"]: cell["ratio"] for cell in cells}
+    assert {cell["kept_ratio"] for cell in cells} == {1.0}
+    sinks = ratio["attention=sink_window attention.window=512"]
+    groups = ratio["attention=s2 attention.group=2048"]
+    both = ratio["attention=s2 attention.group=2048 attention.sinks=4"]
+    yield (
+        f"windows of 512 with 4 first tokens {sinks:.2f}, groups of 2,048 {groups:.2f}, these with 4 first tokens "
+        f"{both:.2f}"
+    )
+    hybrid = ratio["attention=hybrid attention.others.size=512"]
+    blocks = ratio["attention=hybrid, blocks of 256: every 8th, one before"]
+    yield (
+        f"windows of 512 in two thirds of its layers takes {hybrid:.2f} of the time, with blocks of 256, every 8th of "
+        f"which all see, {blocks:.2f}"
+    )
