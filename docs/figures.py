@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.miniature.analysis import Comparison, Difference, ablations, compare, comparisons, mean_of
 from docs.h200_figures import on_an_h200, over_trl
 from docs.miniature import results
+from docs.order_figures import by_step
 from docs.tables import RESULTS, ROOT, read, scaling_cell
 from docs.windows_figures import windows
 
@@ -180,6 +181,7 @@ def planning() -> Iterator[str]:
     yield f"one degree costs {over[0]:.2f}, {over[1]:.2f} and {over[2]:.2f} times"
     yield f"400 Gbit/s a machine {over[3]:.2f}, {over[4]:.2f} and {over[5]:.2f} times"
     yield f"({batch:.2f} in the place of {over[5]:.2f})"
+    yield from by_step()
 
 
 def making_data() -> Iterator[str]:

@@ -98,9 +98,25 @@ def _fastest(cells: list[dict[str, Any]]) -> str:
     return f"{mark(best)}{shown} s, waits {mark(best)}{percent(waits)}, {way}, {best['wrapper']}"
 
 
+def orders() -> str:
+    """Seconds of a step by how rows are ordered and shared out, over those with one degree and rows as they come."""
+    ways = ("one degree, shared out", "one degree, buckets", "a degree a step, buckets", "a degree a row")
+    rows = []
+    for cell in read("degrees_by_step.json")["cells"]:
+        seconds = cell["seconds"]
+        plain = seconds["one degree, as they come"]
+        if cell["prompts"] == 4 * cell["gpus"]:
+            stretched = "" if cell["stretch"] == 1 else f" × {cell['stretch']}"
+            shares = [f"~{seconds[way] / plain:.2f}" for way in ways]
+            rows.append([cell["cluster"], f"{cell['data']}{stretched}", f"{cell['longest']:,}", *shares])
+    headings = ["shared out", "buckets", "and a degree a step", "a degree a row (FlexSP)"]
+    return table(["GPUs", "rows", "longest, tokens", *headings], rows)
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("docs/planning.md", "longest prompts"): longest,
     ("docs/planning.md", "H100 peaks"): peaks,
+    ("docs/planning.md", "simulated orders"): orders,
     ("docs/scaling.md", "simulated LoRA"): grown,
     ("docs/scaling.md", "simulated clusters"): clusters,
 }

@@ -28,10 +28,12 @@ What a chat template makes of it:
 Tokens:
     tokens: an `Example` as tokens; encoding: fragments as ids; spans: which stretches lie in others.
     weighing: what an answer's tokens weigh; weighers: by spans that rows bring, by ranks.
-    cuts: what goes of a context that is too long; positions: position synthesis; vocabulary: ids against the model's.
+    cuts: what goes of a context that is too long; vocabulary: ids against the model's.
+    positions: where tokens stand; placements: the ways to say so; positions_of_model: those that a model can read.
 
 All rows together:
-    dataset: what training is given; settings: `data` and `positions`; mixture: `data.mix`.
+    dataset: what training is given; held_out: what is not; mixture: `data.mix`.
+    settings: `data` and `positions`; position_settings: the latter, read.
     build: tokenises and caches; row_builder: one row of that; stored_rows: what is stored of it.
     stretches: the rows between two places, from raw to stored; unrelated: answers to other prompts behind a row's own.
     totals: counts, digest, whole columns.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache's key: raise it when a change of the code changes the stored rows.
-VERSION = 10
+VERSION = 11
 LIBRARIES = ("tokenizers", "transformers", "jinja2")  # what they make of a text may change with their version
 REFUSAL = "refusal"  # file in which a worker leaves why it stopped
 WRITER_BATCH = (

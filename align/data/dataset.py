@@ -251,7 +251,7 @@ def assemble(places: Places, settings: DataSettings, *, seed: int) -> Preference
         counts["unplaced_rows"] = unplaced_rows(train, held)
         most = places.positions.placement.target_length
         if places.positions.redrawn and most is not None:
-            counts["largest_position"] = most - 1  # of any epoch
+            counts["largest_position"] = max(counts["largest_position"], most - 1)  # of any epoch
     if "label" in places.kinds:
         labels = count_labels(train, places.kinds)
         check_both(labels, rows=len(train))

@@ -76,9 +76,11 @@ def _answered(waiting: Iterable[Row], other: Row, kinds: tuple[str, ...], limit:
 
 
 def _with_answer(row: Row, answer: Answer, kinds: tuple[str, ...], limit: int | None) -> Row:
-    """A row with one answer more; of what goes beyond `limit` nothing is left."""
+    """A row with one answer more; of what goes beyond `limit`, or beyond the room of a placed row, nothing is left."""
     example = to_example(row)
     room = len(answer.input_ids) if limit is None else limit - len(example.prompt_ids)
+    if example.drawn is not None:  # its positions leave as much behind the prompt, in every epoch
+        room = min(room, example.drawn.room)
     weights = None if answer.weights is None else answer.weights[:room]
     fitting = Answer(answer.input_ids[:room], answer.scored[:room], weights)
     numbers = example.columns

@@ -54,7 +54,7 @@ def why_not(adapters: Sequence[Source]) -> str | None:
             return f"{adapter} began from init_lora_weights={start}, which changes the base model's weights"
         odd = {
             key
-            for key in ("path", "revision", "rope", "query_scale")
+            for key in ("path", "revision", "rope", "query_scale", "layer_patterns")
             if _base_fact(adapter, key) != _base_fact(first, key)
         }
         if odd:

@@ -51,22 +51,24 @@ class Source:
 
     @property
     def base(self) -> ModelSettings:
-        """Of an adapter, what decides on its base model: where it is, the run's RoPE and query scale."""
+        """Of an adapter, what decides on its base model: where it is, the run's RoPE, query scale and patterns."""
         own = self.policy.model
         return ModelSettings(
             path=resolve_path(own.path, key=self.place.key),
             revision=own.revision,
             rope=own.rope,
             query_scale=own.query_scale,
+            layer_patterns=own.layer_patterns,
             trust_remote_code=own.trust_remote_code,
         )
 
     def config(self) -> PreTrainedConfig:
-        """Its configuration; of an adapter its base model's, with the run's RoPE and query scale."""
+        """Its configuration; of an adapter its base model's, with the run's RoPE, query scale and patterns."""
         settings = self.policy.model
         if not self.is_adapter:
             weights = str(self.policy.weights)
             settings = replace(settings, path=weights, revision=None, rope=RopeSettings(), query_scale=None)
+            settings = replace(settings, layer_patterns=None)
         return load_config(settings, key=self.place.key)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

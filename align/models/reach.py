@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from align.models.text_part import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+    ReadConfig = Callable[[ModelSettings], PreTrainedConfig]
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,15 @@ class Reach:
     scaled: bool = False
 
 
-def reach_of(settings: ModelSettings) -> Reach:
-    """Of the group `model`, `model.rope` included."""
-    config = load_config(settings)
-    return Reach(_own_window(settings), position_factor(config), _scaled(config))
+def reach_of(settings: ModelSettings, *, read: ReadConfig = load_config) -> Reach:
+    """Of the group `model`, `model.rope` included.
+
+    Args:
+        settings: of the model.
+        read: gives a model's configuration.
+    """
+    config = read(settings)
+    return Reach(_own_window(settings, read), position_factor(config), _scaled(config))
 
 
 def position_limit(settings: ModelSettings) -> int | None:
@@ -45,7 +52,7 @@ def position_limit(settings: ModelSettings) -> int | None:
 
     A window of 4,096 under linear RoPE of factor 20: 81,920. Where `model.rope` stretches in another way, None.
     """
-    factor, window = position_factor(load_config(settings)), _own_window(settings)
+    factor, window = position_factor(load_config(settings)), _own_window(settings, load_config)
     if settings.rope.theta is None and factor not in (None, 1.0) and window is not None:
         return int(factor * window)
     return native_window(settings)
@@ -74,5 +81,5 @@ def _scaled(config: PreTrainedConfig) -> bool:
     return factors is not None and bool(factors[0, 0] != factors[0, 1])
 
 
-def _own_window(settings: ModelSettings) -> int | None:
-    return window_of(load_config(replace(settings, rope=RopeSettings())))
+def _own_window(settings: ModelSettings, read: ReadConfig) -> int | None:
+    return window_of(read(replace(settings, rope=RopeSettings())))

@@ -33,7 +33,7 @@ _NEEDED = {
 }
 _ANY_TYPE = ("type", "theta", "max_position_embeddings")
 # What belongs to the architecture and outlives a change of type.
-_KEPT = ("rope_theta", "partial_rotary_factor")
+_KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 _WINDOW = "original_max_position_embeddings"
 
 

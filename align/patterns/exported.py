@@ -25,13 +25,20 @@ def check_exported(config: Any, accept: list[str]) -> None:
     Raises:
         UserError: what an engine has to do, and the key that accepts it.
     """
-    if patterns_of(config) is None or ACCEPTED in accept or _native_keys(config) is not None:
-        return
-    found = ", ".join(sorted({str(pattern) for pattern in attention_patterns(config) if pattern is not None}))
-    raise UserError(
-        f"This model was trained with attention patterns ({found}) that {config.model_type} models do not have: an "
-        f"engine that does not compute them as {KEY} in config.json says would read it with full attention. Set "
-        f"accept=[{ACCEPTED}] to export it so."
+    words = None if ACCEPTED in accept or _native_keys(config) is not None else engine_words(config)
+    if words is not None:
+        raise UserError(f"{words} Set accept=[{ACCEPTED}] to export it so.")
+
+
+def engine_words(config: Any) -> str | None:
+    """What whoever serves a model with chosen patterns has to compute, in a sentence; None of one without any."""
+    text = config.get_text_config()
+    if patterns_of(text) is None:
+        return None
+    found = ", ".join(sorted({str(pattern) for pattern in attention_patterns(text) if pattern is not None}))
+    return (
+        f"This model was trained with attention patterns ({found}) that {text.model_type} models do not have: an "
+        f"engine that does not compute them as {KEY} in config.json says would read it with full attention."
     )
 
 

@@ -69,6 +69,7 @@ def read_asked(config: DictConfig, *, otherwise: int | None = None) -> Asked:
     check_wrapper_name(config.wrapper, gpus.device)
     architecture, source = read_config(model)
     sizes = measure(architecture, model)
+    fit_positions(read_positions(config), model, read=lambda own: read_config(own)[0])
     job = make_job(
         method,
         model,
@@ -94,16 +95,14 @@ def read_rows(
     config: DictConfig, model: ModelSettings, method: Method, *, otherwise: int | None = None
 ) -> Rows:
     """Lengths of the data as training will read it, or of the key `rows`; `otherwise` as in `read_asked`."""
-    positions = read_positions(config)
     if config.data.path is None:
-        fit_positions(positions, model)
         return row_lengths(config, method, otherwise=otherwise)
     data = read_rows_of_model(
         method,
         typed(DataSettings, config, "data"),
         model_tokenizer(model),
         model=model,
-        positions=positions,
+        positions=read_positions(config),
         seed=config.seed,
     )
     rows = data_lengths(data, method.needs, prompts=int(config.trainer.per_device_train_batch_size))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from align.rope_tables.ntk import check_pairs
 from align.rope_tables.table import RopeContext
 
 _STEP = 0.01  # of t, as the released code integrates
+_MOST = 1000.0  # windows: no network was trained for more, and each takes a hundred steps
 _NAMES = ("ode_up_proj", "ode_down_proj")  # what the names of the network's weights end in
 _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
@@ -39,7 +41,7 @@ class Clex:
     Attributes:
         path: a trained CLEX checkpoint's folder, or its safetensors file: `…ode_up_proj` `[d/2, λd]`, `…ode_down_proj`
             `[λd, d/2]`. Of a folder only those two are read.
-        t: from 1 on, and up to the largest that was trained (`max_factor` of its config.json, 16 in the paper).
+        t: from 1 on, and up to the largest that was trained (16 in the paper), where the folder's config.json says it.
         activation: σ, `tanh` or `silu`; None: as the folder's config.json says, tanh where it says nothing.
         base: in θ^NTK alone; the released code has 10,000 whatever the model's θ.
     """
@@ -51,8 +53,16 @@ class Clex:
 
     def check(self) -> None:
         """Raises UserError for a number or an activation out of range, and where there are no such weights."""
-        if not 1 <= self.t < math.inf:
-            raise UserError(f"model.rope.table.t={self.t} has to be 1 or more: the length in windows.")
+        if not 1 <= self.t <= _MOST:
+            raise UserError(
+                f"model.rope.table.t={self.t} has to lie between 1 and {_MOST:g}: the length in windows."
+            )
+        trained = self._said("max_factor")
+        if isinstance(trained, int | float) and self.t > trained:
+            raise UserError(
+                f"model.rope.table.t={self.t} is beyond the {trained} windows (max_factor) that the checkpoint was "
+                "trained for."
+            )
         if not 0 < self.base < math.inf:
             raise UserError(f"model.rope.table.base={self.base} has to be above 0.")
         if not list(_files(Path(self.path))):
@@ -88,17 +98,30 @@ class Clex:
 
     def _activation(self) -> str:
         """The network's σ."""
-        name, said = self.activation, _said(Path(self.path) / "config.json")
+        name, said = self.activation, self._said("act")
         if name is not None and said is not None and name != said:
             raise UserError(
                 f"model.rope.table.activation={name}, and {self.path}/config.json says {said}: leave it out."
             )
-        name = name or said or "tanh"
+        name = str(name or said or "tanh")
         if name not in _ACTIVATIONS:
             raise UserError(
                 f"model.rope.table.activation={name} is not known: use {', '.join(_ACTIVATIONS)}."
             )
         return name
+
+    def _said(self, key: str) -> Any:
+        """What the config.json beside the weights says of CLEX; None where it says nothing."""
+        try:
+            config = json.loads((Path(self.path) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        places = (
+            [config.get(name) for name in ("rope_scaling", "rope_parameters")]
+            if isinstance(config, dict)
+            else []
+        )
+        return next((place[key] for place in places if isinstance(place, dict) and key in place), None)
 
 
 def _solve(
@@ -143,12 +166,3 @@ def _weight(path: Path, name: str) -> np.ndarray:
         )
     weight: np.ndarray = found[0].double().numpy()
     return weight
-
-
-def _said(path: Path) -> str | None:
-    """The activation that a CLEX checkpoint's config.json names; None without one."""
-    try:
-        scaling = json.loads(path.read_text(encoding="utf-8")).get("rope_scaling")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return scaling.get("act") if isinstance(scaling, dict) else None

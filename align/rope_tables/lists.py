@@ -123,8 +123,8 @@ def _first_line(text: str, path: Path) -> list[Any]:
 def _check_numbers(numbers: Sequence[Any], *, least: str) -> None:
     """Refuses what no list of frequencies or factors holds; `least` is `from 0 on` or `above 0`."""
     for i, number in enumerate(numbers):
-        is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        if not is_number or number < 0 or (number == 0 and least == "above 0"):
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if not (is_number and 0 <= number < math.inf) or (number == 0 and least == "above 0"):
             raise UserError(f"model.rope.table: number {i + 1} of its list is {number}; give one {least}.")
 
 

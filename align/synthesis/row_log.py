@@ -8,15 +8,20 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from align.core.display import progress_bar
 from align.core.errors import UserError
 from align.generation.ledger import cut_torn_line
+from align.generation.stage import WORK
+from align.synthesis.pipeline import write_rows
 
 if TYPE_CHECKING:
     from typing import Self, TextIO
 
     from transformers import PreTrainedTokenizerBase
+
+    from align.generation.stage import Workspace
 
 SYNCED = 8_000_000  # characters that are written between two waits for the disk
 
@@ -98,6 +103,47 @@ class RowLog:
                         "output folder, or make all rows again with resume=never."
                     )
                 yield line
+
+
+class Work(Protocol):
+    """What makes rows one after the other, and can be taken up anywhere."""
+
+    @property
+    def place(self) -> int:
+        """How many documents are behind it, for the bar."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """All that decides on later rows and counts, as plain values."""
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Takes up the state of an earlier start."""
+
+    def rows(self, number: int) -> Iterator[dict[str, Any]]:
+        """The rows behind the first `number`; when one is given, `state` is the one behind it."""
+
+
+def make_rows(work: Work, workspace: Workspace, *, documents: int) -> tuple[Path, int]:
+    """`train.jsonl` with all rows of the work, and how many; those of an earlier start are kept.
+
+    Args:
+        work: at its beginning.
+        workspace: of the run.
+        documents: how many the work goes through.
+    """
+    path = workspace.output / WORK / "rows.jsonl"
+    with (
+        RowLog(path, maker=tokenizer_digest(workspace.tokenizer)) as log,
+        progress_bar(workspace.console) as progress,
+    ):
+        if log.state is not None:
+            work.go_on(log.state)
+        task = progress.add_task("documents", total=documents, completed=work.place)
+        for row in work.rows(log.count):
+            log.append(row, work.state)
+            progress.update(task, completed=work.place)
+        progress.update(task, completed=work.place)
+        return write_rows(workspace.output, log.rows()), log.count
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

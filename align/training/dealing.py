@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate.data_loader import BatchSamplerShard
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
+from align.core.errors import UserError
 from align.data.orders import Order
 from align.models.structure import find_causal_lm
 from align.models.text_part import text_config
@@ -14,6 +15,19 @@ from align.training.even_groups import Arrangement
 from align.training.redrawn import EpochIndices, RedrawnRows
 from align.training.row_costs import costs_of, tokens_of
 from align.training.sampling import EpochSampler, MarkedRows
+
+
+def check_strategy(arguments: TrainingArguments) -> None:
+    """Refuses the library's own way to order rows, which this trainer would never read.
+
+    Raises:
+        UserError: names the argument and what to give in its place.
+    """
+    if arguments.train_sampling_strategy != "random":
+        raise UserError(
+            f"args.train_sampling_strategy={arguments.train_sampling_strategy} has no effect here: leave it out, and "
+            "give the trainer an order, order=align.data.orders.Buckets() or Shuffled(balance='work')."
+        )
 
 
 class DealtRows(Trainer):
@@ -48,6 +62,7 @@ class DealtRows(Trainer):
         """The order of the training rows, which `MarkedRows` holds; None shuffles them."""
         if self.order is None:
             return None
+        self.order.check()
         rows = dataset.rows if isinstance(dataset, MarkedRows) else dataset
         rows = rows.rows if isinstance(rows, RedrawnRows) else rows
         tokens = tokens_of(rows)

@@ -23,6 +23,7 @@ _SECRET = re.compile(r"token$|secret|password|passwd|credential|api_?key|auth", 
 # Group → the keys of it that a card states; None: all of them.
 _STATED: dict[str, tuple[str, ...] | None] = {
     "model": ("revision", "dtype", "kernels", "quantization", "lora", "rope", "query_scale"),
+    "attention": None,
     "positions": None,
     "reference": ("source", "model", "rope", "query_scale"),
     "parallel": ("kind", "degree"),

@@ -30,7 +30,7 @@ from align.models.text_part import of_layers, text_config
 from align.reference.cache import check_folder
 from align.reference.settings import ReferenceSettings, check_follow_wrapper, reference_model
 from align.runs.continuation import prompts_of_step
-from align.training.method_settings import check_step
+from align.training.method_settings import Needs, check_step
 from align.training.methods import Method, load_method, weighed
 from align.training.settings import Settings, read_settings
 from align.training.sharded_experts import check_sharded_experts
@@ -67,7 +67,7 @@ def check(config: DictConfig) -> Run:
     check_sharded_experts(settings.model, arguments)
     check_kernels(settings.model, load_config(settings.model))
     check_follow_wrapper(settings.reference, launched_wrapper(arguments))
-    fit_positions(settings.positions, settings.model)
+    check_positions(settings, method.needs)
     if settings.reference_source != "none":
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
@@ -138,6 +138,20 @@ def head_widths(config: PreTrainedConfig) -> tuple[int, int] | None:
     if not keys or not all(isinstance(width, int) for width in (*keys, *values)):
         return None
     return max(*keys, *values), max(values)
+
+
+def check_positions(settings: Settings, needs: Needs) -> None:
+    """Refuses positions that the policy cannot read, or a reference that reads the same rows and cannot.
+
+    Raises:
+        UserError: see `Placement.fitted`.
+    """
+    fit_positions(settings.positions, settings.model)
+    if settings.reference_source == "frozen" and needs.reference == "same":
+        try:
+            fit_positions(settings.positions, reference_model(settings.reference, settings.model))
+        except UserError as error:
+            raise UserError(f"The reference reads the policy's rows: {error}") from error
 
 
 def check_reference(reference: ReferenceSettings, model: ModelSettings) -> None:

@@ -27,7 +27,7 @@ from align.models.query_scale import serving_words
 from align.models.reading import typed_model
 from align.models.settings import ModelSettings, RopeSettings
 from align.models.text_part import text_config
-from align.patterns.exported import to_native
+from align.patterns.exported import engine_words, to_native
 from align.patterns.layers import patterns_of_run
 from align.runs.exclusive import exclusive
 from align.runs.folder import ADAPTER, CONFIG_NAME, find_policy, local_paths
@@ -205,7 +205,8 @@ def write(
                 loader=auto_class(model.config).__name__,
                 parts=chat and content_form(tokenizer) is as_parts,
                 local=policy.local,
-                serving=serving_words(model.config),
+                serving=" ".join(filter(None, (serving_words(model.config), engine_words(model.config))))
+                or None,
             )
             (staging / "README.md").write_text(card, encoding="utf-8")
             os.rename(staging, output)

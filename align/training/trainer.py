@@ -24,7 +24,7 @@ from align.runs.console import quiet_call
 from align.runs.saving import SealedCheckpoints
 from align.training.argument_words import keys_as_arguments
 from align.training.balance import StepBalance
-from align.training.dealing import DealtRows
+from align.training.dealing import DealtRows, check_strategy
 from align.training.divergence import FiniteLosses, check_gradient_norm
 from align.training.held_out import measure
 from align.training.log import TrainingLog
@@ -135,6 +135,7 @@ class PreferenceTrainer(DealtRows, SealedCheckpoints):
 
     def _take_over(self, args: TrainingArguments) -> None:
         """What the base class is not to do itself."""
+        check_strategy(args)
         args.logging_nan_inf_filter = False  # would show the mean of earlier losses in the place of a NaN
         # Old checkpoints go only once the new one is sealed, so the count is kept from the base class.
         self.checkpoint_limit, args.save_total_limit = args.save_total_limit, None

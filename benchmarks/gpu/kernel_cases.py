@@ -14,7 +14,7 @@ from align.longseq.cudnn import CudnnKernel
 from align.longseq.flash_fit import HALVES, flash_problem, installed
 from align.longseq.kernels import cuda_kernel, register_kernel
 from align.longseq.settings import CUDNN, FLASH_MODULES
-from align.patterns.pattern import FULL, Chunked, Pattern, Window
+from align.patterns.pattern import FULL, Chunked, Pattern, Strided, Window
 from benchmarks.gpu.device import Device
 
 # ‖a − b‖ / ‖b‖ of an output or a gradient against fp64 on the same rounded states. A number of fp16 is known to 2⁻¹¹,
@@ -84,6 +84,12 @@ class Case:
         return ", ".join([*words, *([f"capped at {self.softcap:g}"] if self.softcap else [])])
 
 
+PATTERNS = (
+    *(Window(48), Window(2), Chunked(64)),
+    *(Window(48, sinks=4), Chunked(64, shift=32, sinks=4), Strided(32, recent=2, sinks=4, stride=3)),
+)
+
+
 def cases(kernel: str, dtype: torch.dtype) -> Iterator[Case]:
     """Every case of one kernel and type: one thing varies at a time."""
     usual = Case(kernel, dtype)
@@ -92,7 +98,7 @@ def cases(kernel: str, dtype: torch.dtype) -> Iterator[Case]:
     yield from (replace(usual, heads=heads) for heads in GROUPS)
     yield from (replace(usual, rows=rows) for rows in ("square", "siblings"))
     yield replace(usual, shard=True)
-    yield from (replace(usual, pattern=pattern) for pattern in (Window(48), Window(2), Chunked(64)))
+    yield from (replace(usual, pattern=pattern) for pattern in PATTERNS)
     yield replace(usual, sinks=True)
     yield replace(usual, sinks=True, pattern=Window(48), shard=True, heads=(8, 1))
     yield replace(usual, width=192, value_width=128)

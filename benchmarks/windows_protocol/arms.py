@@ -115,21 +115,32 @@ def positions(setting: Setting) -> dict[str, Overrides]:
     }
 
 
-def patterns(setting: Setting) -> dict[str, Overrides]:
-    """Attention patterns, by name; a window's width is the model's own window."""
-    sinks, width = "attention.sinks=4", setting.window
+def patterns(setting: Setting, *, near: int) -> dict[str, Overrides]:
+    """Attention patterns, by name.
+
+    Groups are a quarter of a long row. `hybrid` is full in the middle third of the layers (two layers have no middle,
+    and there it is the second), and has a window of `near` tokens in the others.
+    """
+    sinks, group = "attention.sinks=4", f"attention.group={setting.long // 4}"
+    layers = ("attention.full_layers=[1]",) if setting.window == SETTINGS["find"].window else ()
     return {
-        "sink_window": ("attention=sink_window", sinks, f"attention.window={width}"),
-        "s2": ("attention=s2",),
-        "s2_sinks": ("attention=s2", sinks),
-        "hybrid": ("attention=hybrid", sinks, f"attention.window={width}"),
+        "sink_window": ("attention=sink_window", sinks, f"attention.window={setting.window}"),
+        "s2": ("attention=s2", group),
+        "s2_sinks": ("attention=s2", group, sinks),
+        "hybrid": (
+            "attention=hybrid",
+            "attention.others.sinks=4",
+            f"attention.others.size={near}",
+            *layers,
+        ),
     }
 
 
 def find_arms() -> dict[str, Arm]:
     """Setting `find`: everything, as it costs little."""
     setting = SETTINGS["find"]
-    known, placed, seen = frequencies(setting), positions(setting), patterns(setting)
+    known, placed = frequencies(setting), positions(setting)
+    seen = patterns(setting, near=setting.window)
     stretched = linear(setting.factor)
     twice = linear(2 * setting.factor)
     text = {rows: Arm(known["abf"], rows=rows, train=("method=lm",)) for rows in ("plain", "knots")}
@@ -149,7 +160,7 @@ def find_arms() -> dict[str, Arm]:
         "e2_over": Arm(read=twice, of="e2"),
         "s2": Arm(stretched, rows="long", train=seen["s2"]),
         "s2_sinks": Arm(stretched, rows="long", train=seen["s2_sinks"]),
-        "hybrid": Arm(stretched, rows="long", train=seen["hybrid"], read=seen["hybrid"]),
+        "hybrid": Arm(stretched, rows="long", train=seen["hybrid"]),
         **text,
     }
 
@@ -157,16 +168,15 @@ def find_arms() -> dict[str, Arm]:
 def smollm2_arms() -> dict[str, Arm]:
     """Setting `smollm2`: what needs no training first, then what trains on rows of a quarter of the window."""
     setting = SETTINGS["smollm2"]
-    known, placed, seen = frequencies(setting), positions(setting), patterns(setting)
+    known, placed = frequencies(setting), positions(setting)
+    seen = patterns(setting, near=1024)
     stretched = linear(setting.factor)
     untrained = ("linear", "dynamic", "yarn", "truncated", "abf", "abf_scale")
-    near = ("attention.window=1024",)
-    hybrid = (*seen["hybrid"][:2], *near)
     return {
         "base": Arm(),
         **{name: Arm(known[name]) for name in untrained},
         "sink_window": Arm(read=seen["sink_window"]),
-        "hybrid_untrained": Arm(stretched, read=hybrid),
+        "hybrid_untrained": Arm(stretched, read=seen["hybrid"]),
         "short": Arm(rows="short"),
         "linear_short": Arm(stretched, rows="short"),
         "logo": Arm(rows="short", train=placed["logo"]),
@@ -174,24 +184,8 @@ def smollm2_arms() -> dict[str, Arm]:
         "e2": Arm(stretched, rows="short", train=placed["e2"]),
         "s2": Arm(stretched, rows="short", train=seen["s2"]),
         "s2_sinks": Arm(stretched, rows="short", train=seen["s2_sinks"]),
-        "hybrid": Arm(stretched, rows="short", train=hybrid, read=hybrid),
+        "hybrid": Arm(stretched, rows="short", train=seen["hybrid"]),
     }
 
 
 ARMS: Mapping[str, Mapping[str, Arm]] = {"find": find_arms(), "smollm2": smollm2_arms()}
-# Beginnings of overrides that are not in the configuration yet.
-_COMING = (
-    "attention",
-    "model/query_scale",
-    "model/rope",
-    "positions=e2",
-    "positions=random",
-    "positions=skip",
-)
-_COMING_ROWS = ("plain", "knots")
-
-
-def awaited(arm: Arm) -> bool:
-    """Whether the arm's keys are still to come; a test holds that they are refused today."""
-    words = (*arm.model, *arm.train, *arm.read)
-    return arm.rows in _COMING_ROWS or any(word.startswith(_COMING) for word in words)

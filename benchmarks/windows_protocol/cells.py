@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def _start(cell: Cell, place: Place) -> str:
 def _training(cell: Cell, place: Place, arm: Arm) -> list[Step]:
     folder, made = place.folder(cell.id), []
     rows = folder / "rows.jsonl"
-    prepare = partial(write_rows, cell, rows)
+    prepare: Callable[[], None] = partial(write_rows, cell, rows)
     if arm.rows in TEXT_SHARES:
         texts, rows = rows, folder / "rows" / "train.jsonl"
         made.append(Step("rows", _tied(cell, place, texts, TEXT_SHARES[arm.rows]), prepare))

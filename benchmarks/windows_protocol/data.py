@@ -92,7 +92,8 @@ def documents(split: str) -> Iterator[dict[str, Any]]:
         rng = random.Random(derive_seed(0, "windows", split, "document", str(number)))
         context = find.draw(rng, tokens=find.TRAINED)
         pieces = [{"text": " ".join(context.words), "scored": False}]
-        count, asked = len(context.words), iter(())
+        count = len(context.words)
+        asked: Iterator[tuple[str, str]] = iter(())
         while count + PAUSE + 2 <= length:
             pair = next(asked, None)
             if pair is None:

@@ -7,24 +7,28 @@ import random
 from functools import cache
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 from transformers import LlamaConfig
 
+import align
 from align.core.errors import UserError
 from align.models.rope import override_rope
 from align.models.settings import RopeSettings
 from align.runs.api import compose
 from align.training.settings import read_settings
+from benchmarks.miniature import tiny
 from benchmarks.miniature.__main__ import time_left
 from benchmarks.miniature.cells import Cell, Place
+from benchmarks.miniature.files import write_lines
 from benchmarks.miniature.run import scores_of
 from benchmarks.windows_protocol import data, smollm2
-from benchmarks.windows_protocol.arms import ARMS, DEPTHS, SETTINGS, awaited, frequencies
+from benchmarks.windows_protocol.arms import ARMS, DEPTHS, SETTINGS, frequencies
 from benchmarks.windows_protocol.cells import grid
 from benchmarks.windows_protocol.pictures import draw, kinds
 from benchmarks.windows_protocol.questions import MARGIN, answers, questions
-from benchmarks.windows_protocol.reading import Reading, by_position
+from benchmarks.windows_protocol.reading import Reading, by_position, tokens_of
 from benchmarks.windows_protocol.report import accuracy, perplexity, show
 from docs.window_tables import NOT_RUN, arms
 from docs.window_tables import questions as question_table
@@ -59,22 +63,12 @@ def commands(cell: Cell, folder):
 
 @pytest.mark.parametrize("part", ["find", pytest.param("smollm2", marks=pytest.mark.slow)])
 def test_every_arm_composes(part, tmp_path):
-    """Arms whose keys other work brings are refused until they come: then they go off the list in arms.py."""
-    for name, arm in ARMS[part].items():
+    for name in ARMS[part]:
         cell = next(cell for cell in CELLS.values() if (cell.part, cell.name) == (part, name))
-        assert refused(cell, tmp_path) == awaited(arm), f"{part}/{name}: see _COMING in arms.py"
-
-
-def refused(cell: Cell, folder) -> bool:
-    """Whether a command of the cell names a key, a group or a value that the configuration lacks."""
-    try:
-        for command, words in commands(cell, folder):
+        for command, words in commands(cell, tmp_path):
             config = composed(command, words)
             if command == "train":
-                read_settings(config)
-    except UserError:
-        return True
-    return False
+                assert read_settings(config).data.eval_size == 0
 
 
 def test_frequencies_fit_a_model_of_each_setting():
@@ -179,6 +173,39 @@ def test_reading_refuses_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Reading(questions=str(rows), documents=str(tmp_path / "none")).check()
     Reading(questions=str(rows), documents=str(rows), edges=[0, 64]).check()
+
+
+@pytest.mark.slow
+def test_a_cell_reads_questions_and_documents_in_one_process(tmp_path):
+    """The suite by `align.evaluate` on an untrained model: every question and document has its record."""
+    from align.evaluation.token_logps import sequence_logps
+
+    policy = tiny.model(0).eval()
+    tiny.save(policy, tmp_path / "model")
+    documents = list(data.documents("dev"))[:2]
+    asked = [row for row in data.questions("dev") if row["group"].startswith("64/")][:3]
+    write_lines(tmp_path / "documents.jsonl", documents)
+    write_lines(tmp_path / "questions.jsonl", asked)
+    result = align.evaluate(
+        "~suite",
+        "+suite._target_=benchmarks.windows_protocol.reading.Reading",
+        f"+suite.questions={tmp_path / 'questions.jsonl'}",
+        f"+suite.documents={tmp_path / 'documents.jsonl'}",
+        "+suite.edges=[0,64,512]",
+        "+suite.max_new_tokens=2",
+        "allow_targets=[benchmarks]",
+        f"model.path={tmp_path / 'model'}",
+        "model.dtype=float32",
+        f"output={tmp_path / 'out'}",
+    )
+    assert [record.get("group") for record in result.records] == ["64/0"] * 3 + [None] * 2
+    ids, scored = tokens_of(documents[0]["pieces"], tiny.tokenizer())
+    with torch.no_grad():
+        nll = -sequence_logps(policy, torch.tensor(ids))
+    assert len(ids) == len(scored) == len(nll) + 1
+    whole = nll[511:][torch.tensor(scored[512:])].mean()
+    assert result.records[3]["by_position"]["512"] == pytest.approx(float(whole), rel=1e-5)
+    assert set(result.scores) >= {"found", "nll, from 0", "nll, from 64", "nll, from 512"}
 
 
 # ---- analysis

@@ -113,6 +113,8 @@ def test_counts(tmp_path: Path) -> None:
         "cut_unrelated": 0,
         "pieces": 0,
         "piece_tokens": 0,
+        "rows_of_pieces": 0,
+        "tokens_in_pieces": 0,
     }
     cut = load(write_lines(tmp_path / "rows.jsonl", *rows), eval_size=1, max_length=12, keep_tail=4).counts
     assert (cut["cut_rows"], cut["cut_tokens"], cut["longest_sequence"]) == (2, 4, 12)
@@ -301,6 +303,9 @@ def test_the_configuration_mirrors_the_dataclass() -> None:
     from omegaconf import OmegaConf
 
     folder = Path(__file__).parents[2] / "hydra_conf"
-    assert OmegaConf.to_container(OmegaConf.load(folder / "data/default.yaml")) == vars(DataSettings())
+    data = OmegaConf.to_container(OmegaConf.load(folder / "data/default.yaml"))
+    chosen = data.pop("defaults")  # of the files in data/order
+    assert chosen == [{"order": "shuffled"}, "_self_"]
+    assert data | {"order": None} == vars(DataSettings())
     positions = OmegaConf.create({"positions": OmegaConf.load(folder / "positions/none.yaml")})
     assert read_positions(positions) == PositionSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from align import inspect
-from align.data.describe import answer_runs, prompt_sections
+from align.data.describe import answer_jumps, answer_runs, prompt_sections
 from align.data.examples import Answer, TokenizedExample
 from tests.data.helpers import byte_tokenizer, write_lines
 from tests.tiny import tiny_model
@@ -241,6 +242,31 @@ def test_parts_cover_the_prompt_once() -> None:
     assert [part.jumps for part in parts if part.jumps] == ["+100 before", "1 inside, to +7"]
     runs = [(ids.tolist(), scored) for ids, scored in answer_runs(example.answers[0])]
     assert runs == [([1], True), ([2], False), ([3], True)]
+
+
+def test_steps_are_no_jumps() -> None:
+    """As E²-LLM's positions: what is told are the offset and the step; of a document the scored tokens jump too."""
+    ids, scored = np.arange(8), np.ones(3, dtype=bool)
+    row = TokenizedExample(
+        source="r:1",
+        prompt_ids=ids,
+        position_ids=np.array([0, 5, 10, 15, 70, 75, 80, 85]),
+        answers=(Answer(ids[:3], scored), Answer(ids[:3], scored, positions=np.array([90, 95, 120]))),
+        chunk_spans=((4, 6),),
+        position_step=5,
+    )
+    parts = [(part.name, part.first, part.last, part.jumps) for part in prompt_sections(row)]
+    assert parts == [
+        ("system", 0, 15, "steps of 5"),
+        ("chunk 1", 70, 75, "steps of 5, +50 before"),
+        ("question", 80, 85, "steps of 5"),
+    ]
+    (whole,) = prompt_sections(replace(row, chunk_spans=()))
+    assert whole.jumps == "steps of 5, 1 inside, to +50"
+    assert [answer_jumps(row, answer) for answer in row.answers] == [
+        "steps of 5",
+        "steps of 5, 1 inside, to +20",
+    ]
 
 
 def test_a_single_row_is_shown_although_training_would_hold_it_out(

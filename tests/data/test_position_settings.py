@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,16 @@ from align.data.placements.randomised import Randomised
 from align.data.placements.skip import Skip
 from align.data.position_settings import read_positions
 from align.data.positions import Drawn, Placed, Placement, PromptParts, place_row
-from align.data.settings import PositionSettings
-from align.models.reach import Reach, position_factor
+from align.data.positions_of_model import fit_positions
+from align.data.settings import DataSettings, PositionSettings
+from align.models.reach import Reach, position_factor, position_limit, reach_of
+from align.models.settings import ModelSettings, RopeSettings
+from align.query_scale.log_length import LogLength
+from align.reference.settings import ReferenceSettings
+from align.training.method_settings import Needs
+from align.training.run import check_positions
+from align.training.settings import check_redraw
+from align.training.soft_prompts import less_soft_prompt
 from tests.data.test_positions import example
 
 # ---- the model
@@ -42,6 +51,7 @@ from tests.data.test_positions import example
         (Reach(16, None), r"the model has another RoPE: set"),
         (Reach(None, 20.0), r"does not say how many tokens it was made for: set positions\.target_length"),
         (Reach(2**30, 20.0), r"target_length=21474836480 is too large"),
+        (Reach(16, 20.0, scaled=True), r"model\.query_scale would take them for tokens: leave out one"),
     ],
 )
 def test_e2_is_for_linear_rope_of_its_factor(reach: Reach, sentence: str) -> None:
@@ -72,6 +82,77 @@ def test_e2_is_for_linear_rope_of_its_factor(reach: Reach, sentence: str) -> Non
 )
 def test_what_a_model_divides_positions_by(config: Any, factor: float | None) -> None:
     assert position_factor(config) == factor
+
+
+def of_model(folder: Path, **rope: Any) -> ModelSettings:
+    settings = LlamaConfig(max_position_embeddings=256, rope_parameters={"rope_theta": 1e4} | rope)
+    settings.save_pretrained(folder)
+    return ModelSettings(path=str(folder))
+
+
+def test_the_factor_is_the_checkpoints_or_model_rope(tmp_path: Path) -> None:
+    """Either way K is 20 · 256, and the model was made for as many positions."""
+    plain = of_model(tmp_path / "plain", rope_type="default")
+    linear = of_model(tmp_path / "linear", rope_type="linear", factor=20.0)
+    stretched = replace(plain, rope=RopeSettings(type="linear", factor=20.0))
+    e2 = PositionSettings(E2())
+    for model in (linear, stretched):
+        assert fit_positions(e2, model).placement == E2(target_length=5120)
+        assert reach_of(model) == Reach(256, 20.0) and position_limit(model) == 5120
+    with pytest.raises(UserError, match="positions=e2 takes a linear RoPE"):
+        fit_positions(e2, plain)
+    assert position_limit(plain) == 256
+    assert position_limit(replace(plain, rope=RopeSettings(theta=1e6))) is None
+    assert fit_positions(PositionSettings(), ModelSettings(path="nowhere")) == PositionSettings()
+    scaled = replace(stretched, query_scale=LogLength())
+    assert reach_of(scaled) == Reach(256, 20.0, scaled=True)
+
+
+def test_a_soft_prompt_takes_positions_too(tmp_path: Path) -> None:
+    """20 tokens before each prompt leave 5,120 − 20; of a placement without a bound nothing is taken."""
+    model = of_model(tmp_path, rope_type="linear", factor=20.0)
+    adapter = types.SimpleNamespace(soft_tokens=20)
+    fitted = fit_positions(PositionSettings(E2()), model)
+    assert less_soft_prompt(DataSettings(), fitted, adapter)[1].placement == E2(target_length=5100)
+    unbound = PositionSettings(Doubled())
+    assert less_soft_prompt(DataSettings(), unbound, adapter)[1] == unbound
+    with pytest.raises(UserError, match=r"leaves nothing of positions\.target_length=20: take"):
+        less_soft_prompt(DataSettings(), PositionSettings(Skip(20)), adapter)
+
+
+def test_a_reference_reads_the_same_positions(tmp_path: Path) -> None:
+    """One without the policy's RoPE would read other distances; where it reads short contexts alone it may."""
+    plain = of_model(tmp_path / "plain", rope_type="default")
+    policy = replace(plain, rope=RopeSettings(type="linear", factor=20.0))
+
+    def check(**keys: Any) -> None:
+        reference = ReferenceSettings(source="frozen", **keys)
+        run = types.SimpleNamespace(
+            positions=PositionSettings(E2()), model=policy, reference=reference, reference_source="frozen"
+        )
+        for reads in ("short", "same"):
+            check_positions(run, Needs(reference=reads, policy_short=False, nll_scope="none"))  # type: ignore[arg-type]
+
+    check()
+    with pytest.raises(UserError, match=r"^The reference reads the policy's rows: positions=e2 takes"):
+        check(rope="checkpoint")
+
+
+def test_a_cache_beside_positions_of_each_epoch() -> None:
+    drawn, kept = (PositionSettings(Skip(), redraw=redraw) for redraw in ("epoch", "never"))
+    short, same = (
+        Needs(reference=reads, policy_short=False, nll_scope="none") for reads in ("short", "same")
+    )
+    cached = ReferenceSettings(cache="folder")
+    for positions, needs, reference in (
+        (kept, same, cached),
+        (drawn, short, cached),
+        (drawn, same, ReferenceSettings()),
+        (PositionSettings(redraw="epoch"), same, cached),
+    ):
+        check_redraw(positions, needs, reference)
+    with pytest.raises(UserError, match=r"positions\.redraw=epoch gives rows other positions in each epoch"):
+        check_redraw(drawn, same, cached)
 
 
 # ---- settings, and placements from elsewhere

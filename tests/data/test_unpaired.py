@@ -12,6 +12,8 @@ import pytest
 from align.core.errors import UserError
 from align.data.dataset import PreferenceData, load_preference_data
 from align.data.notices import notices
+from align.data.placements.randomised import Randomised
+from align.data.positions import Drawn
 from align.data.settings import DataSettings, PositionSettings
 from align.data.stored_rows import to_example
 from tests.rows import words
@@ -32,10 +34,11 @@ def load(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Preferenc
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     asked = {"columns": KINDS, "unrelated": True} | settings.pop("asked", {})
+    positions = settings.pop("positions", PositionSettings())
     return load_preference_data(
         DataSettings(path=str(path), eval_size=0, **settings),
         tiny_tokenizer(),
-        positions=PositionSettings(),
+        positions=positions,
         seed=0,
         **asked,
     )
@@ -83,6 +86,18 @@ def test_what_does_not_fit_is_cut_and_counted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(example.answers[1].input_ids, whole[:-1])
     assert data.counts["cut_unrelated"] == 1
     assert "(1 of them are cut to fit)" in " ".join(notices(data, window=None))
+
+
+def test_a_placed_row_has_room_for_its_own_answer(tmp_path: Path) -> None:
+    """Positions end at K: an answer to another prompt that is longer than the row's own would go beyond."""
+    rows = [row(10, "w20"), row(11, "w22 w23 w24 w25", False)]
+    lengths = [len(to_example(one).answers[0].input_ids) for one in load(tmp_path, rows).train]
+    data = load(tmp_path, rows, positions=PositionSettings(Randomised(lengths[1] + 3)))
+    first, second = map(to_example, data.train)
+    assert [len(answer.input_ids) for answer in first.answers] == [lengths[0], lengths[0]]
+    assert [len(answer.input_ids) for answer in second.answers] == [lengths[1], lengths[0]]
+    assert first.drawn == Drawn(0, 0, lengths[0]) and data.counts["cut_unrelated"] == 1
+    assert data.counts["largest_position"] < lengths[1] + 3
 
 
 def test_rows_that_cannot_be_used_lend_no_answer(tmp_path: Path) -> None:

@@ -159,4 +159,4 @@ def test_every_command_composes(cell, tmp_path):
             config = compose(config_name=module.removeprefix("align."), overrides=list(step.command[3:]))
         if module == "align.train":
             assert config.data.eval_size == 0
-            assert (config.positions.mode != "none") == cell.name.endswith("_positions")
+            assert ("_target_" in config.positions) == cell.name.endswith("_positions")

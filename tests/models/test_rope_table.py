@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from align.core.errors import UserError
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.support import check_config
 from align.models.identity import Identity
-from align.models.loading import load_causal_lm, load_config, native_window
+from align.models.loading import auto_class, load_causal_lm, load_config, native_window
 from align.models.precision import Precision
 from align.models.reading import typed_model
 from align.models.rope import override_rope, switches_by_length
@@ -32,7 +33,7 @@ from align.rope_tables.lists import Factors, Frequencies
 from align.rope_tables.ntk import Ntk
 from align.rope_tables.table import RopeContext
 from tests.longseq.plain import assert_close, gradients, make_example, plain_pair_logps
-from tests.tiny import tiny_model
+from tests.tiny import tiny_composite, tiny_model
 
 THETA, WINDOW = 10_000.0, 4096
 # Giraffe's truncated basis of 16 dimensions: 2π/2048/16 in the seventh place, then nothing.
@@ -141,6 +142,39 @@ def test_a_model_that_leaves_the_width_of_its_heads_open(rope):
     assert config.head_dim is None
     override_rope(config, RopeSettings(**rope))
     assert AutoModelForCausalLM.from_config(config).model.rotary_emb.inv_freq.shape == (4,)
+
+
+@pytest.mark.parametrize("rope", [{"type": "yarn", "factor": 4.0}, {"type": "table", "table": Ntk()}])
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "glm4v"])
+def test_sections_of_images_positions_outlive_a_change_of_type(kind, rope):
+    """Which pairs of a head turn by which of an image's positions belongs to the architecture."""
+    config = tiny_composite(kind).config
+    sections = config.get_text_config().rope_parameters["mrope_section"]
+    override_rope(config, RopeSettings(**rope))
+    assert config.get_text_config().rope_parameters["mrope_section"] == sections
+    model = auto_class(config).from_config(config)
+    assert model(input_ids=torch.arange(5)[None]).logits.isfinite().all()
+
+
+def test_one_of_two_unlike_lists_by_its_file(tmp_path):
+    """A Phi-3 whose row's length picks a list trains on its long one, with the scale that the library derives."""
+    config = tiny_model("phi3", max_position_embeddings=512).config
+    config.original_max_position_embeddings = 16
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1 + i / 4 for i in range(8)]}
+    config.rope_parameters |= {"rope_type": "longrope", "original_max_position_embeddings": 16} | factors
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    scale = math.sqrt(1 + math.log(512 / 16) / math.log(16))
+    rope = with_table(Factors(path=str(tmp_path / "config.json")), attention_factor=scale)
+    ours = load_causal_lm(settings(tmp_path, rope))
+    check_config(ours.config)
+    long = torch.arange(20)[None]
+    for one, two in zip(
+        model.model.rotary_emb(torch.zeros(1), long),
+        ours.model.rotary_emb(torch.zeros(1), long),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
 
 
 def test_a_scale_of_cos_and_sin(folder):

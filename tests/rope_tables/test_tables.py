@@ -180,8 +180,14 @@ def test_clex_refuses_what_is_no_such_checkpoint(tmp_path):
         of(Clex(path=str(tmp_path)), dim=16)
     with pytest.raises(UserError, match=r"activation=silu, and .*config\.json says tanh"):
         Clex(path=str(tmp_path), activation="silu").check()
-    with pytest.raises(UserError, match=r"table\.t=0\.5 has to be 1 or more"):
-        Clex(path=str(tmp_path), t=0.5).check()
+    for t in (0.5, 1e9, math.nan):
+        with pytest.raises(UserError, match=r"table\.t=.* has to lie between 1 and 1000"):
+            Clex(path=str(tmp_path), t=t).check()
+    config = {"rope_parameters": {"rope_type": "clex", "max_factor": 16, "act": "tanh"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    Clex(path=str(tmp_path), t=16.0).check()
+    with pytest.raises(UserError, match=r"t=17\.0 is beyond the 16 windows \(max_factor\)"):
+        Clex(path=str(tmp_path), t=17.0).check()
     with pytest.raises(UserError, match=r"base=0\.0 has to be above 0"):
         Clex(path=str(tmp_path), base=0.0).check()
     (tmp_path / "config.json").unlink()

@@ -49,7 +49,7 @@ def test_a_value_that_cannot_be_read_is_shown_as_it_can_be(value):
         ("method=3", r"method=3 is not known: the group method takes .*dpo, .*simpo"),
         ("method={a: 1}", r"method=\{a: 1\} is not known: the group method takes"),
         ("method=[1]", r"method=\[1\] is not known"),
-        ("positions=nan", r"positions=nan is not known: the group positions takes logo"),
+        ("positions=nan", r"positions=nan is not known: the group positions takes e2, logo, "),
         ("data.path", r"data\.path is no setting: write KEY=VALUE"),
         ("=3", r"=3 is no setting"),
         ("a b=3", r"a b=3 is no setting"),

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from torch.utils.data import BatchSampler
 
 from align.core.errors import UserError
 from align.data.orders import Buckets, Grow, Shuffled
@@ -143,6 +145,26 @@ def test_steps_are_the_same_with_any_processes(order, count):
     assert sorted(chain.from_iterable(steps[0])) == list(range(count))
 
 
+@pytest.mark.parametrize("groups", [2, 3])
+def test_groups_read_what_is_shared_out_to_them(groups):
+    """As accelerate cuts batches out of the sampler: in a step of 12 no group has much more than another."""
+    costs = np.exp(np.random.default_rng(0).normal(4, 1, 48))
+    loads = {}
+    for balance, each in (("none", None), ("work", costs)):
+        arrangement = Arrangement(
+            Shuffled(), costs, each, batch=2, groups=groups, accumulation=12 // (2 * groups)
+        )
+        sampler = EpochSampler(48, multiple=2 * groups, seed=0, arrangement=arrangement)
+        shards = [
+            BatchSamplerShard(BatchSampler(sampler, 2, False), groups, group) for group in range(groups)
+        ]
+        read = np.array([list(chain.from_iterable(shard)) for shard in shards])
+        assert sorted(read.reshape(-1)) == list(range(48))
+        steps = costs[read].reshape(groups, 4, -1).sum(2)
+        loads[balance] = steps.max(axis=0).sum() / steps.mean(axis=0).sum()
+    assert loads["work"] < 1.15 < 1.2 < loads["none"]
+
+
 # ---- training
 
 ROWS, EPOCHS, SAVED = 16, 2, 3  # of six prompts an epoch has three steps, the last of four prompts
@@ -197,7 +219,8 @@ def on_processes(rank, size, folder, order):
     return {**unbroken, "resumed": resumed}
 
 
-@pytest.mark.parametrize("size", [3, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
 def test_groups_that_share_out_rows_train_as_one_process(tmp_path, size):
     """Loss of every step and weights after six, in fp64; a resumed run reads on where the other had been."""
     order = Buckets(steps=2, balance="work")
@@ -205,6 +228,7 @@ def test_groups_that_share_out_rows_train_as_one_process(tmp_path, size):
     found = run_distributed(on_processes, size, tmp_path / "groups", order)
     for each in found:
         np.testing.assert_allclose(each["losses"], plain["losses"], rtol=1e-6)  # logged in fp32
+        # Llama's norms compute in fp32, in which the loss times three is rounded otherwise than once or twice the loss.
         assert_close(each["weights"], plain["weights"], tolerance=1e-11 if size == 2 else 1e-7)
         assert_close(each["resumed"]["weights"], each["weights"], tolerance=1e-12)
         assert each["resumed"]["read"] == each["read"][-len(each["resumed"]["read"]) :]
@@ -225,3 +249,10 @@ def test_an_order_trains_every_row_and_weighs_it_alike(tmp_path, order):
     np.testing.assert_allclose(single["losses"], whole["losses"], rtol=1e-6)  # logged in fp32
     assert_close(single["weights"], whole["weights"], tolerance=1e-11)
     assert len({row for batch in whole["read"] for row in batch}) == ROWS
+
+
+def test_the_librarys_own_orders_are_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"train_sampling_strategy=batch_rebalance has no effect .*Buckets\(\)"
+    ):
+        make_trainer(tmp_path, train_sampling_strategy="batch_rebalance")

@@ -68,8 +68,8 @@ class E2:
         """With K from the model.
 
         Raises:
-            UserError: its RoPE is not linear with this factor, its queries are scaled by position (no token here), or
-                nothing says how long its window is.
+            UserError: its RoPE is not linear with this factor, it scales queries by such positions, or nothing says
+                how long its window is.
         """
         if reach.factor != self.factor:
             has = "another RoPE" if reach.factor is None else f"a factor of {reach.factor:g}"
@@ -79,8 +79,8 @@ class E2:
             )
         if reach.scaled:
             raise UserError(
-                "positions=e2 counts positions in steps of which a token has several, and model.query_scale would take "
-                "them for tokens: leave it out, or use other positions."
+                "positions=e2 counts in parts of a token, and model.query_scale would take them for tokens: leave out "
+                "one of them."
             )
         if self.target_length is not None:
             return self

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-LONG = ("largest", "random")  # of `pipeline.long`
-
 
 def powers_of(
     tokens: int, *, least: int, most: int, rng: np.random.Generator | None = None

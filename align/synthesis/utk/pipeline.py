@@ -8,17 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from align.core.config import check_choice
-from align.core.display import progress_bar
 from align.core.errors import UserError
-from align.data.piece_rows import lacking, token_id
 from align.documents.loading import Document, load_documents
 from align.generation.generators import derive_seed
-from align.generation.stage import WORK
-from align.synthesis.pipeline import Summary, at_least, write_rows
-from align.synthesis.row_log import RowLog, tokenizer_digest
-from align.synthesis.token_documents import DocumentTokens, shuffled
-from align.synthesis.utk.knots import ORDERS, Marks
-from align.synthesis.utk.work import TOO_FEW, Work
+from align.synthesis.pipeline import Summary, at_least
+from align.synthesis.row_log import make_rows
+from align.synthesis.utk.marks import ORDERS, Marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,33 +100,27 @@ class UtkPipeline:
         Raises:
             UserError: the tokenizer lacks a mark, or a row is too short for a piece of a document with its marks.
         """
+        from align.synthesis.token_documents import DocumentTokens, shuffled  # numpy, datasets
+        from align.synthesis.utk.work import TOO_FEW, Work
+
         self._check_tokens(workspace.tokenizer)
         usable = [one for one in documents if not any(mark in one.text for mark in self.needed)]
         ordered = shuffled(usable, derive_seed(workspace.seed, "utk/order"))
         tokens = DocumentTokens(ordered, workspace.tokenizer, start=False)
         work = Work(self, tokens, workspace.seed)
-        path = workspace.output / WORK / "rows.jsonl"
-        with (
-            RowLog(path, maker=tokenizer_digest(workspace.tokenizer)) as log,
-            progress_bar(workspace.console) as progress,
-        ):
-            work.go_on(log.state)
-            task = progress.add_task("documents", total=len(ordered), completed=work.place)
-            for row in work.rows(log.count):
-                log.append(row, work.state)
-                progress.update(task, completed=work.place)
-            written = write_rows(workspace.output, log.rows())
-            count = log.count
+        path, rows = make_rows(work, workspace, documents=len(ordered))
         dropped = {
             "document that spells one of the marks": len(documents) - len(usable),
             "document, or what is left of it, behind the last row": len(ordered) - work.place,
             TOO_FEW: work.counts.pop(TOO_FEW, 0),
         }
         counts = {"documents read": len(documents), **work.counts}
-        return Summary(path=written, rows=count, counts=counts, dropped=dropped, method="lm", pairs=False)
+        return Summary(path, rows, counts, dropped, method="lm", pairs=False)
 
     def _check_tokens(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuses marks that the tokenizer lacks."""
+        from align.data.piece_rows import lacking, token_id
+
         missing = [name for name in self.needed if token_id(tokenizer, name) is None]
         if missing:
             raise UserError(f"pipeline=utk: {lacking(missing)}, here and in training.")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from align.data.piece_rows import Piece
 from align.synthesis.token_documents import DocumentTokens
 from align.synthesis.utk.filling import Part
-from align.synthesis.utk.knots import Marks, lists_at, row_order
+from align.synthesis.utk.knots import lists_at, row_order
+from align.synthesis.utk.marks import Marks
 
 
 def plain_pieces(documents: DocumentTokens, parts: Sequence[Part]) -> list[Piece]:

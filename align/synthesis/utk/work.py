@@ -46,11 +46,10 @@ class Work:
         """All of it, for the disk."""
         return {"place": self.place, "offset": self.offset, "counts": dict(self.counts)}
 
-    def go_on(self, state: dict[str, Any] | None) -> None:
+    def go_on(self, state: dict[str, Any]) -> None:
         """Takes up what an earlier start has left."""
-        if state is not None:
-            self.place, self.offset = state["place"], state["offset"]
-            self.counts = Counter(state["counts"])
+        self.place, self.offset = state["place"], state["offset"]
+        self.counts = Counter(state["counts"])
 
     def rows(self, number: int) -> Iterator[dict[str, Any]]:
         """The rows from `number` on, each beside its `state`."""

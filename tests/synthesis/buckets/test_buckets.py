@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from align.core.errors import UserError
+from align.data.orders import Grow
 from align.documents.loading import Document
 from align.generation.nobody import Nobody
 from align.generation.stage import Workspace
@@ -36,6 +37,14 @@ from tests.synthesis.utk.test_utk import documents, example
 )
 def test_golden_cuts(tokens, least, most, powers, left) -> None:
     assert powers_of(tokens, least=least, most=most) == (powers, left)
+
+
+def test_each_step_of_the_curriculum_has_rows_of_one_length() -> None:
+    """`data/order=grow` takes 2^k + 1 tokens for bucket k: 8 rows of each of four lengths, two a step."""
+    tokens = np.repeat([2**power + 1 for power in (8, 9, 10, 13)], 8)
+    order = Grow(cycles=2).arrange(tokens, prompts=2, rng=np.random.default_rng(0))
+    steps = tokens[order].reshape(-1, 2)
+    assert (steps[:, 0] == steps[:, 1]).all() and sorted(order.tolist()) == list(range(32))
 
 
 def test_golden_odds() -> None:

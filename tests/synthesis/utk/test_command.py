@@ -80,6 +80,7 @@ def test_documents_become_rows_that_a_model_learns(name, tmp_path, capsys) -> No
     assert "⟦" in capsys.readouterr().out
     result = align.train(
         "method=lm",
+        *(["data/order=grow", "data.order.shortest=16"] if name == "buckets" else []),
         *(f"model.path={model}", "adapter=none", *extra),
         *("trainer.max_steps=10", "trainer.learning_rate=1e-2", "trainer.per_device_train_batch_size=2"),
         "trainer.gradient_accumulation_steps=1",

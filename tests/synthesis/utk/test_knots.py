@@ -14,7 +14,8 @@ from align.data.settings import DataSettings
 from align.data.tokens import ExampleTokenizer
 from align.synthesis.token_documents import DocumentTokens, TokenDocument
 from align.synthesis.utk.filling import Knots, Part
-from align.synthesis.utk.knots import Marks, cut_points, is_knotted, lists_at, row_order
+from align.synthesis.utk.knots import cut_points, is_knotted, lists_at, row_order
+from align.synthesis.utk.marks import Marks
 from align.synthesis.utk.rows import knotted_pieces
 
 # The places of documents of 3, 2 and 1 pieces; the released code leaves a row's very last piece where it is.

@@ -18,10 +18,12 @@ from align.data.piece_rows import piece_row, read_pieces
 from align.data.settings import DataSettings
 from align.data.tokens import ExampleTokenizer
 from align.documents.loading import Document
+from align.generation.generators import Request, Sampling
 from align.generation.nobody import Nobody
 from align.generation.stage import Workspace
 from align.synthesis.pipeline import Summary
 from align.synthesis.row_log import RowLog
+from align.synthesis.selection.select import ByLength
 from align.synthesis.utk import UtkPipeline
 from tests.data.helpers import byte_tokenizer
 from tests.data.test_piece_rows import with_boundary
@@ -207,6 +209,16 @@ def test_a_last_token_alone_is_no_row_and_is_counted(tmp_path) -> None:
     summary = made(tmp_path, byte_tokenizer(), read=read, share=0.0)
     assert (summary.rows, summary.counts["tokens in rows"]) == (1, 96)
     assert summary.dropped["tokens at the end, too few for a row"] == 1
+
+
+def test_rows_of_pieces_are_selected_by_their_length(tmp_path) -> None:
+    tokenizer = marked(byte_tokenizer())
+    summary = made(tmp_path, tokenizer)
+    work = Workspace(tmp_path, 1, tokenizer, Nobody("tiny"), Console(file=io.StringIO()))
+    scores = ByLength(of="row").scores(summary.path, work)
+    assert [score.value for score in scores] == [row["tokens"] for row in rows(summary)]
+    with pytest.raises(RuntimeError, match="uses_generator = False has asked a model"):
+        work.generator.generate([Request("a", (), Sampling(0.0, 1.0, 1, 1), 0)], finished=())
 
 
 @pytest.mark.parametrize(
