@@ -5,7 +5,9 @@ With `model.attention=library` it is rows of their own that are held against pad
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -61,6 +63,16 @@ def verify(config: DictConfig) -> Verification:
     """Computes one step in every way that the launch allows, on two random layers of the model's architecture."""
     model, memory, shards = check(config)
     # Nothing above imports torch, so that a slip is answered at once.
+    from align.planning.published import or_published
+
+    with tempfile.TemporaryDirectory() as folder:
+        return _verify(config, or_published(model, Path(folder)), memory, shards)
+
+
+def _verify(
+    config: DictConfig, model: ModelSettings, memory: MemorySettings, shards: ParallelSettings
+) -> Verification:
+    """The same for settings that are read, of a model whose configuration is there."""
     import torch
 
     from align.core.telling import tell
@@ -75,6 +87,7 @@ def verify(config: DictConfig) -> Verification:
     from align.verification import comparison
     from align.verification.launched import start_accelerator
     from align.verification.small_copy import build_small_copy
+    from align.verification.unshown import unshown
 
     memory.check(accelerator=torch.accelerator.is_available())
     if model.kernels != "none":
@@ -86,6 +99,8 @@ def verify(config: DictConfig) -> Verification:
         build_small_copy(model, attention=attention, seed=config.seed)
         for attention in (None, attention_name(model.attention), attention_name(model.attention))
     )
+    for sentence in unshown(plain.config, config.prompt_tokens + config.answer_tokens):
+        tell(sentence)
     answers = (config.answer_tokens, max(1, config.answer_tokens // 2), max(1, config.answer_tokens // 3))
     accelerator = start_accelerator()
     try:
@@ -105,7 +120,9 @@ def verify(config: DictConfig) -> Verification:
             tolerance, why = comparison.tolerated(differences, TOLERANCE, plain, examples, outcomes[0])
         if accelerator.is_main_process:
             compared = len(outcomes[0].gradients)
-            comparison.show(differences, title=model.path, tolerance=tolerance, why=why, gradients=compared)
+            comparison.show(
+                differences, title=config.model.path, tolerance=tolerance, why=why, gradients=compared
+            )
     finally:
         accelerator.end_training()
     return Verification(differences, tolerance)

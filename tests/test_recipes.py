@@ -19,13 +19,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+import hydra_conf
 from align.adapters.adapter import add_adapter
 from align.core.errors import UserError
+from align.data.positions_of_model import fit_positions
 from align.longseq import ATTENTION, pack, pair_logps
 from align.models.loading import load_causal_lm
 from align.models.precision import trains_checkpoint_weights
-from align.models.query_scale import scale_of
 from align.models.settings import ModelSettings
+from align.query_scale.log_length import LogLength
 from align.reference.settings import reference_model
 from align.runs.recipes import check_recipe
 from align.synthesis.utk import UtkPipeline
@@ -95,6 +97,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     # Four layers: a quarter of them is one, which CoFiTune's band needs.
     "meta-llama/Llama-2-7b-chat-hf": LLAMA_2 | {"num_hidden_layers": 4},
     "meta-llama/Llama-2-7b-hf": LLAMA_2,
+    "meta-llama/Llama-2-13b-hf": LLAMA_2,
     "huggyllama/llama-7b": LLAMA_2 | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
     "codellama/CodeLlama-7b-hf": LLAMA_2
     | {"max_position_embeddings": 16384, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
@@ -139,6 +142,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     },
 }
+
+
+# Patterns of so few tokens that they hide something from rows of the tests.
+SMALL_PATTERNS = {
+    "longlora_llama2_7b_32k": ("attention.group=6",),
+    "longgen_llama2_7b_128k": ("attention.others.size=4", "attention.others.sinks=2"),
+}
+# And a window of pre-training that the positions behind a jump go beyond, in both layers of the copies.
+SMALL_SCALES = {"eabf_llama2_7b": ("model.query_scale.window=500", "model.query_scale.skip_layers=0")}
 
 
 def small_copy(hub_id: str, folder: Path) -> Path:
@@ -187,7 +199,8 @@ def checked(name: str, copies: dict[str, Path]) -> Run:
     """The recipe's run with its model replaced by the small copy, in float32 on the CPU."""
     path = copies[compose(name).model.path]
     local = [f"model.path={path}", "model.dtype=float32", "data.path=rows.jsonl", "trainer.use_cpu=true"]
-    return check(compose(name, *local))
+    small = (*SMALL_PATTERNS.get(name, ()), *SMALL_SCALES.get(name, ()))
+    return check(compose(name, *local, *small))
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +236,7 @@ def test_recipe_names_its_own_output_and_source(name):
     assert "arXiv" in text
 
 
-def load(settings: ModelSettings, attention: str) -> torch.nn.Module:
+def load(settings: ModelSettings, attention: str | None) -> torch.nn.Module:
     """The same weights and adapters for the same settings, whatever the attention."""
     torch.manual_seed(1)
     adapter = settings.adapter
@@ -243,7 +256,7 @@ def test_shared_prefix_equals_the_plain_way(runs, name):
         make_example(rng, prompt=19, answers=[7, 3, 5]),
         make_example(rng, prompt=12, answers=[2, 8, 1], jump=3000),
     ]
-    plain, shared = load(settings, "sdpa"), load(settings, ATTENTION)
+    plain, shared = load(settings, None), load(settings, ATTENTION)  # None: sdpa, or patterns by masks
     expected = plain_pair_logps(plain, examples)
     actual = pair_logps(shared, pack(examples), nll_scope="sequence", chunk_size=8)
     losses = []
@@ -302,16 +315,13 @@ def test_prolongs_shares_and_schedule(runs, name):
 
 def test_the_scale_of_eabf(runs):
     """Base 5e5, the first two layers left alone, the window of pre-training: a factor of 1.25 at position 32,767."""
-    model = load_causal_lm(runs["eabf_llama2_7b_16k"].model)
+    model = load_causal_lm(runs["eabf_llama2_7b"].model)
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, 5e5 ** -(torch.arange(0, 8, 2) / 8))
-    scale = scale_of(model.config)
-    assert [scale.scale(torch.tensor([[32767.0]]), layer) is None for layer in range(4)] == [
-        True,
-        True,
-        False,
-        False,
-    ]
-    assert scale.scale(torch.tensor([[4095.0, 32767.0]]), 2).tolist() == [[1.0, pytest.approx(1.25)]]
+    config = OmegaConf.load(Path(hydra_conf.__file__).parent / "experiment" / "eabf_llama2_7b.yaml")
+    scale = LogLength(**config.model.query_scale)  # the copies have another window
+    far = torch.tensor([[4095.0, 32767.0]])
+    assert [scale.scale(far, layer) is None for layer in range(3)] == [True, True, False]
+    assert scale.scale(far, 2).tolist() == [[1.0, pytest.approx(1.25)]]
 
 
 def test_the_marks_of_utk_and_its_tokens_a_step(runs):
@@ -325,6 +335,27 @@ def test_the_marks_of_utk_and_its_tokens_a_step(runs):
     assert rows * run.data.max_length == 4_194_304 and arguments.max_steps * 4_194_304 > 20e9
     assert run.data.max_length == UtkPipeline().row_tokens
     assert arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1} and arguments.warmup_steps == 200
+
+
+def test_e2s_positions_reach_twenty_windows(runs):
+    """K = 20 · 4,096 of a model that divides positions by 20; a step of 16 rows on 8 GPUs."""
+    run = runs["e2_llama2_13b"]
+    placement = fit_positions(run.positions, run.model).placement
+    assert (placement.target_length, placement.factor, run.positions.redraw) == (81920, 20, "epoch")
+    frequencies = load_causal_lm(run.model).model.rotary_emb.inv_freq
+    torch.testing.assert_close(frequencies, 1e4 ** -(torch.arange(0, 8, 2) / 8) / 20)
+    assert run.arguments.gradient_accumulation_steps * run.arguments.per_device_train_batch_size * 8 == 16
+
+
+def test_what_trains_with_longlora(runs):
+    """Per layer A and B of q, k, v and o and two norms; the embedding and the last norm."""
+    model = load(runs["longlora_llama2_7b_32k"].model, ATTENTION)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(trained) == 2 * (8 + 2) + 2
+    assert (
+        sum("lora_" in name for name in trained) == 16
+        and sum("embed_tokens" in name for name in trained) == 1
+    )
 
 
 @pytest.mark.parametrize("name", PAPERS)

@@ -1,7 +1,7 @@
-"""Published sizes of the recipes' models, so that planning them needs no Hub: configuration keys, as the Hub has them.
+"""Published sizes of the recipes' models, so that planning and verifying need no Hub: configuration keys, as there.
 
-From each repository's config.json (retrieved facts: widths, heads, vocabulary), for `align plan` alone; `align train`
-always reads the model's own file.
+From each repository's config.json (retrieved facts: widths, heads, vocabulary), for `align plan`, and `align verify`
+without the Hub; `align train` always reads the model's own file.
 """
 
 from __future__ import annotations
@@ -31,17 +31,31 @@ _QWEN_2_7B: dict[str, Any] = {
     "use_sliding_window": False,
     "tie_word_embeddings": False,
 }
+_LLAMA_2: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
 
 KNOWN: dict[str, dict[str, Any]] = {
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA_3,
     "namespace-Pt/Llama-3-8B-Instruct-80K-QLoRA-Merged": _LLAMA_3 | {"max_position_embeddings": 81920},
     "meta-llama/Llama-3.1-8B": _LLAMA_3 | {"max_position_embeddings": 131072},
-    "meta-llama/Llama-2-7b-chat-hf": _LLAMA_3
+    "meta-llama/Llama-2-7b-hf": _LLAMA_2,
+    "meta-llama/Llama-2-7b-chat-hf": _LLAMA_2,
+    "meta-llama/Llama-2-13b-hf": _LLAMA_2
     | {
-        "intermediate_size": 11008,
-        "num_key_value_heads": 32,
-        "vocab_size": 32000,
-        "max_position_embeddings": 4096,
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 40,
     },
     "mistralai/Mistral-7B-Instruct-v0.2": {
         "model_type": "mistral",

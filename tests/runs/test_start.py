@@ -396,8 +396,8 @@ def test_help_lists_the_commands_own_groups(answered):
         "data",
         "data/order",
         "model",
-        "model/rope",
         "model/query_scale",
+        "model/rope",
         "positions",
     ]
 
