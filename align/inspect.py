@@ -104,8 +104,8 @@ def _look(
     positions = fit_positions(positions, model)
     tokenizer = model_tokenizer(model)
     # As training reads them: cut to the model's window where no length is set. Rows cut to a length of the user's fit.
-    whole = settings.max_length is None
-    window, reach = (native_window(model), position_limit(model)) if whole else (None, None)
+    window = native_window(model) if settings.max_length is None else None
+    reach = position_limit(model) if positions.placement is not None else window
     read = replace(settings, max_length=settings.max_length or window, bad_rows="drop", bad_rows_limit=None)
     demands = Demands(
         rejected=config.require_rejected and not config.labels,

@@ -19,6 +19,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+import hydra_conf
 from align.adapters.adapter import add_adapter
 from align.core.errors import UserError
 from align.data.positions_of_model import fit_positions
@@ -26,6 +27,7 @@ from align.longseq import ATTENTION, pack, pair_logps
 from align.models.loading import load_causal_lm
 from align.models.precision import trains_checkpoint_weights
 from align.models.settings import ModelSettings
+from align.query_scale.log_length import LogLength
 from align.reference.settings import reference_model
 from align.runs.recipes import check_recipe
 from align.synthesis.utk import UtkPipeline
@@ -309,6 +311,17 @@ def test_prolongs_shares_and_schedule(runs, name):
     torch.testing.assert_close(frequencies, theta ** -(torch.arange(0, 8, 2) / 8))
     assert run.arguments.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
     assert run.method.needs.weighting == "sequence"
+
+
+def test_the_scale_of_eabf(runs):
+    """Base 5e5, the first two layers left alone, the window of pre-training: a factor of 1.25 at position 32,767."""
+    model = load_causal_lm(runs["eabf_llama2_7b"].model)
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, 5e5 ** -(torch.arange(0, 8, 2) / 8))
+    config = OmegaConf.load(Path(hydra_conf.__file__).parent / "experiment" / "eabf_llama2_7b.yaml")
+    scale = LogLength(**config.model.query_scale)  # the copies have another window
+    far = torch.tensor([[4095.0, 32767.0]])
+    assert [scale.scale(far, layer) is None for layer in range(3)] == [True, True, False]
+    assert scale.scale(far, 2).tolist() == [[1.0, pytest.approx(1.25)]]
 
 
 def test_the_marks_of_utk_and_its_tokens_a_step(runs):

@@ -32,7 +32,7 @@ Tokens:
     positions: where tokens stand; placements: the ways to say so; positions_of_model: those that a model can read.
 
 All rows together:
-    dataset: what training is given; held_out: what is not; mixture: `data.mix`.
+    dataset: what training is given; held_out: what is not; mixture: `data.mix`; orders: `data.order`.
     settings: `data` and `positions`; position_settings: the latter, read.
     build: tokenises and caches; row_builder: one row of that; stored_rows: what is stored of it.
     stretches: the rows between two places, from raw to stored; unrelated: answers to other prompts behind a row's own.

@@ -25,8 +25,8 @@ def notices(
         data: the rows.
         window: tokens that the model was made to read, where contexts are cut to them because `data.max_length` is
             not set. None where the user has set a length or stretched the model.
-        reach: positions that the model was made to read, where they are more than its window (linear RoPE); None: as
-            many as the window.
+        reach: positions that the model was made to read, more than its window where its RoPE is linear; None: as many
+            as the window.
         limit: what set the length, where it was not the window.
         bad_rows: what training does about rows that cannot be used (`data.bad_rows`).
     """

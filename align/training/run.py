@@ -52,8 +52,6 @@ def check(config: DictConfig) -> Run:
     arguments = training_arguments(config, settings.model)
     check_step(method.needs, prompts=prompts_of_step(arguments, settings.parallel.degree))
     check_scheduler(arguments)
-    if settings.data.mix:
-        settings.order.check_mixture(whole_epochs=ends_with_an_epoch(arguments))
     model = training_dtype(settings.model)
     settings = replace(settings, model=replace(model, kernels=kernels_on(model, arguments.device)))
     if model.adapter is not None:
@@ -72,11 +70,6 @@ def check(config: DictConfig) -> Run:
         check_reference(settings.reference, settings.model)
     check_weights(settings.model.path)
     return Run(**vars(settings), method=method, arguments=arguments)
-
-
-def ends_with_an_epoch(arguments: TrainingArguments) -> bool:
-    """Whether a run ends where an epoch does, as far as its settings tell."""
-    return arguments.max_steps <= 0 and float(arguments.num_train_epochs).is_integer()
 
 
 def check_attention(model: ModelSettings, arguments: TrainingArguments) -> None:

@@ -111,7 +111,7 @@ def read_settings(config: DictConfig) -> Settings:
         allow_targets=general.allow_targets,
         model=model,
         data=typed(DataSettings, config, "data"),
-        order=build(config, "data.order", kind="order"),
+        order=read_order(config),
         positions=positions,
         memory=memory,
         parallel=parallel,
@@ -134,3 +134,16 @@ def check_redraw(positions: PositionSettings, needs: Needs, reference: Reference
             "positions.redraw=epoch gives rows other positions in each epoch, so that reference.cache holds none of "
             "them: set positions.redraw=never, or reference.cache=null."
         )
+
+
+def read_order(config: DictConfig) -> Order:
+    """`data.order`, held against `data.mix` and where the run ends.
+
+    Raises:
+        UserError: a key out of its range, or an order in which a mixture would have other shares.
+    """
+    order: Order = build(config, "data.order", kind="order")
+    if config.data.mix:
+        steps, epochs = config.trainer.get("max_steps", -1), config.trainer.get("num_train_epochs", 1)
+        order.check_mixture(whole_epochs=steps <= 0 and float(epochs).is_integer())
+    return order

@@ -114,8 +114,9 @@ def check_held_out(data: PreferenceData, run: Run, *, suites: bool) -> None:
 def say_of_rows(data: PreferenceData, run: Run) -> None:
     """Says, once for all processes, what of the rows is cut, left out, or read in an unusual way."""
     if run.arguments.process_index == 0:
-        whole = run.data.max_length is None
-        window, reach = (native_window(run.model), position_limit(run.model)) if whole else (None, None)
+        window = native_window(run.model) if run.data.max_length is None else None
+        placed = data.positions.placement is not None
+        reach = position_limit(run.model) if placed else window
         unused = [] if run.method.needs.short else unused_short(data)
         costs = attention_notice(data, run.model.attention)
         mixed = mixture_words(data.ingredients)

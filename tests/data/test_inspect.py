@@ -102,6 +102,18 @@ def test_positions_and_jumps_are_shown(
     shown = capsys.readouterr().out
     assert "996–999" in shown  # the longest answer, 3 bytes and its end, closes at K − 1
     assert "before" in shown and "largest position: 999" in shown
+    assert run(monkeypatch, *settings, "data.max_length=150") == 1  # whatever rows are cut to
+    assert "Positions go up to 999, and the model was made for 200" in capsys.readouterr().out
+    linear = (
+        "positions=e2",
+        "positions.target_length=null",
+        "model.rope.type=linear",
+        "model.rope.factor=20",
+    )
+    assert run(monkeypatch, *settings, *linear) == 0
+    assert "largest position: 3999" in capsys.readouterr().out  # 20 times the window
+    assert run(monkeypatch, *settings, *linear, "positions.target_length=4001") == 1
+    assert "Positions go up to 4000, and the model was made for 4000" in capsys.readouterr().out
 
 
 def test_findings_end_with_a_code(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from transformers import CONFIG_MAPPING, TrainingArguments
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, TrainingArguments
 
 from align import export
 from align.adapters.adapter import add_adapter
@@ -20,7 +20,7 @@ from align.core.errors import AlignWarning, UserError
 from align.generation.prefix_attention import ATTENTION as PREFIXED
 from align.longseq import ATTENTION, pack, pair_logps
 from align.longseq.probe import prove
-from align.longseq.settings import ATTENTIONS
+from align.longseq.settings import ATTENTIONS, MemorySettings
 from align.longseq.verdicts import EXACT, REFUSED
 from align.merging.places import find_place
 from align.merging.sources import check_alike, open_source
@@ -36,6 +36,7 @@ from align.query_scale.scale import plain
 from align.reference.build import build_reference
 from align.reference.settings import ReferenceSettings, reference_model, resolve_source
 from align.training.model_card import model_card
+from align.training.preparation import prepare_model
 from align.training.trained_policy import merged_config, merged_model, read_policy
 from tests.longseq.plain import make_example
 from tests.test_export import CONFIG
@@ -84,6 +85,16 @@ def test_a_checkpoint_that_comes_with_one_is_read_with_it(base, tmp_path):
         library = load_causal_lm(settings_of(tmp_path, None))
     assert current_attention(library) == "sdpa"
     torch.testing.assert_close(logps(library), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", LIBRARY, MASKED])
+def test_a_model_in_memory_reads_with_what_its_configuration_has(attention, base):
+    """As a notebook hands one over, which transformers loaded and which so far reads without."""
+    expected = logps(load_causal_lm(settings_of(base), attention=ATTENTION))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.query_scale = plain(SCALE)
+    prepare_model(model, MemorySettings(checkpointing="none"), attention)
+    torch.testing.assert_close(logps(model), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_attention_of_ours_scales():

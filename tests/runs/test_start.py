@@ -140,6 +140,8 @@ REFUSED: list[tuple[list[str], str]] = [
     (["evaluate", "generator.device=tpu"], "generator.device=tpu is not known"),
     (["synthesize", "pipeline.documents=none.txt"], "pipeline.documents=none.txt does not exist"),
     (["synthesize", "pipeline=longpo", "pipeline.target_length=0"], "leaves no context"),
+    (["synthesize", "pipeline=utk", "pipeline.share=2"], "pipeline.share=2 must lie in [0, 1]"),
+    (["synthesize", "pipeline=buckets", "pipeline.max_power=7"], "pipeline.max_power=7 is too small: give 8"),
     (["synthesize", "generator=openai", "generator.concurrency=0"], "generator.concurrency=0"),
     (["synthesize", "deduplicate=fuzzy"], "deduplicate=fuzzy"),
     (["rounds"], "lengths"),
@@ -396,8 +398,8 @@ def test_help_lists_the_commands_own_groups(answered):
         "data",
         "data/order",
         "model",
-        "model/rope",
         "model/query_scale",
+        "model/rope",
         "positions",
     ]
 
