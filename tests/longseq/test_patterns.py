@@ -104,7 +104,7 @@ def test_output_and_gradients_are_the_plain_ones(rows, heads, pattern, sinks, de
             output = way(*leaves[:3], layout=prepared, pattern=pattern, sinks=leaves[3] if sinks else None)
             results.append((output.detach(), *torch.autograd.grad(output, leaves, gradient)))
         for actual, expected in zip(*results, strict=True):
-            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_sinks_of_some_heads():

@@ -106,7 +106,7 @@ def test_output_and_gradients_by_head_are_the_plain_ones(rows, heads, choice, de
         outputs = [way(*leaves, layout=prepared, pattern=pattern) for way in ways]
         found = [(one.detach(), *torch.autograd.grad(one, leaves, gradient)) for one in outputs]
         for actual, expected in zip(*found, strict=True):
-            torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     whole = prepare(layout)
     (query, key, value), _ = states(heads, layout.length, layout.length, seed=seed)
     expected = attend_plain(query, key, value, layout=whole, pattern=pattern)
@@ -122,7 +122,7 @@ def test_output_and_gradients_by_head_are_the_plain_ones(rows, heads, choice, de
                 heads=(own.start, own.stop),
                 kernel="cpu",
             )
-            torch.testing.assert_close(part, expected[:, own], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(part, expected[:, own], rtol=1e-12, atol=1e-12)
 
 
 def test_runs_of_heads():
