@@ -26,8 +26,10 @@ from align.core.errors import UserError
 from align.longseq.attention import HARMLESS
 from align.longseq.kernels import kernel_named, sdpa_kernel
 from align.longseq.support import check_every_layer_called
+from align.models.patterned_attention import pattern_spans, seen_keys
 from align.models.scaled_attention import scaled_query
 from align.models.structure import attention_of
+from align.patterns.layers import patterns_of
 
 ATTENTION = "align_prefix"
 QUERIES = 512  # of a row that attend to their own row at once; bounds the scores in memory
@@ -138,17 +140,43 @@ def prefix_attention(
     current.callers.add(module)
     query = scaled_query(module, query, position_ids)
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
-    output, lse = _attend_own(query, key, value, _own_mask(attention_mask, query, key), factor)
+    mask = _own_mask(attention_mask, query, key)
+    places = spans = None
+    if patterns_of(getattr(module, "config", None)) is not None:
+        places, spans = _places(mask, current.prefixes, len(query)), pattern_spans(module, query.shape[1])
+        mask = mask & seen_keys(spans, places[:, -query.shape[2] :], places)
+    output, lse = _attend_own(query, key, value, mask, factor)
     for prefix in current.prefixes:
-        keys, values = prefix.layers[module.layer_idx]  # type: ignore[index]
-        of_prefix, prefix_lse = _attend_prefix(query[prefix.rows], keys, values, factor)
-        here, here_lse = output[prefix.rows], lse[prefix.rows]
-        weight = torch.sigmoid(prefix_lse - here_lse)[..., None]
-        here.copy_(torch.lerp(here, of_prefix.to(here.dtype), weight))
-        here_lse.copy_(torch.logaddexp(here_lse, prefix_lse))
+        states = query[prefix.rows], *prefix.layers[module.layer_idx]  # type: ignore[index]
+        if places is None or spans is None:
+            of_prefix, prefix_lse = _attend_prefix(*states, factor)
+        else:
+            before = torch.arange(prefix.tokens, device=query.device)[None]
+            seen = seen_keys(spans, places[prefix.rows, -query.shape[2] :], before)
+            of_prefix, prefix_lse = _attend_own(*states, seen, factor)
+        _merge(output[prefix.rows], lse[prefix.rows], of_prefix, prefix_lse)
     if s_aux is not None:
         output.mul_(torch.sigmoid(lse - s_aux.to(lse.dtype)[None, :, None])[..., None])
     return output.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def _merge(output: Tensor, lse: Tensor, of_prefix: Tensor, prefix_lse: Tensor) -> None:
+    """Adds a prefix's keys to the softmax of rows, in place: `[m, H, q, E]` and `[m, H, q]` each."""
+    weight = torch.sigmoid(prefix_lse - lse)[..., None]
+    output.copy_(torch.lerp(output, of_prefix.to(output.dtype), weight))
+    lse.copy_(torch.logaddexp(lse, prefix_lse))
+
+
+def _places(mask: Tensor, prefixes: Sequence[Prefix], rows: int) -> Tensor:
+    """`[n, L]` places in their rows of what follows the prefixes; padding has that of the token before it.
+
+    Behind a prefix of 500 tokens a row of two tokens, padded by one, has 499, 500 and 501.
+    """
+    before = torch.zeros(rows, dtype=torch.long, device=mask.device)
+    for prefix in prefixes:
+        before[prefix.rows] = prefix.tokens
+    own: Tensor = mask[:, 0, -1].long().cumsum(-1) - 1
+    return own + before[:, None]
 
 
 def _own_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
@@ -163,7 +191,10 @@ def _own_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor:
 def _attend_own(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Output `[n, H, q, E]` and log-sum-exp `[n, H, q]`, fp32 or more; zeros and −∞ where nothing may be seen."""
+    """Output `[n, H, q, E]` and log-sum-exp `[n, H, q]`, fp32 or more; zeros and −∞ where nothing may be seen.
+
+    `mask` is `[n or 1, 1 or H, q, L]`; keys and values may be of one row for all.
+    """
     rows, heads, _, width = query.shape
     value_width = value.shape[3]
     precision = torch.promote_types(query.dtype, torch.float32)
@@ -171,7 +202,8 @@ def _attend_own(
     grouped = query.to(precision).reshape(shared)
     key, value = key.to(precision)[:, :, None], value.to(precision)[:, :, None]
     outputs, sums = [], []
-    for queries, visible in zip(grouped.split(QUERIES, 3), mask[:, :, None].split(QUERIES, 3), strict=True):
+    by_head = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, shared[1:3])
+    for queries, visible in zip(grouped.split(QUERIES, 3), by_head.split(QUERIES, 3), strict=True):
         scores = (queries @ key.transpose(3, 4) * scaling).masked_fill(~visible, -torch.inf)
         lse = scores.logsumexp(4, keepdim=True)
         outputs.append((scores - lse.clamp_min(torch.finfo(precision).min)).exp() @ value)

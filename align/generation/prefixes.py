@@ -21,7 +21,7 @@ from align.core.errors import UserError
 from align.generation.prefix_attention import KeysValues, Prefix, PrefixedBatch
 from align.longseq.support import check_config
 from align.models.text_part import text_config
-from align.patterns.layers import patterns_of
+from align.patterns.layers import limit_of
 
 BLOCK = 512  # tokens read at once; also the unit of what is kept for later calls
 TRIED = 8  # tokens of each row that `reads_alike` tries
@@ -121,7 +121,7 @@ def can_share(config: Any) -> bool:
         check_config(config)
     except UserError:
         return False
-    if patterns_of(text_config(config)) is not None:
+    if limit_of(text_config(config)) is not None:
         return False
     values = config.get_text_config().to_dict()
     if any(values.get(key) for key in _OTHER_ATTENTION) or set(values.get("layer_types") or ()) - {

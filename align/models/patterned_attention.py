@@ -20,7 +20,7 @@ from align.models.scaled_attention import scaled_query
 from align.models.text_part import text_config
 from align.patterns.by_head import ByHead
 from align.patterns.layers import limit_of, patterns_of
-from align.patterns.pattern import Pattern
+from align.patterns.pattern import Pattern, Span
 
 PATTERNED = "align_patterned"
 QUERIES = 512  # of a row that attend at once; bounds masks and scores in memory
@@ -63,23 +63,20 @@ def patterned_attention(
         if kwargs.get(name) is not None:
             raise UserError(f"{type(module).__name__} asks for `{name}`, which attention=own alone computes.")
     query = scaled_query(module, query, kwargs.get("position_ids"))
-    heads = query.shape[1]
-    config: Any = module.config
-    patterns: Any = patterns_of(config)
-    pattern = patterns.at(module.layer_idx, layers=config.num_hidden_layers, heads=heads)
-    spans = pattern.spans if isinstance(pattern, ByHead) else (((0, heads), pattern),)
+    spans = pattern_spans(module, query.shape[1])
     places, allowed = _places(attention_mask, query, key)
     factor = query.shape[3] ** -0.5 if scaling is None else scaling
-    limit, rows = limit_of(config), []
+    limit, rows = limit_of(module.config), []
     for start in range(0, query.shape[2], QUERIES):
         some = query[:, :, start : start + QUERIES]
         own = places[:, -query.shape[2] :][:, start : start + QUERIES]
         visible = allowed[:, :, start : start + QUERIES] | _itself(some, key, start, query.shape[2])
-        seen = torch.cat([_seen(one, own, places, visible, last - first) for (first, last), one in spans], 1)
+        seen = seen_keys(spans, own, places) & visible
         if limit is None:
             rows.append(_masked(some, key, value, seen, dropout, factor))
             continue
-        near = seen & (own[:, None, :, None] - places[:, None, None] < pattern.size)
+        window: Any = spans[0][1]
+        near = seen & (own[:, None, :, None] - places[:, None, None] < window.size)
         masks: Any = {"near": near, "far": seen & ~near, "places": (own, places)}
         rows.append(limited(module, some, key, value, **masks, limit=limit, scaling=factor))
     return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
@@ -94,10 +91,19 @@ def _masked(
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling)
 
 
-def _seen(pattern: Pattern, own: Tensor, places: Tensor, visible: Tensor, heads: int) -> Tensor:
-    """`[n, heads, q, L]` what queries at the places `own` see of keys at `places`; padding sees itself."""
-    inside = pattern.sees(own[:, None, :, None], places[:, None, None])
-    return (inside & visible).expand(-1, heads, -1, -1)
+def pattern_spans(module: nn.Module, heads: int) -> tuple[tuple[Span, Pattern], ...]:
+    """The pattern of each run of a layer's query heads, of a model with chosen patterns."""
+    config: Any = module.config
+    patterns: Any = patterns_of(config)
+    pattern = patterns.at(module.layer_idx, layers=config.num_hidden_layers, heads=heads)
+    return pattern.spans if isinstance(pattern, ByHead) else (((0, heads), pattern),)
+
+
+def seen_keys(spans: tuple[tuple[Span, Pattern], ...], own: Tensor, places: Tensor) -> Tensor:
+    """`[n, H, q, L]` whether queries at the places `own` `[n, q]` see keys at `places` `[n or 1, L]`, causally."""
+    queries, keys = own[:, None, :, None], places[:, None, None]
+    found = [pattern.sees(queries, keys).expand(-1, last - first, -1, -1) for (first, last), pattern in spans]
+    return torch.cat(found, dim=1)
 
 
 def _places(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,10 @@ from align.generation.generators import Message, Request, Sampling, derive_seed
 from align.generation.local_generator import LocalGenerator
 from align.generation.prefixes import PrefixReader, can_share, common_length, find_families
 from align.generation.stage import run_dialogues
+from align.models.patterned_attention import PATTERNED
+from align.patterns.choices import EveryWindow, Hybrid, Shifted
+from align.patterns.layers import Chosen, keep_patterns
+from align.patterns.pattern import Strided
 from tests.generation.helpers import SAMPLING, workspace
 from tests.tiny import KINDS, tiny_model, tiny_tokenizer
 
@@ -28,9 +32,9 @@ def request(name, content, sampling=SAMPLING):
     return Request(name, (Message("user", content),), sampling, derive_seed(3, name))
 
 
-def generator(kind="llama", *, share=True, batch_size=4, keep=4096):
+def generator(kind="llama", *, share=True, batch_size=4, keep=4096, load=None):
     return LocalGenerator(
-        load=lambda: tiny_model(kind),
+        load=load or (lambda: tiny_model(kind)),
         tokenizer=tiny_tokenizer(),
         name="tiny",
         window=4096,
@@ -65,6 +69,29 @@ def test_shared_and_unshared_answers_are_the_same_token_by_token(kind, block, mo
     assert answers(shared, calls) == expected
     assert "_prefixes" not in vars(plain)
     assert len({expected[f"sample{i}"].text for i in range(4)}) == 4
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [EveryWindow(20, sinks=3), Shifted(16), Hybrid(Strided(8, recent=1, stride=2), full_layers=[1])],
+    ids=str,
+)
+def test_chosen_patterns_see_the_same_of_a_prefix(patterns, monkeypatch):
+    """Of a layer's own pattern, or one for each run of heads; padding stands between prefix and rest."""
+    monkeypatch.setattr(prefixes, "BLOCK", 16)
+
+    def load():
+        model = tiny_model(initializer_range=0.1)
+        keep_patterns(model.config, Chosen(patterns, {"_target_": str(patterns)}))
+        model.set_attn_implementation(PATTERNED)
+        return model
+
+    assert can_share(load().config)
+    calls = mixed_calls()
+    shared = generator(load=load)
+    expected = answers(generator(share=False, load=load), calls)
+    assert answers(shared, calls) == expected != answers(generator(), calls)
+    assert shared._prefixes.tokens_read > 0
 
 
 def test_a_beginning_is_read_once_for_all_that_share_it(monkeypatch):
