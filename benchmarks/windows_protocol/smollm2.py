@@ -19,9 +19,9 @@ from benchmarks.windows_protocol.data import condition
 SETTING = SETTINGS["smollm2"]
 AROUND = 128  # tokens of a prompt that are neither hay nor needles: template, question and answer
 NEEDLE_TOKENS = 24  # at most
-CONTEXTS = {4096: 2, 8192: 3, 16384: 3}  # held-out contexts of each length
+CONTEXTS = {4096: 1, 8192: 1, 16384: 2}  # held-out contexts of each length
 NEEDLES = 15  # in a context, three at each depth; all are asked for
-DOCUMENTS = 2  # of 16,384 tokens, for perplexity by position
+DOCUMENTS = 1  # of 16,384 tokens, for perplexity by position
 HELD_OUT = 0.75  # of the hay's tokens; training rows are cut from the rest
 CHUNK = 256  # tokens of a training row's chunk
 ROWS = 40  # more than the budget takes
