@@ -105,6 +105,7 @@ def no_hosts_left(process: subprocess.Popen[str]) -> bool:
 TWO_A_STEP = "trainer.per_device_train_batch_size=2"
 
 
+@pytest.mark.slow
 def test_four_processes_on_two_hosts_end_with_the_weights_of_one(hosts, folder):
     """Data-parallel 2 × sequence-parallel 2; a log of each process; the namespaces are gone afterwards."""
     expected = one_process(folder)
