@@ -76,7 +76,7 @@ def _patterns(config: DictConfig) -> Chosen | None:
         return None
     patterns: LayerPatterns = build(config, "attention")
     keys: Any = OmegaConf.to_container(config.attention, resolve=True)
-    return Chosen(patterns, keys)
+    return Chosen.of(patterns, keys)
 
 
 def _named(config: DictConfig) -> Adapter | None:

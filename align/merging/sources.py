@@ -68,7 +68,6 @@ class Source:
         if not self.is_adapter:
             weights = str(self.policy.weights)
             settings = replace(settings, path=weights, revision=None, rope=RopeSettings(), query_scale=None)
-            settings = replace(settings, layer_patterns=None)
         return load_config(settings, key=self.place.key)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from align.core.config import check_choice
 from align.core.errors import UserError
-from align.core.instantiate import instantiate
+from align.core.instantiate import allowed, instantiate
 from align.patterns.by_head import ByHead
 from align.patterns.native import native_patterns
 from align.patterns.pattern import FULL, Pattern
@@ -54,10 +54,15 @@ class LayerPatterns(Protocol):
 
 @dataclass(frozen=True)
 class Chosen:
-    """A choice and the keys that it was made of, which a configuration keeps."""
+    """A choice and the keys that it was made of, which a configuration keeps; `evaluate` is always among them."""
 
     patterns: LayerPatterns
     keys: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, patterns: LayerPatterns, keys: Mapping[str, Any]) -> Chosen:
+        """With the `evaluate` of a class that has it by default."""
+        return cls(patterns, {**keys, "evaluate": patterns.evaluate})
 
 
 def check_evaluate(evaluate: str) -> None:
@@ -77,7 +82,7 @@ def keep_patterns(config: PreTrainedConfig, chosen: Chosen | None) -> None:
     if chosen is not None:
         _BUILT[_name(chosen.keys)] = chosen.patterns
         setattr(config, KEY, dict(chosen.keys))
-    elif getattr(config, KEY, None) is not None and _built(config).evaluate == FULL_ATTENTION:
+    elif (getattr(config, KEY, None) or {}).get("evaluate") == FULL_ATTENTION:
         delattr(config, KEY)
     if getattr(config, KEY, None) is not None:
         _check_fits(config)
@@ -98,7 +103,7 @@ def patterns_of_run(config: Mapping[str, Any], *, allow: Sequence[str]) -> Chose
         return None
     patterns: LayerPatterns = instantiate(keys, allow=allow, where="config.yaml: attention", kind="attention")
     patterns.check()
-    return Chosen(patterns, keys)
+    return Chosen.of(patterns, keys)
 
 
 def patterns_words(config: Any) -> str | None:
@@ -187,6 +192,11 @@ def _built(config: Any) -> LayerPatterns:
     """The object that a configuration's keys describe; of this project alone, where nobody has chosen it here."""
     keys = getattr(config, KEY)
     name = _name(keys)
+    if name not in _BUILT and not allowed(str(keys.get("_target_")), ("align",)):
+        raise UserError(
+            f"The model's config.json names attention patterns of another package ({keys.get('_target_')}): name them "
+            "yourself, attention=NAME allow_targets=[PACKAGE], or set attention=full."
+        )
     if name not in _BUILT:
         built: LayerPatterns = instantiate(
             keys, allow=("align",), where=f"config.json: {KEY}", kind="attention"

@@ -84,9 +84,9 @@ def read_policy(
     plain: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     if (weights / ADAPTER).is_file():
         model = typed_model(OmegaConf.merge(config, {"allow_targets": list(allow_targets)}))  # type: ignore[arg-type]
-        model = replace(model, layer_patterns=patterns_of_run(plain, allow=("align", *allow_targets)))
     else:
         model = typed(ModelSettings, config, "model")
+    model = replace(model, layer_patterns=patterns_of_run(plain, allow=("align", *allow_targets)))
     return TrainedPolicy(
         weights=weights,
         config=plain,
@@ -144,7 +144,6 @@ def merged_settings(policy: TrainedPolicy) -> ModelSettings:
         revision=None,
         rope=RopeSettings(),
         query_scale=None,
-        layer_patterns=None,
         extra_tokens=[],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from align.models.patterned_attention import PATTERNED
 from align.models.precision import Precision
 from align.models.settings import ModelSettings
 from align.models.structure import library_attention
+from align.patterns import layers
 from align.patterns.by_head import ByHead
 from align.patterns.choices import EveryFull, EveryWindow, Hybrid, Shifted
 from align.patterns.exported import ALL_ALIKE, BY_LAYER, check_exported, to_native
@@ -30,6 +32,7 @@ from align.patterns.layers import (
     evaluating_patterns,
     keep_patterns,
     patterns_of,
+    patterns_of_run,
 )
 from align.patterns.pattern import FULL, Strided, Window
 from tests.longseq.plain import make_example
@@ -140,6 +143,38 @@ def test_a_configuration_carries_them(tmp_path):
     assert isinstance(attention_patterns(patterned_model("s2").config)[0], ByHead)
 
 
+@dataclass(frozen=True)
+class Elsewhere(EveryWindow):
+    """A choice of another package, which has its `evaluate` by default."""
+
+    evaluate: str = "full"
+
+
+def test_patterns_of_another_package(tmp_path):
+    """What trained alone is left behind unread; what the model is read with has to be named again, or given up."""
+    keys = {"_target_": f"{__name__}.Elsewhere", "window": 5}
+    for evaluate in ("full", "same"):
+        config = tiny_model().config
+        chosen_here = Chosen.of(Elsewhere(5, evaluate=evaluate), keys)
+        keep_patterns(config, chosen_here)
+        assert getattr(config, KEY) == keys | {"evaluate": evaluate}
+        with evaluating_patterns():
+            assert (patterns_of(config) is None) == (evaluate == "full")
+        layers._BUILT.clear()  # another process
+        if evaluate == "full":
+            keep_patterns(config, None)
+            assert not hasattr(config, KEY)
+        else:
+            with pytest.raises(UserError, match=r"of another package .*Elsewhere.*attention=full"):
+                keep_patterns(config, None)
+            keep_patterns(config, chosen_here)
+            assert patterns_of(config) == Elsewhere(5, evaluate="same")
+    run = {"attention": keys | {"evaluate": "same"}}
+    with pytest.raises(UserError, match=r"targets come from align, and `allow_targets"):
+        patterns_of_run(run, allow=("align",))
+    assert patterns_of_run({"attention": keys | {"evaluate": "full"}}, allow=("align",)) is None
+
+
 def test_a_key_names_them(tmp_path):
     """A cached reference of other patterns is another one; in evaluation `full` is the plain model's."""
     save_tiny(tmp_path / "base")
@@ -169,7 +204,7 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match=r"model\.attention=masked does not compute"):
         check_config(config, attention="masked")
     setattr(config, KEY, {"_target_": "os.system", "command": "true"})
-    with pytest.raises(UserError, match=r"config\.json: layer_patterns\._target_=os\.system is refused"):
+    with pytest.raises(UserError, match=r"another package \(os\.system\)"):
         keep_patterns(config, None)
     for patterns, words in (
         (EveryWindow(0), "attention.window=0"),
