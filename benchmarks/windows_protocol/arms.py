@@ -34,7 +34,7 @@ class Setting:
 
     Attributes:
         window: of the model as it comes.
-        target: the length that the arms are made for, a multiple of the window.
+        target: the length that the arms are made for, longer than the window.
         lengths: read at.
         edges: positions at which the ranges of perplexity begin.
         short, long: of a training row; long rows reach the target.
@@ -51,14 +51,14 @@ class Setting:
 
     @property
     def factor(self) -> int:
-        """How many windows the target has."""
-        return self.target // self.window
+        """How many windows hold the target; a part of one counts as one."""
+        return -(-self.target // self.window)
 
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SETTINGS: Mapping[str, Setting] = {
     "find": Setting(64, 512, (64, 128, 256, 512, 1024), (0, 64, 128, 256, 512), 64, 512, 256_000),
-    "smollm2": Setting(8192, 16384, (4096, 8192, 16384), (0, 4096, 8192, 12288), 2048, 2048, 40_000),
+    "smollm2": Setting(8192, 12288, (4096, 8192, 12288), (0, 4096, 8192, 10240), 2048, 2048, 40_000),
 }
 
 

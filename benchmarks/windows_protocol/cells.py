@@ -16,7 +16,7 @@ from benchmarks.windows_protocol.arms import ARMS, SETTINGS, Arm, Overrides
 DATA = {"find": data, "smollm2": smollm2}
 RECIPES = {
     "find": ("experiment=miniature/find", "method=sft", "data.max_length=512"),
-    "smollm2": ("experiment=miniature/qa", "method=lm", "data.chunk_separator=''"),
+    "smollm2": ("experiment=miniature/qa", "method=lm", "data.chunk_separator=''", "trainer.bf16=true"),
 }
 ANSWERS = {
     "find": ("+suite.max_new_tokens=3", "generator.batch_tokens=65536", "generator.batch_size=60"),

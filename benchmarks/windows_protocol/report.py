@@ -17,7 +17,7 @@ from benchmarks.windows_protocol.questions import Answer, Results, answers, show
 
 TITLES = {
     "find": "0.12M parameters, window of 64 tokens, trained for 512",
-    "smollm2": "SmolLM2-135M-Instruct, window of 8,192 tokens, for 16,384",
+    "smollm2": "SmolLM2-135M-Instruct, window of 8,192 tokens, for 12,288",
 }
 DASH = "–"
 Cells = list[tuple[str, list[str]]]  # arm and its columns

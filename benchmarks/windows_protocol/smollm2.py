@@ -11,27 +11,20 @@ from functools import cache
 from typing import Any
 
 from align.documents.loading import load_documents
-from align.evaluation.haystacks import NEEDLE, NEEDLE_QUESTION
 from align.generation.generators import derive_seed
 from benchmarks.windows_protocol.arms import DEPTHS, SETTINGS
 from benchmarks.windows_protocol.data import condition
+from benchmarks.windows_protocol.facts import KINDS, Fact, draw
 
 SETTING = SETTINGS["smollm2"]
 AROUND = 128  # tokens of a prompt that are neither hay nor needles: template, question and answer
 NEEDLE_TOKENS = 24  # at most
-CONTEXTS = {4096: 1, 8192: 1, 16384: 2}  # held-out contexts of each length
-NEEDLES = 15  # in a context, three at each depth; all are asked for
-DOCUMENTS = 1  # of 16,384 tokens, for perplexity by position
+CONTEXTS = {4096: 1, 8192: 1, 12288: 2}  # held-out contexts of each length
+DOCUMENTS = 1  # as long as the target, for perplexity by position
 HELD_OUT = 0.75  # of the hay's tokens; training rows are cut from the rest
 CHUNK = 256  # tokens of a training row's chunk
 ROWS = 40  # more than the budget takes
 SENTENCE = re.compile(r"(?<=[.!?])\s+|\n\s*\n\s*")
-# fmt: off
-CITIES = (
-    "Lisbon", "Osaka", "Nairobi", "Quito", "Oslo", "Hanoi", "Perth", "Cairo", "Lima", "Turin", "Dakar", "Riga",
-    "Bergen", "Cusco", "Kyoto", "Sofia", "Tunis", "Zagreb", "Bilbao", "Durban", "Ghent", "Havana", "Izmir", "Leeds",
-)
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -71,36 +64,34 @@ def hay() -> Hay:
 
 
 def questions(split: str) -> Iterator[dict[str, Any]]:
-    """Contexts of each length with fifteen needles; all of a context's questions follow it, so that it is read once."""
+    """Contexts of each length with a fact of each kind; a context's questions come together: it is read once."""
     taken = 0
     for length, count in CONTEXTS.items():
         for number in range(count):
             rng = random.Random(derive_seed(0, "windows", "smollm2", split, str(length), str(number)))
-            size = length - AROUND - NEEDLES * NEEDLE_TOKENS
-            text, needles = hidden(hay().cut(taken, size), rng)
+            size = length - AROUND - len(KINDS) * NEEDLE_TOKENS
+            facts = [draw(kind, rng, "held_out") for kind in rng.sample(KINDS, len(KINDS))]
+            text = hidden(hay().cut(taken, size), facts)
             # Longer contexts begin anew, each behind the other: those of one length have nothing in common.
             taken = 0 if number == count - 1 else taken + size
-            for place, (city, value) in enumerate(needles):
+            for place, fact in enumerate(facts):
                 yield {
-                    "prompt": f"{text}\n\n{NEEDLE_QUESTION.format(city=city)}",
-                    "answers": [value],
-                    "group": condition(length, DEPTHS[place * len(DEPTHS) // NEEDLES]),
+                    "prompt": f"{text}\n\n{fact.question}",
+                    "answers": [fact.answer],
+                    "group": condition(length, DEPTHS[place * len(DEPTHS) // len(facts)]),
                 }
 
 
-def hidden(text: str, rng: random.Random, *, needles: int = NEEDLES) -> tuple[str, list[tuple[str, str]]]:
-    """The text with needles between its sentences, evenly from its beginning to its end, and (city, number) of each."""
-    facts = [(city, str(rng.randint(1_000_000, 9_999_999))) for city in rng.sample(CITIES, needles)]
+def hidden(text: str, facts: Sequence[Fact]) -> str:
+    """The text with facts between its sentences, in their order and evenly from its beginning to its end."""
     breaks = [0, *(match.end() for match in SENTENCE.finditer(text)), len(text)]
-    places = []
-    for number in range(needles):
-        wanted = len(text) * number / max(1, needles - 1)
-        places.append(breaks[min(bisect.bisect_left(breaks, wanted), len(breaks) - 1)])
     parts, before = [], 0
-    for place, (city, value) in zip(places, facts, strict=True):
-        parts += [text[before:place], f"{NEEDLE.format(city=city, number=value)} "]
+    for number, fact in enumerate(facts):
+        wanted = len(text) * number / max(1, len(facts) - 1)
+        place = breaks[min(bisect.bisect_left(breaks, wanted), len(breaks) - 1)]
+        parts += [text[before:place], f"{fact.sentence} "]
         before = place
-    return "".join((*parts, text[before:])), facts
+    return "".join((*parts, text[before:]))
 
 
 def documents(split: str) -> Iterator[dict[str, Any]]:
@@ -114,7 +105,7 @@ def documents(split: str) -> Iterator[dict[str, Any]]:
 
 
 def rows(seed: int) -> Iterator[dict[str, Any]]:
-    """Training rows of 2,048 tokens from the rest of the hay: chunks with one needle, its question and answer."""
+    """Training rows of 2,048 tokens from the rest of the hay: chunks with one fact, its question and answer."""
     rng = random.Random(derive_seed(seed, "windows", "smollm2", "rows"))
     own = hay()
     first, size = int(HELD_OUT * len(own.starts)), SETTING.short - AROUND - NEEDLE_TOKENS
@@ -126,11 +117,12 @@ def rows(seed: int) -> Iterator[dict[str, Any]]:
         start = rng.randrange(first, len(own.starts) - size - 1)
         chunks = [own.cut(start + place, min(CHUNK, size - place)) for place in range(0, size, CHUNK)]
         place = rng.randrange(len(chunks))
-        chunks[place], ((city, value),) = hidden(chunks[place], rng, needles=1)
+        fact = draw(rng.choice(KINDS), rng, "training")
+        chunks[place] = hidden(chunks[place], [fact])
         yield {
             "id": f"row{number}",
             "context": chunks,
-            "question": NEEDLE_QUESTION.format(city=city),
-            "chosen": value,
+            "question": fact.question,
+            "chosen": fact.answer,
             "rejected": [],
         }

@@ -23,7 +23,7 @@ from benchmarks.miniature.__main__ import time_left
 from benchmarks.miniature.cells import Cell, Place
 from benchmarks.miniature.files import write_lines
 from benchmarks.miniature.run import scores_of
-from benchmarks.windows_protocol import data, smollm2
+from benchmarks.windows_protocol import data, facts, smollm2
 from benchmarks.windows_protocol.arms import ARMS, DEPTHS, SETTINGS, frequencies
 from benchmarks.windows_protocol.cells import grid
 from benchmarks.windows_protocol.pictures import draw, kinds
@@ -142,16 +142,31 @@ def test_short_and_long_rows_have_the_same_tokens():
     assert 0.99 < sum(texts) / SETTINGS["find"].budget <= 1
 
 
-def test_needles_stand_from_the_beginning_to_the_end():
+def test_facts_stand_from_the_beginning_to_the_end():
     text = "One two three. Four five six! Seven eight nine? Ten."
-    found, facts = smollm2.hidden(text, random.Random(0), needles=3)
-    places = [found.index(f"number of {city} is {number}") for city, number in facts]
-    assert (
-        places == sorted(places)
-        and found.startswith("The special number")
-        and found.rstrip().endswith(f"{facts[-1][1]}.")
+    needles = [facts.draw(kind, random.Random(0), "held_out") for kind in facts.KINDS[:3]]
+    found = smollm2.hidden(text, needles)
+    places = [found.index(needle.sentence) for needle in needles]
+    assert places == sorted(places) and places[0] == 0
+    assert found.rstrip().endswith(needles[-1].sentence)
+
+
+@pytest.mark.parametrize("kind", facts.KINDS, ids=lambda kind: kind.question)
+def test_facts_of_training_share_nothing_with_those_that_are_asked_for(kind):
+    drawn = {
+        use: {facts.draw(kind, random.Random(seed), use) for seed in range(40)}
+        for use in ("held_out", "training")
+    }
+    assert all(
+        fact.answer in fact.sentence and fact.answer not in fact.question for fact in drawn["held_out"]
     )
-    assert len({city for city, _ in facts}) == 3
+    for what in ("question", "answer"):
+        own, other = ({getattr(fact, what) for fact in drawn[use]} for use in drawn)
+        assert len(own) > 2 and not own & other
+
+
+def test_a_part_of_a_window_counts_as_one():
+    assert (SETTINGS["find"].factor, SETTINGS["smollm2"].factor) == (8, 2)
 
 
 # ---- reading
@@ -265,7 +280,7 @@ def test_cells_without_a_seed_stand_for_all():
         cell("smollm2", "base", None, 1), cell("smollm2", "yarn", None, 9), cell("smollm2", "short", 1, 5)
     )
     said = verdicts(found, "smollm2")
-    assert said["A", "yarn", "base", 16384] == "gain" and said["K", "short", "base", 4096] == "open"
+    assert said["A", "yarn", "base", 12288] == "gain" and said["K", "short", "base", 4096] == "open"
 
 
 def test_every_question_names_arms_and_every_arm_stands_in_one():
