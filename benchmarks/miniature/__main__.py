@@ -55,9 +55,22 @@ def main() -> None:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The command line."""
+    parser = cells_parser("miniature", __doc__, results=RESULTS)
+    parser.add_argument("--groups", type=int, default=GROUPS, help="of 24 held-out questions of part qa")
+    return parser.parse_args(words)
+
+
+def cells_parser(name: str, description: str | None, *, results: Path) -> argparse.ArgumentParser:
+    """What the command of every grid of cells takes.
+
+    Args:
+        name: of the benchmark, below `benchmarks` and `outputs`.
+        description: its module's.
+        results: where its finished cells lie, unless it is told.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.miniature",
-        description=__doc__,
+        prog=f"python -m benchmarks.{name}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cells", nargs="+", default=[""], metavar="NAME", help="beginnings of cells' names")
@@ -67,10 +80,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each process")
     parser.add_argument("--dev", action="store_true", help="seed 0 and the development questions, apart")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="other ones than the protocol's")
-    parser.add_argument("--groups", type=int, default=GROUPS, help="of 24 held-out questions of part qa")
-    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "miniature", help="runs and models")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="finished cells")
-    return parser.parse_args(words)
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / name, help="runs and models")
+    parser.add_argument("--results", type=Path, default=results, help="finished cells")
+    return parser
 
 
 def data_folder() -> Path:

@@ -13,18 +13,12 @@ on where it stopped when the command is given again. Several of these commands m
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
 from rich.console import Console
 
 from align.core.files import write_atomically
-from benchmarks.miniature.__main__ import list_cells, run_missing, wanted
+from benchmarks.miniature.__main__ import cells_parser, list_cells, run_missing, wanted
 from benchmarks.miniature.analysis import read_results
-from benchmarks.miniature.cells import SEEDS, Place
+from benchmarks.miniature.cells import Place
 from benchmarks.miniature.run import ROOT
 from benchmarks.windows_protocol.cells import grid
 from benchmarks.windows_protocol.pictures import draw
@@ -35,7 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "windows_protocol"
 
 def main() -> None:
     """Cells, then the report."""
-    arguments = parse(sys.argv[1:])
+    arguments = cells_parser("windows_protocol", __doc__, results=RESULTS).parse_args()
     if arguments.dev:
         arguments.work, arguments.results = arguments.work / "dev", arguments.work / "dev" / "results"
     cells = grid((0,) if arguments.dev else arguments.seeds)
@@ -52,27 +46,6 @@ def main() -> None:
     if results:
         write_atomically(arguments.results / "report.txt", console.export_text())
         draw(results, arguments.results)
-
-
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.windows_protocol",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--cells", nargs="+", default=[""], metavar="NAME", help="beginnings of cells' names")
-    parser.add_argument("--list", action="store_true", help="list the cells and end")
-    parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--budget-minutes", type=float, default=float("inf"), help="start no cell after this")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each process")
-    parser.add_argument("--dev", action="store_true", help="seed 0 and the development questions, apart")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="other ones than the protocol's")
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "outputs" / "windows_protocol", help="runs and models"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="finished cells")
-    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
