@@ -167,8 +167,12 @@ def _python(words: list[str], folder: Path) -> None:
     )
     found = [path for path in (ROOT / f"{name}.py", ROOT / name / "__main__.py") if path.is_file()]
     assert len(found) == 1, f"{name} is no script of this repository"
+    text = found[0].read_text()
+    for module in re.findall(r"^from (benchmarks[\w.]*) import", text, flags=re.MULTILINE):
+        other = ROOT / f"{module.replace('.', '/')}.py"  # grids of cells share their command line
+        text += other.read_text() if other.is_file() else ""
     for option in options:
-        assert not option.startswith("--") or f'"{option}"' in found[0].read_text(), f"{name} has no {option}"
+        assert not option.startswith("--") or f'"{option}"' in text, f"{name} has no {option}"
 
 
 def _make(words: list[str], folder: Path) -> None:
