@@ -26,7 +26,7 @@ from align.core.errors import UserError
 from align.longseq.attention import HARMLESS
 from align.longseq.kernels import kernel_named, sdpa_kernel
 from align.longseq.support import check_every_layer_called
-from align.models.patterned_attention import pattern_spans, seen_keys
+from align.models.patterned_attention import kept_keys, pattern_spans, seen_keys
 from align.models.scaled_attention import scaled_query
 from align.models.structure import attention_of
 from align.patterns.layers import patterns_of
@@ -147,13 +147,16 @@ def prefix_attention(
         mask = mask & seen_keys(spans, places[:, -query.shape[2] :], places)
     output, lse = _attend_own(query, key, value, mask, factor)
     for prefix in current.prefixes:
-        states = query[prefix.rows], *prefix.layers[module.layer_idx]  # type: ignore[index]
-        if places is None or spans is None:
-            of_prefix, prefix_lse = _attend_prefix(*states, factor)
-        else:
+        keys, values = prefix.layers[module.layer_idx]  # type: ignore[index]
+        seen = None
+        if places is not None and spans is not None:
             before = torch.arange(prefix.tokens, device=query.device)[None]
-            seen = seen_keys(spans, places[prefix.rows, -query.shape[2] :], before)
-            of_prefix, prefix_lse = _attend_own(*states, seen, factor)
+            own = seen_keys(spans, places[prefix.rows, -query.shape[2] :], before)
+            keys, values, own = kept_keys(keys, values, own)
+            seen = None if own.all() else own
+        if not keys.shape[2]:
+            continue  # all of the prefix is hidden
+        of_prefix, prefix_lse = _attend_prefix(query[prefix.rows], keys, values, seen, factor)
         _merge(output[prefix.rows], lse[prefix.rows], of_prefix, prefix_lse)
     if s_aux is not None:
         output.mul_(torch.sigmoid(lse - s_aux.to(lse.dtype)[None, :, None])[..., None])
@@ -213,14 +216,20 @@ def _attend_own(
     )
 
 
-def _attend_prefix(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """`[m, H, q, D]` of m rows to all of `[1, K, S, D]`: output `[m, H, q, E]` and log-sum-exp `[m, H, q]`."""
+def _attend_prefix(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """`[m, H, q, D]` of m rows to `[1, K, S, D]`: output `[m, H, q, E]` and log-sum-exp `[m, H, q]`.
+
+    `seen` is `[m, 1 or H, q, S]`, or None where every query sees all.
+    """
     rows, heads, queries, width = query.shape
     together = query.transpose(0, 1).reshape(1, heads, rows * queries, width)
-    name = sdpa_kernel(together, value)
+    name = sdpa_kernel(together, value) if seen is None else None
     if name is None:
         everything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
-        visible = everything.expand(1, 1, rows * queries, key.shape[2])
+        mask = everything if seen is None else seen.transpose(0, 1).flatten(1, 2)[None]
+        visible = mask.expand(1, -1, rows * queries, key.shape[2])
         output, lse = _attend_own(together, key, value, visible, scaling)
     else:
         output, lse = kernel_named(name).forward(together, key, value, (), scaling)

@@ -1,7 +1,7 @@
 """Chosen attention patterns outside the shared-prefix forward: when a model answers, and as what that is held against.
 
 Padded rows with a cache of keys and values, as transformers generates: the same patterns by a mask of queries times
-keys. It computes every score, also those that are hidden, and keeps all keys, so that answers are exact and no faster.
+keys, of those keys alone that some query of a block sees. All keys are kept, also those that nobody will see again.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def patterned_attention(
         visible = allowed[:, :, start : start + QUERIES] | _itself(some, key, start, query.shape[2])
         seen = seen_keys(spans, own, places) & visible
         if limit is None:
-            rows.append(_masked(some, key, value, seen, dropout, factor))
+            rows.append(_masked(some, *kept_keys(key, value, seen), dropout, factor))
             continue
         window: Any = spans[0][1]
         near = seen & (own[:, None, :, None] - places[:, None, None] < window.size)
@@ -85,7 +85,7 @@ def patterned_attention(
 def _masked(
     query: Tensor, key: Tensor, value: Tensor, seen: Tensor, dropout: float, scaling: float
 ) -> Tensor:
-    """`[n, H, q, E]` by a mask `[n or 1, H, q, L]`."""
+    """`[n, H, q, E]` by a mask `[n or 1, 1 or H, q, L]`."""
     shared = query.shape[1] // key.shape[1]
     key, value = (one.repeat_interleave(shared, dim=1) for one in (key, value))
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling)
@@ -100,10 +100,30 @@ def pattern_spans(module: nn.Module, heads: int) -> tuple[tuple[Span, Pattern], 
 
 
 def seen_keys(spans: tuple[tuple[Span, Pattern], ...], own: Tensor, places: Tensor) -> Tensor:
-    """`[n, H, q, L]` whether queries at the places `own` `[n, q]` see keys at `places` `[n or 1, L]`, causally."""
+    """Whether queries at the places `own` `[n, q]` see keys at `places` `[n or 1, L]`, causally.
+
+    Returns:
+        `[n, H, q, L]`, or `[n, 1, q, L]` where all heads see alike.
+    """
     queries, keys = own[:, None, :, None], places[:, None, None]
+    if len(spans) == 1:
+        seen: Tensor = spans[0][1].sees(queries, keys)
+        return seen
     found = [pattern.sees(queries, keys).expand(-1, last - first, -1, -1) for (first, last), pattern in spans]
     return torch.cat(found, dim=1)
+
+
+def kept_keys(key: Tensor, value: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and what is seen of them, without the keys that no query sees: those have no weight.
+
+    Args:
+        key, value: `[n or 1, K, L, D]` and `[n or 1, K, L, E]`.
+        seen: `[n or 1, 1 or H, q, L]`.
+    """
+    places = seen.flatten(0, 2).any(dim=0).nonzero()[:, 0]
+    if len(places) == seen.shape[3]:
+        return key, value, seen
+    return key[:, :, places], value[:, :, places], seen[..., places]
 
 
 def _places(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align import cli
@@ -17,7 +18,7 @@ from align.longseq import ATTENTION, numeric, pack, pair_logps
 from align.longseq.support import check_config
 from align.models.identity import Identity
 from align.models.loading import load_causal_lm, load_config
-from align.models.patterned_attention import PATTERNED
+from align.models.patterned_attention import PATTERNED, kept_keys
 from align.models.precision import Precision
 from align.models.settings import ModelSettings
 from align.models.structure import library_attention
@@ -107,6 +108,21 @@ def test_padded_rows_and_a_cache_say_the_same(name):
             output = model(ids[1:, 5 + at : 6 + at], past_key_values=cache, use_cache=True)
             cache, steps = output.past_key_values, [*steps, output.logits]
     torch.testing.assert_close(torch.cat(steps, 1), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_that_no_query_sees_are_left_out():
+    """Of five keys the second and fourth: output is as with all of them and a mask."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 3, 8) for heads in (4, 2, 2))
+    key, value = (torch.cat([one, one[:, :, :2] + 1], dim=2) for one in (key, value))
+    seen = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 1, 0, 1]], dtype=torch.bool)[None, None]
+    kept, values, of_them = kept_keys(key, value, seen)
+    assert kept.equal(key[:, :, [0, 2, 4]]) and of_them.equal(seen[..., [0, 2, 4]])
+    wide = [one.repeat_interleave(2, dim=1) for one in (key, value, kept, values)]
+    whole = scaled_dot_product_attention(query, wide[0], wide[1], attn_mask=seen)
+    found = scaled_dot_product_attention(query, wide[2], wide[3], attn_mask=of_them)
+    torch.testing.assert_close(found, whole)
+    assert kept_keys(key, value, torch.ones_like(seen))[0] is key
 
 
 def test_evaluate_full_reads_held_out_rows_with_full_attention():
