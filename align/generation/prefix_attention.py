@@ -30,6 +30,7 @@ from align.models.patterned_attention import kept_keys, pattern_spans, seen_keys
 from align.models.scaled_attention import scaled_query
 from align.models.structure import attention_of
 from align.patterns.layers import patterns_of
+from align.patterns.pattern import Pattern, Span
 
 ATTENTION = "align_prefix"
 QUERIES = 512  # of a row that attend to their own row at once; bounds the scores in memory
@@ -150,10 +151,8 @@ def prefix_attention(
         keys, values = prefix.layers[module.layer_idx]  # type: ignore[index]
         seen = None
         if places is not None and spans is not None:
-            before = torch.arange(prefix.tokens, device=query.device)[None]
-            own = seen_keys(spans, places[prefix.rows, -query.shape[2] :], before)
-            keys, values, own = kept_keys(keys, values, own)
-            seen = None if own.all() else own
+            own = places[prefix.rows, -query.shape[2] :]
+            keys, values, seen = _seen_prefix(spans, own, keys, values)
         if not keys.shape[2]:
             continue  # all of the prefix is hidden
         of_prefix, prefix_lse = _attend_prefix(query[prefix.rows], keys, values, seen, factor)
@@ -214,6 +213,15 @@ def _attend_own(
     return torch.cat(outputs, 3).reshape(rows, heads, -1, value_width), torch.cat(sums, 3).reshape(
         rows, heads, -1
     )
+
+
+def _seen_prefix(
+    spans: tuple[tuple[Span, Pattern], ...], own: Tensor, keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The keys and values of a prefix that queries at the places `own` `[m, q]` see, and which; None where all do."""
+    before = torch.arange(keys.shape[2], device=keys.device)[None]
+    keys, values, seen = kept_keys(keys, values, seen_keys(spans, own, before))
+    return keys, values, None if seen.all() else seen
 
 
 def _attend_prefix(
