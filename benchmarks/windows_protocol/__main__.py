@@ -1,7 +1,7 @@
 """Runs the missing cells of the protocol, one after the other, and says what the finished ones show.
 
     python -m benchmarks.windows_protocol --cells find           # the models of 0.12M parameters
-    python -m benchmarks.windows_protocol                        # SmolLM2 too: many hours
+    python -m benchmarks.windows_protocol                        # SmolLM2 too: about four hours of one core more
     python -m benchmarks.windows_protocol --list                 # what there is, and what is done
     python -m benchmarks.windows_protocol --cells find/e2 smollm2/base    # beginnings of names, and what they need
     python -m benchmarks.windows_protocol --budget-minutes 60    # starts no cell after an hour
