@@ -1,9 +1,10 @@
-"""One thread a process, garbage of tests alone, and the longest files first where tests are spread over cores."""
+"""One thread a process, garbage of tests alone, DeepSpeed built where only tests build, the longest files first."""
 
 from __future__ import annotations
 
 import gc
 import os
+from importlib.metadata import version
 
 import pytest
 
@@ -21,6 +22,23 @@ LONGEST = [
     "test_survival.py",
     "test_planning.py",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What DeepSpeed compiles at its first use stands in the checkout's own cache, once for each torch.
+
+    In the home folder a run of anything that was killed while it compiled has left a lock there, and every test that
+    starts DeepSpeed would wait for its end. Here only tests build, so a lock that nobody holds is deleted.
+    """
+    if hasattr(config, "workerinput"):
+        return  # pytest-xdist: the first process has set it for all
+    from align.distributed.build_locks import left_locks  # imports torch, which reads the variable above
+
+    folder = config.rootpath / ".pytest_cache" / f"torch_extensions_{version('torch')}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for lock in left_locks(folder):
+        lock.unlink(missing_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
 
 
 @pytest.hookimpl(trylast=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 
 import pytest
 from torch.utils.file_baton import FileBaton
@@ -49,3 +50,10 @@ def test_others_keep_silent(lock, tmp_path, more):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_left_locks(environment=launched(tmp_path, **more))
+
+
+def test_what_tests_compile_stands_in_their_checkout(pytestconfig):
+    """A lock in the home folder, left by whatever was killed there, stops no test."""
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    assert folder.is_dir()
+    assert pytestconfig.rootpath in folder.parents
