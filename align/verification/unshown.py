@@ -32,7 +32,8 @@ def unshown(config: PreTrainedConfig, tokens: int) -> Iterator[str]:
     ):
         yield (
             f"Rows of {tokens} tokens are seen whole through {name}, so that they show nothing of it: set a narrower "
-            "pattern here (attention.window, attention.group, attention.others.size), or prompt_tokens above it."
+            "pattern here (attention.window, attention.group, attention.others.size, attention.others.block), or "
+            "prompt_tokens above it."
         )
     scale, places = scale_of(config), torch.arange(tokens, dtype=torch.float64)[None]
     if scale is None:

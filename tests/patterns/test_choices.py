@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import align
+from align.core.instantiate import instantiate
 from align.longseq.attention import attend, attend_plain, prepare
 from align.longseq.layout import Layout, PackedPrompt
 from align.longseq.sharding import balanced_shards, count_tokens
 from align.longseq.ulysses import share_heads
 from align.patterns.by_head import ByHead, Run, seen_pairs
-from align.patterns.choices import EveryWindow, Hybrid, Shifted, middle_third
+from align.patterns.choices import EveryFull, EveryWindow, Hybrid, Shifted, middle_third
 from align.patterns.pattern import FULL, Chunked, Strided, Window, pattern_pairs
 from tests.longseq.test_merge import HEADS, ROWS, layout_of, states
 
@@ -146,3 +150,26 @@ def test_layers_of_a_hybrid():
     assert all((*middle_third(n)[:1], middle_third(n)[-1]) == ends for n, ends in thirds.items())
     hybrid = Hybrid(Window(8), full_layers=[0, 5])
     assert [hybrid.at(layer, layers=6, heads=2) == FULL for layer in range(6)] == [True, *[False] * 4, True]
+
+
+MIDDLE = "middle_third"
+GROUP = {
+    "own": None,
+    "full": EveryFull(),
+    "window": EveryWindow(4096),
+    "sink_window": EveryWindow(4096, sinks=4),
+    "s2": Shifted(2048, evaluate="full"),
+    "hybrid": Hybrid(Window(2048, sinks=64), full_layers=MIDDLE),
+    "hybrid_blocks": Hybrid(Strided(256, recent=1, stride=8), full_layers=MIDDLE),
+}
+
+
+def test_what_the_group_gives():
+    """Each file of `attention`, with nothing overridden, and no file more."""
+    files = (Path(align.__file__).parents[1] / "hydra_conf" / "attention").glob("*.yaml")
+    keys = {path.stem: yaml.safe_load(path.read_text()) for path in files}
+    found = {
+        name: None if one is None else instantiate(one, allow=["align"], where=name, kind="attention")
+        for name, one in keys.items()
+    }
+    assert found == GROUP
