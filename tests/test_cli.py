@@ -73,6 +73,10 @@ BAD_OVERRIDES = [
     (["memory.mlp_chunk=0"], "memory.mlp_chunk=0 must be a number of tokens"),
     (["memory.logits_chunk=0"], "memory.logits_chunk=0 must be a number of tokens"),
     (["method=dpo", "reference.source=none"], "method=dpo needs a reference"),
+    (
+        ["data.order=grow"],
+        "data/order is a group, chosen with a slash: data/order=NAME, one of buckets, grow",
+    ),
     (["positions=logo", "positions.target_length=50"], "rows.jsonl:1"),
     (["model.path=/nowhere/model"], "model.path=/nowhere/model is no model folder"),
     (["data.path=/nowhere/rows.jsonl"], "data.path=/nowhere/rows.jsonl"),

@@ -54,6 +54,9 @@ def sentence(error: BaseException, *, command: str, overrides: Sequence[str]) ->
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
+    group_word = dotted_group(overrides)
+    if group_word is not None:
+        return group_word
     seen: BaseException | None = error
     while seen is not None:  # libraries that call ours wrap what we raise
         if isinstance(seen, UserError):
@@ -125,6 +128,20 @@ def misread_word(error: BaseException, overrides: Sequence[str]) -> str | None:
         texts = value if isinstance(value, list) else [value]
         if choices and not all(text is None or isinstance(text, str) for text in texts):
             return f"{_short(word)} is not known: the group {parsed.key_or_group} takes {', '.join(choices)}."
+    return None
+
+
+def dotted_group(overrides: Sequence[str]) -> str | None:
+    """What to write for the first word that sets a group as if it were a key, data.order=grow; None where none does."""
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        group = key.replace(".", "/")
+        choices = _choices(group) if "." in key and value != "null" and value.isidentifier() else []
+        if choices:
+            return (
+                f"{_short(word)}: {group} is a group, chosen with a slash: {group}=NAME, one of {', '.join(choices)}; "
+                f"its keys are set as {key}.KEY=VALUE."
+            )
     return None
 
 

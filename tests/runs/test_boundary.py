@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from align.core.errors import UserError
 from align.runs import command, exit_codes
 from align.runs.console import tolerate_any_terminal
-from align.runs.sentences import machine_fault
+from align.runs.sentences import dotted_group, machine_fault, sentence
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,9 @@ from align.runs.sentences import machine_fault
     ],
 )
 def test_what_the_machine_refuses_is_one_sentence(error, said):
-    sentence = machine_fault(error)
-    assert sentence is not None and said in sentence
-    assert sentence.count("\n") == 0
+    found = machine_fault(error)
+    assert found is not None and said in found
+    assert found.count("\n") == 0
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,17 @@ def test_what_the_machine_refuses_is_one_sentence(error, said):
 )
 def test_what_may_be_a_defect_of_ours_is_none(error):
     assert machine_fault(error) is None
+
+
+@pytest.mark.parametrize("group", ["data/order", "model/rope", "model/query_scale", "generator/memory"])
+def test_a_group_that_is_chosen_with_a_dot_is_told_the_slash(group):
+    """Whatever ended the command: such a word is never right."""
+    key, name = group.replace("/", "."), "grow"
+    said = sentence(UserError("of another kind"), command="train", overrides=["seed=1", f"{key}={name}"])
+    assert said is not None
+    assert said.startswith(f"{key}={name}: {group} is a group, chosen with a slash: {group}=NAME, one of ")
+    for word in (f"{key}=null", f"{group}={name}", f"{key}={{a: 1}}", f"{key}.type=yarn", "method=dpo"):
+        assert dotted_group([word]) is None
 
 
 def ended(capsys, error) -> tuple[int, str]:
