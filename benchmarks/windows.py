@@ -41,11 +41,11 @@ CHOICES: dict[str, LayerPatterns] = {
     "attention=s2 attention.group=2048": Shifted(2048),
     "attention=s2 attention.group=2048 attention.sinks=4": Shifted(2048, sinks=4),
 }
-# The layers of `attention=hybrid` that are not full, by what stands there.
+# The layers of a hybrid that are not full, by what stands there.
 HYBRIDS: dict[str, Pattern] = {
     "attention=hybrid attention.others.size=512": Window(512, sinks=64),
-    "attention=hybrid, blocks of 256: first 64 tokens, 4 blocks before": Strided(256, recent=4, sinks=64),
-    "attention=hybrid, blocks of 256: every 8th, one before": Strided(256, stride=8),
+    "attention=hybrid_blocks": Strided(256, stride=16),
+    "attention=hybrid_blocks attention.others.stride=8": Strided(256, stride=8),
 }
 
 

@@ -22,9 +22,9 @@ def windows() -> Iterator[str]:
         f"{both:.2f}"
     )
     hybrid = ratio["attention=hybrid attention.others.size=512"]
-    blocks = ratio["attention=hybrid, blocks of 256: every 8th, one before"]
+    blocks = ratio["attention=hybrid_blocks"]
     yield (
-        f"windows of 512 in two thirds of its layers takes {hybrid:.2f} of the time, with blocks of 256, every 8th of "
+        f"windows of 512 in two thirds of its layers takes {hybrid:.2f} of the time, with blocks of 256, every 16th of "
         f"which all see, {blocks:.2f}"
     )
     yield from memory_of_a_row()

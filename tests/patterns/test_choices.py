@@ -160,7 +160,7 @@ GROUP = {
     "sink_window": EveryWindow(4096, sinks=4),
     "s2": Shifted(2048, evaluate="full"),
     "hybrid": Hybrid(Window(2048, sinks=64), full_layers=MIDDLE),
-    "hybrid_blocks": Hybrid(Strided(256, recent=1, stride=8), full_layers=MIDDLE),
+    "hybrid_blocks": Hybrid(Strided(256, recent=1, stride=16), full_layers=MIDDLE),
 }
 
 
